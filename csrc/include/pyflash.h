@@ -1,0 +1,287 @@
+/* pyflash.h - the only public header of libpyflash: a local runtime for DeepSeek-V4 models.
+ *
+ * A pf_model is the loaded weights: immutable after open, shared by any number of threads, reference counted.
+ * A pf_session is one mutable token timeline with its cache: one thread at a time, except pf_session_cancel().
+ *
+ * Rules that hold everywhere:
+ *  - A call that can fail returns a pf_status and fills the caller's pf_error, which may be NULL.
+ *  - On failure nothing has changed: out-parameters are left alone and the object stays usable.
+ *  - Parameter structs begin with struct_size; pf_*_params_init() sets it together with the defaults.
+ *  - Strings are UTF-8, paths too (also on Windows).
+ *  - The library never aborts, exits, prints or reads the environment; messages go to the log callback.
+ *
+ * Python reads the part between the two CDEF marks below, so that part keeps to plain C declarations.
+ */
+#ifndef PYFLASH_H
+#define PYFLASH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(PF_STATIC)
+#  define PF_API
+#elif defined(_WIN32)
+#  if defined(PF_BUILD)
+#    define PF_API __declspec(dllexport)
+#  else
+#    define PF_API __declspec(dllimport)
+#  endif
+#elif defined(__GNUC__)
+#  define PF_API __attribute__((visibility("default")))
+#else
+#  define PF_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* CDEF BEGIN */
+
+/* ---- Status and errors ------------------------------------------------------------------------------------- */
+
+#define PF_ABI_VERSION 1
+
+typedef int32_t pf_status;
+
+#define PF_OK 0
+#define PF_ERR_ARGUMENT 1     /* the caller passed something impossible */
+#define PF_ERR_FILE 2         /* cannot open, read or write a file */
+#define PF_ERR_FORMAT 3       /* a file is damaged, truncated or not what it claims to be */
+#define PF_ERR_UNSUPPORTED 4  /* well-formed, but not something this build can run */
+#define PF_ERR_MEMORY 5       /* out of memory */
+#define PF_ERR_CANCELLED 6    /* pf_session_cancel() was called */
+#define PF_ERR_DEVICE 7       /* a device is missing or failed */
+#define PF_ERR_CONTEXT_FULL 8 /* the session has no room for more tokens */
+#define PF_ERR_REBUILD 9      /* rollback beyond the kept window: reset the session and evaluate again */
+#define PF_ERR_INTERNAL 10    /* a bug in this library */
+
+typedef struct pf_error {
+    int32_t code;      /* the pf_status returned */
+    char message[508]; /* one line, zero-terminated: what is wrong and what to do */
+} pf_error;
+
+/* PF_ABI_VERSION of the library that is loaded. */
+PF_API int32_t pf_abi_version(void);
+/* "0.1.0" and the like. Static storage. */
+PF_API const char *pf_version(void);
+
+#define PF_LOG_DEBUG 0
+#define PF_LOG_INFO 1
+#define PF_LOG_WARNING 2
+
+/* Receives one line without newline. May be called from any thread of the library. */
+typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
+
+/* ---- Model ------------------------------------------------------------------------------------------------- */
+
+typedef struct pf_model pf_model;
+typedef struct pf_session pf_session;
+
+#define PF_PRECISION_FAST 0  /* int8 activations per block where weights are quantised, cache rows in the
+                                precision of the published reference */
+#define PF_PRECISION_EXACT 1 /* float32 activations and cache; weights dequantised exactly */
+
+typedef struct pf_model_params {
+    uint32_t struct_size;
+    int32_t precision;      /* PF_PRECISION_*; default FAST */
+    int32_t n_threads;      /* worker threads, 0: one per physical core this process may use */
+    int32_t reserved;
+    const char *device;     /* NULL or "auto", "cpu" */
+    const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512", "neon" */
+    const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
+    pf_log_fn log;          /* may be NULL */
+    void *log_user;
+} pf_model_params;
+
+PF_API void pf_model_params_init(pf_model_params *params);
+
+/* Maps the GGUF at path (its first shard when it is sharded; the others are found by llama.cpp's naming),
+ * checks its directory, configuration and every tensor's shape and type. Does not read the weights. */
+PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, pf_model **out, pf_error *err);
+PF_API pf_model *pf_model_retain(pf_model *model);
+/* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
+PF_API void pf_model_release(pf_model *model);
+
+/* Sizes follow the symbols of the model's description (D, L, H, ...). Grows at its end only. */
+typedef struct pf_model_info {
+    uint32_t struct_size;      /* set by the caller to sizeof(pf_model_info) before the call */
+    int32_t precision;
+    int32_t n_threads;
+    int32_t n_vocab;
+    int32_t n_embd;            /* D */
+    int32_t n_layer;           /* L, without the MTP block */
+    int32_t n_head;            /* H */
+    int32_t head_dim;          /* d */
+    int32_t rope_dim;          /* r */
+    int32_t window;            /* W */
+    int32_t n_expert;          /* E */
+    int32_t n_expert_used;     /* A */
+    int32_t n_ff_expert;       /* F */
+    int32_t n_hash_layer;
+    int32_t index_topk;
+    int32_t n_stream;          /* N */
+    int32_t has_mtp;
+    int32_t bos_token;         /* -1 when the file names none */
+    int32_t eos_token;
+    int32_t reserved;
+    int64_t n_ctx_train;       /* longest context the file declares */
+    int64_t n_tensors;
+    uint64_t file_bytes;       /* all shards */
+    uint64_t weight_bytes;     /* tensor payload */
+    const char *name;          /* general.name or "", owned by the model */
+    const char *profile;       /* "compat" or "native", static */
+    const char *cpu_isa;       /* kernel set in use, static */
+} pf_model_info;
+
+PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);
+
+/* Layer kind of layer `layer`: its compression ratio, 0, 4 or 128; -1 when out of range. */
+PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);
+
+/* A string value of the GGUF by key ("tokenizer.chat_template"), or NULL. Owned by the model; *len excludes the
+ * terminating zero and may be NULL. */
+PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, size_t *len);
+
+/* ---- Sessions ---------------------------------------------------------------------------------------------- */
+
+#define PF_SESSION_POISON 1u /* fill cache memory with signalling garbage first (tests) */
+
+typedef struct pf_session_params {
+    uint32_t struct_size;
+    uint32_t flags;      /* PF_SESSION_* */
+    int64_t n_ctx;       /* capacity in tokens; 0: min(65536, the model's) */
+    int32_t n_chunk;     /* most tokens one pf_session_eval() evaluates; 0: 512 */
+    int32_t reserved;
+} pf_session_params;
+
+PF_API void pf_session_params_init(pf_session_params *params);
+PF_API pf_status pf_session_open(pf_model *model, const pf_session_params *params, pf_session **out, pf_error *err);
+PF_API void pf_session_close(pf_session *session); /* NULL is allowed */
+
+/* Tokens evaluated so far; the next token gets this position. */
+PF_API int64_t pf_session_position(const pf_session *session);
+PF_API int64_t pf_session_capacity(const pf_session *session);
+PF_API int32_t pf_session_chunk(const pf_session *session);
+
+#define PF_LOGITS_NONE 0
+#define PF_LOGITS_LAST 1 /* [vocab], of tokens[n_tokens-1]; written by the call that reaches it */
+#define PF_LOGITS_ALL 2  /* [*n_done, vocab] */
+
+/* Evaluates the first min(n_tokens, chunk) tokens: one bounded step. *n_done tells how many; call again with the
+ * rest. logits holds logits_capacity floats. Errors: CONTEXT_FULL (nothing evaluated), CANCELLED (position
+ * unchanged), ARGUMENT (a token id outside the vocabulary). */
+PF_API pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t logits_mode,
+                                 float *logits, int64_t logits_capacity, int64_t *n_done, pf_error *err);
+
+/* Drafts with the MTP block: logits [vocab] for position + 1, given the token that will stand at position.
+ * Does not move the session. UNSUPPORTED without an MTP block, ARGUMENT on an empty session. */
+PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
+                                  pf_error *err);
+
+/* Drops the last n tokens. At least 256 can be dropped at any time (or all of them: n = position always works);
+ * pf_session_rollback_limit() says how many now. REBUILD beyond that, and nothing has changed. */
+PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
+PF_API int64_t pf_session_rollback_limit(const pf_session *session);
+
+/* Writes the cache to a file (beside, then renamed) / replaces this session's cache by a file's. A file fits a
+ * session of the same model file and precision whose capacity holds its tokens. */
+PF_API pf_status pf_session_save(pf_session *session, const char *path, pf_error *err);
+PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error *err);
+
+/* From any thread: the running call, or else the next one, returns PF_ERR_CANCELLED; that consumes the request. */
+PF_API void pf_session_cancel(pf_session *session);
+
+/* The session's memory in bytes: cache as allocated for its capacity, and working buffers. */
+typedef struct pf_session_memory {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t cache_bytes;
+    uint64_t buffer_bytes;
+} pf_session_memory;
+PF_API pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err);
+
+/* Debug taps: every named intermediate of the forward pass, as tests/oracle names them. data is float [n] or, for
+ * "topk" and "experts", int32 [n]; is_int tells. Called on the evaluating thread, once a token. */
+typedef void (*pf_tap_fn)(void *user, const char *name, int32_t layer, int64_t position, const void *data,
+                          int64_t n, int32_t is_int);
+PF_API void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user);
+
+/* ---- Text -------------------------------------------------------------------------------------------------- */
+
+#define PF_TOKENIZE_SPECIAL 1u /* text that spells a special token becomes that token; otherwise never */
+
+/* Writes up to capacity ids and sets *n_tokens to the number the whole text needs (capacity 0 to ask). Invalid
+ * UTF-8 is taken byte by byte. UNSUPPORTED when the file holds no tokenizer. */
+PF_API pf_status pf_tokenize(const pf_model *model, const char *text, size_t len, uint32_t flags, int32_t *tokens,
+                             int64_t capacity, int64_t *n_tokens, pf_error *err);
+
+#define PF_DETOKENIZE_SPECIAL 1u /* write special tokens as their text; otherwise they are left out */
+
+/* Bytes of a token sequence: may end within a UTF-8 character. Sets *len to the length the whole result needs. */
+PF_API pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_tokens, uint32_t flags,
+                               char *out, size_t capacity, size_t *len, pf_error *err);
+
+/* Id of the token whose text is exactly `text` (special tokens included), or -1. */
+PF_API int32_t pf_token_id(const pf_model *model, const char *text, size_t len);
+
+/* ---- Sampling ---------------------------------------------------------------------------------------------- */
+
+typedef struct pf_sampler pf_sampler;
+
+/* Filters apply in this order: top_k, top_p, min_p, temperature. temperature 0 takes the highest logit (the lowest
+ * id among equals). Deterministic for a seed. */
+typedef struct pf_sampler_params {
+    uint32_t struct_size;
+    int32_t top_k;        /* 0: off */
+    float temperature;    /* default 1 */
+    float top_p;          /* default 1: off */
+    float min_p;          /* default 0: off */
+    uint32_t reserved;
+    uint64_t seed;
+} pf_sampler_params;
+
+PF_API void pf_sampler_params_init(pf_sampler_params *params);
+PF_API pf_status pf_sampler_open(const pf_sampler_params *params, pf_sampler **out, pf_error *err);
+PF_API void pf_sampler_close(pf_sampler *sampler);
+/* Picks from logits [n_vocab]; *logprob (may be NULL) is its log-probability before any filter. */
+PF_API pf_status pf_sampler_pick(pf_sampler *sampler, const float *logits, int64_t n_vocab, int32_t *token,
+                                 float *logprob, pf_error *err);
+
+/* ---- Machine ----------------------------------------------------------------------------------------------- */
+
+/* One line per kernel set: name, usable or why not. index from 0; NULL past the end. Static storage. */
+PF_API const char *pf_cpu_isa_name(int32_t index);
+/* NULL when usable on this machine, else the reason. */
+PF_API const char *pf_cpu_isa_problem(int32_t index);
+
+/* ---- Block codecs, used by the converter -------------------------------------------------------------------- */
+
+/* Every codec works on contiguous memory, touches nothing else and may be called from several threads at once. */
+
+/* Packed FP4 (two e2m1 codes a byte, low nibble first; spec/checkpoint 2) with one e8m0 scale per 32 values, to
+ * and from MXFP4 blocks of 17 bytes (ggml type 39). n_blocks blocks of 32 values; codes and scales unchanged. */
+PF_API void pf_codec_fp4_to_mxfp4(const uint8_t *packed, const uint8_t *scales, int64_t n_blocks, uint8_t *out);
+PF_API void pf_codec_mxfp4_to_fp4(const uint8_t *blocks, int64_t n_blocks, uint8_t *packed, uint8_t *scales);
+/* MXFP4 blocks to float32: exactly e2m1 * 2^(e-127). */
+PF_API void pf_codec_mxfp4_to_f32(const uint8_t *blocks, int64_t n_blocks, float *out);
+
+/* Rows [row0, row0 + n_rows) of an e4m3 matrix [*, cols] with one scale per 128 x 128 block; `w` points at row
+ * row0, `scales` at the whole scale matrix [*, ceil(cols/128)]: e8m0 bytes or, with scale_f32, floats. */
+PF_API void pf_codec_fp8_to_f32(const uint8_t *w, const void *scales, int32_t scale_f32, int64_t row0,
+                                int64_t n_rows, int64_t cols, float *out);
+
+/* n values; round to nearest even. */
+PF_API void pf_codec_f32_to_bf16(const float *in, int64_t n, uint16_t *out);
+PF_API void pf_codec_bf16_to_f32(const uint16_t *in, int64_t n, float *out);
+/* n_blocks blocks of 32 values to 34 bytes (ggml type 8), exactly as ggml's reference quantiser rounds. */
+PF_API void pf_codec_f32_to_q8_0(const float *in, int64_t n_blocks, uint8_t *out);
+PF_API void pf_codec_q8_0_to_f32(const uint8_t *blocks, int64_t n_blocks, float *out);
+
+/* CDEF END */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* PYFLASH_H */
