@@ -1,0 +1,78 @@
+/* The CPU backend's inner kernels: what the operations in this folder are built from, one table per instruction set.
+ *
+ * The scalar table (kernels_scalar.c) is complete, plain, and the reference. An ISA file fills a copy of the table
+ * below it and overrides entries; what it leaves is inherited. ISA files are compiled with their own flags, so they
+ * hold only static functions and one exported `pf_kernels_<isa>_init`.
+ *
+ * Accumulation: what a kernel computes for one (row, token) pair must not depend on how many rows or tokens share the
+ * call, on alignment, or on where a tile starts: a dot product over K runs through the same lanes in the same order
+ * whether it is called alone or in a tile. Memory is read only within [ptr, ptr + size): cache rows and weights sit at
+ * odd addresses and at the end of maps. */
+#ifndef PF_BACKEND_CPU_KERNELS_H
+#define PF_BACKEND_CPU_KERNELS_H
+
+#include "backend/backend.h"
+
+/* Activations quantised for integer kernels: n values (a multiple of 32) as n int8, then n/32 float scales, then n/32
+ * int32 sums of each block's int8 values; d = max|x|/127, q = x/d rounded to nearest even, |q| <= 127. */
+static inline int64_t pf_q8_bytes(int64_t n) { return n + n / 32 * 8; }
+static inline const float *pf_q8_scales(const void *row, int64_t n) {
+    return (const float *)(const void *)((const uint8_t *)row + n);
+}
+static inline const int32_t *pf_q8_sums(const void *row, int64_t n) {
+    return (const int32_t *)(const void *)((const uint8_t *)row + n + n / 32 * 4);
+}
+
+/* One block of a matrix product: rows [row_begin, row_end) of one matrix times n activation rows.
+ *   v = W[row] . act[in_rows ? in_rows[i] : i]
+ *   y[(out_rows ? out_rows[i] : i) * ldy + row] = v,  or  += gain[i] * v when gain is given. */
+typedef struct pf_gemm {
+    const pf_weight *w;
+    int64_t matrix;        /* which of w->count */
+    const uint8_t *act;    /* float [cols] or the q8 layout above, act_stride bytes apart, 64-byte aligned rows */
+    int64_t act_stride;
+    int64_t n;
+    const int32_t *in_rows, *out_rows; /* NULL: identity */
+    const float *gain;     /* NULL: store */
+    float *y;
+    int64_t ldy;
+    float *scratch;        /* [cols] floats of this worker, for a dequantised row */
+} pf_gemm;
+
+struct pf_cpu_kernels;
+typedef void (*pf_gemm_fn)(const struct pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end);
+typedef void (*pf_dequant_fn)(const pf_weight *w, int64_t matrix, int64_t row, float *out);
+
+/* Index of a weight type in the tables below, -1 for a type that is no matrix type. */
+enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };
+int pf_weight_kind(pf_dtype type);
+
+typedef struct pf_cpu_kernels {
+    const char *name;
+
+    /* sum a[i] b[i]; a, b float [n], any alignment. */
+    float (*dot)(const float *a, const float *b, int64_t n);
+    /* y += s x */
+    void (*axpy)(float *y, float s, const float *x, int64_t n);
+    /* y *= s */
+    void (*scale)(float *y, float s, int64_t n);
+
+    /* One row of a weight to float [cols], exactly. */
+    pf_dequant_fn dequant[PF_W_COUNT];
+    /* float activations, any weight type: every product with the exactly dequantised weight, float accumulation. */
+    pf_gemm_fn gemm_f32[PF_W_COUNT];
+    /* q8 activations; NULL where the type has no integer kernel (then gemm_f32 is used in fast too). */
+    pf_gemm_fn gemm_q8[PF_W_COUNT];
+    void (*quantize_q8)(const float *x, int64_t n, uint8_t *out);
+
+    /* Cache rows to float [width]. */
+    void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);
+} pf_cpu_kernels;
+
+/* Each fills k on top of what k already holds. */
+void pf_kernels_scalar_init(pf_cpu_kernels *k);
+void pf_kernels_avx2_init(pf_cpu_kernels *k);
+void pf_kernels_avx512_init(pf_cpu_kernels *k);
+void pf_kernels_neon_init(pf_cpu_kernels *k);
+
+#endif
