@@ -88,7 +88,7 @@ typedef struct pf_model_params {
     int32_t n_threads;      /* worker threads, 0: one per physical core this process may use */
     int32_t reserved;
     const char *device;     /* NULL or "auto", "cpu" */
-    const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512", "neon" */
+    const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512" */
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
     void *log_user;
