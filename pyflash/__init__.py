@@ -1,0 +1,1 @@
+"""Local runtime for DeepSeek-V4 models."""
