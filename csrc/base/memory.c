@@ -1,0 +1,204 @@
+#if !defined(_WIN32) && !defined(_GNU_SOURCE)
+#  define _GNU_SOURCE /* MAP_ANONYMOUS, MAP_NORESERVE and posix_memalign under -std=c11 */
+#endif
+
+#include "base/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#  define WIN32_LEAN_AND_MEAN
+#  include <windows.h>
+#  include <malloc.h>
+#else
+#  include <sys/mman.h>
+#  if !defined(MAP_NORESERVE)
+#    define MAP_NORESERVE 0
+#  endif
+#endif
+
+/* Under AddressSanitizer the unused part of an arena is poisoned, so that a write past a scratch buffer or a use after
+ * the reset is reported like one of the heap. */
+#if defined(__SANITIZE_ADDRESS__)
+#  define PF_ASAN 1
+#elif defined(__has_feature)
+#  if __has_feature(address_sanitizer)
+#    define PF_ASAN 1
+#  endif
+#endif
+#if defined(PF_ASAN)
+#  include <sanitizer/asan_interface.h>
+#  define PF_POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
+#  define PF_UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
+#else
+#  define PF_POISON(p, n) ((void)(p), (void)(n))
+#  define PF_UNPOISON(p, n) ((void)(p), (void)(n))
+#endif
+
+/* ---- Heap -------------------------------------------------------------------------------------------------- */
+
+/* Rounds up to whole cache lines, at least one; 0 when that overflows. */
+static size_t pf_round_up(size_t bytes) {
+    if (bytes == 0) return PF_ALIGN;
+    if (bytes > SIZE_MAX - (PF_ALIGN - 1)) return 0;
+    return (bytes + PF_ALIGN - 1) & ~(size_t)(PF_ALIGN - 1);
+}
+
+void *pf_alloc(size_t bytes) {
+    if (pf_round_up(bytes) == 0) return NULL;
+    if (bytes == 0) bytes = 1;
+#if defined(_WIN32)
+    return _aligned_malloc(bytes, PF_ALIGN);
+#else
+    void *block = NULL;
+    return posix_memalign(&block, PF_ALIGN, bytes) == 0 ? block : NULL;
+#endif
+}
+
+void *pf_calloc(size_t count, size_t size) {
+    if (size != 0 && count > SIZE_MAX / size) return NULL;
+    void *block = pf_alloc(count * size);
+    if (block) memset(block, 0, count * size);
+    return block;
+}
+
+void pf_free(void *block) {
+#if defined(_WIN32)
+    _aligned_free(block);
+#else
+    free(block);
+#endif
+}
+
+/* ---- Regions ----------------------------------------------------------------------------------------------- */
+
+void *pf_region_alloc(size_t bytes) {
+    if (bytes == 0) bytes = 1;
+#if defined(_WIN32)
+    return VirtualAlloc(NULL, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+#else
+    void *region = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return region == MAP_FAILED ? NULL : region;
+#endif
+}
+
+void pf_region_free(void *region, size_t bytes) {
+    if (!region) return;
+    if (bytes == 0) bytes = 1;
+#if defined(_WIN32)
+    VirtualFree(region, 0, MEM_RELEASE);
+#else
+    munmap(region, bytes);
+#endif
+}
+
+/* ---- Arena ------------------------------------------------------------------------------------------------- */
+
+#define PF_ARENA_FIRST ((size_t)64 << 10)   /* smallest block */
+#define PF_ARENA_STEP_MAX ((size_t)16 << 20) /* most that is held beyond what was asked for */
+
+typedef struct pf_block {
+    struct pf_block *next;
+    uint8_t *data;
+    size_t start; /* bytes of all blocks before this one: a mark is start + used */
+    size_t size;
+    size_t used;
+} pf_block;
+
+struct pf_arena {
+    pf_block *first;
+    pf_block *current; /* the blocks after it are empty */
+    size_t capacity;
+};
+
+static pf_block *pf_block_new(size_t start, size_t size) {
+    pf_block *block = pf_calloc(1, sizeof *block);
+    if (!block) return NULL;
+    block->data = pf_alloc(size);
+    if (!block->data) {
+        pf_free(block);
+        return NULL;
+    }
+    block->start = start;
+    block->size = size;
+    PF_POISON(block->data, size);
+    return block;
+}
+
+static void pf_blocks_free(pf_block *block) {
+    while (block) {
+        pf_block *next = block->next;
+        PF_UNPOISON(block->data, block->size);
+        pf_free(block->data);
+        pf_free(block);
+        block = next;
+    }
+}
+
+pf_arena *pf_arena_new(void) { return pf_calloc(1, sizeof(pf_arena)); }
+
+void pf_arena_delete(pf_arena *arena) {
+    if (!arena) return;
+    pf_blocks_free(arena->first);
+    pf_free(arena);
+}
+
+/* A block of at least `bytes` behind the current ones. */
+static pf_block *pf_arena_grow(pf_arena *arena, size_t bytes) {
+    size_t size = arena->capacity < PF_ARENA_STEP_MAX ? arena->capacity : PF_ARENA_STEP_MAX;
+    if (size < PF_ARENA_FIRST) size = PF_ARENA_FIRST;
+    if (size < bytes) size = bytes;
+    if (size > SIZE_MAX - arena->capacity) return NULL;
+    pf_block *block = pf_block_new(arena->capacity, size);
+    if (!block) return NULL;
+    pf_block **tail = &arena->first;
+    while (*tail) tail = &(*tail)->next;
+    *tail = block;
+    arena->capacity += size;
+    return block;
+}
+
+void *pf_arena_alloc(pf_arena *arena, size_t bytes) {
+    size_t rounded = pf_round_up(bytes);
+    if (rounded == 0) return NULL;
+    pf_block *block = arena->current;
+    while (block && block->size - block->used < rounded) block = block->next;
+    if (!block) block = pf_arena_grow(arena, rounded);
+    if (!block) return NULL;
+    arena->current = block;
+    uint8_t *memory = block->data + block->used;
+    block->used += rounded;
+    PF_UNPOISON(memory, bytes);
+    return memory;
+}
+
+size_t pf_arena_mark(const pf_arena *arena) {
+    return arena->current ? arena->current->start + arena->current->used : 0;
+}
+
+/* One block instead of many. Without the memory for it the many stay, and nothing is lost but speed. */
+static void pf_arena_merge(pf_arena *arena) {
+    pf_block *merged = pf_block_new(0, arena->capacity);
+    if (!merged) return;
+    pf_blocks_free(arena->first);
+    arena->first = merged;
+    arena->current = merged;
+}
+
+void pf_arena_reset(pf_arena *arena, size_t mark) {
+    if (!arena->current || mark > pf_arena_mark(arena)) return;
+    pf_block *keep = arena->first;
+    while (keep->next && keep->next->start <= mark) keep = keep->next;
+    arena->current = keep;
+    for (pf_block *block = keep; block; block = block->next) {
+        size_t used = block == keep ? mark - block->start : 0;
+        if (used < block->used) {
+            PF_POISON(block->data + used, block->used - used);
+            block->used = used;
+        }
+    }
+    if (mark == 0 && arena->first->next) pf_arena_merge(arena);
+}
+
+size_t pf_arena_capacity(const pf_arena *arena) { return arena->capacity; }

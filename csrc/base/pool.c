@@ -1,0 +1,407 @@
+#if !defined(_WIN32) && !defined(_GNU_SOURCE)
+#  define _GNU_SOURCE /* sched_getaffinity, CPU_ALLOC */
+#endif
+
+#include "base/pool.h"
+
+#include "base/memory.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#  define WIN32_LEAN_AND_MEAN
+#  include <windows.h>
+#  include <process.h>
+#else
+#  include <pthread.h>
+#  include <signal.h>
+#  include <unistd.h>
+#  if defined(__linux__)
+#    include <sched.h>
+#  elif defined(__APPLE__)
+#    include <sys/sysctl.h>
+#    include <sys/types.h>
+#  endif
+#endif
+
+/* ---- Threads of this system -------------------------------------------------------------------------------- */
+
+#define PF_STACK_BYTES ((size_t)2 << 20)
+
+#if defined(_WIN32)
+
+typedef SRWLOCK pf_mutex;
+typedef CONDITION_VARIABLE pf_cond;
+typedef HANDLE pf_thread;
+#  define PF_THREAD_RESULT unsigned __stdcall
+#  define PF_THREAD_RETURN 0
+
+static bool pf_mutex_init(pf_mutex *m) { return InitializeSRWLock(m), true; }
+static void pf_mutex_destroy(pf_mutex *m) { (void)m; }
+static void pf_mutex_lock(pf_mutex *m) { AcquireSRWLockExclusive(m); }
+static void pf_mutex_unlock(pf_mutex *m) { ReleaseSRWLockExclusive(m); }
+static bool pf_cond_init(pf_cond *c) { return InitializeConditionVariable(c), true; }
+static void pf_cond_destroy(pf_cond *c) { (void)c; }
+static void pf_cond_wait(pf_cond *c, pf_mutex *m) { SleepConditionVariableSRW(c, m, INFINITE, 0); }
+static void pf_cond_broadcast(pf_cond *c) { WakeAllConditionVariable(c); }
+
+static bool pf_thread_start(pf_thread *thread, unsigned(__stdcall *fn)(void *), void *arg) {
+    uintptr_t handle = _beginthreadex(NULL, (unsigned)PF_STACK_BYTES, fn, arg, 0, NULL);
+    *thread = (HANDLE)handle;
+    return handle != 0;
+}
+
+static void pf_thread_join(pf_thread thread) {
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
+}
+
+#else
+
+typedef pthread_mutex_t pf_mutex;
+typedef pthread_cond_t pf_cond;
+typedef pthread_t pf_thread;
+#  define PF_THREAD_RESULT void *
+#  define PF_THREAD_RETURN NULL
+
+static bool pf_mutex_init(pf_mutex *m) { return pthread_mutex_init(m, NULL) == 0; }
+static void pf_mutex_destroy(pf_mutex *m) { pthread_mutex_destroy(m); }
+static void pf_mutex_lock(pf_mutex *m) { pthread_mutex_lock(m); }
+static void pf_mutex_unlock(pf_mutex *m) { pthread_mutex_unlock(m); }
+static bool pf_cond_init(pf_cond *c) { return pthread_cond_init(c, NULL) == 0; }
+static void pf_cond_destroy(pf_cond *c) { pthread_cond_destroy(c); }
+static void pf_cond_wait(pf_cond *c, pf_mutex *m) { pthread_cond_wait(c, m); }
+static void pf_cond_broadcast(pf_cond *c) { pthread_cond_broadcast(c); }
+
+/* Workers take no signals: the host program's handlers run on its own threads. */
+static bool pf_thread_start(pf_thread *thread, void *(*fn)(void *), void *arg) {
+    pthread_attr_t attr;
+    if (pthread_attr_init(&attr) != 0) return false;
+    pthread_attr_setstacksize(&attr, PF_STACK_BYTES);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = pthread_create(thread, &attr, fn, arg) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return started;
+}
+
+static void pf_thread_join(pf_thread thread) { pthread_join(thread, NULL); }
+
+#endif
+
+static inline void pf_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#  if defined(__GNUC__)
+    __asm__ volatile("yield");
+#  endif
+#endif
+}
+
+/* ---- Pool -------------------------------------------------------------------------------------------------- */
+
+/* The gate holds the whole state of a loop in one word, so that joining, closing and leaving are single atomic steps:
+ * the low bits count the workers inside, PF_OPEN says that more may enter, and the rest is the loop's number. A loop
+ * waits only for workers that entered it, never for one that has not woken up yet. */
+#define PF_COUNT_MASK UINT64_C(0xFFFF)
+#define PF_OPEN (UINT64_C(1) << 16)
+#define PF_LOOP_ONE (UINT64_C(1) << 17)
+#define PF_LOOP_OF(gate) ((gate) / PF_LOOP_ONE)
+
+#define PF_MAX_THREADS 4096
+#define PF_SPINS 4000 /* pauses, some 50 to 150 microseconds: longer than the gaps within a step of the model */
+
+typedef struct pf_worker {
+    pf_pool *pool;
+    pf_thread thread;
+    int index;
+} pf_worker;
+
+struct pf_pool {
+    _Alignas(PF_ALIGN) _Atomic uint64_t gate;
+    _Alignas(PF_ALIGN) _Atomic int64_t next_piece;
+    /* The loop, written while the gate is closed and nobody is inside. */
+    _Alignas(PF_ALIGN) pf_pool_fn fn;
+    void *arg;
+    int64_t n;
+    int64_t grain;
+    int64_t n_pieces;
+    /* Sleeping. Each side first says that it will sleep and then looks at the gate again; the other changes the gate
+     * first and then looks for sleepers. All four are sequentially consistent, so one of them sees the other. */
+    _Alignas(PF_ALIGN) atomic_int sleepers;
+    atomic_int caller_sleeps;
+    atomic_bool stop;
+    pf_mutex sleep_lock;
+    pf_cond wake_workers;
+    pf_cond wake_caller;
+    pf_mutex run_lock; /* one caller at a time */
+    pf_worker *workers;
+    int n_threads;
+    int n_started;
+    int spins;
+};
+
+static void pf_pool_work(pf_pool *pool, int worker) {
+    for (;;) {
+        int64_t piece = atomic_fetch_add_explicit(&pool->next_piece, 1, memory_order_relaxed);
+        if (piece >= pool->n_pieces) return;
+        int64_t begin = piece * pool->grain;
+        int64_t end = pool->n - begin < pool->grain ? pool->n : begin + pool->grain;
+        pool->fn(pool->arg, begin, end, worker);
+    }
+}
+
+static bool pf_gate_invites(uint64_t gate, uint64_t last_loop) {
+    return (gate & PF_OPEN) && PF_LOOP_OF(gate) != last_loop;
+}
+
+/* Waits for a loop that this worker has not been in. False when the pool ends. */
+static bool pf_worker_wait(pf_pool *pool, uint64_t last_loop) {
+    for (int spin = 0; spin < pool->spins; spin++) {
+        if (pf_gate_invites(atomic_load(&pool->gate), last_loop)) return true;
+        if (atomic_load(&pool->stop)) return false;
+        pf_pause();
+    }
+    pf_mutex_lock(&pool->sleep_lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!atomic_load(&pool->stop) && !pf_gate_invites(atomic_load(&pool->gate), last_loop)) {
+        pf_cond_wait(&pool->wake_workers, &pool->sleep_lock);
+    }
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pf_mutex_unlock(&pool->sleep_lock);
+    return !atomic_load(&pool->stop);
+}
+
+static PF_THREAD_RESULT pf_worker_main(void *arg) {
+    pf_worker *worker = arg;
+    pf_pool *pool = worker->pool;
+    uint64_t last_loop = 0;
+    while (pf_worker_wait(pool, last_loop)) {
+        uint64_t gate = atomic_load(&pool->gate);
+        if (!pf_gate_invites(gate, last_loop)) continue;
+        if (!atomic_compare_exchange_strong(&pool->gate, &gate, gate + 1)) continue;
+        last_loop = PF_LOOP_OF(gate);
+        pf_pool_work(pool, worker->index);
+        uint64_t left = atomic_fetch_sub(&pool->gate, 1) - 1;
+        bool last_out = (left & (PF_OPEN | PF_COUNT_MASK)) == 0;
+        if (last_out && atomic_load(&pool->caller_sleeps)) {
+            pf_mutex_lock(&pool->sleep_lock);
+            pf_cond_broadcast(&pool->wake_caller);
+            pf_mutex_unlock(&pool->sleep_lock);
+        }
+    }
+    return PF_THREAD_RETURN;
+}
+
+static void pf_gate_open(pf_pool *pool) {
+    uint64_t loop = PF_LOOP_OF(atomic_load(&pool->gate)) + 1;
+    atomic_store(&pool->gate, loop * PF_LOOP_ONE | PF_OPEN);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pf_mutex_lock(&pool->sleep_lock);
+        pf_cond_broadcast(&pool->wake_workers);
+        pf_mutex_unlock(&pool->sleep_lock);
+    }
+}
+
+/* Lets nobody else in and waits until those inside have left. */
+static void pf_gate_close(pf_pool *pool) {
+    uint64_t gate = atomic_fetch_and(&pool->gate, ~PF_OPEN);
+    for (int spin = 0; (gate & PF_COUNT_MASK) != 0 && spin < pool->spins; spin++) {
+        pf_pause();
+        gate = atomic_load(&pool->gate);
+    }
+    if ((gate & PF_COUNT_MASK) == 0) return;
+    pf_mutex_lock(&pool->sleep_lock);
+    atomic_store(&pool->caller_sleeps, 1);
+    while ((atomic_load(&pool->gate) & PF_COUNT_MASK) != 0) pf_cond_wait(&pool->wake_caller, &pool->sleep_lock);
+    atomic_store(&pool->caller_sleeps, 0);
+    pf_mutex_unlock(&pool->sleep_lock);
+}
+
+void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *arg) {
+    if (n <= 0) return;
+    if (grain < 1) grain = 1;
+    if (!pool) {
+        for (int64_t begin = 0; begin < n;) {
+            int64_t end = n - begin < grain ? n : begin + grain;
+            fn(arg, begin, end, 0);
+            begin = end;
+        }
+        return;
+    }
+    pf_mutex_lock(&pool->run_lock);
+    pool->fn = fn;
+    pool->arg = arg;
+    pool->n = n;
+    pool->grain = grain;
+    pool->n_pieces = n / grain + (n % grain != 0);
+    atomic_store_explicit(&pool->next_piece, 0, memory_order_relaxed);
+    bool share = pool->n_started > 0 && pool->n_pieces > 1;
+    if (share) pf_gate_open(pool);
+    pf_pool_work(pool, 0);
+    if (share) pf_gate_close(pool);
+    pf_mutex_unlock(&pool->run_lock);
+}
+
+/* Hardware threads this process may run on: spinning helps only where every worker has one. */
+static int pf_logical_cpus(void);
+
+pf_pool *pf_pool_new(int n_threads) {
+    if (n_threads < 1 || n_threads > PF_MAX_THREADS) return NULL;
+    pf_pool *pool = pf_calloc(1, sizeof *pool);
+    if (!pool) return NULL;
+    pool->workers = pf_calloc((size_t)n_threads, sizeof *pool->workers);
+    bool ready = pool->workers && pf_mutex_init(&pool->sleep_lock);
+    if (!ready) {
+        pf_free(pool->workers);
+        pf_free(pool);
+        return NULL;
+    }
+    /* On the systems we build for these cannot fail once the first has not. */
+    ready = pf_mutex_init(&pool->run_lock) && pf_cond_init(&pool->wake_workers) && pf_cond_init(&pool->wake_caller);
+    pool->n_threads = n_threads;
+    pool->spins = n_threads <= pf_logical_cpus() ? PF_SPINS : 0;
+    for (int i = 1; ready && i < n_threads; i++) {
+        pf_worker *worker = &pool->workers[i];
+        worker->pool = pool;
+        worker->index = i;
+        ready = pf_thread_start(&worker->thread, pf_worker_main, worker);
+        if (ready) pool->n_started++;
+    }
+    if (!ready) {
+        pf_pool_delete(pool);
+        return NULL;
+    }
+    return pool;
+}
+
+void pf_pool_delete(pf_pool *pool) {
+    if (!pool) return;
+    pf_mutex_lock(&pool->sleep_lock);
+    atomic_store(&pool->stop, true);
+    pf_cond_broadcast(&pool->wake_workers);
+    pf_mutex_unlock(&pool->sleep_lock);
+    for (int i = 1; i <= pool->n_started; i++) pf_thread_join(pool->workers[i].thread);
+    pf_cond_destroy(&pool->wake_caller);
+    pf_cond_destroy(&pool->wake_workers);
+    pf_mutex_destroy(&pool->run_lock);
+    pf_mutex_destroy(&pool->sleep_lock);
+    pf_free(pool->workers);
+    pf_free(pool);
+}
+
+int pf_pool_threads(const pf_pool *pool) { return pool ? pool->n_threads : 1; }
+
+/* ---- Processors -------------------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+
+#define PF_MAX_CPUS 8192
+
+/* CPUs of this process's affinity mask as one byte each; returns how many. */
+static int pf_allowed_cpus(uint8_t allowed[PF_MAX_CPUS]) {
+    memset(allowed, 0, PF_MAX_CPUS);
+    size_t bytes = CPU_ALLOC_SIZE(PF_MAX_CPUS);
+    cpu_set_t *set = CPU_ALLOC(PF_MAX_CPUS);
+    if (!set) return 0;
+    CPU_ZERO_S(bytes, set);
+    int count = 0;
+    if (sched_getaffinity(0, bytes, set) == 0) {
+        for (int cpu = 0; cpu < PF_MAX_CPUS; cpu++) {
+            allowed[cpu] = CPU_ISSET_S((size_t)cpu, bytes, set) ? 1 : 0;
+            count += allowed[cpu];
+        }
+    }
+    CPU_FREE(set);
+    return count;
+}
+
+static int pf_logical_cpus(void) {
+    uint8_t allowed[PF_MAX_CPUS];
+    int count = pf_allowed_cpus(allowed);
+    return count > 0 ? count : 1;
+}
+
+/* The lowest CPU of the core that holds `cpu`, or cpu itself where the kernel does not tell (some containers). */
+static int pf_core_of(int cpu) {
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *file = fopen(path, "re");
+    if (!file) return cpu;
+    int first = cpu;
+    if (fscanf(file, "%d", &first) != 1 || first < 0 || first >= PF_MAX_CPUS) first = cpu;
+    fclose(file);
+    return first;
+}
+
+int pf_cpu_count(void) {
+    uint8_t allowed[PF_MAX_CPUS], seen[PF_MAX_CPUS] = {0};
+    pf_allowed_cpus(allowed);
+    int cores = 0;
+    for (int cpu = 0; cpu < PF_MAX_CPUS; cpu++) {
+        if (!allowed[cpu]) continue;
+        int core = pf_core_of(cpu);
+        cores += !seen[core];
+        seen[core] = 1;
+    }
+    return cores > 0 ? cores : 1;
+}
+
+#elif defined(__APPLE__)
+
+static int pf_sysctl_int(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value > 0 ? value : 1;
+}
+
+static int pf_logical_cpus(void) { return pf_sysctl_int("hw.logicalcpu"); }
+int pf_cpu_count(void) { return pf_sysctl_int("hw.physicalcpu"); }
+
+#elif defined(_WIN32)
+
+/* CPUs of this process within its processor group; 0 where Windows does not tell. */
+static DWORD_PTR pf_affinity(void) {
+    DWORD_PTR process = 0, machine = 0;
+    return GetProcessAffinityMask(GetCurrentProcess(), &process, &machine) ? process : 0;
+}
+
+static int pf_logical_cpus(void) {
+    int count = 0;
+    for (DWORD_PTR mask = pf_affinity(); mask; mask &= mask - 1) count++;
+    return count > 0 ? count : 1;
+}
+
+int pf_cpu_count(void) {
+    DWORD bytes = 0;
+    GetLogicalProcessorInformation(NULL, &bytes);
+    SYSTEM_LOGICAL_PROCESSOR_INFORMATION *info = bytes ? pf_calloc(1, bytes) : NULL;
+    int cores = 0;
+    if (info && GetLogicalProcessorInformation(info, &bytes)) {
+        DWORD_PTR affinity = pf_affinity();
+        for (DWORD i = 0; i < bytes / sizeof *info; i++) {
+            bool usable = affinity == 0 || (info[i].ProcessorMask & affinity) != 0;
+            if (info[i].Relationship == RelationProcessorCore && usable) cores++;
+        }
+    }
+    pf_free(info);
+    return cores > 0 ? cores : pf_logical_cpus();
+}
+
+#else
+
+static int pf_logical_cpus(void) {
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+    return count > 0 ? (int)count : 1;
+}
+
+int pf_cpu_count(void) { return pf_logical_cpus(); }
+
+#endif
