@@ -1,0 +1,130 @@
+/* Attention over the window rows and the selected compressed rows: one shared row per token is both key and value.
+ *
+ * Rows are taken in tiles: a tile is decoded once to float and meets every head, with a running softmax. What a token
+ * sees and in which order depends on its position only, so the result does not depend on the batch. */
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/ops.h"
+#include "backend/cpu/parallel.h"
+
+#include "base/arith.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ROW_TILE = 32 };
+
+typedef struct attn_job {
+    const pf_attn_args *args;
+    const pf_cpu_kernels *k;
+    pf_exec *ex;
+    int64_t head_block, n_blocks; /* heads a work item, items a token */
+    float *scratch;               /* [worker, scratch_floats] */
+    int64_t scratch_floats;
+} attn_job;
+
+/* The rows one token attends to: window rows by position, then compressed rows by index. */
+typedef struct row_list {
+    int64_t window_first, n_window, n_pool;
+    const int32_t *select; /* NULL: pool rows 0 .. n_pool-1 */
+} row_list;
+
+static row_list rows_of(const pf_attn_args *args, int64_t t) {
+    const int64_t p = args->position + t;
+    row_list list = {pf_max_i64(0, p - args->window + 1), 0, 0, NULL};
+    list.n_window = p + 1 - list.window_first;
+    if (args->pool != NULL) {
+        if (args->select != NULL) {
+            list.select = args->select + t * args->select_ld;
+            list.n_pool = args->select_n[t];
+        } else {
+            list.n_pool = (p + 1) / args->ratio;
+        }
+    }
+    return list;
+}
+
+static void load_tile(const attn_job *job, const row_list *list, int64_t first, int64_t n, float *tile) {
+    const pf_attn_args *args = job->args;
+    for (int64_t i = first; i < first + n; ++i, tile += args->head_dim) {
+        if (i < list->n_window) {
+            job->k->load_row(args->raw, pf_row_at(args->raw, list->window_first + i), tile);
+        } else {
+            const int64_t j = i - list->n_window;
+            job->k->load_row(args->pool, pf_row_at(args->pool, list->select != NULL ? list->select[j] : j), tile);
+        }
+    }
+}
+
+/* Running softmax of one head: acc = sum exp(s_i - top) row_i. */
+static void head_tile(const attn_job *job, const float *q, const float *tile, int64_t n, float *top, float *sum,
+                      float *acc) {
+    const int64_t d = job->args->head_dim;
+    float s[ROW_TILE], tile_top = *top;
+    for (int64_t i = 0; i < n; ++i) {
+        s[i] = job->k->dot(q, tile + i * d, d) * job->args->scale;
+        tile_top = fmaxf(tile_top, s[i]);
+    }
+    if (tile_top > *top) {
+        const float shrink = expf(*top - tile_top); /* 0 at the first tile, where top is -inf */
+        job->k->scale(acc, shrink, d);
+        *sum *= shrink;
+        *top = tile_top;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        const float e = expf(s[i] - tile_top);
+        *sum += e;
+        job->k->axpy(acc, e, tile + i * d, d);
+    }
+}
+
+/* The sink joins the denominator with value 0. */
+static float sink_scale(float top, float sum, float sink) {
+    if (sink <= top) return 1.0f / (sum + expf(sink - top));
+    const float shrink = expf(top - sink);
+    return shrink / (sum * shrink + 1.0f);
+}
+
+static void attend(void *arg, int64_t begin, int64_t end, int worker) {
+    const attn_job *job = arg;
+    const pf_attn_args *args = job->args;
+    const int64_t d = args->head_dim, block = job->head_block;
+    float *tile = job->scratch + worker * job->scratch_floats;
+    float *acc = tile + ROW_TILE * d, *top = acc + block * d, *sum = top + block;
+    for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
+        const int64_t t = item / job->n_blocks, h0 = item % job->n_blocks * block;
+        const int64_t n_head = pf_min_i64(block, args->n_head - h0);
+        const float *q = args->q + (t * args->n_head + h0) * d;
+        float *out = args->out + (t * args->n_head + h0) * d;
+        const row_list list = rows_of(args, t);
+        memset(acc, 0, (size_t)(n_head * d) * sizeof(float));
+        for (int64_t h = 0; h < n_head; ++h) {
+            top[h] = -INFINITY;
+            sum[h] = 0.0f;
+        }
+        for (int64_t i = 0; i < list.n_window + list.n_pool; i += ROW_TILE) {
+            const int64_t n = pf_min_i64(ROW_TILE, list.n_window + list.n_pool - i);
+            load_tile(job, &list, i, n, tile);
+            for (int64_t h = 0; h < n_head; ++h) head_tile(job, q + h * d, tile, n, &top[h], &sum[h], acc + h * d);
+        }
+        for (int64_t h = 0; h < n_head; ++h) {
+            const float scale = sink_scale(top[h], sum[h], args->sinks[h0 + h]);
+            for (int64_t c = 0; c < d; ++c) out[h * d + c] = acc[h * d + c] * scale;
+        }
+    }
+}
+
+pf_status pf_cpu_sparse_attn(pf_exec *ex, const pf_attn_args *args) {
+    const int threads = pf_pool_threads(ex->pool);
+    const size_t mark = pf_arena_mark(ex->arena);
+    attn_job job = {.args = args, .k = ex->backend->kernels, .ex = ex};
+    /* All heads of a token in one item when there are tokens enough; a lone token's heads are spread over threads. */
+    job.n_blocks = args->n_token >= threads ? 1 : pf_min_i64(threads, args->n_head);
+    job.head_block = pf_ceil_div(args->n_head, job.n_blocks);
+    job.n_blocks = pf_ceil_div(args->n_head, job.head_block);
+    job.scratch_floats = (ROW_TILE + job.head_block) * args->head_dim + 2 * job.head_block;
+    job.scratch = pf_arena_alloc(ex->arena, (size_t)threads * (size_t)job.scratch_floats * sizeof(float));
+    if (job.scratch == NULL) return PF_ERR_MEMORY;
+    const pf_status status = pf_parallel(ex, args->n_token * job.n_blocks, 1, attend, &job);
+    pf_arena_reset(ex->arena, mark);
+    return status;
+}

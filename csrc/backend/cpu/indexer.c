@@ -1,0 +1,117 @@
+/* Lightning indexer: scores of all visible compressed rows, and the best k of them. */
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/ops.h"
+#include "backend/cpu/parallel.h"
+
+#include "base/arith.h"
+
+#include <string.h>
+
+enum { ROW_TILE = 32 };
+
+typedef struct score_job {
+    const pf_index_args *args;
+    const pf_cpu_kernels *k;
+    pf_exec *ex;
+    float *scratch; /* [worker, width] */
+} score_job;
+
+/* Tiles of rows: a row is decoded once and meets every head of every token that sees it. */
+static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
+    const score_job *job = arg;
+    const pf_index_args *args = job->args;
+    const int64_t width = args->rows->width;
+    float *row = job->scratch + worker * width;
+    for (int64_t tile = begin; tile < end && !pf_cancelled(job->ex); ++tile) {
+        const int64_t last_seen = (args->position + args->n_token) / args->ratio;
+        const int64_t stop = pf_min_i64((tile + 1) * ROW_TILE, last_seen);
+        for (int64_t j = tile * ROW_TILE; j < stop; ++j) {
+            job->k->load_row(args->rows, pf_row_at(args->rows, j), row);
+            /* the first token that sees row j is the one that completes it */
+            const int64_t first = pf_max_i64(0, (j + 1) * args->ratio - 1 - args->position);
+            for (int64_t t = first; t < args->n_token; ++t) {
+                const float *q = args->q + t * args->n_head * width, *w = args->w + t * args->n_head;
+                float sum = 0.0f;
+                for (int64_t h = 0; h < args->n_head; ++h) {
+                    const float s = job->k->dot(q + h * width, row, width);
+                    if (s > 0.0f) sum += w[h] * s;
+                }
+                args->scores[t * args->ld + j] = sum;
+            }
+        }
+    }
+}
+
+pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
+    const size_t mark = pf_arena_mark(ex->arena);
+    score_job job = {args, ex->backend->kernels, ex, NULL};
+    job.scratch = pf_arena_alloc(
+        ex->arena, (size_t)pf_pool_threads(ex->pool) * (size_t)args->rows->width * sizeof(float));
+    if (job.scratch == NULL) return PF_ERR_MEMORY;
+    const int64_t n_rows = (args->position + args->n_token) / args->ratio;
+    const pf_status status = pf_parallel(ex, pf_ceil_div(n_rows, ROW_TILE), 1, score_rows, &job);
+    pf_arena_reset(ex->arena, mark);
+    return status;
+}
+
+/* Maps floats to integers of the same order. -0 and +0 compare equal as floats, so they share a key. */
+static uint32_t order_key(float x) {
+    uint32_t u;
+    x += 0.0f;
+    memcpy(&u, &x, sizeof u);
+    return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
+}
+
+/* The key of the k-th highest score (1-based), and how many of the scores equal to it are among the k best: radix
+ * selection, 8 bits at a time from the top. */
+static uint32_t kth_key(const float *scores, int64_t n, int64_t k, int64_t *n_equal) {
+    uint32_t prefix = 0, mask = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int64_t count[256] = {0};
+        for (int64_t i = 0; i < n; ++i) {
+            const uint32_t key = order_key(scores[i]);
+            if ((key & mask) == prefix) ++count[(key >> shift) & 255u];
+        }
+        uint32_t digit = 255;
+        while (count[digit] < k) k -= count[digit--];
+        prefix |= digit << shift;
+        mask |= 255u << shift;
+    }
+    *n_equal = k;
+    return prefix;
+}
+
+typedef struct topk_job {
+    const float *scores;
+    int64_t ld, position, ratio, k;
+    int32_t *select, *select_n;
+} topk_job;
+
+static void topk_tokens(void *arg, int64_t begin, int64_t end, int worker) {
+    const topk_job *job = arg;
+    (void)worker;
+    for (int64_t t = begin; t < end; ++t) {
+        const int64_t n = (job->position + t + 1) / job->ratio;
+        const float *scores = job->scores + t * job->ld;
+        int32_t *select = job->select + t * job->k;
+        int64_t have = 0;
+        if (n <= job->k) {
+            for (; have < n; ++have) select[have] = (int32_t)have;
+        } else {
+            int64_t n_equal;
+            const uint32_t kth = kth_key(scores, n, job->k, &n_equal);
+            for (int64_t j = 0; j < n && have < job->k; ++j) {
+                const uint32_t key = order_key(scores[j]);
+                if (key < kth || (key == kth && n_equal-- <= 0)) continue;
+                select[have++] = (int32_t)j;
+            }
+        }
+        job->select_n[t] = (int32_t)have;
+    }
+}
+
+pf_status pf_cpu_topk(pf_exec *ex, const float *scores, int64_t ld, int64_t n_token, int64_t position, int32_t ratio,
+                      int64_t k, int32_t *select, int32_t *select_n) {
+    topk_job job = {scores, ld, position, ratio, k, select, select_n};
+    return pf_parallel(ex, n_token, 1, topk_tokens, &job);
+}
