@@ -1,0 +1,61 @@
+/* The CPU backend's operations, one function per entry of pf_backend. Contracts are in backend/backend.h.
+ *
+ * Every operation finds its kernels with pf_cpu_kernels_of(ex), restores the arena mark it found, and returns
+ * PF_ERR_CANCELLED when pf_cpu_cancelled(ex) was seen between two pieces of work (the outputs are then undefined). */
+#ifndef PF_BACKEND_CPU_OPS_H
+#define PF_BACKEND_CPU_OPS_H
+
+#include "backend/cpu/kernels.h"
+
+static inline const pf_cpu_kernels *pf_cpu_kernels_of(const pf_exec *ex) {
+    return (const pf_cpu_kernels *)ex->backend->kernels;
+}
+
+static inline bool pf_cpu_cancelled(const pf_exec *ex) {
+    return ex->cancel && atomic_load_explicit(ex->cancel, memory_order_relaxed) != 0;
+}
+
+/* linear.c */
+pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
+                       float *x);
+pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
+                        int64_t ldy);
+pf_status pf_cpu_swiglu(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h);
+
+/* experts.c */
+pf_status pf_cpu_experts(pf_exec *ex, const pf_experts_args *args);
+
+/* rows.c */
+pf_status pf_cpu_store_rows(pf_exec *ex, const pf_rows *rows, int64_t first, int64_t n, const float *x);
+pf_status pf_cpu_hadamard(pf_exec *ex, float *x, int64_t n_row, int64_t n);
+pf_status pf_cpu_round_fp4(pf_exec *ex, float *x, int64_t n_row, int64_t n);
+
+/* norm_rope.c */
+pf_status pf_cpu_rms_norm(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps,
+                          float *y);
+pf_status pf_cpu_rope_tail(pf_exec *ex, float *x, int64_t n_token, int64_t n_head, int64_t d,
+                           const pf_rope_table *table, bool inverse);
+
+/* compress.c */
+pf_status pf_cpu_compress(pf_exec *ex, const pf_compress_args *args);
+
+/* indexer.c */
+pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args);
+pf_status pf_cpu_topk(pf_exec *ex, const float *scores, int64_t ld, int64_t n_token, int64_t position, int32_t ratio,
+                      int64_t k, int32_t *select, int32_t *select_n);
+
+/* attention.c */
+pf_status pf_cpu_sparse_attn(pf_exec *ex, const pf_attn_args *args);
+
+/* mhc.c */
+pf_status pf_cpu_mhc_pre(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
+                         int64_t n_token, float *x, float *post, float *comb);
+pf_status pf_cpu_mhc_post(pf_exec *ex, const pf_mhc_shape *shape, const float *y, const float *post,
+                          const float *comb, int64_t n_token, float *streams);
+pf_status pf_cpu_mhc_head(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
+                          int64_t n_token, float *x);
+
+/* route.c */
+pf_status pf_cpu_route(pf_exec *ex, const pf_route_args *args);
+
+#endif
