@@ -96,12 +96,12 @@ static void pf_thread_join(pf_thread thread) { pthread_join(thread, NULL); }
 #endif
 
 static inline void pf_pause(void) {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(_WIN32)
+    YieldProcessor();
+#elif defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(_M_ARM64)
-#  if defined(__GNUC__)
+#elif defined(__aarch64__)
     __asm__ volatile("yield");
-#  endif
 #endif
 }
 
