@@ -1,0 +1,1 @@
+"""DeepSeek-V4 checkpoints in Hugging Face's layout to GGUF files, and native GGUF files back."""
