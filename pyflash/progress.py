@@ -1,0 +1,61 @@
+"""A progress bar with bytes/s and time left, drawn only on a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+_REDRAW_SECONDS = 0.1
+_WIDTH = 24
+
+
+def format_bytes(n: float) -> str:
+    """1234567 -> "1.2 MB"; decimal units, as disks and file managers count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """`with Progress("converting", sys.stderr) as p: p.update(done_bytes, total_bytes)`"""
+
+    def __init__(self, label: str, stream: TextIO) -> None:
+        self._label = label
+        self._stream = stream
+        self._active = stream.isatty()
+        self._started = self._drawn = 0.0
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def update(self, done: int, total: int) -> None:
+        """Called as often as the worker likes; both in bytes."""
+        now = time.monotonic()
+        if not self._active or now - self._drawn < _REDRAW_SECONDS:
+            return
+        self._drawn = now
+        self._stream.write("\r" + self.line(done, total, now - self._started) + "\x1b[K")
+        self._stream.flush()
+
+    def line(self, done: int, total: int, elapsed: float) -> str:
+        share = done / total if total else 1.0
+        bar = "#" * round(share * _WIDTH)
+        rate = done / elapsed if elapsed > 0 else 0.0
+        left = format_seconds((total - done) / rate) if rate > 0 else "--:--"
+        return (
+            f"{self._label} [{bar:.<{_WIDTH}}] {share:4.0%}  {format_bytes(done)} of {format_bytes(total)}, "
+            f"{format_bytes(rate)}/s, {left} left"
+        )
