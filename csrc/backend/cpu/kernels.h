@@ -14,7 +14,10 @@
 #include "backend/backend.h"
 
 /* Activations quantised for integer kernels: n values (a multiple of 32) as n int8, then n/32 float scales, then n/32
- * int32 sums of each block's int8 values; d = max|x|/127, q = x/d rounded to nearest even, |q| <= 127. */
+ * int32 sums of each block's int8 values; d = max|x|/127, q = x/d rounded to nearest even, |q| <= 127.
+ *
+ * All sets quantise to the same bytes, and an integer product is the same float on all of them: per 32-block the exact
+ * integer dot i, then acc += (d_w * d_a) * (float)i over the blocks in order, each operation rounded by itself. */
 static inline int64_t pf_q8_bytes(int64_t n) { return n + n / 32 * 8; }
 static inline const float *pf_q8_scales(const void *row, int64_t n) {
     return (const float *)(const void *)((const uint8_t *)row + n);
@@ -29,7 +32,7 @@ static inline const int32_t *pf_q8_sums(const void *row, int64_t n) {
 typedef struct pf_gemm {
     const pf_weight *w;
     int64_t matrix;        /* which of w->count */
-    const uint8_t *act;    /* float [cols] or the q8 layout above, act_stride bytes apart, 64-byte aligned rows */
+    const uint8_t *act;    /* float [cols] or the q8 layout above, act_stride bytes apart; q8 rows are 64-byte aligned */
     int64_t act_stride;
     int64_t n;
     const int32_t *in_rows, *out_rows; /* NULL: identity */
@@ -42,6 +45,23 @@ typedef struct pf_gemm {
 struct pf_cpu_kernels;
 typedef void (*pf_gemm_fn)(const struct pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end);
 typedef void (*pf_dequant_fn)(const pf_weight *w, int64_t matrix, int64_t row, float *out);
+
+static inline const uint8_t *pf_weight_row(const pf_weight *w, int64_t matrix, int64_t row) {
+    return w->data + (matrix * w->rows + row) * w->row_bytes;
+}
+/* PF_FP8: index of the row's first scale in w->scale; one more every 128 columns. */
+static inline int64_t pf_weight_scale_index(const pf_weight *w, int64_t matrix, int64_t row) {
+    return (matrix * w->scale_rows + (w->row0 + row) / PF_FP8_BLOCK) * w->scale_cols;
+}
+
+/* Where v of activation row i goes. */
+static inline void pf_gemm_put(const pf_gemm *g, int64_t i, int64_t row, float v) {
+    float *y = g->y + (g->out_rows ? g->out_rows[i] : i) * g->ldy + row;
+    *y = g->gain ? *y + g->gain[i] * v : v;
+}
+static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
+    return g->act + (g->in_rows ? g->in_rows[i] : i) * g->act_stride;
+}
 
 /* Index of a weight type in the tables below, -1 for a type that is no matrix type. */
 enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };

@@ -1,7 +1,7 @@
 /* The CPU backend's operations, one function per entry of pf_backend. Contracts are in backend/backend.h.
  *
  * Every operation finds its kernels with pf_cpu_kernels_of(ex), restores the arena mark it found, and returns
- * PF_ERR_CANCELLED when pf_cpu_cancelled(ex) was seen between two pieces of work (the outputs are then undefined). */
+ * PF_ERR_CANCELLED when pf_cancelled(ex) was seen (the outputs are then undefined). */
 #ifndef PF_BACKEND_CPU_OPS_H
 #define PF_BACKEND_CPU_OPS_H
 
@@ -11,11 +11,25 @@ static inline const pf_cpu_kernels *pf_cpu_kernels_of(const pf_exec *ex) {
     return (const pf_cpu_kernels *)ex->backend->kernels;
 }
 
-static inline bool pf_cpu_cancelled(const pf_exec *ex) {
-    return ex->cancel && atomic_load_explicit(ex->cancel, memory_order_relaxed) != 0;
-}
-
 /* linear.c */
+
+/* Rows of activations as a gemm kernel takes them. */
+typedef struct pf_acts {
+    const uint8_t *data;
+    int64_t stride; /* bytes */
+} pf_acts;
+
+/* Bytes from one q8 row of n values to the next. */
+static inline int64_t pf_q8_stride(int64_t n) { return (pf_q8_bytes(n) + PF_ALIGN - 1) & ~(int64_t)(PF_ALIGN - 1); }
+/* Quantises x [n_row, n] into arena memory. */
+pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out);
+/* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight. */
+float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats);
+/* Whether this run multiplies w with q8 activations. */
+bool pf_cpu_takes_q8(const pf_exec *ex, const pf_weight *w);
+/* One value of the SwiGLU operation. */
+float pf_cpu_swiglu_value(float gate, float up, float limit);
+
 pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
                        float *x);
 pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,

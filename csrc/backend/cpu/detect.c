@@ -1,0 +1,174 @@
+/* Which kernel sets this machine runs, and the backend table of each. */
+#include "backend/cpu/ops.h"
+
+#include "base/status.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#  define PF_X86 1
+#  if defined(_MSC_VER)
+#    include <intrin.h>
+#  else
+#    include <cpuid.h>
+#  endif
+#else
+#  define PF_X86 0
+#endif
+
+/* Best first. */
+enum {
+#if PF_X86
+    ISA_AVX512,
+    ISA_AVX2,
+#endif
+    ISA_SCALAR,
+    ISA_COUNT
+};
+
+static const char *const isa_names[ISA_COUNT] = {
+#if PF_X86
+    [ISA_AVX512] = "avx512",
+    [ISA_AVX2] = "avx2",
+#endif
+    [ISA_SCALAR] = "scalar",
+};
+
+/* ---- Detection --------------------------------------------------------------------------------------------- */
+
+#if PF_X86
+
+typedef struct cpuid_regs {
+    uint32_t eax, ebx, ecx, edx;
+} cpuid_regs;
+
+static cpuid_regs cpuid(uint32_t leaf, uint32_t subleaf) {
+    cpuid_regs r = {0, 0, 0, 0};
+#  if defined(_MSC_VER)
+    int v[4];
+    __cpuid(v, 0);
+    if ((uint32_t)v[0] < leaf) return r;
+    __cpuidex(v, (int)leaf, (int)subleaf);
+    r = (cpuid_regs){(uint32_t)v[0], (uint32_t)v[1], (uint32_t)v[2], (uint32_t)v[3]};
+#  else
+    __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx); /* leaves r alone past the last leaf */
+#  endif
+    return r;
+}
+
+/* Register states the operating system saves; 0 when it does not tell. */
+static uint64_t xcr0(void) {
+    if (!(cpuid(1, 0).ecx & 1u << 27)) return 0; /* OSXSAVE */
+#  if defined(_MSC_VER)
+    return _xgetbv(0);
+#  else
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+#  endif
+}
+
+static const char *avx2_problem(void) {
+    const uint32_t fma = 1u << 12, avx = 1u << 28, f16c = 1u << 29, avx2 = 1u << 5;
+    const uint32_t leaf1 = fma | avx | f16c;
+    if ((cpuid(1, 0).ecx & leaf1) != leaf1 || !(cpuid(7, 0).ebx & avx2)) return "this processor lacks AVX2, FMA or F16C";
+    if ((xcr0() & 0x6) != 0x6) return "the operating system does not save the AVX registers";
+    return NULL;
+}
+
+static const char *avx512_problem(void) {
+    const char *problem = avx2_problem();
+    if (problem) return problem;
+#  if !defined(PF_SIMDE) /* emulated on AVX2 */
+    const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, vnni = 1u << 11;
+    const uint32_t ebx = f | dq | bw | vl;
+    const cpuid_regs leaf7 = cpuid(7, 0);
+    if ((leaf7.ebx & ebx) != ebx) return "this processor lacks AVX-512 F, BW, DQ or VL";
+    if (!(leaf7.ecx & vnni)) return "this processor lacks AVX-512 VNNI";
+    if ((xcr0() & 0xe6) != 0xe6) return "the operating system does not save the AVX-512 registers";
+#  endif
+    return NULL;
+}
+
+#endif
+
+static const char *isa_problem(int isa) {
+    switch (isa) {
+#if PF_X86
+    case ISA_AVX512: return avx512_problem();
+    case ISA_AVX2: return avx2_problem();
+#endif
+    default: return NULL;
+    }
+}
+
+const char *pf_cpu_isa_name(int32_t index) { return index >= 0 && index < ISA_COUNT ? isa_names[index] : NULL; }
+
+const char *pf_cpu_isa_problem(int32_t index) {
+    return index >= 0 && index < ISA_COUNT ? isa_problem(index) : "there is no such kernel set";
+}
+
+/* ---- Tables ------------------------------------------------------------------------------------------------ */
+
+static pf_cpu_kernels kernel_tables[ISA_COUNT];
+static pf_backend backends[ISA_COUNT];
+
+static void fill_tables(void) {
+    for (int isa = 0; isa < ISA_COUNT; ++isa) {
+        pf_cpu_kernels *k = &kernel_tables[isa];
+        pf_kernels_scalar_init(k);
+#if PF_X86
+        if (isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
+        if (isa == ISA_AVX512) pf_kernels_avx512_init(k);
+#endif
+        k->name = isa_names[isa];
+        backends[isa] = (pf_backend){
+            .name = "cpu",
+            .embed = pf_cpu_embed,
+            .linear = pf_cpu_linear,
+            .rms_norm = pf_cpu_rms_norm,
+            .rope_tail = pf_cpu_rope_tail,
+            .store_rows = pf_cpu_store_rows,
+            .compress = pf_cpu_compress,
+            .hadamard = pf_cpu_hadamard,
+            .round_fp4 = pf_cpu_round_fp4,
+            .index_scores = pf_cpu_index_scores,
+            .topk = pf_cpu_topk,
+            .sparse_attn = pf_cpu_sparse_attn,
+            .mhc_pre = pf_cpu_mhc_pre,
+            .mhc_post = pf_cpu_mhc_post,
+            .mhc_head = pf_cpu_mhc_head,
+            .route = pf_cpu_route,
+            .experts = pf_cpu_experts,
+            .swiglu = pf_cpu_swiglu,
+            .kernels = k,
+        };
+    }
+}
+
+/* The tables are filled by the first caller; anyone who comes meanwhile waits the microsecond it takes. */
+static void ensure_tables(void) {
+    enum { EMPTY, FILLING, READY };
+    static atomic_int state = EMPTY;
+    int expected = EMPTY;
+    if (atomic_load_explicit(&state, memory_order_acquire) == READY) return;
+    if (atomic_compare_exchange_strong(&state, &expected, FILLING)) {
+        fill_tables();
+        atomic_store_explicit(&state, READY, memory_order_release);
+        return;
+    }
+    while (atomic_load_explicit(&state, memory_order_acquire) != READY) {}
+}
+
+pf_status pf_cpu_backend(const char *isa, const pf_backend **out, pf_error *err) {
+    for (int i = 0; i < ISA_COUNT; ++i) {
+        const char *problem = isa_problem(i);
+        if (isa ? strcmp(isa, isa_names[i]) != 0 : problem != NULL) continue;
+        if (problem) return pf_fail(err, PF_ERR_UNSUPPORTED, "CPU kernels \"%s\" cannot run here: %s", isa, problem);
+        ensure_tables();
+        *out = &backends[i];
+        return PF_OK;
+    }
+    return pf_fail(err, PF_ERR_ARGUMENT, "unknown CPU kernel set \"%s\": use one that `pyflash doctor` lists", isa);
+}

@@ -1,0 +1,213 @@
+/* The reference kernels: plain C, one value at a time, sums in double. Every other set is tested against these. */
+#include "backend/cpu/kernels.h"
+
+#include "format/floats.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
+
+int pf_weight_kind(pf_dtype type) {
+    switch (type) {
+    case PF_F32: return PF_W_F32;
+    case PF_F16: return PF_W_F16;
+    case PF_BF16: return PF_W_BF16;
+    case PF_Q8_0: return PF_W_Q8_0;
+    case PF_MXFP4: return PF_W_MXFP4;
+    case PF_FP8: return PF_W_FP8;
+    default: return -1;
+    }
+}
+
+/* ---- Vectors ----------------------------------------------------------------------------------------------- */
+
+static float dot(const float *a, const float *b, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; ++i) sum += (double)a[i] * (double)b[i];
+    return (float)sum;
+}
+
+static void axpy(float *y, float s, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) y[i] += s * x[i];
+}
+
+static void scale(float *y, float s, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) y[i] *= s;
+}
+
+/* ---- Weights to float -------------------------------------------------------------------------------------- */
+
+static void dequant_f32(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    memcpy(out, pf_weight_row(w, matrix, row), (size_t)w->cols * sizeof *out);
+}
+
+static void dequant_f16(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row);
+    for (int64_t i = 0; i < w->cols; ++i) out[i] = pf_f16_to_f32(pf_load_u16(in + 2 * i));
+}
+
+static void dequant_bf16(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row);
+    for (int64_t i = 0; i < w->cols; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(in + 2 * i));
+}
+
+static void dequant_q8_0(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row);
+    for (int64_t b = 0; b < w->cols / BLOCK; ++b, in += Q8_0_BYTES, out += BLOCK) {
+        const float d = pf_f16_to_f32(pf_load_u16(in));
+        for (int j = 0; j < BLOCK; ++j) out[j] = d * (float)(int8_t)in[2 + j];
+    }
+}
+
+static void dequant_mxfp4(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row);
+    for (int64_t b = 0; b < w->cols / BLOCK; ++b, in += MXFP4_BYTES, out += BLOCK) {
+        const float d = pf_e8m0_to_f32(in[0]);
+        for (int j = 0; j < BLOCK / 2; ++j) {
+            out[j] = d * pf_e2m1_to_f32(in[1 + j] & 15u);
+            out[j + BLOCK / 2] = d * pf_e2m1_to_f32(in[1 + j] >> 4);
+        }
+    }
+}
+
+static void dequant_fp8(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row);
+    const int64_t first = pf_weight_scale_index(w, matrix, row);
+    for (int64_t i = 0; i < w->cols; ++i) {
+        const int64_t s = first + i / PF_FP8_BLOCK;
+        const float d = w->scale_f32 ? pf_load_f32(w->scale + 4 * s) : pf_e8m0_to_f32(w->scale[s]);
+        out[i] = d * pf_e4m3_to_f32(in[i]);
+    }
+}
+
+/* ---- Matrix products --------------------------------------------------------------------------------------- */
+
+static void gemm_f32(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    const pf_dequant_fn dequant = k->dequant[pf_weight_kind(g->w->type)];
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        dequant(g->w, g->matrix, row, g->scratch);
+        for (int64_t i = 0; i < g->n; ++i) {
+            const float *x = (const float *)(const void *)pf_gemm_act(g, i);
+            pf_gemm_put(g, i, row, dot(g->scratch, x, g->w->cols));
+        }
+    }
+}
+
+/* Integer weights of block b and their scale. */
+static float block_q8_0(const uint8_t *row, int64_t b, int8_t *q) {
+    const uint8_t *in = row + b * Q8_0_BYTES;
+    memcpy(q, in + 2, BLOCK);
+    return pf_f16_to_f32(pf_load_u16(in));
+}
+
+static float block_mxfp4(const uint8_t *row, int64_t b, int8_t *q) {
+    const uint8_t *in = row + b * MXFP4_BYTES;
+    for (int j = 0; j < BLOCK / 2; ++j) {
+        q[j] = pf_e2m1_doubled[in[1 + j] & 15u];
+        q[j + BLOCK / 2] = pf_e2m1_doubled[in[1 + j] >> 4];
+    }
+    return 0.5f * pf_e8m0_to_f32(in[0]);
+}
+
+typedef float (*block_fn)(const uint8_t *row, int64_t b, int8_t *q);
+
+static inline float q8_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
+    const float *scales = pf_q8_scales(act, cols);
+    float sum = 0.0f;
+    for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        int8_t q[BLOCK];
+        const float d = block(row, b, q) * scales[b];
+        int32_t i = 0;
+        for (int j = 0; j < BLOCK; ++j) i += q[j] * (int8_t)act[b * BLOCK + j];
+        sum += d * (float)i;
+    }
+    return sum;
+}
+
+static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
+        for (int64_t i = 0; i < g->n; ++i) {
+            pf_gemm_put(g, i, row, q8_dot(w, pf_gemm_act(g, i), g->w->cols, block_q8_0));
+        }
+    }
+}
+
+static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
+        for (int64_t i = 0; i < g->n; ++i) {
+            pf_gemm_put(g, i, row, q8_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4));
+        }
+    }
+}
+
+static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
+    float *scales = (float *)(void *)(out + n);
+    int32_t *sums = (int32_t *)(void *)(out + n + n / BLOCK * 4);
+    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
+        /* Magnitudes compare as their bits do, and a NaN then wins wherever it stands. */
+        uint32_t amax = 0;
+        for (int j = 0; j < BLOCK; ++j) {
+            const uint32_t magnitude = pf_f32_bits(x[j]) & 0x7fffffffu;
+            amax = magnitude > amax ? magnitude : amax;
+        }
+        const float d = pf_f32_from_bits(amax) / 127.0f;
+        int32_t sum = 0;
+        for (int j = 0; j < BLOCK; ++j) {
+            float v = d != 0.0f ? x[j] / d : 0.0f;
+            v = v > -127.0f ? v : -127.0f; /* also a NaN; its block's scale is NaN or infinite */
+            v = v < 127.0f ? v : 127.0f;
+            /* Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits. */
+            const int32_t q = (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u);
+            out[j] = (uint8_t)q;
+            sum += q;
+        }
+        scales[b] = d;
+        sums[b] = sum;
+    }
+}
+
+/* ---- Cache rows -------------------------------------------------------------------------------------------- */
+
+static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
+    const int64_t width = rows->width, plain = width - rows->rope;
+    switch (rows->format) {
+    case PF_ROW_F32: memcpy(out, row, (size_t)width * sizeof *out); break;
+    case PF_ROW_BF16:
+        for (int64_t i = 0; i < width; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(row + 2 * i));
+        break;
+    case PF_ROW_KV_FP8: {
+        const uint8_t *scales = row + plain, *rope = scales + (plain + KV_GROUP - 1) / KV_GROUP;
+        for (int64_t i = 0; i < plain; ++i) out[i] = pf_e4m3_to_f32(row[i]) * pf_e8m0_to_f32(scales[i / KV_GROUP]);
+        for (int64_t i = plain; i < width; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(rope + 2 * (i - plain)));
+        break;
+    }
+    case PF_ROW_IDX_FP4: {
+        const uint8_t *scales = row + width / 2;
+        for (int64_t i = 0; i < width; ++i) {
+            const uint32_t code = i & 1 ? row[i / 2] >> 4 : row[i / 2] & 15u;
+            out[i] = pf_e2m1_to_f32(code) * pf_e8m0_to_f32(scales[i / IDX_GROUP]);
+        }
+        break;
+    }
+    }
+}
+
+void pf_kernels_scalar_init(pf_cpu_kernels *k) {
+    *k = (pf_cpu_kernels){
+        .name = "scalar",
+        .dot = dot,
+        .axpy = axpy,
+        .scale = scale,
+        .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
+                    [PF_W_Q8_0] = dequant_q8_0, [PF_W_MXFP4] = dequant_mxfp4, [PF_W_FP8] = dequant_fp8},
+        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
+        .quantize_q8 = quantize_q8,
+        .load_row = load_row,
+    };
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) k->gemm_f32[kind] = gemm_f32;
+}

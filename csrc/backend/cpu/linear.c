@@ -1,0 +1,143 @@
+/* Matrix products of one weight with a batch of activations, embeddings and SwiGLU. */
+#include "backend/cpu/ops.h"
+#include "backend/cpu/parallel.h"
+
+#include "base/arith.h"
+
+#include <math.h>
+#include <string.h>
+
+bool pf_cpu_takes_q8(const pf_exec *ex, const pf_weight *w) {
+    return !ex->exact && pf_cpu_kernels_of(ex)->gemm_q8[pf_weight_kind(w->type)] != NULL;
+}
+
+float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats) {
+    *floats = (cols + 15) & ~(int64_t)15; /* workers never share a cache line */
+    return pf_arena_alloc(ex->arena, (size_t)(*floats * pf_pool_threads(ex->pool)) * sizeof(float));
+}
+
+/* ---- Quantised activations --------------------------------------------------------------------------------- */
+
+typedef struct quantize_job {
+    const pf_cpu_kernels *k;
+    const float *x;
+    int64_t ldx, n, stride;
+    uint8_t *out;
+} quantize_job;
+
+static void quantize_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const quantize_job *job = arg;
+    (void)worker;
+    for (int64_t r = begin; r < end; ++r) job->k->quantize_q8(job->x + r * job->ldx, job->n, job->out + r * job->stride);
+}
+
+pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out) {
+    quantize_job job = {pf_cpu_kernels_of(ex), x, ldx, n, pf_q8_stride(n), NULL};
+    job.out = pf_arena_alloc(ex->arena, (size_t)(job.stride * n_row));
+    if (!job.out) return PF_ERR_MEMORY;
+    *out = (pf_acts){job.out, job.stride};
+    /* A few rows take less time than waking the workers. */
+    if (n_row * n <= 32768) {
+        quantize_piece(&job, 0, n_row, 0);
+        return PF_OK;
+    }
+    return pf_parallel(ex, n_row, pf_max_i64(4, pf_grain(ex, n_row)), quantize_piece, &job);
+}
+
+/* ---- Linear ------------------------------------------------------------------------------------------------ */
+
+typedef struct linear_job {
+    pf_exec *ex;
+    pf_gemm gemm;
+    pf_gemm_fn fn;
+    float *scratch;
+    int64_t scratch_floats;
+} linear_job;
+
+static void linear_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const linear_job *job = arg;
+    if (pf_cancelled(job->ex)) return;
+    pf_gemm gemm = job->gemm;
+    gemm.scratch = job->scratch + worker * job->scratch_floats;
+    job->fn(pf_cpu_kernels_of(job->ex), &gemm, begin, end);
+}
+
+/* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
+static int64_t row_grain(const pf_exec *ex, int64_t rows) {
+    const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
+    return pf_min_i64(64, pf_max_i64(16, share & ~(int64_t)15));
+}
+
+pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
+                        int64_t ldy) {
+    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
+    const int kind = pf_weight_kind(w->type);
+    const size_t mark = pf_arena_mark(ex->arena);
+    const bool q8 = pf_cpu_takes_q8(ex, w);
+    pf_acts acts = {(const uint8_t *)x, ldx * (int64_t)sizeof *x};
+    pf_status status = q8 ? pf_cpu_quantize(ex, x, ldx, n_token, w->cols, &acts) : PF_OK;
+    if (status == PF_OK) {
+        linear_job job = {
+            .ex = ex,
+            .gemm = {.w = w, .act = acts.data, .act_stride = acts.stride, .n = n_token, .y = y, .ldy = ldy},
+            .fn = q8 ? k->gemm_q8[kind] : k->gemm_f32[kind],
+        };
+        job.scratch = pf_cpu_gemm_scratch(ex, w->cols, &job.scratch_floats);
+        status = job.scratch ? pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job) : PF_ERR_MEMORY;
+    }
+    pf_arena_reset(ex->arena, mark);
+    return status;
+}
+
+/* ---- Embedding --------------------------------------------------------------------------------------------- */
+
+typedef struct embed_job {
+    pf_dequant_fn dequant;
+    const pf_weight *w;
+    const int32_t *tokens;
+    int64_t n_stream;
+    float *x;
+} embed_job;
+
+static void embed_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const embed_job *job = arg;
+    const int64_t n = job->w->cols;
+    (void)worker;
+    for (int64_t t = begin; t < end; ++t) {
+        float *x = job->x + t * job->n_stream * n;
+        job->dequant(job->w, 0, job->tokens[t], x);
+        for (int64_t s = 1; s < job->n_stream; ++s) memcpy(x + s * n, x, (size_t)n * sizeof *x);
+    }
+}
+
+pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
+                       float *x) {
+    embed_job job = {pf_cpu_kernels_of(ex)->dequant[pf_weight_kind(w->type)], w, tokens, n_stream, x};
+    return pf_parallel(ex, n_token, pf_grain(ex, n_token), embed_piece, &job);
+}
+
+/* ---- SwiGLU ------------------------------------------------------------------------------------------------ */
+
+float pf_cpu_swiglu_value(float gate, float up, float limit) {
+    /* Written so that a NaN stays one. */
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return gate / (1.0f + expf(-gate)) * up;
+}
+
+typedef struct swiglu_job {
+    const float *gate, *up;
+    float limit;
+    float *h;
+} swiglu_job;
+
+static void swiglu_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const swiglu_job *job = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; ++i) job->h[i] = pf_cpu_swiglu_value(job->gate[i], job->up[i], job->limit);
+}
+
+pf_status pf_cpu_swiglu(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h) {
+    swiglu_job job = {gate, up, limit, h};
+    return pf_parallel(ex, n, pf_max_i64(1024, pf_grain(ex, n)), swiglu_piece, &job);
+}

@@ -1,0 +1,12 @@
+/* The intrinsics of the x86 kernel files: the compiler's, or with PF_SIMDE the SIMDe emulation (a test build that runs
+ * the AVX-512 kernels on a machine without AVX-512). */
+#ifndef PF_BACKEND_CPU_X86_INTRINSICS_H
+#define PF_BACKEND_CPU_X86_INTRINSICS_H
+
+#if defined(PF_SIMDE)
+#  include PF_SIMDE
+#else
+#  include <immintrin.h>
+#endif
+
+#endif
