@@ -92,6 +92,17 @@ typedef struct pf_mhc_shape {
     float norm_eps, hc_eps;
 } pf_mhc_shape;
 
+/* Compressor contributions of n tokens into the frontier rings, ape added to g. */
+typedef struct pf_frontier_args {
+    const float *a, *g;   /* [n, channels] */
+    const float *ape;     /* [ratio, channels] */
+    int64_t n, position;  /* first token's absolute position */
+    int64_t channels;
+    int32_t ratio;
+    float *ring_a, *ring_g; /* [ring, channels], keyed by absolute position */
+    int64_t ring;
+} pf_frontier_args;
+
 /* Compressor: rows [first, first + n) from the frontier of per-token contributions.
  * Ratio 4 (overlap): slots are window j-1 with the first half of a and g, and window j with the second half.
  * Otherwise: the ratio tokens of window j. */
@@ -110,7 +121,8 @@ typedef struct pf_compress_args {
 
 typedef struct pf_index_args {
     const float *q;       /* [T, n_head, width] */
-    const float *w;       /* [T, n_head], both scales included */
+    const float *w;       /* [T, n_head] */
+    float scale;          /* of w */
     int64_t n_token, position; /* first token's absolute position */
     int64_t n_head;
     int32_t ratio;        /* token at p sees rows j < (p+1)/ratio */
@@ -172,15 +184,16 @@ typedef struct pf_backend {
                            bool inverse);
     /* Encodes rows x [n, width] into indices first .. first+n-1. */
     pf_status (*store_rows)(pf_exec *ex, const pf_rows *rows, int64_t first, int64_t n, const float *x);
+    pf_status (*push_frontier)(pf_exec *ex, const pf_frontier_args *args);
     pf_status (*compress)(pf_exec *ex, const pf_compress_args *args);
     /* Normalised Hadamard transform (Sylvester order, times n^-1/2) of each row, in place; n a power of two. */
     pf_status (*hadamard)(pf_exec *ex, float *x, int64_t n_row, int64_t n);
     /* Rounds each row to e2m1 per 32 values with a power-of-two scale, in place: the indexer query's precision. */
     pf_status (*round_fp4)(pf_exec *ex, float *x, int64_t n_row, int64_t n);
-    /* scores[t, j] = sum_h w[t,h] max(0, q[t,h] . row_j). */
+    /* scores[t, j] = scale sum_h w[t,h] max(0, q[t,h] . row_j). */
     pf_status (*index_scores)(pf_exec *ex, const pf_index_args *args);
     /* The k highest of scores[t, : (position+t+1)/ratio] (all when fewer), lower index first among equals, written in
-     * ascending index order: select [T, k], select_n [T]. */
+     * ascending index order: select [T, k], select_n [T]. scores may be NULL when no token sees more than k rows. */
     pf_status (*topk)(pf_exec *ex, const float *scores, int64_t ld, int64_t n_token, int64_t position, int32_t ratio,
                       int64_t k, int32_t *select, int32_t *select_n);
     pf_status (*sparse_attn)(pf_exec *ex, const pf_attn_args *args);

@@ -139,8 +139,8 @@ PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, p
 /* Layer kind of layer `layer`: its compression ratio, 0, 4 or 128; -1 when out of range. */
 PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);
 
-/* A string value of the GGUF by key ("tokenizer.chat_template"), or NULL. Owned by the model; *len excludes the
- * terminating zero and may be NULL. */
+/* A string value of the GGUF by key ("tokenizer.chat_template"), or NULL. Owned by the model, *len bytes long and not
+ * zero-terminated. */
 PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, size_t *len);
 
 /* ---- Sessions ---------------------------------------------------------------------------------------------- */
@@ -163,6 +163,8 @@ PF_API void pf_session_close(pf_session *session); /* NULL is allowed */
 PF_API int64_t pf_session_position(const pf_session *session);
 PF_API int64_t pf_session_capacity(const pf_session *session);
 PF_API int32_t pf_session_chunk(const pf_session *session);
+/* The tokens evaluated so far, [position]. Valid until the next call that changes the session. */
+PF_API const int32_t *pf_session_tokens(const pf_session *session);
 
 #define PF_LOGITS_NONE 0
 #define PF_LOGITS_LAST 1 /* [vocab], of tokens[n_tokens-1]; written by the call that reaches it */

@@ -234,8 +234,8 @@ pf_status pf_config_read(const pf_gguf *gguf, pf_config *out, pf_error *err) {
     TRY(read_int(&r, "block_count", 1, PF_MAX_LAYERS, &blocks));
     if (pf_gguf_has(gguf, ARCH ".nextn_predict_layers")) TRY(read_int(&r, "nextn_predict_layers", 0, 1, &c.n_nextn));
     /* An MTP file counts the block in block_count (llama.cpp); a native file names it apart. */
-    const bool native = pf_gguf_has(gguf, "pyflash.profile");
-    c.n_layer = native ? blocks : blocks - c.n_nextn;
+    c.native = pf_gguf_has(gguf, "pyflash.fp8");
+    c.n_layer = c.native ? blocks : blocks - c.n_nextn;
     if (c.n_layer < 1 || c.n_layer + c.n_nextn > PF_MAX_LAYERS) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, ARCH ".block_count = %d leaves no layer to run", blocks);
     }

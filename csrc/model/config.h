@@ -25,6 +25,7 @@ typedef struct pf_config {
     int32_t n_embd;          /* D */
     int32_t n_layer;         /* L, the MTP block not counted */
     int32_t n_nextn;         /* MTP blocks in this file, 0 or 1 */
+    bool native;             /* the file follows the native profile */
     int32_t n_head;          /* H */
     int32_t head_dim;        /* d */
     int32_t rope_dim;        /* r, even, <= d */

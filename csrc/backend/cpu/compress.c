@@ -4,6 +4,25 @@
 #include "base/arith.h"
 
 #include <math.h>
+#include <string.h>
+
+static void push_tokens(void *arg, int64_t begin, int64_t end, int worker) {
+    const pf_frontier_args *args = arg;
+    const int64_t n = args->channels;
+    (void)worker;
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t slot = (args->position + i) % args->ring;
+        const float *g = args->g + i * n, *ape = args->ape + (args->position + i) % args->ratio * n;
+        float *ring_g = args->ring_g + slot * n;
+        memcpy(args->ring_a + slot * n, args->a + i * n, (size_t)n * sizeof(float));
+        for (int64_t c = 0; c < n; ++c) ring_g[c] = g[c] + ape[c];
+    }
+}
+
+pf_status pf_cpu_push_frontier(pf_exec *ex, const pf_frontier_args *args) {
+    pf_frontier_args copy = *args;
+    return pf_parallel(ex, args->n, pf_grain(ex, args->n), push_tokens, &copy);
+}
 
 /* Channels handled together, so that the passes over the slots stay in L1. */
 enum { CHANNELS = 64 };

@@ -130,6 +130,7 @@ static void fill_tables(void) {
             .rms_norm = pf_cpu_rms_norm,
             .rope_tail = pf_cpu_rope_tail,
             .store_rows = pf_cpu_store_rows,
+            .push_frontier = pf_cpu_push_frontier,
             .compress = pf_cpu_compress,
             .hadamard = pf_cpu_hadamard,
             .round_fp4 = pf_cpu_round_fp4,

@@ -36,7 +36,7 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
                     const float s = job->k->dot(q + h * width, row, width);
                     if (s > 0.0f) sum += w[h] * s;
                 }
-                args->scores[t * args->ld + j] = sum;
+                args->scores[t * args->ld + j] = sum * args->scale;
             }
         }
     }
@@ -92,12 +92,12 @@ static void topk_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     for (int64_t t = begin; t < end; ++t) {
         const int64_t n = (job->position + t + 1) / job->ratio;
-        const float *scores = job->scores + t * job->ld;
         int32_t *select = job->select + t * job->k;
         int64_t have = 0;
         if (n <= job->k) {
             for (; have < n; ++have) select[have] = (int32_t)have;
         } else {
+            const float *scores = job->scores + t * job->ld;
             int64_t n_equal;
             const uint32_t kth = kth_key(scores, n, job->k, &n_equal);
             for (int64_t j = 0; j < n && have < job->k; ++j) {

@@ -51,6 +51,7 @@ pf_status pf_cpu_rope_tail(pf_exec *ex, float *x, int64_t n_token, int64_t n_hea
                            const pf_rope_table *table, bool inverse);
 
 /* compress.c */
+pf_status pf_cpu_push_frontier(pf_exec *ex, const pf_frontier_args *args);
 pf_status pf_cpu_compress(pf_exec *ex, const pf_compress_args *args);
 
 /* indexer.c */

@@ -1,0 +1,58 @@
+/* Mixture of experts: hash or score routing, routed experts, shared expert. */
+#include "model/step.h"
+
+#include <string.h>
+
+/* Hash layers look their experts up by token id. The table comes from the file, so its ids are checked here. */
+static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
+    const pf_config *c = &s->net->config;
+    for (int64_t t = 0; t < s->n; ++t) {
+        const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * c->n_expert_used;
+        for (int32_t i = 0; i < c->n_expert_used; ++i) {
+            if (entry[i] < 0 || entry[i] >= c->n_expert) {
+                return pf_fail(s->err, PF_ERR_FORMAT,
+                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert the checkpoint again",
+                               layer, entry[i], c->n_expert, s->tokens[t]);
+            }
+        }
+        memcpy(chosen + t * c->n_expert_used, entry, (size_t)c->n_expert_used * sizeof *chosen);
+    }
+    return PF_OK;
+}
+
+pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, const float *x, float *y) {
+    const pf_config *c = &s->net->config;
+    const pf_backend *be = s->ex->backend;
+    const pf_moe_weights *w = &lw->moe;
+    const int64_t n = s->n, width = c->n_embd, n_expert = c->n_expert, n_used = c->n_expert_used, ff = c->n_ff;
+
+    PF_SCRATCH(float, logits, s, n * n_expert);
+    PF_SCRATCH(float, scores, s, n * n_expert);
+    PF_SCRATCH(int32_t, chosen, s, n * n_used);
+    PF_SCRATCH(int32_t, table, s, n * n_used);
+    PF_SCRATCH(float, weight, s, n * n_used);
+    PF_TRY(be->linear(s->ex, &w->router, x, width, n, logits, n_expert));
+    if (lw->hash) PF_TRY(look_up_experts(s, layer, w, table));
+    const pf_route_args route = {
+        .logits = logits, .bias = w->router_bias, .table = lw->hash ? table : NULL, .n_token = n,
+        .n_expert = n_expert, .n_used = n_used, .scale = c->expert_scale, .scores = scores, .chosen = chosen,
+        .weight = weight,
+    };
+    PF_TRY(be->route(s->ex, &route));
+    pf_step_tap(s, "router", layer, scores, n_expert);
+    for (int64_t t = 0; t < n; ++t) pf_step_tap_ints(s, "experts", layer, t, chosen + t * n_used, n_used);
+    pf_step_tap(s, "expert_w", layer, weight, n_used);
+
+    PF_SCRATCH(float, gate, s, n * ff);
+    PF_SCRATCH(float, up, s, n * ff);
+    PF_TRY(be->linear(s->ex, &w->shared_gate, x, width, n, gate, ff));
+    PF_TRY(be->linear(s->ex, &w->shared_up, x, width, n, up, ff));
+    PF_TRY(be->swiglu(s->ex, gate, up, n * ff, lw->limit_shared, gate));
+    PF_TRY(be->linear(s->ex, &w->shared_down, gate, ff, n, y, width));
+
+    const pf_experts_args experts = {
+        .gate = &w->gate, .up = &w->up, .down = &w->down, .x = x, .chosen = chosen, .weight = weight, .n_token = n,
+        .n_used = n_used, .limit = lw->limit_routed, .out = y,
+    };
+    return be->experts(s->ex, &experts);
+}

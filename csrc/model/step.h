@@ -1,0 +1,93 @@
+/* One evaluation step: n consecutive tokens of one session through the network. The parts of the forward pass share it.
+ *
+ * Scratch memory comes from the step's arena; whoever calls a part resets the arena to the mark it took before. */
+#ifndef PF_MODEL_STEP_H
+#define PF_MODEL_STEP_H
+
+#include "backend/backend.h"
+#include "kv/cache.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+/* What a loaded model computes with: immutable, shared by all its sessions. */
+typedef struct pf_network {
+    pf_config config;
+    pf_weights weights;
+    double *rope_freq;            /* [r/2] of layers with ratio 0; owned */
+    double *rope_freq_compressed; /* [r/2] of the others; owned */
+} pf_network;
+
+typedef struct pf_step {
+    const pf_network *net;
+    pf_cache *cache;
+    pf_exec *ex;
+    pf_error *err;         /* may be NULL */
+    pf_tap_fn tap;         /* may be NULL */
+    void *tap_user;
+    const int32_t *tokens; /* [n]; ids have been checked */
+    int64_t n, position;   /* the first token's absolute position */
+    pf_rope_table rope, rope_compressed; /* [n] from position */
+} pf_step;
+
+#define PF_TRY(call) \
+    do { \
+        const pf_status status_ = (call); \
+        if (status_ != PF_OK) return status_; \
+    } while (0)
+
+/* count elements of scratch, or PF_ERR_MEMORY out of the calling function. */
+#define PF_SCRATCH(type, name, step, count) \
+    type *name = pf_arena_alloc((step)->ex->arena, (size_t)(count) * sizeof(type)); \
+    if (name == NULL) return PF_ERR_MEMORY
+
+/* cos and sin of n positions first, first + stride, ... into scratch. Angles are computed in double: positions reach
+ * a million. */
+pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
+                       pf_rope_table *out);
+/* Fills rope and rope_compressed for the step's positions. */
+pf_status pf_step_prepare(pf_step *s);
+
+static inline const pf_rope_table *pf_step_rope_of(const pf_step *s, int32_t ratio) {
+    return ratio == 0 ? &s->rope : &s->rope_compressed;
+}
+
+/* Reports data [n, width] to the tap, token by token. */
+void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float *data, int64_t width);
+void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t token, const int32_t *data,
+                      int64_t width);
+/* Reports one row at an absolute position. */
+void pf_step_tap_row(const pf_step *s, const char *name, int32_t layer, int64_t position, const float *data,
+                     int64_t width);
+
+/* attention.c: y [n, D] = Attention(x [n, D]), x after the norm. Extends the layer's cache. */
+pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w, const float *x,
+                       float *y);
+/* The part of it that only fills the window rows, for blocks whose output nobody reads. */
+pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w,
+                            const float *x);
+
+/* moe.c: y [n, D] = MoE(x [n, D]), x after the norm. */
+pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *x, float *y);
+
+/* deepseek4.c */
+
+/* One layer over streams [n, N D], in place; `layer` is its place in the cache. */
+pf_status pf_layer(const pf_step *s, int32_t layer, const pf_layer_weights *w, float *streams);
+/* Only the layer's window rows, which is all that later tokens need of it. */
+pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *streams);
+/* Streams to logits [n_out, vocab] of the last n_out tokens. */
+pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
+                  float *logits);
+/* The whole network: extends the cache by the step's tokens (the caller commits) and writes the logits of the last
+ * n_out tokens, [n_out, vocab]. */
+pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);
+
+/* mtp.c */
+
+/* Brings the MTP block's window rows up to the step: they need each token's successor, so they lag by one. streams are
+ * the step's final streams. */
+pf_status pf_mtp_follow(const pf_step *s, const float *streams);
+/* Logits [vocab] of the MTP block for the cache's last token, followed by `next`. */
+pf_status pf_mtp_draft(pf_step *s, int32_t next, float *logits);
+
+#endif

@@ -1,0 +1,179 @@
+#include "runtime/model.h"
+
+#include "base/memory.h"
+
+#include <string.h>
+
+void pf_model_params_init(pf_model_params *params) {
+    memset(params, 0, sizeof *params);
+    params->struct_size = sizeof *params;
+    params->precision = PF_PRECISION_FAST;
+}
+
+/* The caller's struct may be older (shorter) than ours: what it lacks keeps its default. */
+static pf_status copy_params(const pf_model_params *given, pf_model_params *out, pf_error *err) {
+    pf_model_params_init(out);
+    if (given == NULL) return PF_OK;
+    if (given->struct_size < sizeof given->struct_size) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "model parameters without struct_size: call pf_model_params_init first");
+    }
+    memcpy(out, given, given->struct_size < sizeof *out ? given->struct_size : sizeof *out);
+    out->struct_size = sizeof *out;
+    if (out->precision != PF_PRECISION_FAST && out->precision != PF_PRECISION_EXACT) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "precision %d is unknown: use fast (0) or exact (1)", out->precision);
+    }
+    if (out->n_threads < 0 || out->n_threads > 1024) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d threads: use 1 to 1024, or 0 for one per core", out->n_threads);
+    }
+    if (out->device != NULL && strcmp(out->device, "auto") != 0 && strcmp(out->device, "cpu") != 0) {
+        return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: this build has \"cpu\"", out->device);
+    }
+    return PF_OK;
+}
+
+static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *err) {
+    pf_config *config = &model->net.config, mtp_config = {0};
+    PF_TRY(pf_config_read(model->gguf, config, err));
+    if (mtp_path != NULL) {
+        PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
+        PF_TRY(pf_config_read(model->mtp_gguf, &mtp_config, err));
+    } else if (config->n_nextn > 0 && !config->native) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED,
+                       "this file holds only the model's MTP block: open the main file and give this one beside it");
+    }
+    PF_TRY(pf_weights_load(model->gguf, config, model->mtp_gguf, &mtp_config, &model->net.weights, err));
+    const size_t half = (size_t)config->rope_dim / 2;
+    model->net.rope_freq = pf_calloc(half, sizeof(double));
+    model->net.rope_freq_compressed = pf_calloc(half, sizeof(double));
+    if (model->net.rope_freq == NULL || model->net.rope_freq_compressed == NULL) {
+        return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
+    }
+    pf_rope_frequencies(&config->rope, config->rope_dim, model->net.rope_freq);
+    const bool compressed = config->rope_compressed.theta > 0.0; /* 0: no layer has compressed rows */
+    pf_rope_frequencies(compressed ? &config->rope_compressed : &config->rope, config->rope_dim,
+                        model->net.rope_freq_compressed);
+    return PF_OK;
+}
+
+static pf_status copy_name(pf_model *model, pf_error *err) {
+    pf_gguf_string name = {"", 0};
+    (void)pf_gguf_get_string(model->gguf, "general.name", &name);
+    model->name = pf_calloc(1, (size_t)name.len + 1);
+    if (model->name == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
+    memcpy(model->name, name.data, (size_t)name.len);
+    return PF_OK;
+}
+
+static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
+    PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
+    PF_TRY(pf_gguf_open(path, &model->gguf, err));
+    PF_TRY(open_network(model, params->mtp_path, err));
+    PF_TRY(pf_tokenizer_open(model->gguf, &model->tokenizer, err));
+    PF_TRY(copy_name(model, err));
+    const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
+    model->pool = pf_pool_new(threads);
+    if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
+    pf_log_line(&model->log, PF_LOG_INFO, "%s: %d layers, %lld tensors, %d threads, %s kernels", path,
+                model->net.config.n_layer, (long long)pf_gguf_n_tensors(model->gguf), threads, model->backend->name);
+    return PF_OK;
+}
+
+static void delete_model(pf_model *model) {
+    pf_pool_delete(model->pool);
+    pf_tokenizer_close(model->tokenizer);
+    pf_weights_free(&model->net.weights);
+    pf_free(model->net.rope_freq);
+    pf_free(model->net.rope_freq_compressed);
+    pf_free(model->name);
+    pf_gguf_close(model->mtp_gguf);
+    pf_gguf_close(model->gguf);
+    pf_free(model);
+}
+
+pf_status pf_model_open(const char *path, const pf_model_params *given, pf_model **out, pf_error *err) {
+    pf_model_params params;
+    if (path == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_open: path and out are needed");
+    PF_TRY(copy_params(given, &params, err));
+    pf_model *model = pf_calloc(1, sizeof *model);
+    if (model == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
+    atomic_init(&model->references, 1);
+    model->precision = params.precision;
+    model->log = (pf_log){params.log, params.log_user};
+    const pf_status status = open_parts(model, path, &params, err);
+    if (status != PF_OK) {
+        delete_model(model);
+        return status;
+    }
+    *out = model;
+    return PF_OK;
+}
+
+pf_model *pf_model_retain(pf_model *model) {
+    (void)atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed);
+    return model;
+}
+
+void pf_model_release(pf_model *model) {
+    if (model != NULL && atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) == 1) {
+        delete_model(model);
+    }
+}
+
+static uint64_t weight_bytes(const pf_gguf *gguf) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < pf_gguf_n_tensors(gguf); ++i) sum += pf_gguf_tensor_at(gguf, i)->bytes;
+    return sum;
+}
+
+pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err) {
+    if (model == NULL || info == NULL || info->struct_size < sizeof info->struct_size) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");
+    }
+    const pf_config *c = &model->net.config;
+    const uint32_t size = info->struct_size < sizeof *info ? info->struct_size : (uint32_t)sizeof *info;
+    const pf_model_info full = {
+        .struct_size = size, .precision = model->precision, .n_threads = pf_pool_threads(model->pool),
+        .n_vocab = c->n_vocab, .n_embd = c->n_embd, .n_layer = c->n_layer, .n_head = c->n_head,
+        .head_dim = c->head_dim, .rope_dim = c->rope_dim, .window = c->window, .n_expert = c->n_expert,
+        .n_expert_used = c->n_expert_used, .n_ff_expert = c->n_ff, .n_hash_layer = c->n_hash_layer,
+        .index_topk = c->index_topk, .n_stream = c->n_stream, .has_mtp = model->net.weights.mtp.present,
+        .bos_token = pf_tokenizer_bos(model->tokenizer), .eos_token = pf_tokenizer_eos(model->tokenizer),
+        .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
+        .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
+        .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
+    };
+    memcpy(info, &full, size);
+    return PF_OK;
+}
+
+int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer) {
+    const bool known = layer >= 0 && layer < model->net.config.n_layer;
+    return known ? model->net.config.ratio[layer] : -1;
+}
+
+const char *pf_model_meta_string(const pf_model *model, const char *key, size_t *len) {
+    pf_gguf_string value;
+    if (!pf_gguf_get_string(model->gguf, key, &value)) return NULL;
+    *len = (size_t)value.len;
+    return value.data;
+}
+
+pf_status pf_tokenize(const pf_model *model, const char *text, size_t len, uint32_t flags, int32_t *tokens,
+                      int64_t capacity, int64_t *n_tokens, pf_error *err) {
+    if (model->tokenizer == NULL) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");
+    }
+    return pf_tokenizer_encode(model->tokenizer, text, len, flags, tokens, capacity, n_tokens, err);
+}
+
+pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_tokens, uint32_t flags, char *out,
+                        size_t capacity, size_t *len, pf_error *err) {
+    if (model->tokenizer == NULL) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");
+    }
+    return pf_tokenizer_decode(model->tokenizer, tokens, n_tokens, flags, out, capacity, len, err);
+}
+
+int32_t pf_token_id(const pf_model *model, const char *text, size_t len) {
+    return model->tokenizer != NULL ? pf_tokenizer_token_id(model->tokenizer, text, len) : -1;
+}

@@ -1,0 +1,211 @@
+#include "runtime/session.h"
+
+#include "base/arith.h"
+#include "base/memory.h"
+
+#include <string.h>
+
+enum { DEFAULT_CONTEXT = 65536, DEFAULT_CHUNK = 512, MAX_CHUNK = 1 << 16 };
+
+void pf_session_params_init(pf_session_params *params) {
+    memset(params, 0, sizeof *params);
+    params->struct_size = sizeof *params;
+}
+
+static pf_status copy_params(const pf_session_params *given, const pf_config *config, pf_session_params *out,
+                             pf_error *err) {
+    pf_session_params_init(out);
+    if (given != NULL) {
+        if (given->struct_size < sizeof given->struct_size) {
+            return pf_fail(err, PF_ERR_ARGUMENT,
+                           "session parameters without struct_size: call pf_session_params_init first");
+        }
+        memcpy(out, given, given->struct_size < sizeof *out ? given->struct_size : sizeof *out);
+        out->struct_size = sizeof *out;
+    }
+    if (out->n_ctx == 0) out->n_ctx = pf_min_i64(DEFAULT_CONTEXT, config->n_ctx_train);
+    if (out->n_chunk == 0) out->n_chunk = DEFAULT_CHUNK;
+    if (out->n_ctx < 1 || out->n_ctx > config->n_ctx_train) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "a context of %lld tokens: this model takes 1 to %lld",
+                       (long long)out->n_ctx, (long long)config->n_ctx_train);
+    }
+    if (out->n_chunk < 1 || out->n_chunk > MAX_CHUNK) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "chunks of %d tokens: use 1 to %d", out->n_chunk, MAX_CHUNK);
+    }
+    out->n_chunk = (int32_t)pf_min_i64(out->n_chunk, out->n_ctx);
+    return PF_OK;
+}
+
+pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_session **out, pf_error *err) {
+    pf_session_params params;
+    if (model == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_open: model and out are needed");
+    PF_TRY(copy_params(given, &model->net.config, &params, err));
+    pf_session *session = pf_calloc(1, sizeof *session);
+    if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
+    session->model = pf_model_retain(model);
+    atomic_init(&session->cancel, 0);
+    pf_status status = pf_cache_open(&model->net.config, model->net.weights.mtp.present,
+                                     model->precision == PF_PRECISION_EXACT, params.n_ctx, params.n_chunk,
+                                     &session->cache, err);
+    session->arena = pf_arena_new();
+    session->tokens = pf_region_alloc((size_t)params.n_ctx * sizeof(int32_t));
+    if (status == PF_OK && (session->arena == NULL || session->tokens == NULL)) {
+        status = pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
+    }
+    if (status != PF_OK) {
+        session->cache.n_ctx = params.n_ctx;
+        pf_session_close(session);
+        return status;
+    }
+    if ((params.flags & PF_SESSION_POISON) != 0) pf_cache_poison(&session->cache);
+    *out = session;
+    return PF_OK;
+}
+
+void pf_session_close(pf_session *session) {
+    if (session == NULL) return;
+    if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
+    pf_cache_close(&session->cache);
+    if (session->arena != NULL) pf_arena_delete(session->arena);
+    pf_model_release(session->model);
+    pf_free(session);
+}
+
+int64_t pf_session_position(const pf_session *session) { return session->cache.position; }
+int64_t pf_session_capacity(const pf_session *session) { return session->cache.n_ctx; }
+int32_t pf_session_chunk(const pf_session *session) { return session->cache.n_chunk; }
+const int32_t *pf_session_tokens(const pf_session *session) { return session->tokens; }
+int64_t pf_session_rollback_limit(const pf_session *session) { return pf_cache_rollback_limit(&session->cache); }
+
+void pf_session_cancel(pf_session *session) { atomic_store(&session->cancel, 1); }
+
+void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user) {
+    session->tap = fn;
+    session->tap_user = user;
+}
+
+/* One line for the failures that carry no message of their own, and the cancel request taken when it was heard. */
+static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
+    if (status == PF_ERR_CANCELLED) {
+        atomic_store(&session->cancel, 0);
+        return pf_fail(err, status, "cancelled");
+    }
+    if (status == PF_ERR_MEMORY) {
+        return pf_fail(err, status, "out of memory while evaluating: use a smaller chunk or context");
+    }
+    return status;
+}
+
+static bool take_cancel(pf_session *session) { return atomic_exchange(&session->cancel, 0) != 0; }
+
+static pf_exec make_exec(pf_session *session) {
+    return (pf_exec){.backend = session->model->backend, .pool = session->model->pool, .arena = session->arena,
+                     .cancel = &session->cancel, .exact = session->model->precision == PF_PRECISION_EXACT};
+}
+
+static pf_status check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err) {
+    const int32_t n_vocab = session->model->net.config.n_vocab;
+    for (int64_t i = 0; i < n; ++i) {
+        if (tokens[i] >= 0 && tokens[i] < n_vocab) continue;
+        return pf_fail(err, PF_ERR_ARGUMENT, "token %d at index %lld is outside the vocabulary of %d", tokens[i],
+                       (long long)i, n_vocab);
+    }
+    return PF_OK;
+}
+
+/* Logits rows that a step of n of n_tokens tokens writes. */
+static pf_status count_logits(const pf_session *session, int32_t mode, int64_t n, int64_t n_tokens, const float *logits,
+                              int64_t capacity, int64_t *n_out, pf_error *err) {
+    switch (mode) {
+    case PF_LOGITS_NONE: *n_out = 0; break;
+    case PF_LOGITS_LAST: *n_out = n == n_tokens ? 1 : 0; break;
+    case PF_LOGITS_ALL: *n_out = n; break;
+    default: return pf_fail(err, PF_ERR_ARGUMENT, "logits mode %d is unknown", mode);
+    }
+    const int64_t n_vocab = session->model->net.config.n_vocab;
+    if (*n_out > 0 && (logits == NULL || capacity / n_vocab < *n_out)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld logits, %lld x %lld are written", (long long)capacity,
+                       (long long)*n_out, (long long)n_vocab);
+    }
+    return PF_OK;
+}
+
+pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t logits_mode,
+                          float *logits, int64_t logits_capacity, int64_t *n_done, pf_error *err) {
+    pf_cache *cache = &session->cache;
+    if (tokens == NULL || n_tokens < 1 || n_done == NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_eval: at least one token and n_done are needed");
+    }
+    const int64_t n = pf_min_i64(n_tokens, cache->n_chunk);
+    int64_t n_out = 0;
+    PF_TRY(count_logits(session, logits_mode, n, n_tokens, logits, logits_capacity, &n_out, err));
+    PF_TRY(check_tokens(session, tokens, n, err));
+    if (n > cache->n_ctx - cache->position) {
+        return pf_fail(err, PF_ERR_CONTEXT_FULL,
+                       "the context of %lld tokens is full at %lld: open a session with a larger one",
+                       (long long)cache->n_ctx, (long long)cache->position);
+    }
+    if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
+
+    pf_exec exec = make_exec(session);
+    pf_step step = {.net = &session->model->net, .cache = cache, .ex = &exec, .err = err, .tap = session->tap,
+                    .tap_user = session->tap_user, .tokens = tokens, .n = n, .position = cache->position};
+    pf_cache_begin_write(cache, n);
+    pf_status status = pf_step_prepare(&step);
+    if (status == PF_OK) status = pf_forward(&step, n_out, logits);
+    pf_arena_reset(session->arena, 0);
+    if (status != PF_OK) {
+        pf_cache_abort_write(cache, n);
+        return finish(session, status, err);
+    }
+    memcpy(session->tokens + cache->position, tokens, (size_t)n * sizeof *tokens);
+    pf_cache_commit_write(cache, n);
+    *n_done = n;
+    return PF_OK;
+}
+
+pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
+                           pf_error *err) {
+    const pf_network *net = &session->model->net;
+    int64_t n_out = 0;
+    if (!net->weights.mtp.present) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the model was opened without an MTP block: convert with --mtp");
+    }
+    if (session->cache.position == 0) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
+    }
+    PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, 1, logits, logits_capacity, &n_out, err));
+    PF_TRY(check_tokens(session, &next_token, 1, err));
+    if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
+    pf_exec exec = make_exec(session);
+    pf_step step = {.net = net, .cache = &session->cache, .ex = &exec, .err = err, .tap = session->tap,
+                    .tap_user = session->tap_user};
+    const pf_status status = pf_mtp_draft(&step, next_token, logits);
+    pf_arena_reset(session->arena, 0);
+    return finish(session, status, err);
+}
+
+pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
+    pf_cache *cache = &session->cache;
+    if (n < 0 || n > cache->position) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "cannot drop %lld of %lld tokens", (long long)n,
+                       (long long)cache->position);
+    }
+    if (!pf_cache_rollback(cache, n)) {
+        return pf_fail(err, PF_ERR_REBUILD,
+                       "cannot drop %lld tokens, only %lld or all %lld: drop all and evaluate the rest again",
+                       (long long)n, (long long)pf_cache_rollback_limit(cache), (long long)cache->position);
+    }
+    return PF_OK;
+}
+
+pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err) {
+    if (session == NULL || mem == NULL || mem->struct_size < sizeof mem->struct_size) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: set mem->struct_size first");
+    }
+    const uint32_t size = mem->struct_size < sizeof *mem ? mem->struct_size : (uint32_t)sizeof *mem;
+    const pf_session_memory full = {size, 0, session->cache.region_bytes + (uint64_t)session->cache.n_ctx * 4,
+                                    pf_arena_capacity(session->arena)};
+    memcpy(mem, &full, size);
+    return PF_OK;
+}

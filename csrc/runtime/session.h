@@ -1,0 +1,20 @@
+/* What stands behind the opaque pf_session. */
+#ifndef PF_RUNTIME_SESSION_H
+#define PF_RUNTIME_SESSION_H
+
+#include "kv/cache.h"
+#include "runtime/model.h"
+
+#include <stdatomic.h>
+
+struct pf_session {
+    pf_model *model;   /* one reference */
+    pf_cache cache;
+    pf_arena *arena;
+    atomic_int cancel; /* set by any thread, taken by the evaluating one */
+    int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
+    pf_tap_fn tap;
+    void *tap_user;
+};
+
+#endif
