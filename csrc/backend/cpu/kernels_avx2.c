@@ -5,6 +5,14 @@
 
 #include "backend/cpu/x86_intrinsics.h"
 
+#include "format/floats.h"
+
+#include <string.h>
+
+enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
+
+/* ---- Vectors ----------------------------------------------------------------------------------------------- */
+
 static float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -42,11 +50,374 @@ static void scale(float *y, float s, int64_t n) {
     for (; i < n; ++i) y[i] *= s;
 }
 
+/* ---- Small formats to floats ------------------------------------------------------------------------------- */
+
+static inline __m256 widen_i8(__m128i bytes, __m256 scale) {
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), scale);
+}
+
+static void span_f16(const uint8_t *in, int64_t n, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + 2 * i))));
+    }
+    for (; i < n; ++i) out[i] = pf_f16_to_f32(pf_load_u16(in + 2 * i));
+}
+
+static void span_bf16(const uint8_t *in, int64_t n, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 2 * i)));
+        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+    }
+    for (; i < n; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(in + 2 * i));
+}
+
+/* n e4m3 codes times scale. An e4m3 code moved into a half float reads as the value times 2^-8. */
+static void span_e4m3(const uint8_t *in, int64_t n, float scale, float *out) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7f), nan_code = _mm256_set1_epi16(0x7f << 7);
+    const __m256i nan = _mm256_set1_epi16(0x7e00);
+    const __m256 unbias = _mm256_set1_ps(256.0f), vscale = _mm256_set1_ps(scale);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + i)));
+        __m256i half = _mm256_slli_epi16(_mm256_and_si256(code, magnitude), 7);
+        half = _mm256_or_si256(half, _mm256_and_si256(_mm256_cmpeq_epi16(half, nan_code), nan));
+        half = _mm256_or_si256(half, _mm256_slli_epi16(_mm256_andnot_si256(magnitude, code), 8));
+        const __m256 lo = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+        const __m256 hi = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(lo, unbias), vscale));
+        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(_mm256_mul_ps(hi, unbias), vscale));
+    }
+    for (; i < n; ++i) out[i] = pf_e4m3_to_f32(in[i]) * scale;
+}
+
+/* 16 int8 times scale. */
+static inline void store_i8x16(float *out, __m128i bytes, __m256 scale) {
+    _mm256_storeu_ps(out, widen_i8(bytes, scale));
+    _mm256_storeu_ps(out + 8, widen_i8(_mm_srli_si128(bytes, 8), scale));
+}
+
+static inline __m128i e2m1_table(void) { return _mm_loadu_si128((const __m128i *)(const void *)pf_e2m1_doubled); }
+
+/* ---- Weights to floats: columns [first, first + n) of a row ------------------------------------------------- */
+
+static inline void expand_f32(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    memcpy(out, pf_weight_row(w, matrix, row) + 4 * first, (size_t)n * sizeof *out);
+}
+
+static inline void expand_f16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    span_f16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
+}
+
+static inline void expand_bf16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    span_bf16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
+}
+
+static inline void expand_q8_0(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * Q8_0_BYTES;
+    for (; n > 0; n -= BLOCK, in += Q8_0_BYTES, out += BLOCK) {
+        const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(pf_load_u16(in))));
+        store_i8x16(out, _mm_loadu_si128((const __m128i *)(const void *)(in + 2)), scale);
+        store_i8x16(out + 16, _mm_loadu_si128((const __m128i *)(const void *)(in + 18)), scale);
+    }
+}
+
+static inline void expand_mxfp4(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * MXFP4_BYTES;
+    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
+    for (; n > 0; n -= BLOCK, in += MXFP4_BYTES, out += BLOCK) {
+        const __m256 scale = _mm256_set1_ps(0.5f * pf_e8m0_to_f32(in[0]));
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)(in + 1));
+        store_i8x16(out, _mm_shuffle_epi8(table, _mm_and_si128(codes, low)), scale);
+        store_i8x16(out + 16, _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low)), scale);
+    }
+}
+
+static inline void expand_fp8(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
+    const uint8_t *in = pf_weight_row(w, matrix, row) + first;
+    int64_t s = pf_weight_scale_index(w, matrix, row) + first / PF_FP8_BLOCK;
+    for (int64_t i = 0; i < n; i += PF_FP8_BLOCK, ++s) {
+        const float scale = w->scale_f32 ? pf_load_f32(w->scale + 4 * s) : pf_e8m0_to_f32(w->scale[s]);
+        span_e4m3(in + i, n - i < PF_FP8_BLOCK ? n - i : PF_FP8_BLOCK, scale, out + i);
+    }
+}
+
+/* ---- Float activations ------------------------------------------------------------------------------------- */
+
+typedef __m256 pf_vec;
+enum { PF_VEC_LANES = 8, TILE_TOKENS = 3 };
+static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline __m256 pf_vec_load_part(const float *p, int64_t n) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)n), index));
+}
+static inline void pf_vec_store(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
+static inline __m256 pf_vec_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline float pf_vec_sum(const float *p) { return sum8(_mm256_loadu_ps(p)); }
+
+#include "backend/cpu/gemm_f32_tile.h"
+
+PF_F32_ENTRIES(f32)
+PF_F32_ENTRIES(f16)
+PF_F32_ENTRIES(bf16)
+PF_F32_ENTRIES(q8_0)
+PF_F32_ENTRIES(mxfp4)
+PF_F32_ENTRIES(fp8)
+
+/* ---- Quantised activations --------------------------------------------------------------------------------- */
+
+static inline int32_t sum_i32(__m256i v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+static inline float max_f32_bits(__m256i v) {
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(s));
+}
+
+static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
+    float *scales = (float *)(void *)(out + n);
+    int32_t *sums = (int32_t *)(void *)(out + n + n / BLOCK * 4);
+    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
+        __m256 v[4];
+        __m256i q[4], amax = _mm256_setzero_si256();
+        for (int i = 0; i < 4; ++i) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            amax = _mm256_max_epi32(amax, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
+        }
+        const float d = max_f32_bits(amax) / 127.0f;
+        scales[b] = d;
+        if (d == 0.0f) {
+            memset(out, 0, BLOCK);
+            sums[b] = 0;
+            continue;
+        }
+        for (int i = 0; i < 4; ++i) {
+            /* In this order of operands a NaN becomes -127, as in the scalar kernel. */
+            v[i] = _mm256_min_ps(_mm256_max_ps(_mm256_div_ps(v[i], _mm256_set1_ps(d)), low), high);
+            q[i] = _mm256_cvtps_epi32(v[i]);
+        }
+        sums[b] = sum_i32(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permutevar8x32_epi32(bytes, order));
+    }
+}
+
+/* ---- Integer products -------------------------------------------------------------------------------------- */
+
+/* Eight rows at a time, one 32-bit lane each: a block's weights are transposed so that a vector holds four columns of
+ * every row, and four activations are broadcast against it. */
+enum { Q8_ROWS = 8, Q8_BATCH = 16 };
+
+/* Rows 0..3 in the low, 4..7 in the high half; 16 bytes of each from `at` on, transposed to four vectors. */
+static inline void load_transposed(const uint8_t *const *rows, int64_t at, __m256i *out) {
+    __m256i v[4];
+    for (int j = 0; j < 4; ++j) {
+        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(rows[j] + at));
+        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(rows[j + 4] + at));
+        v[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    const __m256i t0 = _mm256_unpacklo_epi32(v[0], v[1]), t1 = _mm256_unpackhi_epi32(v[0], v[1]);
+    const __m256i t2 = _mm256_unpacklo_epi32(v[2], v[3]), t3 = _mm256_unpackhi_epi32(v[2], v[3]);
+    out[0] = _mm256_unpacklo_epi64(t0, t2);
+    out[1] = _mm256_unpackhi_epi64(t0, t2);
+    out[2] = _mm256_unpacklo_epi64(t1, t3);
+    out[3] = _mm256_unpackhi_epi64(t1, t3);
+}
+
+static inline __m256i broadcast4(const uint8_t *act) {
+    int32_t four;
+    memcpy(&four, act, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+typedef struct q8_block {
+    __m256i w[8];
+    __m256 scale;
+} q8_block;
+
+PF_INLINE q8_block load_q8_0(const uint8_t *const *rows, int64_t b) {
+    const int64_t at = b * Q8_0_BYTES;
+    q8_block block;
+    load_transposed(rows, at + 2, block.w);
+    load_transposed(rows, at + 18, block.w + 4);
+    int16_t d[Q8_ROWS];
+    for (int r = 0; r < Q8_ROWS; ++r) memcpy(&d[r], rows[r] + at, sizeof d[r]);
+    block.scale = _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]));
+    return block;
+}
+
+PF_INLINE __m256i dot_q8_0(const q8_block *block, const uint8_t *act, int32_t act_sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum = _mm256_setzero_si256();
+    (void)act_sum;
+    for (int i = 0; i < 8; ++i) {
+        /* |w| times a with w's sign: pairs stay below 2 * 128 * 127, so nothing saturates. */
+        const __m256i a = _mm256_sign_epi8(broadcast4(act + 4 * i), block->w[i]);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(block->w[i]), a);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    return sum;
+}
+
+/* 2^(e - 128). */
+static inline __m256 half_e8m0(__m256i e) {
+    const __m256i denormal = _mm256_set1_epi32(0x00400000);
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)), denormal);
+    const __m256i bits = _mm256_or_si256(_mm256_max_epi32(_mm256_slli_epi32(e, 23), denormal), nan);
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0.5f));
+}
+
+/* Weights are held as 12 + w, without a sign. */
+PF_INLINE q8_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
+    const int64_t at = b * MXFP4_BYTES;
+    const __m256i table = _mm256_add_epi8(_mm256_broadcastsi128_si256(e2m1_table()), _mm256_set1_epi8(12));
+    const __m256i low = _mm256_set1_epi8(15);
+    q8_block block;
+    __m256i codes[4];
+    load_transposed(rows, at + 1, codes);
+    for (int i = 0; i < 4; ++i) {
+        block.w[i] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes[i], low));
+        block.w[i + 4] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes[i], 4), low));
+    }
+    char e[Q8_ROWS];
+    for (int r = 0; r < Q8_ROWS; ++r) e[r] = (char)rows[r][at];
+    const __m128i bytes = _mm_setr_epi8(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], 0, 0, 0, 0, 0, 0, 0, 0);
+    block.scale = half_e8m0(_mm256_cvtepu8_epi32(bytes));
+    return block;
+}
+
+PF_INLINE __m256i dot_mxfp4(const q8_block *block, const uint8_t *act, int32_t act_sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i s[2];
+    for (int half = 0; half < 2; ++half) {
+        /* Four pairs stay below 4 * 2 * 24 * 127 in 16 bits. */
+        s[half] = _mm256_maddubs_epi16(block->w[4 * half], broadcast4(act + 16 * half));
+        for (int i = 1; i < 4; ++i) {
+            const __m256i a = broadcast4(act + 16 * half + 4 * i);
+            s[half] = _mm256_add_epi16(s[half], _mm256_maddubs_epi16(block->w[4 * half + i], a));
+        }
+    }
+    const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(s[0], ones), _mm256_madd_epi16(s[1], ones));
+    return _mm256_sub_epi32(sum, _mm256_set1_epi32(12 * act_sum));
+}
+
+typedef q8_block (*load_fn)(const uint8_t *const *rows, int64_t b);
+typedef __m256i (*block_dot_fn)(const q8_block *block, const uint8_t *act, int32_t act_sum);
+
+/* Rows [row, row + n_row), n_row <= 8, times tokens [token, token + n_token). */
+PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
+                       block_dot_fn dot_block) {
+    const int64_t cols = g->w->cols;
+    const uint8_t *rows[Q8_ROWS], *act[Q8_BATCH];
+    __m256 sums[Q8_BATCH];
+    for (int64_t r = 0; r < Q8_ROWS; ++r) {
+        rows[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
+    }
+    for (int64_t t = 0; t < n_token; ++t) {
+        act[t] = pf_gemm_act(g, token + t);
+        sums[t] = _mm256_setzero_ps();
+    }
+    for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        const q8_block block = load(rows, b);
+        for (int64_t t = 0; t < n_token; ++t) {
+            const __m256 d = _mm256_mul_ps(block.scale, _mm256_set1_ps(pf_q8_scales(act[t], cols)[b]));
+            const __m256i i = dot_block(&block, act[t] + b * BLOCK, pf_q8_sums(act[t], cols)[b]);
+            sums[t] = _mm256_add_ps(sums[t], _mm256_mul_ps(d, _mm256_cvtepi32_ps(i)));
+        }
+    }
+    for (int64_t t = 0; t < n_token; ++t) {
+        float v[Q8_ROWS];
+        _mm256_storeu_ps(v, sums[t]);
+        for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, v[r]);
+    }
+}
+
+PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block) {
+    for (int64_t token = 0; token < g->n; token += Q8_BATCH) {
+        const int64_t n_token = pf_min_i64(Q8_BATCH, g->n - token);
+        for (int64_t row = row_begin; row < row_end; row += Q8_ROWS) {
+            const int64_t n_row = pf_min_i64(Q8_ROWS, row_end - row);
+            if (n_token == 1) {
+                q8_tile(g, row, n_row, token, 1, load, dot_block); /* the sum stays in a register */
+            } else {
+                q8_tile(g, row, n_row, token, n_token, load, dot_block);
+            }
+        }
+    }
+}
+
+static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    q8_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0);
+}
+
+static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    q8_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4);
+}
+
+/* ---- Cache rows -------------------------------------------------------------------------------------------- */
+
+static void load_row_kv_fp8(const uint8_t *row, int64_t width, int64_t rope, float *out) {
+    const int64_t plain = width - rope;
+    const uint8_t *scale = row + plain;
+    for (int64_t i = 0; i < plain; i += KV_GROUP) {
+        span_e4m3(row + i, pf_min_i64(KV_GROUP, plain - i), pf_e8m0_to_f32(*scale++), out + i);
+    }
+    span_bf16(scale, rope, out + plain);
+}
+
+static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
+    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
+    const uint8_t *scales = row + width / 2;
+    int64_t i = 0;
+    for (; i + IDX_GROUP <= width; i += IDX_GROUP, row += IDX_GROUP / 2) {
+        const __m256 scale = _mm256_set1_ps(0.5f * pf_e8m0_to_f32(*scales++));
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)row);
+        const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(codes, low));
+        const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low));
+        store_i8x16(out + i, _mm_unpacklo_epi8(even, odd), scale);
+        store_i8x16(out + i + 16, _mm_unpackhi_epi8(even, odd), scale);
+    }
+    for (int64_t j = 0; i + j < width; ++j) {
+        out[i + j] = pf_e2m1_to_f32(j & 1 ? row[j / 2] >> 4 : row[j / 2] & 15u) * pf_e8m0_to_f32(*scales);
+    }
+}
+
+static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
+    switch (rows->format) {
+    case PF_ROW_F32: memcpy(out, row, (size_t)rows->width * sizeof *out); break;
+    case PF_ROW_BF16: span_bf16(row, rows->width, out); break;
+    case PF_ROW_KV_FP8: load_row_kv_fp8(row, rows->width, rows->rope, out); break;
+    case PF_ROW_IDX_FP4: load_row_idx_fp4(row, rows->width, out); break;
+    }
+}
+
+#define ENTRIES(prefix)                                                                                          \
+    {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
+     [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
+
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
-    k->name = "avx2";
-    k->dot = dot;
-    k->axpy = axpy;
-    k->scale = scale;
+    *k = (pf_cpu_kernels){
+        .name = "avx2",
+        .dot = dot,
+        .axpy = axpy,
+        .scale = scale,
+        .dequant = ENTRIES(dequant),
+        .gemm_f32 = ENTRIES(gemm),
+        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
+        .quantize_q8 = quantize_q8,
+        .load_row = load_row,
+    };
 }
 
 #endif

@@ -1,0 +1,106 @@
+/* Matrix product with float activations, for the vector kernel files: a tile of 4 rows is expanded to floats a chunk of
+ * columns at a time and meets a batch of tokens, so that a weight is read and expanded once a batch.
+ *
+ * The including file defines the vector (pf_vec, PF_VEC_LANES, pf_vec_zero, _load, _load_part, _store, _fma, _sum) and
+ * TILE_TOKENS, the tokens whose 4 sums each fit in registers. Every (row, token) pair has one vector of partial sums
+ * that runs over the columns in order, whatever the tile. */
+#ifndef PF_BACKEND_CPU_GEMM_F32_TILE_H
+#define PF_BACKEND_CPU_GEMM_F32_TILE_H
+
+#include "backend/cpu/kernels.h"
+
+#include "base/arith.h"
+
+#include <string.h>
+
+#if defined(_MSC_VER)
+#  define PF_INLINE static __forceinline
+#else
+#  define PF_INLINE static inline __attribute__((always_inline))
+#endif
+
+enum { TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
+
+/* Columns [first, first + n) of a row to floats; first is a multiple of TILE_COLS. */
+typedef void (*expand_fn)(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out);
+
+typedef struct f32_tile {
+    float w[TILE_ROWS][TILE_COLS];                    /* expanded; zero past the last column */
+    float sums[TILE_BATCH][TILE_ROWS][PF_VEC_LANES];
+} f32_tile;
+
+/* Adds n columns' products of n_token tokens (a constant at every call). */
+PF_INLINE void f32_tile_step(f32_tile *tile, const float *const *x, int64_t token, int n_token, int64_t n) {
+    pf_vec s[TILE_TOKENS][TILE_ROWS];
+    for (int t = 0; t < n_token; ++t) {
+        for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_load(tile->sums[token + t][r]);
+    }
+    int64_t i = 0;
+    for (; i + PF_VEC_LANES <= n; i += PF_VEC_LANES) {
+        pf_vec w[TILE_ROWS];
+        for (int r = 0; r < TILE_ROWS; ++r) w[r] = pf_vec_load(tile->w[r] + i);
+        for (int t = 0; t < n_token; ++t) {
+            const pf_vec a = pf_vec_load(x[t] + i);
+            for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(w[r], a, s[t][r]);
+        }
+    }
+    if (i < n) {
+        for (int t = 0; t < n_token; ++t) {
+            const pf_vec a = pf_vec_load_part(x[t] + i, n - i);
+            for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(pf_vec_load(tile->w[r] + i), a, s[t][r]);
+        }
+    }
+    for (int t = 0; t < n_token; ++t) {
+        for (int r = 0; r < TILE_ROWS; ++r) pf_vec_store(tile->sums[token + t][r], s[t][r]);
+    }
+}
+
+static void f32_tile_tokens(f32_tile *tile, const float *const *x, int64_t n_token, int64_t n) {
+    int64_t t = 0;
+    for (; t + TILE_TOKENS <= n_token; t += TILE_TOKENS) f32_tile_step(tile, x + t, t, TILE_TOKENS, n);
+    for (; t < n_token; ++t) f32_tile_step(tile, x + t, t, 1, n);
+}
+
+/* Rows [row, row + n_row) times tokens [token, token + n_token). */
+PF_INLINE void f32_tile_run(f32_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t token,
+                            int64_t n_token, expand_fn expand) {
+    const int64_t cols = g->w->cols;
+    memset(tile->sums, 0, (size_t)n_token * sizeof tile->sums[0]);
+    for (int64_t first = 0; first < cols; first += TILE_COLS) {
+        const int64_t n = pf_min_i64(TILE_COLS, cols - first);
+        const int64_t padded = pf_ceil_div(n, PF_VEC_LANES) * PF_VEC_LANES;
+        for (int64_t r = 0; r < n_row; ++r) {
+            expand(g->w, g->matrix, row + r, first, n, tile->w[r]);
+            for (int64_t i = n; i < padded; ++i) tile->w[r][i] = 0.0f;
+        }
+        const float *x[TILE_BATCH];
+        for (int64_t t = 0; t < n_token; ++t) x[t] = (const float *)(const void *)pf_gemm_act(g, token + t) + first;
+        f32_tile_tokens(tile, x, n_token, n);
+    }
+    for (int64_t t = 0; t < n_token; ++t) {
+        for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, pf_vec_sum(tile->sums[t][r]));
+    }
+}
+
+PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, expand_fn expand) {
+    f32_tile tile;
+    memset(tile.w, 0, sizeof tile.w); /* rows beyond the last stay zero */
+    for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
+        const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
+        for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
+            f32_tile_run(&tile, g, row, pf_min_i64(TILE_ROWS, row_end - row), token, n_token, expand);
+        }
+    }
+}
+
+/* The table entries gemm_<type> and dequant_<type> of an expand function. */
+#define PF_F32_ENTRIES(type)                                                                                    \
+    static void gemm_##type(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {     \
+        (void)k;                                                                                                 \
+        f32_gemm(g, row_begin, row_end, expand_##type);                                                          \
+    }                                                                                                            \
+    static void dequant_##type(const pf_weight *w, int64_t matrix, int64_t row, float *out) {                    \
+        expand_##type(w, matrix, row, 0, w->cols, out);                                                          \
+    }
+
+#endif
