@@ -1,0 +1,311 @@
+"""Converts a DeepSeek-V4 checkpoint to GGUF: plan, check, stream."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gguf_export import metadata as keys
+from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from gguf_export.engine import ProgressFn, files_beside, run_jobs, write_header
+from gguf_export.errors import MOST_NAMED, ConvertError
+from gguf_export.hf import export_hf
+from gguf_export.inventory import Weight
+from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
+from gguf_export.safetensors_file import TensorRef
+from gguf_export.tensors import OutputTensor, Source, copied
+from gguf_export.values import ValueCheck
+from gguf_export.writer import FileLayout, Metadata, TensorInfo, layout_files
+from quantize.plan import DENSE, EXPERTS, PROFILES, Form, GGMLType, target_type
+
+__all__ = ["ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion"]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """profile: "compat" (what llama.cpp loads) or "native" (FP8 bytes kept; only pyflash reads it).
+
+    dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
+    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too. shard_bytes: split the output into
+    shards of at most that much tensor data.
+    """
+
+    profile: str = "compat"
+    dense: str = "q8_0"
+    experts: str = "keep"
+    mtp: bool = False
+    shard_bytes: int | None = None
+
+    def check(self) -> None:
+        for name, allowed in (("profile", PROFILES), ("dense", DENSE), ("experts", EXPERTS)):
+            if getattr(self, name) not in allowed:
+                raise ConvertError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+        if self.profile == "native" and (self.dense != "q8_0" or self.experts != "keep"):
+            raise ConvertError("the native profile keeps every weight as it is; leave out --dense and --experts")
+        if self.shard_bytes is not None and self.shard_bytes < 1:
+            raise ConvertError("the shard size must be positive")
+
+
+@dataclass
+class PlannedFile:
+    """One output file (or set of shards): "" is OUT itself, "mtp-" the draft file beside it."""
+
+    prefix: str
+    metadata: Metadata
+    tensors: list[OutputTensor]
+
+    def layouts(self, name: str, shard_bytes: int | None) -> list[FileLayout]:
+        return layout_files(self.prefix + name, self.metadata, [tensor.info for tensor in self.tensors], shard_bytes)
+
+
+@dataclass
+class ConversionPlan:
+    """What a conversion will write. Made from the headers alone."""
+
+    checkpoint: Checkpoint
+    options: ConvertOptions
+    files: list[PlannedFile]
+    weights: list[Weight]  # of the checkpoint, that are converted
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the output, headers included."""
+        return sum(
+            layout.size for file in self.files for layout in file.layouts("x.gguf", self.options.shard_bytes)
+        )
+
+    def summary(self) -> str:
+        from gguf_export.summary import summarize
+
+        return summarize(self)
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """files in the order a loader opens them: OUT or its shards, then the MTP file."""
+
+    files: list[Path]
+    total_bytes: int
+    seconds: float
+    warnings: list[str]
+
+
+def _require_compat(checkpoint: Checkpoint, options: ConvertOptions) -> None:
+    if checkpoint.config.hc_mult != 4:
+        raise ConvertError(
+            f"llama.cpp runs only models with 4 residual streams, hc_mult is {checkpoint.config.hc_mult}; "
+            "use --profile native"
+        )
+    if options.mtp and checkpoint.drafts == "dspark":
+        raise ConvertError(
+            "this checkpoint drafts with DSpark, for which the compat profile has no layout; "
+            "use --profile native, or leave out --mtp"
+        )
+
+
+class _Planner:
+    """Turns weights into output tensors for one set of options."""
+
+    def __init__(self, checkpoint: Checkpoint, options: ConvertOptions) -> None:
+        self.checkpoint = checkpoint
+        self.options = options
+
+    def kind_of(self, weight: Weight) -> GGMLType:
+        return target_type(
+            weight.form,
+            is_matrix=len(weight.shape) == 2,
+            is_expert=weight.is_expert,
+            profile=self.options.profile,
+            dense=self.options.dense,
+            experts=self.options.experts,
+        )
+
+    def _source(self, weight: Weight) -> Source:
+        cols = weight.shape[-1]
+        rows = weight.shape[0] if len(weight.shape) == 2 else 1
+        data = self.checkpoint.tensors[weight.data_name]
+        return Source(data, self.checkpoint.scale_ref(weight), weight.form, rows, cols)
+
+    def tensors(self, weights: Sequence[Weight]) -> list[OutputTensor]:
+        """Weights that share a GGUF name are the experts of one layer; they become its third dimension."""
+        groups: dict[str, list[Weight]] = {}
+        for weight in weights:
+            groups.setdefault(gguf_name(weight.name, self.checkpoint.config.n_layers), []).append(weight)
+        result = []
+        for name, members in groups.items():
+            kind = self.kind_of(members[0])
+            ne = tuple(reversed(members[0].shape)) + ((len(members),) if members[0].is_expert else ())
+            info = TensorInfo(name, kind, ne)
+            data = [self.checkpoint.tensors[weight.data_name] for weight in members]
+            if kind is GGMLType.I8 or kind.name == members[0].form.value:
+                result.append(copied(info, data))
+            else:
+                result.append(OutputTensor(info, tuple((self._source(weight),) for weight in members)))
+            if kind is GGMLType.I8:
+                result.append(self._native_scale(name, members))
+        return result
+
+    def _native_scale(self, name: str, members: list[Weight]) -> OutputTensor:
+        refs = [self.checkpoint.tensors[weight.scale_name] for weight in members]
+        kind = GGMLType.F32 if refs[0].dtype == "F32" else GGMLType.I8
+        ne = tuple(reversed(refs[0].shape)) + ((len(members),) if members[0].is_expert else ())
+        return copied(TensorInfo(native_scale_name(name), kind, ne), refs)
+
+    def eh_proj(self, weights: dict[str, Weight]) -> OutputTensor:
+        """e_proj and h_proj side by side, the embedding half first."""
+        e, h = weights["mtp.0.e_proj"], weights["mtp.0.h_proj"]
+        ne = (e.shape[1] + h.shape[1], e.shape[0])
+        info = TensorInfo(f"blk.{self.checkpoint.config.n_layers}.{EH_PROJ}", self.kind_of(e), ne)
+        return OutputTensor(info, ((self._source(e), self._source(h)),))
+
+    def mtp_file(self, main: list[OutputTensor], drafts: list[Weight]) -> PlannedFile:
+        """llama.cpp's draft file: the MTP block, the shared embedding and head, and the block's own hc_head."""
+        by_name = {weight.name: weight for weight in drafts}
+        by_info = {tensor.info.name: tensor for tensor in main}
+        tensors = [by_info["token_embd.weight"], by_info["output.weight"], by_info["output_norm.weight"]]
+        for part in ("fn", "base", "scale"):
+            weight = by_name.pop(f"mtp.0.hc_head_{part}")
+            info = TensorInfo(f"output_hc_{part}.weight", GGMLType.F32, tuple(reversed(weight.shape)))
+            tensors.append(copied(info, [self.checkpoint.tensors[weight.data_name]]))
+        tensors.append(self.eh_proj(by_name))
+        rest = [weight for name, weight in by_name.items() if name not in ("mtp.0.e_proj", "mtp.0.h_proj")]
+        tensors += self.tensors(rest)
+        return PlannedFile("mtp-", Metadata(), tensors)
+
+    def verbatim(self, names: Sequence[str]) -> list[OutputTensor]:
+        """DSpark tensors under their own names; FP8, FP4 and e8m0 bytes as I8."""
+        kinds = {"BF16": GGMLType.BF16, "F32": GGMLType.F32, "I64": GGMLType.I64}
+        result = []
+        for name in names:
+            ref: TensorRef = self.checkpoint.tensors[name]
+            info = TensorInfo(name, kinds.get(ref.dtype, GGMLType.I8), tuple(reversed(ref.shape)))
+            result.append(copied(info, [ref]))
+        return result
+
+
+def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> ConversionPlan:
+    """What convert() would write. Reads config.json and headers; without the shards it goes by config.json alone.
+
+    Raises ConvertError for options that do not fit and for every tensor that is missing or not as config.json says.
+    """
+    options.check()
+    return _plan(open_checkpoint(checkpoint, allow_absent=True), options)
+
+
+def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
+    config = checkpoint.config
+    if options.profile == "compat":
+        _require_compat(checkpoint, options)
+    if options.mtp and checkpoint.drafts == "none":
+        raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out --mtp")
+    check_tensors(checkpoint, with_drafts=options.mtp)
+    planner = _Planner(checkpoint, options)
+    weights = checkpoint.main_weights()
+    drafts = checkpoint.draft_weights() if options.mtp else []
+    main = planner.tensors(weights)
+    files = [PlannedFile("", Metadata(), main)]
+    plan = ConversionPlan(checkpoint, options, files, weights + drafts)
+    n_nextn = 0
+    if options.mtp and options.profile == "compat":
+        files.append(planner.mtp_file(main, drafts))
+    elif options.mtp and checkpoint.drafts == "mtp":
+        main += planner.tensors(drafts)
+        n_nextn = 1
+    elif options.mtp:
+        main += planner.verbatim([weight_name for weight in drafts for weight_name in _names(weight)])
+    expert_kind = planner.kind_of(next(weight for weight in weights if weight.is_expert))
+    for file in files:
+        keys.add_general(file.metadata, checkpoint, expert_kind)
+        is_draft = file.prefix == "mtp-"
+        keys.add_model(
+            file.metadata, config, n_blocks=config.n_layers + is_draft, n_nextn=1 if is_draft else n_nextn
+        )
+        if not keys.add_tokenizer(file.metadata, checkpoint) and not is_draft:
+            plan.notes.append("there is no tokenizer.json, so the output cannot turn text into tokens")
+    if options.profile == "native":
+        _plan_native(plan)
+    elif checkpoint.expert_form is Form.FP8 and options.experts == "keep":
+        plan.notes.append(f"the experts are FP8, which llama.cpp does not have; they become {options.dense.upper()}")
+    return plan
+
+
+def _plan_native(plan: ConversionPlan) -> None:
+    carried = keys.add_native(plan.files[0].metadata, plan.checkpoint)
+    absent = [name for name in keys.SIDE_FILES if name not in carried]
+    if absent:
+        plan.notes.append(f"{', '.join(absent)} is not in the checkpoint, so an export will not have it either")
+
+
+def _names(weight: Weight) -> list[str]:
+    return [weight.data_name, weight.scale_name] if weight.is_scaled else [weight.data_name]
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConvertError(f"{folder} has {free / 1e9:.1f} GB free, the output needs {needed / 1e9:.1f} GB")
+
+
+def convert(
+    checkpoint: Path | str, out: Path | str, options: ConvertOptions, progress: ProgressFn | None = None
+) -> ConvertReport:
+    """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
+
+    progress(done, total) gets output bytes. On any error or Ctrl-C nothing new is left on the disk.
+    """
+    started = time.monotonic()
+    options.check()
+    out = Path(out)
+    if out.suffix != ".gguf":
+        raise ConvertError(f"{out} does not end in .gguf")
+    if not out.parent.is_dir():
+        raise ConvertError(f"the folder {out.parent} does not exist")
+    plan = _plan(open_checkpoint(checkpoint), options)
+    warnings = list(plan.notes)
+    if options.profile == "native" and "native" not in out.name:
+        warnings.append(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
+    written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
+    targets = [out.parent / layout.name for _, layout in written]
+    total = sum(layout.size for _, layout in written)
+    _check_space(out.parent, total)
+    check = ValueCheck(plan.checkpoint, plan.weights)
+    report = _Offset(progress, check.total_bytes + total)
+    check.run(report)
+    report.base = check.total_bytes
+    warnings += _bf16_warnings(plan, check)
+    with files_beside(targets, [layout.size for _, layout in written]) as paths:
+        places = []
+        for (file, layout), path in zip(written, paths, strict=True):
+            write_header(path, layout.header)
+            members = [tensor for tensor in file.tensors if tensor.info.name in layout.offsets]
+            places += [(tensor, path, layout.offsets[tensor.info.name]) for tensor in members]
+        run_jobs((job for tensor, path, offset in places for job in tensor.jobs(path, offset)), total, report)
+    report(total, total)
+    return ConvertReport(targets, total, time.monotonic() - started, warnings)
+
+
+class _Offset:
+    """Progress over two phases as one."""
+
+    def __init__(self, progress: ProgressFn | None, total: int) -> None:
+        self.progress = progress
+        self.base = 0
+        self.total = total
+
+    def __call__(self, done: int, _total: int) -> None:
+        if self.progress is not None:
+            self.progress(self.base + done, self.total)
+
+
+def _bf16_warnings(plan: ConversionPlan, check: ValueCheck) -> list[str]:
+    """What BF16 rounds: FP8 with float32 scales, and e8m0 scales at the ends of their range."""
+    if plan.options.profile == "native" or "bf16" not in (plan.options.dense, plan.options.experts):
+        return []
+    warnings = [f"BF16 cannot hold {name} exactly; its smallest values are rounded" for name in check.inexact_in_bf16()]
+    if plan.checkpoint.expert_scale == "F32":
+        warnings.append("FP8 weights with float32 scales are rounded when they become BF16")
+    return warnings[:MOST_NAMED]

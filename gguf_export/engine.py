@@ -1,0 +1,191 @@
+"""Runs independent read-compute-write jobs on a few threads with bounded memory.
+
+Every job knows where its bytes come from and go to, so threads need no order between them: while one waits for the disk
+another computes. Files are read with plain reads into reused buffers, not mapped, so memory does not follow file size.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_export.errors import ConvertError
+from gguf_export.safetensors_file import TensorRef
+
+ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
+
+MOST_OPEN_FILES = 8  # per thread
+N_THREADS = 4
+_TICK_SECONDS = 0.1
+
+
+class Io:
+    """One thread's open files and buffers."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[tuple[Path, str], BinaryIO] = OrderedDict()
+        self._buffers: dict[str, NDArray[np.uint8]] = {}
+
+    def __enter__(self) -> Io:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _file(self, path: Path, mode: str) -> BinaryIO:
+        key = (path, mode)
+        file = self._files.pop(key, None)
+        if file is None:
+            if len(self._files) >= MOST_OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._files[key] = file
+        return file
+
+    def buffer(self, name: str, dtype: type[np.generic], count: int) -> NDArray[Any]:
+        """`count` uninitialised elements that stay valid until the same name is asked for again."""
+        nbytes = count * np.dtype(dtype).itemsize
+        held = self._buffers.get(name)
+        if held is None or held.nbytes < nbytes:
+            self._buffers.pop(name, None)
+            held = self._buffers[name] = np.empty(nbytes, dtype=np.uint8)
+        return held[:nbytes].view(dtype)
+
+    def read(self, ref: TensorRef, begin: int, nbytes: int, buffer: str) -> NDArray[np.uint8]:
+        """Bytes [begin, begin + nbytes) of a tensor, in the named buffer."""
+        assert ref.path is not None
+        out: NDArray[np.uint8] = self.buffer(buffer, np.uint8, nbytes)
+        view = memoryview(out)
+        try:
+            file = self._file(ref.path, "rb")
+            file.seek(ref.offset + begin)
+            while view:
+                got = file.readinto(view)  # type: ignore[attr-defined]
+                if not got:
+                    raise ConvertError(f"{ref.path} became shorter while it was read (tensor {ref.name})")
+                view = view[got:]
+        except OSError as error:
+            raise ConvertError(f"cannot read {ref.path}: {error.strerror} (tensor {ref.name})") from None
+        return out
+
+    def write(self, path: Path, offset: int, data: NDArray[Any]) -> None:
+        view = memoryview(data).cast("B")
+        try:
+            file = self._file(path, "r+b")
+            file.seek(offset)
+            while view:
+                view = view[file.write(view) :]
+        except OSError as error:
+            raise ConvertError(f"cannot write {path}: {error.strerror}") from None
+
+
+class Job(Protocol):
+    """A bounded piece of work."""
+
+    def run(self, io: Io) -> int:
+        """Does it and returns the bytes to count as done."""
+
+
+class _Run:
+    """State shared by the threads of one run_jobs() call."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._jobs: Iterator[Job] = iter(jobs)
+        self.lock = threading.Condition()
+        self.done = 0
+        self.running = 0
+        self.stopped = False
+        self.error: BaseException | None = None
+
+    def _next(self) -> Job | None:
+        with self.lock:
+            return None if self.stopped else next(self._jobs, None)
+
+    def work(self) -> None:
+        try:
+            with Io() as io:
+                while (job := self._next()) is not None:
+                    count = job.run(io)
+                    with self.lock:
+                        self.done += count
+        except BaseException as error:  # handed to the caller's thread
+            with self.lock:
+                self.error = self.error or error
+                self.stopped = True
+        finally:
+            with self.lock:
+                self.running -= 1
+                self.lock.notify_all()
+
+
+def run_jobs(jobs: Iterable[Job], total: int, progress: ProgressFn | None = None, threads: int = N_THREADS) -> None:
+    """Runs all jobs; the first error, or Ctrl-C in the calling thread, stops the others at their next job.
+
+    progress is called in the calling thread, about ten times a second. Returns or raises only when every thread ended.
+    """
+    run = _Run(jobs)
+    run.running = threads
+    workers = [threading.Thread(target=run.work, name=f"convert-{i}", daemon=True) for i in range(threads)]
+    try:
+        for worker in workers:
+            worker.start()
+        while True:
+            with run.lock:
+                if run.running:
+                    run.lock.wait(_TICK_SECONDS)
+                done, is_running = run.done, run.running > 0
+            if progress is not None:
+                progress(done, total)
+            if not is_running:
+                break
+    finally:
+        with run.lock:
+            run.stopped = True
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+    if run.error is not None:
+        raise run.error
+
+
+@contextmanager
+def files_beside(targets: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Path]]:
+    """Temporary files beside the targets, at their full size; renamed at the end, removed on any error or Ctrl-C."""
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in targets]
+    try:
+        for path, size in zip(temporary, sizes, strict=True):
+            try:
+                with open(path, "xb") as file:
+                    file.truncate(size)
+            except OSError as error:
+                raise ConvertError(f"cannot write {path.parent}: {error.strerror}") from None
+        yield temporary
+        for path, target in zip(temporary, targets, strict=True):
+            try:
+                os.replace(path, target)
+            except OSError as error:
+                raise ConvertError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+
+
+def write_header(path: Path, header: bytes) -> None:
+    """The start of a file that already has its size."""
+    try:
+        with open(path, "r+b") as file:
+            file.write(header)
+    except OSError as error:
+        raise ConvertError(f"cannot write {path}: {error.strerror}") from None

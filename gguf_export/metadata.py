@@ -1,0 +1,174 @@
+"""GGUF key/value pairs of a DeepSeek-V4 model, as llama.cpp's loader for arch deepseek4 reads them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf_export.chat_template import CHAT_TEMPLATE
+from gguf_export.checkpoint import Checkpoint
+from gguf_export.config import ModelConfig, read_json_object
+from gguf_export.errors import ConvertError
+from gguf_export.writer import Metadata, ValueType
+from quantize.plan import GGMLType
+
+ARCH = "deepseek4"
+GATING_SQRT_SOFTPLUS = 4
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+# general.file_type by the experts' tensor type.
+_FILE_TYPES = {GGMLType.MXFP4: 38, GGMLType.Q8_0: 7, GGMLType.BF16: 32, GGMLType.F32: 0, GGMLType.I8: 38}
+
+MOST_TOKENIZER_BYTES = 64 << 20
+
+# Files that a native GGUF carries, so that `export hf` can write them again.
+SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+SIDE_PREFIX = "pyflash.hf."
+
+
+def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None) -> None:
+    metadata.text("general.architecture", ARCH)
+    metadata.text("general.type", "model")
+    metadata.text("general.name", name or checkpoint.path.resolve().name or "DeepSeek-V4")
+    metadata.u32("general.file_type", _FILE_TYPES[experts])
+    metadata.u32("general.quantization_version", 2)
+    path = checkpoint.path / "generation_config.json"
+    if path.is_file():
+        values, _ = read_json_object(path)
+        for key, field in (("temp", "temperature"), ("top_p", "top_p")):
+            value = values.get(field)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
+                metadata.f32(f"general.sampling.{key}", value)
+
+
+def add_model(metadata: Metadata, config: ModelConfig, *, n_blocks: int, n_nextn: int) -> None:
+    """n_blocks is block_count: the layers, and one more in llama.cpp's MTP file. n_nextn 0 leaves the key out."""
+    c = config
+    n_ratios = c.n_layers + 1 if n_nextn or c.n_mtp or c.dspark else c.n_layers
+    ratios = (list(c.compress_ratios) + [0])[:n_ratios]
+
+    def u32(key: str, value: int) -> None:
+        metadata.u32(f"{ARCH}.{key}", value)
+
+    def f32(key: str, value: float) -> None:
+        metadata.f32(f"{ARCH}.{key}", value)
+
+    u32("block_count", n_blocks)
+    u32("context_length", c.context_length)
+    u32("embedding_length", c.dim)
+    u32("embedding_length_out", c.hc_dim)
+    u32("vocab_size", c.vocab_size)
+    u32("attention.head_count", c.n_heads)
+    u32("attention.head_count_kv", 1)
+    u32("attention.key_length", c.head_dim)
+    u32("attention.value_length", c.head_dim)
+    f32("attention.layer_norm_rms_epsilon", c.norm_eps)
+    u32("attention.q_lora_rank", c.q_rank)
+    u32("attention.sliding_window", c.window)
+    u32("attention.output_group_count", c.o_groups)
+    u32("attention.output_lora_rank", c.o_rank)
+    metadata.add_array(f"{ARCH}.attention.compress_ratios", ValueType.I32, ratios)
+    f32("attention.compress_rope_freq_base", c.compress_rope_theta)
+    u32("attention.indexer.head_count", c.index_heads)
+    u32("attention.indexer.key_length", c.index_dim)
+    u32("attention.indexer.top_k", c.index_topk)
+    u32("expert_count", c.n_experts)
+    u32("expert_used_count", c.n_active)
+    u32("expert_feed_forward_length", c.expert_dim)
+    u32("expert_shared_count", 1)
+    f32("expert_weights_scale", c.route_scale)
+    metadata.flag(f"{ARCH}.expert_weights_norm", True)
+    u32("expert_gating_func", GATING_SQRT_SOFTPLUS)
+    for key in ("swiglu_clamp_exp", "swiglu_clamp_shexp"):
+        metadata.add_array(f"{ARCH}.{key}", ValueType.F32, [c.swiglu_limit] * n_blocks)
+    u32("hyper_connection.count", c.hc_mult)
+    u32("hyper_connection.sinkhorn_iterations", c.sinkhorn_iters)
+    f32("hyper_connection.epsilon", c.hc_eps)
+    u32("hash_layer_count", c.n_hash_layers)
+    u32("rope.dimension_count", c.rope_dim)
+    f32("rope.freq_base", c.rope_theta)
+    metadata.text(f"{ARCH}.rope.scaling.type", "yarn")
+    f32("rope.scaling.factor", c.yarn_factor)
+    u32("rope.scaling.original_context_length", c.yarn_original_length)
+    f32("rope.scaling.yarn_beta_fast", c.yarn_beta_fast)
+    f32("rope.scaling.yarn_beta_slow", c.yarn_beta_slow)
+    if n_nextn:
+        u32("nextn_predict_layers", n_nextn)
+
+
+_LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
+
+
+def _token_table(tokenizer: dict[str, Any], vocab_size: int, where: Path) -> tuple[list[str], list[int]]:
+    vocab, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens", [])
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    types = [UNUSED] * vocab_size
+    entries = [(token_id, text, NORMAL) for text, token_id in vocab.items()]
+    for entry in added:
+        text = entry["content"]
+        # llama.cpp's rule: what is flagged special or looks like a marker is never produced from plain text.
+        is_control = entry["special"] or _LOOKS_SPECIAL.fullmatch(text)
+        entries.append((entry["id"], text, CONTROL if is_control else USER_DEFINED))
+    for token_id, text, kind in entries:
+        if not isinstance(token_id, int) or not isinstance(text, str):
+            raise ConvertError(f"{where} is damaged: token {text!r:.40} has the id {token_id!r:.40}")
+        if not 0 <= token_id < vocab_size:
+            raise ConvertError(f"{where} has token id {token_id}, but vocab_size in config.json is {vocab_size}")
+        if types[token_id] == NORMAL and kind == NORMAL:
+            raise ConvertError(f"{where} has two tokens with the id {token_id}")
+        tokens[token_id], types[token_id] = text, kind
+    return tokens, types
+
+
+def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return default
+    values, _ = read_json_object(path)
+    pad = values.get("pad_token")
+    text = pad.get("content") if isinstance(pad, dict) else pad
+    return tokens.index(text) if text in tokens else default
+
+
+def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
+    """Adds tokenizer.* from tokenizer.json; False (and nothing added) when the checkpoint has none."""
+    path = checkpoint.path / "tokenizer.json"
+    if not path.is_file():
+        return False
+    config = checkpoint.config
+    tokenizer, _ = read_json_object(path, MOST_TOKENIZER_BYTES)
+    try:
+        if tokenizer["model"]["type"] != "BPE":
+            raise ConvertError(f"{path} holds a {tokenizer['model']['type']!r:.40} model, only BPE is supported")
+        tokens, types = _token_table(tokenizer, config.vocab_size, path)
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConvertError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    metadata.text("tokenizer.ggml.model", "gpt2")
+    metadata.text("tokenizer.ggml.pre", "joyai-llm")
+    metadata.add_array("tokenizer.ggml.tokens", ValueType.STRING, tokens)
+    metadata.add_array("tokenizer.ggml.token_type", ValueType.I32, types)
+    metadata.add_array("tokenizer.ggml.merges", ValueType.STRING, merges)
+    metadata.u32("tokenizer.ggml.bos_token_id", config.bos_token_id)
+    metadata.u32("tokenizer.ggml.eos_token_id", config.eos_token_id)
+    metadata.u32("tokenizer.ggml.padding_token_id", _pad_id(checkpoint.path, tokens, config.eos_token_id))
+    metadata.flag("tokenizer.ggml.add_bos_token", False)
+    metadata.flag("tokenizer.ggml.add_eos_token", False)
+    metadata.text("tokenizer.chat_template", CHAT_TEMPLATE)
+    return True
+
+
+def add_native(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
+    """The keys of the native profile and the checkpoint's small files. Returns the names of those it carries."""
+    metadata.text("pyflash.profile", "native")
+    metadata.text("pyflash.fp8", "e4m3_b128")
+    metadata.text("pyflash.drafts", checkpoint.drafts)
+    carried = []
+    for name in SIDE_FILES:
+        path = checkpoint.path / name
+        if path.is_file():
+            _, data = read_json_object(path, MOST_TOKENIZER_BYTES)
+            metadata.text(SIDE_PREFIX + name, data.decode("utf-8"))
+            carried.append(name)
+    return carried

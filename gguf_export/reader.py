@@ -1,0 +1,155 @@
+"""Reads GGUF directories, sharded or not, with the checks that untrusted files need. Payloads are read by others."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gguf_export.errors import ConvertError
+from gguf_export.safetensors_file import TensorRef
+from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
+from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+MOST_DIMS = 4
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """keys maps to Python values. A tensor's dtype is its GGMLType name, its shape is GGUF's order (ne[0] first)."""
+
+    keys: dict[str, Any]
+    tensors: dict[str, TensorRef]
+
+
+class _Cursor:
+    """Bounds-checked reads of one file's header."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        file.seek(0, 2)
+        self.size = file.tell()
+        file.seek(0)
+        self.position = 0
+
+    def fail(self, why: str) -> ConvertError:
+        return ConvertError(f"{self.path} is damaged: {why}")
+
+    def bytes(self, n: int) -> bytes:
+        if n > self.size - self.position:
+            raise ConvertError(f"{self.path} is truncated: it ends inside its header")
+        self.position += n
+        return self.file.read(n)
+
+    def unpack(self, form: str) -> Any:
+        return struct.unpack(form, self.bytes(struct.calcsize(form)))[0]
+
+    def count(self, least_bytes: int) -> int:
+        """A count of things that take at least least_bytes each, so that it cannot exceed the file."""
+        n = int(self.unpack("<Q"))
+        if n > (self.size - self.position) // least_bytes:
+            raise self.fail(f"it claims {n:,} entries, more than its size allows")
+        return n
+
+    def string(self) -> str:
+        try:
+            return self.bytes(self.count(1)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail("a string is not UTF-8") from None
+
+    def kind(self) -> ValueType:
+        number = self.unpack("<I")
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise self.fail(f"value type {number} does not exist") from None
+
+    def value(self, kind: ValueType) -> Any:
+        if kind is ValueType.STRING:
+            return self.string()
+        if kind is not ValueType.ARRAY:
+            return self.unpack(SCALAR_FORMATS[kind])
+        inner = self.kind()
+        if inner is ValueType.ARRAY:
+            raise self.fail("arrays of arrays are not supported")
+        if inner is ValueType.STRING:
+            return [self.string() for _ in range(self.count(8))]
+        form = SCALAR_FORMATS[inner]
+        n = self.count(struct.calcsize(form))
+        return list(struct.unpack(f"<{n}{form[1]}", self.bytes(n * struct.calcsize(form))))
+
+
+def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]:
+    name = cursor.string()
+    n_dims = cursor.unpack("<I")
+    if not 1 <= n_dims <= MOST_DIMS:
+        raise cursor.fail(f"tensor {name:.80} has {n_dims} dimensions")
+    ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
+    number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
+    if number not in BLOCK_SHAPE:
+        raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
+    return name, GGMLType(number), ne, offset
+
+
+def _read_one(path: Path) -> GGUFFile:
+    try:
+        with open(path, "rb") as file:
+            return _parse(_Cursor(path, file))
+    except OSError as error:
+        raise ConvertError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _parse(cursor: _Cursor) -> GGUFFile:
+    if cursor.bytes(4) != MAGIC:
+        raise ConvertError(f"{cursor.path} is no GGUF file")
+    version = cursor.unpack("<I")
+    if version not in (2, 3):
+        raise ConvertError(f"{cursor.path} is GGUF version {version}, only 2 and 3 are supported")
+    n_tensors, n_keys = cursor.count(24), cursor.count(13)
+    keys: dict[str, Any] = {}
+    for _ in range(n_keys):
+        key = cursor.string()
+        if key in keys:
+            raise cursor.fail(f"key {key:.80} appears twice")
+        keys[key] = cursor.value(cursor.kind())
+    entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
+    alignment = keys.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise cursor.fail(f"general.alignment is {alignment!r:.40}")
+    start = cursor.position + -cursor.position % alignment
+    tensors: dict[str, TensorRef] = {}
+    position = 0
+    for name, kind, ne, offset in sorted(entries, key=lambda entry: entry[3]):
+        block, _ = BLOCK_SHAPE[kind]
+        if ne[0] % block or name in tensors or offset < position:
+            raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
+        nbytes = row_bytes(kind, ne[0]) * math.prod(ne[1:])
+        if nbytes > cursor.size - start - offset:
+            raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end")
+        tensors[name] = TensorRef(name, kind.name, ne, cursor.path, start + offset, nbytes)
+        position = offset + nbytes
+    return GGUFFile(keys, tensors)
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """The directory of a file, or of all shards when `path` is the first of them."""
+    first = _read_one(path)
+    count = first.keys.get("split.count", 1)
+    if count in (0, 1):
+        return first
+    match = _SHARD.fullmatch(path.name)
+    if not match or int(match[2]) != 1 or int(match[3]) != count:
+        raise ConvertError(f"{path} is a shard; give the first one, named NAME-00001-of-{count:05d}.gguf")
+    tensors = dict(first.tensors)
+    for index in range(2, count + 1):
+        shard = _read_one(path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf"))
+        twice = tensors.keys() & shard.tensors.keys()
+        if twice or shard.keys.get("split.no") != index - 1:
+            raise ConvertError(f"shard {index} does not belong to {path}")
+        tensors |= shard.tensors
+    return GGUFFile(first.keys, tensors)

@@ -1,0 +1,152 @@
+"""Output tensors of a conversion: where their values come from, and the jobs that stream them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_export.engine import Io
+from gguf_export.errors import ConvertError
+from gguf_export.safetensors_file import TensorRef
+from gguf_export.writer import TensorInfo
+from quantize import native
+from quantize.codecs import BLOCK
+from quantize.plan import Form, GGMLType, row_bytes
+
+# Values a job handles: 16 MB as float32, 8 MB as packed FP4.
+_JOB_VALUES = 4 << 20
+_JOB_FP4_VALUES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A weight of the checkpoint as a matrix; form None means bytes to copy as they are, one "value" a byte."""
+
+    data: TensorRef
+    scale: TensorRef | None
+    form: Form | None
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor of the output. Each piece is a group of matrices side by side; pieces follow one another (experts)."""
+
+    info: TensorInfo
+    pieces: tuple[tuple[Source, ...], ...]
+
+    @property
+    def row_bytes(self) -> int:
+        if self.pieces[0][0].form is None:
+            return self.pieces[0][0].cols
+        return row_bytes(self.info.kind, sum(source.cols for source in self.pieces[0]))
+
+    def jobs(self, path: Path, offset: int) -> Iterator[TensorJob]:
+        for piece in self.pieces:
+            rows, cols = piece[0].rows, sum(source.cols for source in piece)
+            most = _JOB_FP4_VALUES if piece[0].form is Form.FP4 and self.info.kind is GGMLType.MXFP4 else _JOB_VALUES
+            step = max(1, most // cols)
+            for row in range(0, rows, step):
+                yield TensorJob(self, piece, row, min(step, rows - row), path, offset + row * self.row_bytes)
+            offset += rows * self.row_bytes
+
+
+def copied(info: TensorInfo, refs: list[TensorRef]) -> OutputTensor:
+    """The bytes of these tensors, one after another."""
+    pieces = []
+    for ref in refs:
+        # Any row width does for bytes; a divisor of the size keeps rows whole.
+        cols = math.gcd(ref.nbytes, 1 << 16) if ref.nbytes else 1
+        pieces.append((Source(ref, None, None, ref.nbytes // cols, cols),))
+    return OutputTensor(info, tuple(pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """Rows [row, row + n_rows) of one piece of an output tensor."""
+
+    tensor: OutputTensor
+    piece: tuple[Source, ...]
+    row: int
+    n_rows: int
+    path: Path
+    offset: int
+
+    def run(self, io: Io) -> int:
+        data = self._encode(io)
+        io.write(self.path, self.offset, data)
+        return data.nbytes
+
+    def _encode(self, io: Io) -> NDArray[Any]:
+        source, kind = self.piece[0], self.tensor.info.kind
+        n_values = self.n_rows * source.cols
+        if source.form is None:
+            return io.read(source.data, self.row * source.cols, n_values, "in")
+        if source.form is Form.I64:
+            ids = io.read(source.data, self.row * source.cols * 8, n_values * 8, "in").view("<i8")
+            return ids.astype(np.int32)
+        if source.form is Form.FP4 and kind is GGMLType.MXFP4:
+            return self._mxfp4(io, source)
+        values = self._floats(io)
+        return _encode_floats(io, values, kind)
+
+    def _mxfp4(self, io: Io, source: Source) -> NDArray[np.uint8]:
+        n_values = self.n_rows * source.cols
+        assert source.scale is not None
+        packed = io.read(source.data, self.row * source.cols // 2, n_values // 2, "in")
+        scales = io.read(source.scale, self.row * source.cols // BLOCK, n_values // BLOCK, "scales")
+        out: NDArray[np.uint8] = io.buffer("out", np.uint8, row_bytes(GGMLType.MXFP4, n_values))
+        native.fp4_to_mxfp4(packed, scales, n_values, out)
+        return out
+
+    def _floats(self, io: Io) -> NDArray[np.float32]:
+        """[n_rows * cols] of all the sources side by side."""
+        if len(self.piece) == 1:
+            return self._source_floats(io, self.piece[0])
+        cols = sum(source.cols for source in self.piece)
+        joined = io.buffer("joined", np.float32, self.n_rows * cols).reshape(self.n_rows, cols)
+        begin = 0
+        for source in self.piece:
+            values = self._source_floats(io, source).reshape(self.n_rows, source.cols)
+            joined[:, begin : begin + source.cols] = values
+            begin += source.cols
+        return joined.reshape(-1)
+
+    def _source_floats(self, io: Io, source: Source) -> NDArray[np.float32]:
+        n_values, cols = self.n_rows * source.cols, source.cols
+        out: NDArray[np.float32] = io.buffer("floats", np.float32, n_values)
+        if source.form is Form.F32:
+            return io.read(source.data, self.row * cols * 4, n_values * 4, "in").view(np.float32)
+        if source.form is Form.BF16:
+            codes = io.read(source.data, self.row * cols * 2, n_values * 2, "in").view(np.uint16)
+            native.bf16_to_f32(codes, n_values, out)
+        elif source.form is Form.FP4:
+            native.mxfp4_to_f32(self._mxfp4(io, source), n_values, out)
+        else:
+            assert source.scale is not None
+            codes = io.read(source.data, self.row * cols, n_values, "in")
+            if np.any((codes & 0x7F) == 0x7F):
+                raise ConvertError(f"tensor {source.data.name} holds NaN; download the checkpoint again")
+            scale_bytes = io.read(source.scale, 0, source.scale.nbytes, "scales")
+            scales = scale_bytes.view(np.float32) if source.scale.dtype == "F32" else scale_bytes
+            native.fp8_to_f32(codes, scales, self.row, self.n_rows, cols, out)
+        return out
+
+
+def _encode_floats(io: Io, values: NDArray[np.float32], kind: GGMLType) -> NDArray[Any]:
+    if kind is GGMLType.F32:
+        return values
+    if kind is GGMLType.BF16:
+        codes = io.buffer("out", np.uint16, values.size)
+        native.f32_to_bf16(values, values.size, codes)
+        return codes
+    out = io.buffer("out", np.uint8, row_bytes(GGMLType.Q8_0, values.size))
+    native.f32_to_q8_0(values, values.size, out)
+    return out
