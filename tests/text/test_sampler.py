@@ -1,0 +1,248 @@
+"""The sampler: filters against a plain numpy rendering of their definition, distributions, determinism, bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from .conftest import ARGUMENT, Native, NativeError
+
+Logits = NDArray[np.float32]
+
+
+class Sampler:
+    def __init__(self, native: Native, **params: float) -> None:
+        self.native = native
+        ffi = native.ffi
+        values = ffi.new("pf_sampler_params *")
+        native.lib.pf_sampler_params_init(values)
+        for name, value in params.items():
+            setattr(values, name, value)
+        out = ffi.new("pf_sampler **")
+        native.call("pf_sampler_open", values, out)
+        self.handle = out[0]
+        self.token = ffi.new("int32_t *", -7)
+        self.logprob = ffi.new("float *", 5.0)
+
+    def pick(self, logits: Logits) -> int:
+        pointer = self.native.ffi.from_buffer("float[]", logits)
+        self.native.call("pf_sampler_pick", self.handle, pointer, len(logits), self.token, self.logprob)
+        return int(self.token[0])
+
+    def picks(self, logits: Logits, count: int) -> list[int]:
+        return [self.pick(logits) for _ in range(count)]
+
+
+OpenSampler = Callable[..., Sampler]
+
+
+@pytest.fixture
+def sampler(native: Native) -> Iterator[OpenSampler]:
+    opened: list[Sampler] = []
+
+    def open_(**params: float) -> Sampler:
+        opened.append(Sampler(native, **params))
+        return opened[-1]
+
+    yield open_
+    for item in opened:
+        native.lib.pf_sampler_close(item.handle)
+
+
+def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    scaled = (logits.astype(np.float64) - logits.max()) / temperature
+    weights = np.exp(scaled)
+    return weights / weights.sum()
+
+
+def expected_distribution(logits: Logits, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+                          temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probability of each token, from the definition in pyflash.h."""
+    order = np.lexsort((np.arange(len(logits)), -logits.astype(np.float64)))
+    if top_k:
+        order = order[:top_k]
+    share = softmax(logits[order])
+    if top_p < 1:
+        order = order[:int(np.searchsorted(np.cumsum(share), top_p)) + 1]
+        share = softmax(logits[order])
+    order = order[share >= min_p * share[0]]
+    result = np.zeros(len(logits))
+    result[order] = softmax(logits[order], temperature)
+    return result
+
+
+def chi_square_is_plausible(counts: NDArray[Any], probabilities: NDArray[np.float64]) -> bool:
+    """Five standard deviations of the statistic; tokens with fewer than 10 expected draws are taken together."""
+    draws = counts.sum()
+    rare = probabilities * draws < 10
+    observed = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(probabilities[~rare], probabilities[rare].sum()) * draws
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    freedom = len(expected) - 1
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    return abs(statistic - freedom) <= 5 * math.sqrt(2 * max(freedom, 1))
+
+
+FILTERS: list[dict[str, Any]] = [
+    {}, {"temperature": 0.5}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 7}, {"top_k": 7, "temperature": 3.0},
+    {"top_p": 0.9}, {"top_p": 0.3, "temperature": 1.7}, {"top_p": 0.0}, {"min_p": 0.2}, {"min_p": 1.0},
+    {"min_p": 0.05, "temperature": 2.0}, {"top_k": 12, "top_p": 0.8}, {"top_k": 20, "top_p": 0.95, "min_p": 0.1},
+    {"top_k": 1000, "top_p": 0.7},
+]
+
+
+@pytest.mark.parametrize("params", FILTERS, ids=str)
+def test_distribution(sampler: OpenSampler, params: dict[str, Any]) -> None:
+    logits = (np.random.default_rng(3).standard_normal(60) * 1.5).astype(np.float32)
+    expected = expected_distribution(logits, **params)
+    draws = 40_000
+    counts = np.bincount(sampler(seed=5, **params).picks(logits, draws), minlength=len(logits))
+    assert not counts[expected == 0].any()
+    assert counts[expected * draws > 30].all()
+    assert chi_square_is_plausible(counts, expected)
+
+
+def test_filters_keep_exactly_the_defined_set(sampler: OpenSampler) -> None:
+    """A high temperature draws all that is left alike, so that 1,500 draws of at most 40 tokens miss none."""
+    rng = np.random.default_rng(4)
+    for case in range(40):
+        n = int(rng.integers(1, 40))
+        logits = np.round(rng.standard_normal(n) * 3, 1).astype(np.float32)  # rounded: many ties
+        params: dict[str, Any] = {"top_k": int(rng.integers(0, n + 3)), "min_p": float(rng.choice([0, 0.013, 0.21])),
+                                  "top_p": float(rng.choice([0.17, 0.537, 0.913, 1.0]))}
+        kept = set(np.flatnonzero(expected_distribution(logits, **params)).tolist())
+        assert set(sampler(seed=case, temperature=1e6, **params).picks(logits, 1500)) == kept, params
+
+
+def test_ties_at_the_border_go_to_the_lower_id(sampler: OpenSampler) -> None:
+    logits = np.array([0, 1, 0, 1, 0, 1], np.float32)
+    assert set(sampler(top_k=2, seed=1).picks(logits, 200)) == {1, 3}
+    assert set(sampler(top_k=4, temperature=100, seed=1).picks(logits, 300)) == {0, 1, 3, 5}
+    assert set(sampler(top_p=0.3, seed=1).picks(logits, 200)) == {1, 3}
+
+
+def test_temperature_zero(sampler: OpenSampler) -> None:
+    greedy = sampler(temperature=0, seed=9)
+    assert greedy.pick(np.array([1, 3, 2, 3], np.float32)) == 1
+    assert greedy.pick(np.array([-np.inf, -np.inf, -5], np.float32)) == 2
+    assert greedy.pick(np.zeros(1000, np.float32)) == 0
+    assert greedy.pick(np.array([-0.0, 0.0], np.float32)) == 0
+
+
+def test_masked_tokens_are_never_drawn(sampler: OpenSampler) -> None:
+    logits = np.full(50, -np.inf, np.float32)
+    logits[[4, 40]] = 0.5
+    for params in ({}, {"top_k": 10}, {"top_p": 0.99}, {"temperature": 1e30}):
+        assert set(sampler(seed=2, **params).picks(logits, 100)) == {4, 40}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-6, 1.0])
+def test_extreme_logits(sampler: OpenSampler, temperature: float) -> None:
+    top = float(np.finfo(np.float32).max)
+    assert sampler(temperature=temperature, seed=1).picks(np.array([-top, top, 0, -top], np.float32), 20) == [1] * 20
+
+
+def test_logprob_is_before_any_filter(sampler: OpenSampler) -> None:
+    rng = np.random.default_rng(6)
+    for params in ({"temperature": 0}, {"top_k": 3, "temperature": 0.3}, {"top_p": 0.5}, {}):
+        picker = sampler(seed=8, **params)
+        for scale in (0.0, 1.0, 30.0):
+            logits = (rng.standard_normal(5000) * scale).astype(np.float32)
+            token = picker.pick(logits)
+            exact = np.log(softmax(logits)[token])
+            assert picker.logprob[0] == pytest.approx(exact, rel=1e-6, abs=1e-9)
+
+
+def test_seeds(sampler: OpenSampler) -> None:
+    logits = np.random.default_rng(1).standard_normal(500).astype(np.float32)
+    first = sampler(seed=123).picks(logits, 100)
+    assert sampler(seed=123).picks(logits, 100) == first
+    assert sampler(seed=124).picks(logits, 100) != first
+    assert sampler(seed=2**64 - 1).picks(logits, 100) != sampler(seed=0).picks(logits, 100)
+
+
+def test_tokens_of_a_seed_never_change(sampler: OpenSampler) -> None:
+    """The promise that a seed means the same tokens on every platform and in every release: recorded values."""
+    logits = (np.arange(1000) * 7919 % 1000 / 125).astype(np.float32)
+    assert sampler(seed=42).picks(logits, 8) == RECORDED["plain"]
+    assert sampler(seed=42, top_k=40, top_p=0.9, min_p=0.3, temperature=0.7).picks(logits, 8) == RECORDED["filtered"]
+
+
+RECORDED: dict[str, list[int]] = {"plain": [88, 383, 672, 926, 988, 771, 718, 852],
+                                  "filtered": [963, 852, 383, 593, 556, 667, 25, 630]}
+
+
+def test_first_draws_follow_the_published_generator(sampler: OpenSampler) -> None:
+    """xoshiro256** seeded by splitmix64, written out again: equal logits turn a draw into floor(u * n)."""
+    mask = 2**64 - 1
+
+    def rotate(x: int, k: int) -> int:
+        return (x << k | x >> (64 - k)) & mask
+
+    state = []
+    z = 77
+    for _ in range(4):
+        z = (z + 0x9E3779B97F4A7C15) & mask
+        y = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        y = (y ^ y >> 27) * 0x94D049BB133111EB & mask
+        state.append(y ^ y >> 31)
+    expected = []
+    for _ in range(200):
+        u = rotate(state[1] * 5 & mask, 7) * 9 & mask
+        expected.append((u >> 11) * 4096 >> 53)
+        t = state[1] << 17 & mask
+        state[2] ^= state[0]
+        state[3] ^= state[1]
+        state[1] ^= state[2]
+        state[0] ^= state[3]
+        state[2] ^= t
+        state[3] = rotate(state[3], 45)
+    assert sampler(seed=77).picks(np.zeros(4096, np.float32), 200) == expected
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_k": 2}], ids=str)
+def test_bad_logits_are_refused_and_change_nothing(sampler: OpenSampler, params: dict[str, float], bad: float) -> None:
+    good = np.random.default_rng(2).standard_normal(64).astype(np.float32)
+    clean, disturbed = sampler(seed=3, **params), sampler(seed=3, **params)
+    for position in (0, 31, 63):
+        logits = good.copy()
+        logits[position] = bad
+        with pytest.raises(NativeError) as caught:
+            disturbed.pick(logits)
+        assert caught.value.code == ARGUMENT and str(position) in caught.value.message
+        assert disturbed.token[0] == -7 and disturbed.logprob[0] == 5.0
+    with pytest.raises(NativeError, match="every logit"):
+        disturbed.pick(np.full(8, -np.inf, np.float32))
+    assert disturbed.picks(good, 50) == clean.picks(good, 50)
+
+
+@pytest.mark.parametrize("params", [
+    {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": -0.1},
+    {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5}, {"min_p": math.nan}, {"struct_size": 0},
+    {"struct_size": 8}, {"struct_size": 4096}], ids=str)
+def test_bad_parameters(native: Native, params: dict[str, float]) -> None:
+    with pytest.raises(NativeError) as caught:
+        Sampler(native, **params)
+    assert caught.value.code == ARGUMENT
+
+
+def test_bad_calls(native: Native, sampler: OpenSampler) -> None:
+    ffi = native.ffi
+    handle = sampler(seed=1).handle
+    token = ffi.new("int32_t *", -7)
+    logits = ffi.new("float[]", [1.0, 2.0])
+    for arguments in ((ffi.NULL, logits, 2, token), (handle, ffi.NULL, 2, token), (handle, logits, 0, token),
+                      (handle, logits, -1, token), (handle, logits, 2, ffi.NULL)):
+        with pytest.raises(NativeError) as caught:
+            native.call("pf_sampler_pick", *arguments, ffi.NULL)
+        assert caught.value.code == ARGUMENT
+    assert token[0] == -7
+    native.call("pf_sampler_pick", handle, logits, 2, token, ffi.NULL)
+    assert token[0] in (0, 1)
+    native.lib.pf_sampler_close(ffi.NULL)
