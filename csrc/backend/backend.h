@@ -169,7 +169,7 @@ typedef struct pf_experts_args {
 } pf_experts_args;
 
 typedef struct pf_backend {
-    const char *name; /* "cpu" */
+    const char *name; /* the kernel set: "avx2" */
 
     /* x[t, k] = row tokens[t] of w, for every one of n_stream streams: [T, n_stream, D]. */
     pf_status (*embed)(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,

@@ -116,6 +116,8 @@ static pf_backend backends[ISA_COUNT];
 
 static void fill_tables(void) {
     for (int isa = 0; isa < ISA_COUNT; ++isa) {
+        /* Even the init function of a kernel set may be compiled to its instructions. */
+        if (isa_problem(isa) != NULL) continue;
         pf_cpu_kernels *k = &kernel_tables[isa];
         pf_kernels_scalar_init(k);
 #if PF_X86
@@ -124,7 +126,7 @@ static void fill_tables(void) {
 #endif
         k->name = isa_names[isa];
         backends[isa] = (pf_backend){
-            .name = "cpu",
+            .name = isa_names[isa],
             .embed = pf_cpu_embed,
             .linear = pf_cpu_linear,
             .rms_norm = pf_cpu_rms_norm,
