@@ -9,8 +9,6 @@
 
 #include <string.h>
 
-enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
-
 /* ---- Vectors ----------------------------------------------------------------------------------------------- */
 
 static float sum8(__m256 v) {
@@ -93,55 +91,13 @@ static void span_e4m3(const uint8_t *in, int64_t n, float scale, float *out) {
 }
 
 /* 16 int8 times scale. */
-static inline void store_i8x16(float *out, __m128i bytes, __m256 scale) {
-    _mm256_storeu_ps(out, widen_i8(bytes, scale));
-    _mm256_storeu_ps(out + 8, widen_i8(_mm_srli_si128(bytes, 8), scale));
+static inline void store_i8x16(float *out, __m128i bytes, float scale) {
+    const __m256 vscale = _mm256_set1_ps(scale);
+    _mm256_storeu_ps(out, widen_i8(bytes, vscale));
+    _mm256_storeu_ps(out + 8, widen_i8(_mm_srli_si128(bytes, 8), vscale));
 }
 
-static inline __m128i e2m1_table(void) { return _mm_loadu_si128((const __m128i *)(const void *)pf_e2m1_doubled); }
-
-/* ---- Weights to floats: columns [first, first + n) of a row ------------------------------------------------- */
-
-static inline void expand_f32(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    memcpy(out, pf_weight_row(w, matrix, row) + 4 * first, (size_t)n * sizeof *out);
-}
-
-static inline void expand_f16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    span_f16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
-}
-
-static inline void expand_bf16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    span_bf16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
-}
-
-static inline void expand_q8_0(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * Q8_0_BYTES;
-    for (; n > 0; n -= BLOCK, in += Q8_0_BYTES, out += BLOCK) {
-        const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(pf_load_u16(in))));
-        store_i8x16(out, _mm_loadu_si128((const __m128i *)(const void *)(in + 2)), scale);
-        store_i8x16(out + 16, _mm_loadu_si128((const __m128i *)(const void *)(in + 18)), scale);
-    }
-}
-
-static inline void expand_mxfp4(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * MXFP4_BYTES;
-    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
-    for (; n > 0; n -= BLOCK, in += MXFP4_BYTES, out += BLOCK) {
-        const __m256 scale = _mm256_set1_ps(0.5f * pf_e8m0_to_f32(in[0]));
-        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)(in + 1));
-        store_i8x16(out, _mm_shuffle_epi8(table, _mm_and_si128(codes, low)), scale);
-        store_i8x16(out + 16, _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low)), scale);
-    }
-}
-
-static inline void expand_fp8(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first;
-    int64_t s = pf_weight_scale_index(w, matrix, row) + first / PF_FP8_BLOCK;
-    for (int64_t i = 0; i < n; i += PF_FP8_BLOCK, ++s) {
-        const float scale = w->scale_f32 ? pf_load_f32(w->scale + 4 * s) : pf_e8m0_to_f32(w->scale[s]);
-        span_e4m3(in + i, n - i < PF_FP8_BLOCK ? n - i : PF_FP8_BLOCK, scale, out + i);
-    }
-}
+#include "backend/cpu/x86_rows.h"
 
 /* ---- Float activations ------------------------------------------------------------------------------------- */
 
@@ -365,46 +321,7 @@ static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row
     q8_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4);
 }
 
-/* ---- Cache rows -------------------------------------------------------------------------------------------- */
-
-static void load_row_kv_fp8(const uint8_t *row, int64_t width, int64_t rope, float *out) {
-    const int64_t plain = width - rope;
-    const uint8_t *scale = row + plain;
-    for (int64_t i = 0; i < plain; i += KV_GROUP) {
-        span_e4m3(row + i, pf_min_i64(KV_GROUP, plain - i), pf_e8m0_to_f32(*scale++), out + i);
-    }
-    span_bf16(scale, rope, out + plain);
-}
-
-static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
-    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
-    const uint8_t *scales = row + width / 2;
-    int64_t i = 0;
-    for (; i + IDX_GROUP <= width; i += IDX_GROUP, row += IDX_GROUP / 2) {
-        const __m256 scale = _mm256_set1_ps(0.5f * pf_e8m0_to_f32(*scales++));
-        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)row);
-        const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(codes, low));
-        const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low));
-        store_i8x16(out + i, _mm_unpacklo_epi8(even, odd), scale);
-        store_i8x16(out + i + 16, _mm_unpackhi_epi8(even, odd), scale);
-    }
-    for (int64_t j = 0; i + j < width; ++j) {
-        out[i + j] = pf_e2m1_to_f32(j & 1 ? row[j / 2] >> 4 : row[j / 2] & 15u) * pf_e8m0_to_f32(*scales);
-    }
-}
-
-static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
-    switch (rows->format) {
-    case PF_ROW_F32: memcpy(out, row, (size_t)rows->width * sizeof *out); break;
-    case PF_ROW_BF16: span_bf16(row, rows->width, out); break;
-    case PF_ROW_KV_FP8: load_row_kv_fp8(row, rows->width, rows->rope, out); break;
-    case PF_ROW_IDX_FP4: load_row_idx_fp4(row, rows->width, out); break;
-    }
-}
-
-#define ENTRIES(prefix)                                                                                          \
-    {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
-     [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
+/* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
@@ -412,8 +329,8 @@ void pf_kernels_avx2_init(pf_cpu_kernels *k) {
         .dot = dot,
         .axpy = axpy,
         .scale = scale,
-        .dequant = ENTRIES(dequant),
-        .gemm_f32 = ENTRIES(gemm),
+        .dequant = PF_WEIGHT_ENTRIES(dequant),
+        .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),
         .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
         .quantize_q8 = quantize_q8,
         .load_row = load_row,
