@@ -133,7 +133,9 @@ static void test_scalars(void) {
     CHECK(pf_gguf_get_u32(gguf, "u64", &u) && u == UINT32_MAX);
     u = 9;
     const char *refused[] = {"i8", "i32-", "u64+", "i64", "f32", "bool", "text", "absent", "u3", "u322", ""};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) CHECK(!pf_gguf_get_u32(gguf, refused[i], &u) && u == 9);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        CHECK(!pf_gguf_get_u32(gguf, refused[i], &u) && u == 9);
+    }
     CHECK(pf_gguf_get_f32(gguf, "f32", &f) && f == 1.5f);
     CHECK(pf_gguf_get_f32(gguf, "f64", &f) && f == 0.25f);
     CHECK(!pf_gguf_get_f32(gguf, "f64+", &f) && !pf_gguf_get_f32(gguf, "u8", &f) && f == 0.25f);
