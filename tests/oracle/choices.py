@@ -1,7 +1,7 @@
 """Discrete choices (experts, compressed rows), their margins, and what a different choice would cost.
 
-Two correct implementations may choose differently where two scores are equal up to rounding. A test runs the oracle with the
-other side's choices imposed and then asks here whether each difference was such a near-tie.
+Two correct implementations may choose differently where two scores are equal up to rounding. A test runs the oracle
+with the other side's choices imposed and then asks here whether each difference was such a near-tie.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def choose(
 ) -> tuple[list[np.ndarray], Choices]:
     """Per token the `keep` highest of its first candidates[t] scores (lowest id among equals), or the imposed ids.
 
-    scores [T, n]. Returns the ids in force, best first for an own choice and as given for an imposed one, and the record.
+    scores [T, n]. Returns the ids in force (best first for an own choice, as given for an imposed one) and the record.
     """
     n_tokens = len(scores)
     own: list[np.ndarray] = []

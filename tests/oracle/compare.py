@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -43,21 +43,48 @@ def near_ties(choices: Iterable[Choices], limit: float) -> list[str]:
     return lines
 
 
-def first_difference(actual: Taps, expected: Taps, tolerance: float) -> str:
-    """Names the first tap, in the order of computation, whose values differ by more than `tolerance` (relative L2)."""
+def first_difference(
+    actual: Taps, expected: Taps, tolerance: float, may_lack: Collection[str] = frozenset()
+) -> str:
+    """Names the first tap, in the order of computation, whose values differ by more than `tolerance` (relative L2).
+
+    may_lack: names of taps that `actual` need not have everywhere.
+    """
     for name, layer in expected.keys():
-        for position in expected.positions(name, layer):
-            want, got = expected.get(name, layer, position), actual.get(name, layer, position)
-            assert want is not None
-            where = f"tap {name!r} of layer {layer} at position {position}"
-            if got is None:
-                return f"{where} is missing"
-            if got.shape != want.shape:
-                return f"{where} has shape {got.shape}, expected {want.shape}"
-            if want.dtype.kind in "iu":
-                if not np.array_equal(got, want):
-                    return f"{where} is {got.tolist()}, expected {want.tolist()}"
-            elif not (error := float(relative_l2(got, want))) <= tolerance:
-                return f"{where} differs by {error:.2e} relative"
+        positions = expected.positions(name, layer)
+        want = [expected.get(name, layer, p) for p in positions]
+        got = [actual.get(name, layer, p) for p in positions]
+        wrong = _first_wrong(got, want, tolerance, missing_is_wrong=name not in may_lack)
+        if wrong is not None:
+            where = f"tap {name!r} of layer {layer} at position {positions[wrong]}"
+            return f"{where} {_describe(got[wrong], want[wrong])}"
     extra = [key for key in actual.keys() if key not in expected.keys()]
     return f"taps nobody expects: {extra}" if extra else "no tap differs"
+
+
+def _first_wrong(
+    got: list[np.ndarray | None], want: list[np.ndarray], tolerance: float, missing_is_wrong: bool
+) -> int | None:
+    """Index of the first value that is missing, of another shape, another id, or too far away."""
+    present = []
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        if g is None and not missing_is_wrong:
+            continue
+        if g is None or g.shape != w.shape or (w.dtype.kind in "iu" and not np.array_equal(g, w)):
+            return i
+        present.append(i)
+    if not present or want[0].dtype.kind in "iu":
+        return None
+    error = relative_l2(np.stack([got[i] for i in present]), np.stack([want[i] for i in present]))
+    wrong = np.flatnonzero(~(error <= tolerance))  # NaN is wrong too
+    return present[wrong[0]] if len(wrong) else None
+
+
+def _describe(got: np.ndarray | None, want: np.ndarray) -> str:
+    if got is None:
+        return "is missing"
+    if got.shape != want.shape:
+        return f"has shape {got.shape}, expected {want.shape}"
+    if want.dtype.kind in "iu":
+        return f"is {got.tolist()}, expected {want.tolist()}"
+    return f"differs by {float(relative_l2(got, want)):.2e} relative"

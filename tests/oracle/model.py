@@ -25,7 +25,10 @@ class Oracle:
     """
 
     def __init__(
-        self, config: OracleConfig | Mapping[str, Any], weights: Mapping[str, np.ndarray], numerics: Numerics | None = None
+        self,
+        config: OracleConfig | Mapping[str, Any],
+        weights: Mapping[str, np.ndarray],
+        numerics: Numerics | None = None,
     ) -> None:
         self.config = config if isinstance(config, OracleConfig) else OracleConfig.from_hf(config)
         self.weights = {

@@ -10,7 +10,7 @@ from .config import OracleConfig
 
 
 def frequencies(config: OracleConfig, ratio: int) -> np.ndarray:
-    """Radians per position, [r/2]. Layers with compressed rows use their own base and YaRN without a magnitude factor."""
+    """Radians per position [r/2]. Layers with compressed rows: their own base, and YaRN with no magnitude factor."""
     r = config.qk_rope_head_dim
     base = config.compress_rope_theta if ratio else config.rope_theta
     freq = float(base) ** (-np.arange(0, r, 2, dtype=np.float64) / r)

@@ -1,4 +1,4 @@
-"""The pieces of the oracle that decide about others: roundings, the checkpoint reader, choices, the naming of differences."""
+"""The pieces of the oracle that decide about others: roundings, the checkpoint reader, choices, naming a difference."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def test_first_difference_names_the_earliest_tap() -> None:
 
     expected = taps(4.0, [0, 1])
     assert first_difference(taps(4.0, [0, 1]), expected, 1e-6) == "no tap differs"
-    assert first_difference(taps(5.0, [0, 2]), expected, 1e-6).startswith("tap 'q' of layer 0 at position 1 differs by 2.0")
+    q_differs = first_difference(taps(5.0, [0, 2]), expected, 1e-6)
+    assert q_differs.startswith("tap 'q' of layer 0 at position 1 differs by 2.0")
     assert "is [0, 2], expected [0, 1]" in first_difference(taps(4.0, [0, 2]), expected, 1e-6)
     assert first_difference(taps(float("nan"), [0, 1]), expected, 1e-6).startswith("tap 'q' of layer 0 at position 1")
     empty = Taps()

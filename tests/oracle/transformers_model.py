@@ -52,7 +52,7 @@ _ROOT_NAMES = {
 
 
 def state_dict(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Official names to transformers' names; the experts of a layer become two stacked tensors. mtp.* has no place there."""
+    """Official names to transformers' names; a layer's experts become two stacked tensors. mtp.* has no place there."""
     out: dict[str, torch.Tensor] = {}
     experts: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for name, value in weights.items():

@@ -62,7 +62,9 @@ def _dequantise(dtype: str, raw: np.ndarray, scale: np.ndarray | None) -> np.nda
 
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     """Every weight of all shards under its official name; a scale tensor is folded into its weight."""
-    raw = {name: (dtype, array) for path in sorted(folder.glob("*.safetensors")) for name, dtype, array in read_safetensors(path)}
+    raw: dict[str, tuple[str, np.ndarray]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        raw.update((name, (dtype, array)) for name, dtype, array in read_safetensors(path))
     weights = {}
     for name, (dtype, array) in raw.items():
         owner = name.removesuffix(".scale") + ".weight"

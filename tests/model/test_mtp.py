@@ -1,0 +1,106 @@
+"""The MTP block's drafts against the oracle's mtp_forward, and their independence from the session's history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyflash
+import pytest
+from tiny_models import TinyModel, make_tiny_model
+
+from oracle.compare import relative_l2
+from oracle.core import choices_of, eval_with_taps
+from oracle.model import Oracle
+
+T = 200
+POSITIONS = (1, 2, 63, 64, 65, 66, 128, 129, T)  # the window is 64 tokens
+NEAR_TIE = 1e-4
+
+
+@pytest.fixture(scope="module", params=["compat", "native"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return make_tiny_model(tmp_path_factory.mktemp("mtp"), seed=41, profile=request.param, mtp=True)
+
+
+def open_model(tiny: TinyModel, precision: str = "exact") -> Any:
+    return pyflash.Model.open(tiny.path, precision=precision, mtp=tiny.mtp_path)
+
+
+def test_drafts_agree_with_the_oracle(tiny: TinyModel) -> None:
+    tokens = tiny.tokens(T + 1, 42)
+    with open_model(tiny) as model, model.session(context=T + 1, chunk=50, poison=True) as session:
+        assert model.info.has_mtp
+        _, taps = eval_with_taps(session, tokens[:T])
+        session.rollback(T)
+        oracle = Oracle(tiny.config, tiny.weights)
+        forced = choices_of(taps, tiny.config, T)
+        expected = oracle.mtp_forward(tokens[:T], tokens[1:], forced=forced)
+        (mtp_choice,) = [c for c in oracle.choices if c.layer == tiny.config.num_hidden_layers]
+        margin = mtp_choice.margin / mtp_choice.scale
+        done = 0
+        for position in POSITIONS:
+            session.eval(tokens[done:position])
+            done = position
+            error = relative_l2(session.draft(int(tokens[position])), expected[position - 1])
+            tie = margin[position - 1] < NEAR_TIE
+            print(f"position {position}: relative error {error:.2e}{', a near-tied expert' if tie else ''}")
+            assert error < 2e-5 or tie
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_drafting_leaves_the_session_alone(tiny: TinyModel, precision: str) -> None:
+    tokens = tiny.tokens(T + 1, 43)
+    with open_model(tiny, precision) as model, model.session(context=T + 1, chunk=50, poison=True) as session:
+        plain = session.eval(tokens, all_logits=True)
+        session.rollback(T + 1)
+        drafted = []
+        for start in range(0, T, 20):
+            drafted.append(session.eval(tokens[start : start + 20], all_logits=True))
+            session.draft(int(tokens[3]))
+            assert session.position == start + 20
+        assert np.array_equal(np.concatenate(drafted), plain[:T])
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_drafts_do_not_depend_on_history(tiny: TinyModel, precision: str, tmp_path: Path) -> None:
+    """The same bits after one call, after many, after rollback and replay, and after save and load."""
+    tokens = tiny.tokens(T + 1, 44)
+    following = int(tokens[T])
+    with open_model(tiny, precision) as model:
+        with model.session(context=300, chunk=T, poison=True) as session:
+            session.eval(tokens[:T])
+            expected = session.draft(following)
+            assert not np.array_equal(session.draft((following + 1) % 512), expected)
+            assert np.array_equal(session.draft(following), expected)
+            session.save(tmp_path / "state")
+            session.eval(tiny.tokens(90, 45))
+            session.rollback(90)
+            assert np.array_equal(session.draft(following), expected)
+            session.rollback(77)
+            session.draft(5)
+            session.eval(tokens[T - 77 : T])
+            assert np.array_equal(session.draft(following), expected)
+        with model.session(context=300, chunk=7, poison=True) as session:
+            for token in tokens[:T]:
+                session.eval([token])
+            assert np.array_equal(session.draft(following), expected)
+        with model.session(context=400, chunk=7, poison=True) as session:
+            session.load(tmp_path / "state")
+            assert np.array_equal(session.draft(following), expected)
+
+
+def test_drafting_needs_tokens_and_a_block(tiny: TinyModel, tmp_path: Path) -> None:
+    with open_model(tiny) as model, model.session(context=16) as session:
+        with pytest.raises(pyflash.ArgumentError):
+            session.draft(1)
+        session.eval([1])
+        with pytest.raises(pyflash.ArgumentError):
+            session.draft(512)
+    plain = make_tiny_model(tmp_path, seed=46)
+    with open_model(plain) as model, model.session(context=16) as session:
+        assert not model.info.has_mtp
+        session.eval([1])
+        with pytest.raises(pyflash.UnsupportedError):
+            session.draft(1)

@@ -1,0 +1,91 @@
+"""Gate 1: the C core in "exact" against the float64 oracle on the weights of the same checkpoint.
+
+Wherever the core chose other experts or rows than the oracle, the oracle is run with the core's choices, and each one
+must have been a tie up to float32 rounding. What is left is then compared for every token, not on average.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyflash
+import pytest
+from tiny_models import TinyModel, make_tiny_model
+
+from oracle.compare import first_difference, near_ties, relative_l2
+from oracle.core import choices_of, eval_with_taps
+from oracle.model import Oracle
+from oracle.shapes import SHAPES
+from oracle.taps import HEAD_TAPS, LAYER_TAPS, Taps
+
+NEAR_TIE = 1e-4  # gap of a choice that may flip, relative to the token's largest score
+TAP_TOLERANCE = 1e-4
+# The core needs no indexer query while every row is kept, and folds the scale of idx_w into the scores.
+MAY_LACK = frozenset({"idx_q", "idx_w"})
+
+# Every way the converter can store the weights, spread over the shapes.
+STORAGE: tuple[dict[str, Any], ...] = (
+    dict(dense="bf16"),
+    dict(profile="native"),
+    dict(dense="f32", experts="f32"),
+    dict(dense="q8_0"),
+    dict(dense="f32", experts="bf16"),
+    dict(profile="native"),  # the shape with 2 streams, which compat refuses
+    dict(dense="q8_0", experts="keep"),
+)
+CASES = [(name, *SHAPES[name], STORAGE[i % len(STORAGE)]) for i, name in enumerate(SHAPES)]
+
+
+def compare(tiny: TinyModel, tokens: np.ndarray, **open_options: Any) -> None:
+    """Fails with the first tap that differs when any token's logits are off."""
+    with pyflash.Model.open(tiny.path, precision="exact", **open_options) as model:
+        with model.session(context=len(tokens), chunk=256, poison=True) as session:
+            logits, actual = eval_with_taps(session, tokens)
+    oracle = Oracle(tiny.config, tiny.weights)
+    expected = Taps()
+    reference = oracle.forward(tokens, expected, choices_of(actual, tiny.config, len(tokens)))
+    error = relative_l2(logits, reference)
+    difference = first_difference(actual, expected, TAP_TOLERANCE, MAY_LACK)
+    assert difference == "no tap differs", f"{difference}; logits differ by {np.median(error):.2e} (median)"
+    ties = near_ties(oracle.choices, NEAR_TIE)
+    print(f"\nrelative L2 error: median {np.median(error):.2e}, worst {error.max():.2e}; {len(ties)} near-ties imposed")
+    print("\n".join(ties))
+    if ties:
+        free = relative_l2(logits, oracle.forward(tokens))
+        print(f"without imposing them: median {np.median(free):.2e}, worst {free.max():.2e}")
+    assert np.median(error) < 1e-5
+    assert error.max() < 5e-5
+
+
+@pytest.mark.parametrize("name,changes,count,storage", CASES, ids=[case[0] for case in CASES])
+def test_logits_agree(tmp_path: Path, name: str, changes: dict[str, Any], count: int, storage: dict[str, Any]) -> None:
+    tiny = make_tiny_model(tmp_path, seed=len(name), **changes, **storage)
+    compare(tiny, tiny.tokens(count, seed=count))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_every_kernel_set_agrees(tmp_path: Path, isa: str) -> None:
+    tiny = make_tiny_model(tmp_path, seed=11, profile="native")
+    try:
+        pyflash.Model.open(tiny.path, isa=isa).close()
+    except pyflash.UnsupportedError as error:
+        pytest.skip(str(error))
+    compare(tiny, tiny.tokens(300, seed=12), isa=isa)
+
+
+def test_core_reports_every_tap(tmp_path: Path) -> None:
+    """first_difference() can only name a culprit that the core reports."""
+    tiny = make_tiny_model(tmp_path, seed=13)
+    with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=200) as session:
+        _, taps = eval_with_taps(session, tiny.tokens(140, seed=14))
+    config = tiny.config
+    only = {"comp_row": (4, 128), "idx_row": (4,), "topk": (4,)}
+    wanted: set[tuple[str, int]] = {("embed", -1), *((name, -1) for name in HEAD_TAPS)}
+    for layer in range(config.num_hidden_layers):
+        ratio = config.ratio(layer)
+        wanted |= {(name, layer) for name in LAYER_TAPS if ratio in only.get(name, (ratio,)) and name not in MAY_LACK}
+    assert {key for key in taps.keys() if key[0] not in MAY_LACK} == wanted
+    assert taps.positions("comp_row", 3) == [127]
+    assert taps.positions("idx_row", 2) == list(range(3, 140, 4))
