@@ -42,7 +42,7 @@ pf_weight pf_weight_rows(const pf_weight *w, int64_t first, int64_t n);
 /* How a cache row is stored. */
 typedef enum pf_row_format {
     PF_ROW_F32,     /* width floats */
-    PF_ROW_BF16,    /* width bfloat16 */
+    PF_ROW_F16,     /* width half floats, saturating */
     PF_ROW_KV_FP8,  /* first width-rope dims: e4m3, then one e8m0 scale per 64 of them, then rope bfloat16 */
     PF_ROW_IDX_FP4, /* width/2 bytes of e2m1 pairs (low nibble first), then one e8m0 scale per 32 values */
 } pf_row_format;

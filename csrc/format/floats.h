@@ -41,6 +41,18 @@ static inline float pf_f16_to_f32(uint16_t half) {
     return pf_f32_from_bits(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112u) << 23) | mantissa << 13);
 }
 
+static inline uint16_t pf_f32_to_f16(float value) {
+    const uint32_t bits = pf_f32_bits(value), magnitude = bits & 0x7fffffffu;
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to infinity */
+    /* Below 2^-14 adding 0.5 leaves the denormal's units of 2^-24, rounded, in the low mantissa bits. */
+    if (magnitude < 0x38800000u) {
+        return (uint16_t)(sign | (pf_f32_bits(pf_f32_from_bits(magnitude) + 0.5f) - 0x3f000000u));
+    }
+    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
+}
+
 static inline float pf_bf16_to_f32(uint16_t bits) { return pf_f32_from_bits((uint32_t)bits << 16); }
 
 static inline uint16_t pf_f32_to_bf16(float value) {

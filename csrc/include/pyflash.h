@@ -78,8 +78,7 @@ typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
 typedef struct pf_model pf_model;
 typedef struct pf_session pf_session;
 
-#define PF_PRECISION_FAST 0  /* int8 activations per block where weights are quantised, cache rows in the
-                                precision of the published reference */
+#define PF_PRECISION_FAST 0  /* integer activations per block where weights are quantised; see PF_CACHE_* */
 #define PF_PRECISION_EXACT 1 /* float32 activations and cache; weights dequantised exactly */
 
 typedef struct pf_model_params {
@@ -145,6 +144,11 @@ PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, 
 
 /* ---- Sessions ---------------------------------------------------------------------------------------------- */
 
+#define PF_CACHE_AUTO 0      /* float32 in exact, F16 in fast */
+#define PF_CACHE_F16 1       /* half floats: 1024 bytes a row and 256 an indexer row in V4-Flash */
+#define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
+                                with bfloat16 rotary dims (583 bytes) and FP4 indexer rows (68 bytes) */
+
 #define PF_SESSION_POISON 1u /* fill cache memory with signalling garbage first (tests) */
 
 typedef struct pf_session_params {
@@ -152,7 +156,7 @@ typedef struct pf_session_params {
     uint32_t flags;      /* PF_SESSION_* */
     int64_t n_ctx;       /* capacity in tokens; 0: min(65536, the model's) */
     int32_t n_chunk;     /* most tokens one pf_session_eval() evaluates; 0: 512 */
-    int32_t reserved;
+    int32_t cache_type;  /* PF_CACHE_*; exact takes AUTO only */
 } pf_session_params;
 
 PF_API void pf_session_params_init(pf_session_params *params);

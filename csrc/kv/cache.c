@@ -42,28 +42,26 @@ static void place_frontier(layout *at, int64_t ratio, bool overlap, int64_t widt
     out->undo = place(at, (uint64_t)(2 * out->need * out->channels), sizeof(float));
 }
 
-static void place_layer(layout *at, const pf_config *c, const pf_cache *cache, bool exact, int32_t ratio,
+static void place_layer(layout *at, const pf_config *c, const pf_cache *cache, pf_cache_formats formats, int32_t ratio,
                         pf_layer_cache *out) {
-    const pf_row_format kv_format = exact ? PF_ROW_F32 : PF_ROW_KV_FP8;
-    const pf_row_format index_format = exact ? PF_ROW_F32 : PF_ROW_IDX_FP4;
-    place_rows(at, kv_format, c->head_dim, c->rope_dim, c->window + PF_ROLLBACK + cache->n_chunk, &out->raw);
+    place_rows(at, formats.kv, c->head_dim, c->rope_dim, c->window + PF_ROLLBACK + cache->n_chunk, &out->raw);
     if (ratio == 0) return;
     const bool overlap = ratio == PF_RATIO_CSA;
     const int64_t rows = pf_max_i64(1, cache->n_ctx / ratio);
-    place_rows(at, kv_format, c->head_dim, c->rope_dim, rows, &out->pool);
+    place_rows(at, formats.kv, c->head_dim, c->rope_dim, rows, &out->pool);
     place_frontier(at, ratio, overlap, c->head_dim, &out->frontier);
     if (!overlap) return;
-    place_rows(at, index_format, c->index_dim, c->rope_dim, rows, &out->index_pool);
+    place_rows(at, formats.index, c->index_dim, c->rope_dim, rows, &out->index_pool);
     place_frontier(at, ratio, overlap, c->index_dim, &out->index_frontier);
 }
 
 /* With base NULL only measures: at->used becomes the size. */
-static void place_all(layout *at, const pf_config *c, bool mtp, bool exact, pf_cache *cache) {
+static void place_all(layout *at, const pf_config *c, bool mtp, pf_cache_formats formats, pf_cache *cache) {
     cache->layers = place(at, (uint64_t)cache->n_layer, sizeof *cache->layers);
     for (int32_t l = 0; l < cache->n_layer; ++l) {
         pf_layer_cache measured = {0};
         pf_layer_cache *layer = at->base != NULL ? &cache->layers[l] : &measured;
-        place_layer(at, c, cache, exact, l < c->n_layer ? c->ratio[l] : 0, layer);
+        place_layer(at, c, cache, formats, l < c->n_layer ? c->ratio[l] : 0, layer);
     }
     if (mtp) {
         cache->stream_ring = PF_ROLLBACK + 1 + cache->n_chunk;
@@ -72,11 +70,11 @@ static void place_all(layout *at, const pf_config *c, bool mtp, bool exact, pf_c
     }
 }
 
-pf_status pf_cache_open(const pf_config *config, bool mtp, bool exact, int64_t n_ctx, int32_t n_chunk, pf_cache *out,
-                        pf_error *err) {
+pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
+                        pf_cache *out, pf_error *err) {
     pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .n_ctx = n_ctx, .n_chunk = n_chunk};
     layout measure = {NULL, 0, false};
-    place_all(&measure, config, mtp, exact, &cache);
+    place_all(&measure, config, mtp, formats, &cache);
     if (!measure.overflow) cache.region = pf_region_alloc((size_t)measure.used);
     if (cache.region == NULL) {
         return pf_fail(err, PF_ERR_MEMORY, "no memory for a cache of %lld tokens (%.1f GiB): ask for a smaller context",
@@ -84,7 +82,7 @@ pf_status pf_cache_open(const pf_config *config, bool mtp, bool exact, int64_t n
     }
     cache.region_bytes = measure.used;
     layout at = {cache.region, 0, false};
-    place_all(&at, config, mtp, exact, &cache);
+    place_all(&at, config, mtp, formats, &cache);
     *out = cache;
     return PF_OK;
 }

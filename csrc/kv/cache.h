@@ -46,9 +46,14 @@ typedef struct pf_cache {
     uint64_t region_bytes;
 } pf_cache;
 
-/* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. exact: float32 rows. */
-pf_status pf_cache_open(const pf_config *config, bool mtp, bool exact, int64_t n_ctx, int32_t n_chunk, pf_cache *out,
-                        pf_error *err);
+/* How rows are kept. */
+typedef struct pf_cache_formats {
+    pf_row_format kv, index;
+} pf_cache_formats;
+
+/* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. */
+pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
+                        pf_cache *out, pf_error *err);
 void pf_cache_close(pf_cache *cache);
 /* Fills all memory with NaN patterns, so that reading a row that was never written shows. */
 void pf_cache_poison(pf_cache *cache);

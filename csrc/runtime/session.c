@@ -12,8 +12,8 @@ void pf_session_params_init(pf_session_params *params) {
     params->struct_size = sizeof *params;
 }
 
-static pf_status copy_params(const pf_session_params *given, const pf_config *config, pf_session_params *out,
-                             pf_error *err) {
+static pf_status copy_params(const pf_session_params *given, const pf_config *config, bool exact,
+                             pf_session_params *out, pf_error *err) {
     pf_session_params_init(out);
     if (given != NULL) {
         if (given->struct_size < sizeof given->struct_size) {
@@ -33,19 +33,33 @@ static pf_status copy_params(const pf_session_params *given, const pf_config *co
         return pf_fail(err, PF_ERR_ARGUMENT, "chunks of %d tokens: use 1 to %d", out->n_chunk, MAX_CHUNK);
     }
     out->n_chunk = (int32_t)pf_min_i64(out->n_chunk, out->n_ctx);
+    if (out->cache_type < PF_CACHE_AUTO || out->cache_type > PF_CACHE_REFERENCE) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "cache type %d is unknown: use 0 (auto), 1 (f16) or 2 (reference)",
+                       out->cache_type);
+    }
+    if (exact && out->cache_type != PF_CACHE_AUTO) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "exact precision keeps its cache in float32: leave the cache type out");
+    }
     return PF_OK;
+}
+
+static pf_cache_formats choose_formats(bool exact, int32_t cache_type) {
+    if (exact) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
+    if (cache_type == PF_CACHE_REFERENCE) return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
+    return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
 }
 
 pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_session **out, pf_error *err) {
     pf_session_params params;
     if (model == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_open: model and out are needed");
-    PF_TRY(copy_params(given, &model->net.config, &params, err));
+    const bool exact = model->precision == PF_PRECISION_EXACT;
+    PF_TRY(copy_params(given, &model->net.config, exact, &params, err));
     pf_session *session = pf_calloc(1, sizeof *session);
     if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     session->model = pf_model_retain(model);
     atomic_init(&session->cancel, 0);
     pf_status status = pf_cache_open(&model->net.config, model->net.weights.mtp.present,
-                                     model->precision == PF_PRECISION_EXACT, params.n_ctx, params.n_chunk,
+                                     choose_formats(exact, params.cache_type), params.n_ctx, params.n_chunk,
                                      &session->cache, err);
     session->arena = pf_arena_new();
     session->tokens = pf_region_alloc((size_t)params.n_ctx * sizeof(int32_t));

@@ -15,7 +15,7 @@ typedef struct file_header {
     int32_t precision;
     uint64_t fingerprint; /* of the model file's directory */
     int64_t position, floor;
-    int32_t has_mtp, reserved;
+    int32_t has_mtp, row_format;
     uint64_t payload_bytes;
     uint64_t checksum; /* of the payload */
 } file_header;
@@ -117,7 +117,8 @@ pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) 
     const pf_cache *cache = &session->cache;
     file_header header = {.version = VERSION, .precision = session->model->precision,
                           .fingerprint = pf_gguf_fingerprint(session->model->gguf), .position = cache->position,
-                          .floor = cache->floor, .has_mtp = cache->streams != NULL};
+                          .floor = cache->floor, .has_mtp = cache->streams != NULL,
+                          .row_format = (int32_t)cache->layers[0].raw.format};
     tally t = {0, 0};
     memcpy(header.magic, magic, sizeof magic);
     (void)visit_session(session, cache->position, cache->floor, add_checksum, &t);
@@ -166,9 +167,11 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
                        h->version, VERSION);
     }
     if (h->fingerprint != pf_gguf_fingerprint(session->model->gguf) || h->precision != session->model->precision ||
-        (h->has_mtp != 0) != (cache->streams != NULL)) {
+        (h->has_mtp != 0) != (cache->streams != NULL) || h->row_format != (int32_t)cache->layers[0].raw.format) {
         return pf_fail(err, PF_ERR_ARGUMENT,
-                       "%s belongs to another model, precision or MTP setting: open the session it was saved from", path);
+                       "%s belongs to another model, precision, cache type or MTP setting: open a session like the one "
+                       "that saved it",
+                       path);
     }
     if (h->position < 0 || h->floor < 0 || h->floor > h->position || h->position - h->floor > PF_ROLLBACK) {
         return pf_fail(err, PF_ERR_FORMAT, "%s is damaged: impossible position", path);

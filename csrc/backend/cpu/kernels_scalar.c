@@ -177,8 +177,8 @@ static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
     const int64_t width = rows->width, plain = width - rows->rope;
     switch (rows->format) {
     case PF_ROW_F32: memcpy(out, row, (size_t)width * sizeof *out); break;
-    case PF_ROW_BF16:
-        for (int64_t i = 0; i < width; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(row + 2 * i));
+    case PF_ROW_F16:
+        for (int64_t i = 0; i < width; ++i) out[i] = pf_f16_to_f32(pf_load_u16(row + 2 * i));
         break;
     case PF_ROW_KV_FP8: {
         const uint8_t *scales = row + plain, *rope = scales + (plain + KV_GROUP - 1) / KV_GROUP;

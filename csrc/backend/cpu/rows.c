@@ -14,7 +14,7 @@ enum { KV_GROUP = 64, IDX_GROUP = 32 };
 int64_t pf_row_bytes(pf_row_format format, int64_t width, int64_t rope) {
     switch (format) {
     case PF_ROW_F32: return width * 4;
-    case PF_ROW_BF16: return width * 2;
+    case PF_ROW_F16: return width * 2;
     case PF_ROW_KV_FP8: return (width - rope) + pf_ceil_div(width - rope, KV_GROUP) + rope * 2;
     case PF_ROW_IDX_FP4: return width / 2 + pf_ceil_div(width, IDX_GROUP);
     }
@@ -64,6 +64,15 @@ static void encode_bf16(const float *x, int64_t n, uint8_t *out) {
     }
 }
 
+static void encode_f16(const float *x, int64_t n, uint8_t *out) {
+    for (int64_t i = 0; i < n; ++i) {
+        /* Saturating, so that a row never turns infinite; a NaN stays one. */
+        const float v = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
+        const uint16_t bits = pf_f32_to_f16(v);
+        memcpy(out + 2 * i, &bits, sizeof bits);
+    }
+}
+
 static void encode_kv_fp8(const float *x, int64_t width, int64_t rope, uint8_t *out) {
     const int64_t plain = width - rope;
     uint8_t *scales = out + plain;
@@ -107,7 +116,7 @@ static void store_piece(void *arg, int64_t begin, int64_t end, int worker) {
         uint8_t *out = pf_row_at(rows, job->first + r);
         switch (rows->format) {
         case PF_ROW_F32: memcpy(out, x, (size_t)rows->width * sizeof *x); break;
-        case PF_ROW_BF16: encode_bf16(x, rows->width, out); break;
+        case PF_ROW_F16: encode_f16(x, rows->width, out); break;
         case PF_ROW_KV_FP8: encode_kv_fp8(x, rows->width, rows->rope, out); break;
         case PF_ROW_IDX_FP4: encode_idx_fp4(x, rows->width, out); break;
         }

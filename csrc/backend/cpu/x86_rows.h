@@ -89,7 +89,7 @@ static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
 static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
     switch (rows->format) {
     case PF_ROW_F32: memcpy(out, row, (size_t)rows->width * sizeof *out); break;
-    case PF_ROW_BF16: span_bf16(row, rows->width, out); break;
+    case PF_ROW_F16: span_f16(row, rows->width, out); break;
     case PF_ROW_KV_FP8: load_row_kv_fp8(row, rows->width, rows->rope, out); break;
     case PF_ROW_IDX_FP4: load_row_idx_fp4(row, rows->width, out); break;
     }
