@@ -35,7 +35,8 @@ CHAT_TEMPLATE = """
     {%- else -%}
       {{- '<｜User｜>' + state.text -}}
     {%- endif -%}
-    {%- if (loop.last and add_generation_prompt) or (not loop.last and messages[loop.index0 + 1].role == 'assistant') -%}
+    {%- set is_answered = not loop.last and messages[loop.index0 + 1].role == 'assistant' -%}
+    {%- if is_answered or (loop.last and add_generation_prompt) -%}
       {{- '<｜Assistant｜>' -}}
       {{- '<think>' if enable_thinking and loop.index0 >= state.last_user else '</think>' -}}
     {%- endif -%}

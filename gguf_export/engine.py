@@ -11,9 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Io:
     """One thread's open files and buffers."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[tuple[Path, str], BinaryIO] = OrderedDict()
+        self._files: OrderedDict[tuple[Path, str], FileIO] = OrderedDict()
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
     def __enter__(self) -> Io:
@@ -44,13 +45,13 @@ class Io:
         for file in self._files.values():
             file.close()
 
-    def _file(self, path: Path, mode: str) -> BinaryIO:
+    def _file(self, path: Path, mode: str) -> FileIO:
         key = (path, mode)
         file = self._files.pop(key, None)
         if file is None:
             if len(self._files) >= MOST_OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by __exit__
+            file = FileIO(path, mode)
         self._files[key] = file
         return file
 
@@ -67,12 +68,12 @@ class Io:
         """Bytes [begin, begin + nbytes) of a tensor, in the named buffer."""
         assert ref.path is not None
         out: NDArray[np.uint8] = self.buffer(buffer, np.uint8, nbytes)
-        view = memoryview(out)
+        view = out.data
         try:
             file = self._file(ref.path, "rb")
             file.seek(ref.offset + begin)
             while view:
-                got = file.readinto(view)  # type: ignore[attr-defined]
+                got = file.readinto(view)
                 if not got:
                     raise ConvertError(f"{ref.path} became shorter while it was read (tensor {ref.name})")
                 view = view[got:]
@@ -81,7 +82,7 @@ class Io:
         return out
 
     def write(self, path: Path, offset: int, data: NDArray[Any]) -> None:
-        view = memoryview(data).cast("B")
+        view = data.data.cast("B")
         try:
             file = self._file(path, "r+b")
             file.seek(offset)

@@ -122,7 +122,9 @@ class _Export:
                 weight.form, is_matrix=len(weight.shape) == 2, is_expert=weight.is_expert, profile="native"
             )
             last = (self.config.n_experts,) if weight.is_expert else ()
-            expected = [(name, (kind,), tuple(reversed(weight.shape)) + last)]
+            expected: list[tuple[str, tuple[GGMLType, ...], tuple[int, ...]]] = [
+                (name, (kind,), tuple(reversed(weight.shape)) + last)
+            ]
             if kind is GGMLType.I8:
                 shape = tuple(reversed(weight.scale_shape)) + last
                 expected.append((native_scale_name(name), (GGMLType.I8, GGMLType.F32), shape))

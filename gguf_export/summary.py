@@ -50,9 +50,8 @@ def _skipped_lines(tensors: dict[str, TensorRef], names: list[str], kind: str) -
         special = [name for name in members if not name.startswith((f"{block}.attn", f"{block}.ffn", f"{block}.hc_"))]
         special += [name for name in members if name.startswith(f"{block}.hc_head")]
         named = ", ".join(sorted(name.removeprefix(f"{block}.") for name in special))
-        lines.append(
-            f"  {block}.* ({what}: {len(members):,} tensors, {gigabytes(size)}; a block" + (f" with {named})" if named else ")")
-        )
+        extra = f", with {named}" if named else ""
+        lines.append(f"  {block}.* ({what}: {len(members):,} tensors, {gigabytes(size)}{extra})")
     return lines
 
 

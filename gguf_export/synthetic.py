@@ -87,6 +87,8 @@ _FLASH: dict[str, Any] = {
     "compress_rope_theta": 160000,
 }
 
+_GENERATION = {"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 1.0, "top_p": 1.0}
+
 _TINY: dict[str, Any] = {
     "head_dim": 64,
     "hidden_size": 128,
@@ -114,7 +116,9 @@ def _ratios(n_layers: int, n_drafts: int) -> list[int]:
     return [0 if layer < 2 else (4, 128)[layer % 2] for layer in range(n_layers)] + [0] * n_drafts
 
 
-def make_config(preset: str = "tiny", release: str = "preview", n_layers: int | None = None, **changes: Any) -> dict[str, Any]:
+def make_config(
+    preset: str = "tiny", release: str = "preview", n_layers: int | None = None, **changes: Any
+) -> dict[str, Any]:
     """A config.json object.
 
     preset: "tiny" (a few MB) or "slice" (every dimension as in V4-Flash, or V4-Pro with release="pro", with fewer
@@ -222,7 +226,8 @@ class _Values:
 
     def _plain(self, weight: Weight, rng: np.random.Generator) -> NDArray[np.float32]:
         std, mean = _spread(weight)
-        values = rng.standard_normal(weight.shape, dtype=np.float32) * np.float32(std) + np.float32(mean)
+        values: NDArray[np.float32] = rng.standard_normal(weight.shape, dtype=np.float32)
+        values = values * np.float32(std) + np.float32(mean)
         if weight.name.endswith(("hc_attn_base", "hc_ffn_base")):
             # Streams mostly keep themselves: a heavier diagonal of the mixing matrix before Sinkhorn.
             n = self.config.hc_mult
@@ -235,7 +240,8 @@ class _Values:
         n = self.config.n_experts
         start = rng.integers(0, n, (rows, 1))
         step = rng.integers(1, max(2, (n - 1) // max(1, active - 1) + 1), (rows, 1))
-        return (start + step * np.arange(active)) % n
+        ids: NDArray[np.int64] = (start + step * np.arange(active)) % n
+        return ids
 
     def scale(self, weight: Weight, dtype: str) -> NDArray[Any]:
         """Scales around the one that gives the weight the standard deviation 1/sqrt(inputs)."""
@@ -244,13 +250,15 @@ class _Values:
         middle = -math.log2(code_std * math.sqrt(weight.shape[1]))
         if dtype == "F32":
             factors = rng.uniform(0.7, 1.4, weight.scale_shape)
-            return (2.0**middle * factors).astype(np.float32)
+            scales: NDArray[np.float32] = (2.0**middle * factors).astype(np.float32)
+            return scales
         exponents = math.floor(middle) + rng.integers(-1, 2, weight.scale_shape, dtype=np.int8)
-        return (exponents.astype(np.int16) + 127).astype(np.uint8)
+        codes: NDArray[np.uint8] = (exponents.astype(np.int16) + 127).astype(np.uint8)
+        return codes
 
 
 def _write_all(file: BinaryIO, array: NDArray[Any]) -> int:
-    data = memoryview(np.ascontiguousarray(array)).cast("B")
+    data = np.ascontiguousarray(array).data.cast("B")
     file.write(data)
     return data.nbytes
 
@@ -294,9 +302,7 @@ def write_checkpoint(
     if len(shards) > 1:
         (dest / "model.safetensors.index.json").write_bytes(index_json(places, total))
     (dest / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (dest / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 1.0, "top_p": 1.0}, indent=2)
-    )
+    (dest / "generation_config.json").write_text(json.dumps(_GENERATION, indent=2) + "\n")
     if tokenizer is None:
         tokenizer = sizes.vocab_size >= least_vocabulary()
     if tokenizer:

@@ -78,7 +78,7 @@ def _learn_merges() -> tuple[tuple[str, str], ...]:
     words: Counter[tuple[str, ...]] = Counter()
     for rank, word in enumerate(_WORDS):
         weight = 1 + 200 // (rank + 2)
-        words[(space, *word)] += 3 * weight
+        words[(space,) + tuple(word)] += 3 * weight
         words[tuple(word)] += weight
     merges: list[tuple[str, str]] = []
     while len(merges) < MOST_MERGES:

@@ -49,7 +49,9 @@ def e2m1_encode(values: ArrayLike) -> Bytes:
     low = np.searchsorted(midpoints, magnitude, side="left")
     high = np.searchsorted(midpoints, magnitude, side="right")
     code = np.where((low != high) & (high % 2 == 0), high, low)
-    return (code | (np.signbit(values).astype(np.int64) << 3)).astype(np.uint8)
+    sign = np.signbit(values).astype(np.uint8) << 3
+    result: Bytes = code.astype(np.uint8) | sign
+    return result
 
 
 def e4m3_decode(codes: Bytes) -> Floats:
@@ -65,7 +67,8 @@ def e4m3_encode(values: ArrayLike) -> Bytes:
     units = np.rint(magnitude * 2.0 ** (3 - exponent))  # 8..16 when normal, 0..8 when denormal
     code = np.where(units < 8, units, (exponent + 6) * 8 + units)
     code = np.where(np.isnan(values), 0x7F, code).astype(np.uint8)
-    return code | (np.signbit(values).astype(np.uint8) << 7)
+    result: Bytes = code | (np.signbit(values).astype(np.uint8) << 7)
+    return result
 
 
 def e8m0_decode(codes: Bytes) -> Floats:
@@ -92,7 +95,8 @@ def fp4_unpack(packed: Bytes) -> Bytes:
 
 def fp4_pack(codes: Bytes) -> Bytes:
     """[..., 2n] codes to [..., n] bytes."""
-    return codes[..., 0::2] | codes[..., 1::2] << 4
+    packed: Bytes = codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
+    return packed
 
 
 def fp4_decode(packed: Bytes, scales: Bytes) -> Floats:

@@ -1,6 +1,6 @@
-/* Block codecs: the byte-level conversions between the checkpoint's formats (packed FP4, FP8 with 128 x 128 scales, BF16)
- * and GGUF's (MXFP4, Q8_0, BF16). Plain C; formats as in the GGUF specification and the OCP MX and FP8 papers. Multi-byte
- * values are little-endian in every format and on every machine this builds for. */
+/* Block codecs: the byte-level conversions between the checkpoint's formats (packed FP4, FP8 with 128 x 128 scales,
+ * BF16) and GGUF's (MXFP4, Q8_0, BF16). Plain C; formats as in the GGUF specification and the OCP MX and FP8 papers.
+ * Multi-byte values are little-endian in every format and on every machine this builds for. */
 #include "pyflash.h"
 
 #include "format/dtypes.h"
