@@ -63,6 +63,19 @@ def _c_path(path: StrPath) -> bytes:
     return encoded
 
 
+def _open(call: Callable[[], int], out: Any, close: Callable[[Any], None], error: Any) -> None:
+    """Runs an opening call, which may log, off the main thread: Ctrl-C would get lost in a callback from C."""
+    runner = InterruptibleRunner()
+    try:
+        check(runner.run(call, cancel=lambda: None), error)
+    except KeyboardInterrupt:
+        if out[0]:
+            close(out[0])
+        raise
+    finally:
+        runner.close()
+
+
 def _token_array(tokens: Tokens) -> npt.NDArray[np.int32]:
     array = np.asarray(tokens)
     if array.ndim != 1 or array.size and not np.issubdtype(array.dtype, np.integer):
@@ -164,7 +177,8 @@ class Model:
         params.mtp_path = c_string(_c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log
         out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
-        check(lib.pf_model_open(_c_path(path), params, out, error), error)
+        encoded = _c_path(path)
+        _open(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
         return cls(ffi.gc(out[0], lib.pf_model_release))
 
     @contextlib.contextmanager
@@ -195,7 +209,7 @@ class Model:
         params.flags = lib.PF_SESSION_POISON if poison else 0
         out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
         with self._borrow() as handle:
-            check(lib.pf_session_open(handle, params, out, error), error)
+            _open(lambda: lib.pf_session_open(handle, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
 
     def metadata(self, key: str) -> str | None:

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 
 import pyflash
 from pyflash import demo, machine, report
-from pyflash.progress import Progress
+from pyflash.progress import Progress, format_bytes
 from pyflash.terminal import Answer, chat_loop
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -175,7 +175,7 @@ def _model_and_prompt(
         elif named:
             prompt = options["prompt"]
     if prompt == "-":
-        prompt = click.get_text_stream("stdin", encoding="utf-8", errors="replace").read()
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     if prompt is not None and not prompt.strip():
         raise click.UsageError("the prompt is empty")
     return model, prompt
@@ -212,8 +212,15 @@ def convert(checkpoint: str, out: str, dry_run: bool, split_max_size: str | None
             click.echo(converter.plan_conversion(Path(checkpoint), settings).summary())
             return
         with Progress("converting", sys.stderr) as progress:
-            converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)
-    click.echo(f"wrote {out}", err=True)
+            written = converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)
+    for warning in written.warnings:
+        click.echo(f"pyflash: warning: {warning}", err=True)
+    _print_written(written.files, written.total_bytes)
+
+
+def _print_written(files: Sequence[Path], total_bytes: int) -> None:
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    click.echo(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}", err=True)
 
 
 def _size(text: str | None) -> int | None:
@@ -262,8 +269,9 @@ def export_hf(file: str, dest: str) -> None:
     with _converter_errors():
         from gguf_export import convert as converter
 
-        converter.export_hf(Path(file), Path(dest))
-    click.echo(f"wrote {dest}", err=True)
+        with Progress("exporting", sys.stderr) as progress:
+            files = converter.export_hf(Path(file), Path(dest), progress=progress.update)
+    _print_written(files, sum(path.stat().st_size for path in files))
 
 
 @cli.command()

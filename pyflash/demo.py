@@ -49,7 +49,7 @@ def path(progress: Callable[[int, int], None] | None = None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="demo-", dir=target.parent) as folder:
-            checkpoint = write_checkpoint(Path(folder) / "checkpoint", make_config("tiny"), seed=4)
+            checkpoint = write_checkpoint(Path(folder) / "demo, random weights", make_config("tiny"), seed=4)
             made = Path(folder) / target.name
             convert(checkpoint, made, ConvertOptions(), progress=progress)
             os.replace(made, target)

@@ -6,6 +6,7 @@ import os
 import platform
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyflash import demo, machine
 from pyflash._native import installed_file
@@ -22,12 +23,37 @@ class Report:
 
     file: str
     model: ModelInfo
+    part_bytes: dict[str, int]  # the weights' share of each part of the model
     n_ctx: int
     cache_bytes: int
     buffer_bytes: int
     needed_bytes: int
     machine_bytes: int | None
     fits: bool | None
+
+
+_PARTS = (
+    ("MTP block", (".nextn.",)),
+    ("routed experts", ("_exps.",)),
+    ("shared experts", ("_shexp.",)),
+    ("routing", ("ffn_gate_inp", "ffn_gate_tid2eid", "exp_probs_b")),
+    ("attention", (".attn_", ".indexer")),
+    ("residual streams", ("hc_",)),
+    ("embedding", ("token_embd",)),
+    ("output", ("output",)),
+    ("norms", ("norm",)),
+)
+
+
+def _part_bytes(file: StrPath) -> dict[str, int]:
+    """Bytes of weights by part, largest first. The names are GGUF's."""
+    from gguf_export.reader import read_gguf
+
+    sizes: Counter[str] = Counter()
+    for name, tensor in read_gguf(Path(os.fsdecode(file))).tensors.items():
+        part = next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
+        sizes[part] += tensor.nbytes
+    return dict(sizes.most_common())
 
 
 def inspect(file: StrPath, n_ctx: int | None) -> Report:
@@ -37,7 +63,7 @@ def inspect(file: StrPath, n_ctx: int | None) -> Report:
         needed = model.info.weight_bytes + memory.cache_bytes + memory.buffer_bytes
         total = machine.total_memory()
         return Report(
-            file=os.fsdecode(file), model=model.info, n_ctx=session.capacity, cache_bytes=memory.cache_bytes,
+            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file), n_ctx=session.capacity, cache_bytes=memory.cache_bytes,
             buffer_bytes=memory.buffer_bytes, needed_bytes=needed, machine_bytes=total,
             fits=None if total is None else needed <= total,
         )
@@ -61,8 +87,9 @@ def describe(report: Report) -> str:
         ("vocabulary", f"{model.n_vocab} tokens"),
         ("context", f"{report.n_ctx} tokens of {model.n_ctx_train}"),
         ("weights", format_bytes(model.weight_bytes)),
+        *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
         ("cache", f"{format_bytes(report.cache_bytes)} at {report.n_ctx} tokens"),
-        ("buffers", format_bytes(report.buffer_bytes)),
+        ("buffers", format_bytes(report.buffer_bytes) if report.buffer_bytes else "not known before the first tokens"),
         ("together", format_bytes(report.needed_bytes)),
     ]
     if report.machine_bytes is not None:

@@ -44,7 +44,8 @@ class Answer:
                     on_terminal = sys.stdout.isatty()
                     click.echo(click.style(piece.text, dim=True), nl=False, err=not on_terminal)
         finally:
-            click.echo()
+            if count:
+                click.echo()
         if finish == "length" and self._session.position + 1 >= self._session.capacity:
             click.echo("pyflash: the context is full; -c makes it larger", err=True)
         if self._verbose and first is not None:

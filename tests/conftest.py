@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# `python -m pytest` puts the source tree first, where the built library is not: the installed package is meant.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,28 @@ def shared() -> Path:
     if not (folder / "vectors").is_dir():
         pytest.skip(f"no test vectors at {folder} (set PYFLASH_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """pyflash's cache folder for the whole run, away from the user's; child processes see it too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYFLASH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def demo_model(cache_dir: Path) -> Path:
+    """The built-in demo model's GGUF."""
+    from pyflash import demo
+
+    return demo.path()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder in the official layout, with an MTP block and a tokenizer. Not to be written to."""
+    from gguf_export.synthetic import make_config, write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", make_config("tiny"), seed=11)

@@ -1,0 +1,412 @@
+"""Model, Session and Tokenizer on the demo model."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyflash
+import pytest
+from pyflash import chat
+
+LONG = [7 + i % 900 for i in range(30_000)]
+
+
+@pytest.fixture(scope="module")
+def model(demo_model: Path) -> Iterator[pyflash.Model]:
+    with pyflash.Model.open(demo_model, precision="exact") as opened:
+        yield opened
+
+
+@pytest.fixture
+def session(model: pyflash.Model) -> Iterator[pyflash.Session]:
+    with model.session(context=40_000, chunk=64) as opened:
+        yield opened
+
+
+# -- opening --
+
+
+def test_info_describes_the_model(model: pyflash.Model) -> None:
+    info = model.info
+    assert (info.n_vocab, info.n_layer, info.precision, info.profile) == (1024, 6, "exact", "compat")
+    assert info.layer_ratios == (0, 0, 4, 128, 4, 128)
+    assert info.cpu_isa in ("scalar", "avx2", "avx512", "neon")
+
+
+def test_missing_file() -> None:
+    with pytest.raises(pyflash.FileError, match="no-such.gguf"):
+        pyflash.Model.open("no-such.gguf")
+
+
+def test_not_a_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    path.write_text("hello")
+    with pytest.raises(pyflash.FormatError):
+        pyflash.Model.open(path)
+
+
+def test_zero_byte_in_path_is_not_cut_off(demo_model: Path) -> None:
+    with pytest.raises(pyflash.ArgumentError, match="zero byte"):
+        pyflash.Model.open(f"{demo_model}\0.txt")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"precision": "double"}, {"threads": 0}, {"device": "quantum"}, {"isa": "mmx"}], ids=str
+)
+def test_bad_open_arguments(demo_model: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(pyflash.Error):
+        pyflash.Model.open(demo_model, **arguments)
+
+
+def test_environment_chooses_the_kernel_set(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYFLASH_CPU", "scalar")
+    with pyflash.Model.open(demo_model) as model:
+        assert model.info.cpu_isa == "scalar"
+
+
+def test_path_with_other_letters(demo_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "模型 ü.gguf"
+    path.write_bytes(demo_model.read_bytes())
+    with pyflash.Model.open(path) as model:
+        assert model.info.n_layer == 6
+
+
+# -- closed and busy objects --
+
+SESSION_USES: dict[str, Callable[[pyflash.Session], object]] = {
+    "eval": lambda s: s.eval([1]),
+    "draft": lambda s: s.draft(1),
+    "position": lambda s: s.position,
+    "rollback": lambda s: s.rollback(0),
+    "rollback_limit": lambda s: s.rollback_limit,
+    "save": lambda s: s.save("x"),
+    "load": lambda s: s.load("x"),
+    "memory": lambda s: s.memory,
+    "cancel": lambda s: s.cancel(),
+    "set_tap": lambda s: s.set_tap(None),
+    "generate": lambda s: list(s.generate([1])),
+    "chat": lambda s: list(s.chat([{"role": "user", "content": "hi"}])),
+}
+
+
+@pytest.mark.parametrize("use", SESSION_USES.values(), ids=SESSION_USES)
+def test_closed_session(model: pyflash.Model, use: Callable[[pyflash.Session], object]) -> None:
+    session = model.session()
+    session.eval([5])
+    session.close()
+    session.close()
+    with pytest.raises(pyflash.ClosedError):
+        use(session)
+
+
+MODEL_USES: dict[str, Callable[[pyflash.Model], object]] = {
+    "session": lambda m: m.session(),
+    "metadata": lambda m: m.metadata("general.name"),
+    "encode": lambda m: m.tokenizer.encode("x"),
+    "decode": lambda m: m.tokenizer.decode([5]),
+    "token_id": lambda m: m.tokenizer.token_id("x"),
+}
+
+
+@pytest.mark.parametrize("use", MODEL_USES.values(), ids=MODEL_USES)
+def test_closed_model(demo_model: Path, use: Callable[[pyflash.Model], object]) -> None:
+    model = pyflash.Model.open(demo_model)
+    model.close()
+    model.close()
+    with pytest.raises(pyflash.ClosedError):
+        use(model)
+
+
+def test_session_outlives_its_model(demo_model: Path) -> None:
+    model = pyflash.Model.open(demo_model)
+    with model.session() as session:
+        first = session.eval([5, 6])
+        model.close()
+        session.rollback(2)
+        assert np.array_equal(session.eval([5, 6]), first)
+
+
+def test_session_serves_one_call_at_a_time(session: pyflash.Session) -> None:
+    seen: list[type[BaseException]] = []
+
+    def tap(*_: object) -> None:
+        if not seen:
+            try:
+                session.eval([1])
+            except pyflash.Error as error:
+                seen.append(type(error))
+
+    session.set_tap(tap)
+    session.eval([5])
+    assert seen == [pyflash.BusyError]
+
+
+def test_close_from_another_thread_ends_the_call(model: pyflash.Model) -> None:
+    session = model.session(context=40_000)
+    timer = threading.Timer(0.2, session.close)
+    timer.start()
+    with pytest.raises((pyflash.CancelledError, pyflash.ClosedError)):
+        session.eval(LONG)
+    timer.join()
+
+
+# -- evaluation --
+
+
+def test_split_calls_equal_one_call(model: pyflash.Model, session: pyflash.Session) -> None:
+    tokens = LONG[:300]
+    together = session.eval(tokens, all_logits=True)
+    assert together.shape == (300, 1024) and together.dtype == np.float32 and np.isfinite(together).all()
+    with model.session(poison=True) as other:
+        assert np.array_equal(other.eval(tokens[:77]), together[76])
+        assert np.array_equal(other.eval(np.array(tokens[77:], dtype=np.int64)), together[299])
+        assert other.position == 300
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [1024], [2**31], [1.5], [[1, 2]], ["a"]], ids=str)
+def test_bad_tokens(session: pyflash.Session, tokens: Any) -> None:
+    session.eval([5])
+    with pytest.raises(pyflash.ArgumentError):
+        session.eval(tokens)
+    assert session.position == 1
+
+
+def test_context_full_evaluates_nothing(model: pyflash.Model) -> None:
+    with model.session(context=100, chunk=16) as session:
+        session.eval(LONG[:60])
+        with pytest.raises(pyflash.ContextFullError, match="larger context"):
+            session.eval(LONG[:41])
+        assert session.position == 60
+        session.eval(LONG[:40])
+        assert session.position == session.capacity == 100
+
+
+def test_rollback(session: pyflash.Session) -> None:
+    session.eval(LONG[:1500])
+    limit = session.rollback_limit
+    assert 256 <= limit < 1500
+    with pytest.raises(pyflash.RebuildError):
+        session.rollback(limit + 1)
+    assert session.position == 1500
+    session.rollback(limit)
+    assert session.position == 1500 - limit
+    session.rollback(session.position)
+    assert session.position == 0
+
+
+def test_save_and_load(model: pyflash.Model, session: pyflash.Session, tmp_path: Path) -> None:
+    session.eval(LONG[:333])
+    session.save(tmp_path / "state")
+    expected = session.eval([9])
+    with model.session(context=400) as other:
+        other.load(tmp_path / "state")
+        assert other.position == 333
+        assert np.array_equal(other.eval([9]), expected)
+        (tmp_path / "state").write_bytes(b"nonsense")
+        with pytest.raises(pyflash.Error):
+            other.load(tmp_path / "state")
+        assert other.position == 334
+
+
+def test_draft_without_an_mtp_block(session: pyflash.Session) -> None:
+    session.eval([5])
+    with pytest.raises(pyflash.UnsupportedError):
+        session.draft(6)
+
+
+def test_memory_counts_the_cache(model: pyflash.Model) -> None:
+    with model.session(context=1000) as small, model.session(context=20_000) as large:
+        assert 0 < small.memory.cache_bytes < large.memory.cache_bytes
+
+
+def test_tap_sees_every_layer_and_its_exception_comes_out(session: pyflash.Session) -> None:
+    seen: set[tuple[int, int]] = set()
+    kinds: dict[str, np.dtype[Any]] = {}
+
+    def tap(name: str, layer: int, position: int, data: np.ndarray[Any, Any]) -> None:
+        seen.add((layer, position))
+        kinds[name] = data.dtype
+
+    session.set_tap(tap)
+    session.eval([5, 6])
+    assert {(layer, position) for layer in range(6) for position in range(2)} <= seen
+    assert kinds["experts"] == np.int32
+
+    def fails(*_: object) -> None:
+        raise LookupError("from the tap")
+
+    session.set_tap(fails)
+    with pytest.raises(LookupError, match="from the tap"):
+        session.eval([7])
+    session.set_tap(None)
+    session.eval([7])
+
+
+# -- interruption --
+
+
+def test_cancel_from_another_thread(model: pyflash.Model, session: pyflash.Session) -> None:
+    timer = threading.Timer(0.3, session.cancel)
+    timer.start()
+    with pytest.raises(pyflash.CancelledError):
+        session.eval(LONG)
+    timer.join()
+    done = session.position
+    assert 0 < done < len(LONG) and done % session.chunk == 0
+    with model.session(context=40_000) as fresh:
+        assert np.array_equal(session.eval(LONG[done : done + 50]), fresh.eval(LONG[: done + 50]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals come as console events there")
+@pytest.mark.parametrize("chunk", [64, 30_000], ids=["between steps", "within a step"])
+def test_keyboard_interrupt(model: pyflash.Model, chunk: int) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    with model.session(context=40_000, chunk=chunk) as session:
+        timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            session.eval(LONG)
+        assert time.monotonic() - started < 5.0  # the whole evaluation takes far longer
+        timer.join()
+        position = session.position
+        session.eval([5])  # not cancelled by what the interrupt left behind
+        assert session.position == position + 1
+
+
+# -- generation --
+
+
+def test_greedy_generation_takes_the_likeliest(model: pyflash.Model, session: pyflash.Session) -> None:
+    prompt = LONG[:20]
+    pieces = list(session.generate(prompt, max_tokens=12, temperature=0))
+    assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish == ("stop" if pieces[-1].token == model.info.eos_token else "length")
+    with model.session() as other:
+        logits = other.eval(prompt)
+        for piece in pieces:
+            assert piece.token == int(np.argmax(logits))
+            shifted = logits.astype(np.float64) - logits.max()
+            assert piece.logprob == pytest.approx(-np.log(np.exp(shifted).sum()), abs=1e-4)
+            logits = other.eval([piece.token])
+    text = model.tokenizer.decode([piece.token for piece in pieces])
+    assert "".join(piece.text for piece in pieces) == text
+
+
+def test_seed_repeats_and_limits_hold(session: pyflash.Session) -> None:
+    def sample(seed: int) -> list[int]:
+        session.rollback(session.position)
+        return [piece.token for piece in session.generate([5, 6], max_tokens=30, seed=seed)]
+
+    first = sample(1)
+    assert len(first) <= 30 and first == sample(1) and first != sample(2)
+    with pytest.raises(pyflash.ArgumentError):
+        session.generate([5], max_tokens=0)
+    with pytest.raises(pyflash.Error):
+        session.generate([5], temperature=-1)
+
+
+def test_generation_ends_with_the_context(model: pyflash.Model) -> None:
+    with model.session(context=40) as session:
+        pieces = list(session.generate(LONG[:30], temperature=0))
+        assert pieces[-1].finish in ("length", "stop") and len(pieces) <= 11
+
+
+def test_text_waits_for_whole_characters(model: pyflash.Model, session: pyflash.Session,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """A four-byte character in single-byte tokens comes out once, complete; an unfinished one as U+FFFD at the end."""
+    singles = {model.tokenizer.decode_bytes([token]): token for token in range(1024)}
+    wanted = [singles[bytes([byte])] for byte in "🐳".encode() + "é".encode() + b"\xe2\x82"]
+    left = list(wanted)
+
+    def one_hot(_tokens: object) -> np.ndarray[Any, Any]:
+        logits = np.zeros(1024, dtype=np.float32)
+        logits[left.pop(0)] = 10
+        return logits
+
+    monkeypatch.setattr(session, "eval", one_hot)
+    texts = [piece.text for piece in session.generate([5], max_tokens=len(wanted), temperature=0)]
+    assert texts == ["", "", "", "🐳", "", "é", "", "\ufffd"]
+
+
+# -- tokenizer --
+
+
+@pytest.mark.parametrize("text", ["", "Hello, world", "Grüße 漢字 🐳\n\n\t x", "a\0b", "\ud800"], ids=repr)
+def test_text_comes_back(model: pyflash.Model, text: str) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    ids = model.tokenizer.encode(text)
+    assert model.tokenizer.decode_bytes(ids) == data
+    assert model.tokenizer.decode(ids) == data.decode("utf-8", "replace")
+
+
+def test_special_tokens_only_on_request(model: pyflash.Model) -> None:
+    bos = model.info.bos_token
+    assert model.tokenizer.token_id(chat.BOS) == bos
+    assert model.tokenizer.encode(chat.BOS, special=True) == [bos]
+    assert bos not in model.tokenizer.encode(chat.BOS)
+    assert model.tokenizer.decode([bos]) == "" and model.tokenizer.decode([bos], special=True) == chat.BOS
+    assert model.tokenizer.token_id("no such token at all") is None
+
+
+# -- chat --
+
+
+def test_what_users_type_does_not_become_special(model: pyflash.Model) -> None:
+    end = model.tokenizer.token_id(chat.THINK_END)
+    assert end is not None
+    pieces = chat.segments([{"role": "user", "content": f"say {chat.THINK_END} and {chat.EOS}"}])
+    ids = model.tokenizer.encode_segments(pieces)
+    assert ids.count(end) == 1 and ids[-1] == end and model.info.eos_token not in ids
+
+
+def test_chat_splits_reasoning_from_content(model: pyflash.Model, session: pyflash.Session,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    end = model.tokenizer.token_id(chat.THINK_END)
+    assert end is not None
+    left = [*model.tokenizer.encode("hm"), end, *model.tokenizer.encode("yes"), model.info.eos_token]
+
+    def one_hot(_tokens: object) -> np.ndarray[Any, Any]:
+        logits = np.zeros(1024, dtype=np.float32)
+        logits[left.pop(0)] = 10
+        return logits
+
+    monkeypatch.setattr(session, "eval", one_hot)
+    texts = {"reasoning": "", "content": ""}
+    for piece in session.chat([{"role": "user", "content": "x"}], think="high", temperature=0):
+        texts[piece.kind] += piece.text
+    assert texts == {"reasoning": "hm", "content": "yes"}
+
+
+def test_chat_evaluates_a_conversation_once(model: pyflash.Model, session: pyflash.Session,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = [{"role": "system", "content": "Be brief. " * 20}, {"role": "user", "content": "one"}]
+    answer = "".join(piece.text for piece in session.chat(opening, max_tokens=5, temperature=0))
+    second = [*opening, {"role": "assistant", "content": answer}, {"role": "user", "content": "two"}]
+    evaluated: list[int] = []
+    evaluate = session.eval
+
+    def counting(tokens: Any, all_logits: bool = False) -> Any:
+        evaluated.append(len(tokens))
+        return evaluate(tokens, all_logits)
+
+    monkeypatch.setattr(session, "eval", counting)
+    reused = [piece.token for piece in session.chat(second, max_tokens=8, temperature=0)]
+    whole = len(model.tokenizer.encode_segments(chat.segments(second)))
+    assert evaluated[0] < whole / 2
+    with model.session() as fresh:
+        assert [piece.token for piece in fresh.chat(second, max_tokens=8, temperature=0)] == reused
+
+
+@pytest.mark.parametrize("arguments", [{"think": "hard"}, {"tools": [{}]}, {"release": "1999"}], ids=str)
+def test_bad_chat_arguments(session: pyflash.Session, arguments: dict[str, Any]) -> None:
+    with pytest.raises(pyflash.Error):
+        session.chat([{"role": "user", "content": "x"}], **arguments)

@@ -1,0 +1,84 @@
+"""What the build puts into the package, and that C programs can use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyflash
+import pytest
+from pyflash._native import installed_file, lib
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cmake_dir() -> str:
+    done = subprocess.run([sys.executable, "-m", "pyflash", "--cmake-dir"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
+def test_c_program_builds_against_the_package(tmp_path: Path, demo_model: Path) -> None:
+    """examples/embed with find_package(pyflash CONFIG), run on the demo model."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if cmake is None:
+        pytest.skip("no cmake")
+    build = tmp_path / "build"
+    configure = [cmake, "-S", str(ROOT / "examples" / "embed"), "-B", str(build), f"-Dpyflash_DIR={cmake_dir()}",
+                 "-DCMAKE_C_FLAGS=-Wall -Wextra -Wconversion -Werror"]  # fmt: skip
+    for command in (configure, [cmake, "--build", str(build)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([build / "embed", demo_model, "Hello", "6"], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    with pyflash.Model.open(demo_model) as model, model.session() as session:
+        pieces = list(session.generate(model.tokenizer.encode("Hello"), max_tokens=6, temperature=0))
+        expected = model.tokenizer.decode_bytes([piece.token for piece in pieces])
+    assert done.stdout == expected + b"\n"
+    missing = subprocess.run([build / "embed", tmp_path / "none.gguf", "x"], capture_output=True, text=True)
+    assert missing.returncode == 1 and "none.gguf" in missing.stderr
+
+
+def test_installed_header_is_this_one() -> None:
+    header = installed_file("include", "pyflash.h")
+    assert header is not None
+    assert header.read_bytes() == (ROOT / "csrc" / "include" / "pyflash.h").read_bytes()
+
+
+def test_versions_agree() -> None:
+    match = re.search(r"project\(pyflash VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text())
+    assert match is not None and pyflash.__version__ == match[1]
+    assert lib.pf_abi_version() == lib.PF_ABI_VERSION
+
+
+def test_every_declared_function_is_exported() -> None:
+    header = (ROOT / "csrc" / "include" / "pyflash.h").read_text(encoding="utf-8")
+    names = re.findall(r"^PF_API [^;(]*?(pf_\w+)\(", header, flags=re.MULTILINE)
+    assert len(names) > 40
+    for name in names:
+        getattr(lib, name)
+
+
+def test_cmake_lists_every_source() -> None:
+    """CMakeLists.txt globs nothing; programs such as benchmarks and fuzz targets are not part of the library."""
+    listed = set(re.findall(r"csrc/\S+\.c\b", (ROOT / "CMakeLists.txt").read_text()))
+    present = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.c")}
+    programs = {path for path in present if re.search(r"(^|_)(bench|fuzz)", Path(path).name.replace(".c", ""))}
+    assert listed - programs == present - programs
+
+
+def test_library_of_another_abi_is_refused(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or sys.platform == "win32":
+        pytest.skip("no C compiler")
+    (tmp_path / "other.c").write_text("int pf_abi_version(void) { return 999; }\n")
+    library = tmp_path / "libother.so"
+    subprocess.run([compiler, "-shared", "-fPIC", tmp_path / "other.c", "-o", library], check=True)
+    environment = {**os.environ, "PYFLASH_LIBRARY": str(library)}
+    done = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], capture_output=True, text=True, cwd=tmp_path,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 1 and "ABI version 999" in done.stderr
