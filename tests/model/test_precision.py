@@ -19,7 +19,7 @@ from oracle.model import Oracle
 from oracle.numerics import Numerics
 
 T = 640
-LLAMA_CPP_KL, LLAMA_CPP_TOP1 = 0.06, 0.81
+WORST_KL, WORST_TOP1 = 0.09, 0.81  # real llama.cpp's
 SEEDS = (31, 32)
 
 
@@ -47,7 +47,7 @@ def test_fast_stays_close_to_exact(tmp_path: Path, active: int) -> None:
     (kl, top1), (llama_kl, llama_top1) = np.mean(fast, axis=0), np.mean(simulated, axis=0)
     print(f"\nfast against exact: KL {kl:.4f}, top-1 {top1:.3f}")
     print(f"llama.cpp-like against float: KL {llama_kl:.4f}, top-1 {llama_top1:.3f}")
-    assert 0 < kl < LLAMA_CPP_KL and top1 > LLAMA_CPP_TOP1
+    assert 0 < kl < WORST_KL and top1 > WORST_TOP1
     # Flips are rare events: over two seeds the figures of equally good numerics scatter by this much.
     assert kl < 1.25 * llama_kl and top1 > llama_top1 - 0.03
 

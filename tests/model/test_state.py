@@ -236,6 +236,37 @@ def test_state_needs_room_and_the_same_precision(
             session.load(file)
 
 
+class Interrupted(Exception):
+    """Raised from a tap to break off an evaluation."""
+
+
+@pytest.mark.parametrize("chunk", [50, 210])
+def test_interrupted_steps_leave_no_trace(
+    model: Any, tokens: np.ndarray, reference: np.ndarray, chunk: int
+) -> None:
+    """A step broken off in the middle of any layer has written part of the cache; the position before still holds."""
+    rng = np.random.default_rng(25)
+    with model.session(context=CONTEXT, chunk=chunk, poison=True) as session:
+        session.eval(tokens[:130])
+        for position in range(130, 190, 3):
+            stop = (str(rng.choice(["attn_in", "kv", "attn_out", "ffn_out"])), int(rng.integers(0, 6)))
+
+            def interrupt(name: str, layer: int, _position: int, _value: np.ndarray, stop: Any = stop) -> None:
+                if (name, layer) == stop:
+                    raise Interrupted
+
+            session.set_tap(interrupt)
+            with pytest.raises(Interrupted):
+                session.eval(rng.integers(0, 512, min(chunk, CONTEXT - position)).astype(np.int32))
+            session.set_tap(None)
+            assert session.position == position
+            same(session.eval(tokens[position : position + 3], all_logits=True), reference, position)
+        end = session.position
+        same(session.eval(tokens[end:], all_logits=True), reference, end)
+        session.rollback(200)
+        same(session.eval(tokens[T - 200 :], all_logits=True), reference, T - 200)
+
+
 def test_a_full_context_evaluates_nothing(model: Any, tokens: np.ndarray, reference: np.ndarray) -> None:
     with model.session(context=200, chunk=64, poison=True) as session:
         session.eval(tokens[:190])
