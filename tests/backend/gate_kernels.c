@@ -1,0 +1,327 @@
+/* Every entry of a kernel table against the scalar one. */
+#include "gate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Float sums in another order: the difference against the sum of magnitudes. */
+#define SUM_TOLERANCE 2e-6
+
+static void vectors(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    for (int64_t n = 0; n < 4200; n = n < 140 ? n + 1 : n < 4096 ? 4096 : n + 37) {
+        gate_context("%s vectors of %lld", k->name, (long long)n);
+        buffer a = gate_buffer(n * 4, AT_END), b = gate_buffer(n * 4, n % 2 ? AT_END : AT_START);
+        float *x = (float *)(void *)a.data, *z = (float *)(void *)b.data;
+        gate_floats(x, n, 100.0f);
+        gate_floats(z, n, 100.0f);
+        double magnitude = 0.0;
+        for (int64_t i = 0; i < n; ++i) magnitude += fabs((double)x[i] * (double)z[i]);
+        const float want = scalar->dot(x, z, n), got = k->dot(x, z, n);
+        CHECK(gate_distance(&got, &want, 1, magnitude) <= SUM_TOLERANCE, "dot %g, not %g", (double)got, (double)want);
+
+        output y = gate_output(n), y0 = gate_output(n);
+        memcpy(y.y, z, (size_t)n * 4);
+        memcpy(y0.y, z, (size_t)n * 4);
+        k->axpy(y.y, 0.75f, x, n);
+        scalar->axpy(y0.y, 0.75f, x, n);
+        /* with and without a fused multiplication */
+        bool near = true;
+        for (int64_t i = 0; i < n; ++i) {
+            near = near && fabsf(y.y[i] - y0.y[i]) <= 1e-6f * (fabsf(x[i]) + fabsf(z[i])) + 1e-44f;
+        }
+        CHECK(near && gate_output_intact(&y), "axpy");
+        memcpy(y.y, x, (size_t)n * 4);
+        memcpy(y0.y, x, (size_t)n * 4);
+        k->scale(y.y, -1.25f, n);
+        scalar->scale(y0.y, -1.25f, n);
+        CHECK(gate_same(y.y, y0.y, n) && gate_output_intact(&y), "scale");
+        gate_output_free(&y);
+        gate_output_free(&y0);
+        gate_free(&a);
+        gate_free(&b);
+    }
+}
+
+static bool has_blocks(pf_dtype type) { return type == PF_Q8_0 || type == PF_MXFP4; }
+
+static void dequant(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const int64_t widths[] = {32, 64, 96, 256, 288, 4096 + 32, 1, 7, 33, 131, 300};
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
+            const int64_t cols = widths[i], rows = 131, count = 2;
+            if (has_blocks(gate_types[kind]) && cols % 32) continue;
+            for (int form = 0; form < (gate_types[kind] == PF_FP8 ? 2 : 1) * PLACES; ++form) {
+                gate_context("%s dequant of type %d, %lld columns, form %d", k->name, (int)gate_types[kind],
+                             (long long)cols, form);
+                const int64_t used = cols > 4096 ? 5 : rows;
+                test_weight w = gate_weight(gate_types[kind], used, cols, count, form >= PLACES, true, (place)(form % 3));
+                output y = gate_output(cols), y0 = gate_output(cols);
+                bool same = true;
+                for (int64_t m = 0; m < count; ++m) {
+                    for (int64_t row = 0; row < used; ++row) {
+                        k->dequant[kind](&w.w, m, row, y.y);
+                        scalar->dequant[kind](&w.w, m, row, y0.y);
+                        for (int64_t c = 0; c < cols; ++c) {
+                            same = same && (y.y[c] == y0.y[c] || (isnan(y.y[c]) && isnan(y0.y[c])));
+                        }
+                    }
+                }
+                CHECK(same, "values differ");
+                CHECK(gate_output_intact(&y), "wrote outside");
+                gate_output_free(&y);
+                gate_output_free(&y0);
+                gate_weight_free(&w);
+            }
+        }
+    }
+}
+
+/* ---- Matrix products --------------------------------------------------------------------------------------- */
+
+typedef struct product {
+    const pf_cpu_kernels *k;
+    const test_weight *w;
+    const float *magnitude; /* [n, rows] */
+    bool q8;
+    int kind;
+} product;
+
+static void run_product(const product *p, const pf_cpu_kernels *k, pf_gemm *g, int64_t begin, int64_t end) {
+    float *scratch = malloc((size_t)g->w->cols * sizeof *scratch);
+    if (!scratch) exit(2);
+    g->scratch = scratch;
+    (p->q8 ? k->gemm_q8 : k->gemm_f32)[p->kind](k, g, begin, end);
+    free(scratch);
+}
+
+/* Same lanes, same order: one token or one row alone gives the bits it has in the whole. */
+static void check_invariance(const product *p, const pf_gemm *whole, const float *y, int64_t begin, int64_t end) {
+    for (int trial = 0; trial < 4; ++trial) {
+        const int64_t rows = end - begin, first = begin + gate_below(rows), last = first + 1 + gate_below(end - first);
+        const int64_t token = gate_below(whole->n), n = 1 + gate_below(whole->n - token);
+        output part = gate_output(n * whole->ldy);
+        pf_gemm g = *whole;
+        g.act += token * g.act_stride;
+        g.n = n;
+        g.y = part.y;
+        run_product(p, p->k, &g, first, last);
+        bool same = true, clean = true;
+        for (int64_t t = 0; t < n; ++t) {
+            const float *got = part.y + t * g.ldy;
+            same = same && gate_same(got + first, y + (token + t) * g.ldy + first, last - first);
+            clean = clean && gate_poisoned(got, first * 4) && gate_poisoned(got + last, (g.ldy - last) * 4);
+        }
+        CHECK(same, "rows %lld..%lld of tokens %lld..%lld differ from the whole", (long long)first, (long long)last,
+              (long long)token, (long long)(token + n));
+        CHECK(clean && gate_output_intact(&part), "wrote outside its rows");
+        gate_output_free(&part);
+    }
+}
+
+/* in_rows, out_rows (repeated) and gain: what the experts use. */
+static void check_gather(const product *p, const pf_gemm *whole, const float *y, int64_t begin, int64_t end) {
+    enum { N = 6 };
+    int32_t in[N], to[N];
+    float gain[N];
+    for (int i = 0; i < N; ++i) {
+        in[i] = (int32_t)gate_below(whole->n);
+        to[i] = i == 4 ? to[0] : i;
+        gain[i] = gate_normal();
+    }
+    const int64_t ld = whole->ldy;
+    output got = gate_output(N * ld);
+    float *want = calloc((size_t)(N * ld), sizeof *want);
+    if (!want) exit(2);
+    for (int64_t i = 0; i < N * ld; ++i) got.y[i] = want[i] = (float)i;
+    for (int i = 0; i < N; ++i) {
+        for (int64_t r = begin; r < end; ++r) want[to[i] * ld + r] += gain[i] * y[in[i] * ld + r];
+    }
+    pf_gemm g = *whole;
+    g.n = N;
+    g.in_rows = in;
+    g.out_rows = to;
+    g.gain = gain;
+    g.y = got.y;
+    run_product(p, p->k, &g, begin, end);
+    CHECK(gate_same(got.y, want, N * ld) && gate_output_intact(&got), "gathered rows with gain");
+    free(want);
+    gate_output_free(&got);
+}
+
+static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, const test_weight *w, int kind, bool q8,
+                          const float *x, int64_t n) {
+    const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
+    const int64_t stride = q8 ? pf_q8_stride(cols) : cols * 4;
+    buffer act = q8 ? gate_aligned((n - 1) * stride + pf_q8_bytes(cols)) : gate_buffer(n * stride, AT_END);
+    float *plain = malloc((size_t)cols * sizeof *plain), *magnitude = calloc((size_t)(n * ld), sizeof *magnitude);
+    if (!plain || !magnitude) exit(2);
+    for (int64_t t = 0; t < n; ++t) {
+        if (q8) scalar->quantize_q8(x + t * cols, cols, act.data + t * stride);
+        else memcpy(act.data + t * stride, x + t * cols, (size_t)stride);
+    }
+    for (int64_t r = 0; !q8 && r < rows; ++r) {
+        scalar->dequant[kind](&w->w, matrix, r, plain);
+        for (int64_t t = 0; t < n; ++t) {
+            double sum = 0.0;
+            for (int64_t c = 0; c < cols; ++c) sum += fabs((double)plain[c] * (double)x[t * cols + c]);
+            magnitude[t * ld + r] = (float)sum;
+        }
+    }
+    const product p = {k, w, magnitude, q8, kind};
+    const int64_t begin = rows > 4 ? 1 : 0, end = rows > 4 ? rows - 1 : rows;
+    output y = gate_output(n * ld), y0 = gate_output(n * ld);
+    pf_gemm g = {.w = &w->w, .matrix = matrix, .act = act.data, .act_stride = stride, .n = n, .y = y.y, .ldy = ld};
+    run_product(&p, k, &g, begin, end);
+    pf_gemm g0 = g;
+    g0.y = y0.y;
+    run_product(&p, scalar, &g0, begin, end);
+    bool clean = gate_output_intact(&y);
+    double worst = 0.0;
+    for (int64_t t = 0; t < n; ++t) {
+        const float *row = y.y + t * ld, *row0 = y0.y + t * ld;
+        clean = clean && gate_poisoned(row, begin * 4) && gate_poisoned(row + end, (ld - end) * 4);
+        for (int64_t r = begin; r < end; ++r) {
+            if (q8) {
+                if (!gate_same(row + r, row0 + r, 1)) worst = INFINITY;
+            } else {
+                worst = fmax(worst, gate_distance(row + r, row0 + r, 1, (double)magnitude[t * ld + r] + 1e-37));
+            }
+        }
+    }
+    CHECK(worst <= SUM_TOLERANCE, "differs from scalar by %g of the magnitudes", worst);
+    CHECK(clean, "wrote outside its rows");
+    check_invariance(&p, &g, y.y, begin, end);
+    check_gather(&p, &g, y.y, begin, end);
+    gate_output_free(&y);
+    gate_output_free(&y0);
+    gate_free(&act);
+    free(plain);
+    free(magnitude);
+}
+
+static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool q8) {
+    static const int64_t widths[] = {32, 96, 256, 416, 4096 + 32, 1, 19, 300};
+    static const int64_t heights[] = {1, 7, 19, 133, 37};
+    static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
+    int turn = 0;
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        if (q8 && !k->gemm_q8[kind]) continue;
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
+            const int64_t cols = widths[i];
+            if (has_blocks(gate_types[kind]) && cols % 32) continue;
+            for (size_t j = 0; j < sizeof batches / sizeof *batches; ++j, ++turn) {
+                const int64_t n = batches[j], rows = cols > 4096 ? 19 : heights[turn % 5];
+                gate_context("%s %s of type %d, %lld x %lld, %lld tokens", k->name, q8 ? "gemm_q8" : "gemm_f32",
+                             (int)gate_types[kind], (long long)rows, (long long)cols, (long long)n);
+                /* Integer products equal scalar's whatever the scales, so they get any bytes. */
+                const bool extreme = q8 && turn % 3 == 1;
+                test_weight w = gate_weight(gate_types[kind], rows, cols, 2, turn % 2, extreme, (place)(turn % PLACES));
+                float *x = malloc((size_t)(n * cols) * sizeof *x);
+                if (!x) exit(2);
+                gate_floats(x, n * cols, extreme ? 1e30f : 30.0f);
+                if (turn % 4 == 2) memset(x, 0, (size_t)cols * sizeof *x);
+                check_product(k, scalar, &w, kind, q8, x, n);
+                free(x);
+                gate_weight_free(&w);
+            }
+        }
+    }
+}
+
+/* The largest products there are: every weight -128 or 12, every activation +-127. */
+static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    enum { COLS = 1024, ROWS = 33, N = 3 };
+    for (int form = 0; form < 4; ++form) {
+        const int kind = form < 2 ? PF_W_Q8_0 : PF_W_MXFP4;
+        gate_context("%s largest products, form %d", k->name, form);
+        test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
+        const int64_t block = kind == PF_W_Q8_0 ? 34 : 17;
+        const uint8_t byte = kind == PF_W_Q8_0 ? (form ? 0x7f : 0x80) : (form == 2 ? 0x77 : 0xff);
+        for (int64_t b = 0; b < w.data.bytes / block; ++b) {
+            uint8_t *at = w.data.data + b * block;
+            const int64_t head = kind == PF_W_Q8_0 ? 2 : 1;
+            memset(at + head, byte, (size_t)(block - head));
+        }
+        float x[N * COLS];
+        for (int i = 0; i < N * COLS; ++i) x[i] = i / COLS == 0 ? 1.0f : i / COLS == 1 ? -1.0f : i % 2 ? 1.0f : -1.0f;
+        check_product(k, scalar, &w, kind, true, x, N);
+        gate_weight_free(&w);
+    }
+}
+
+static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-38f, 3e38f, -3e38f, INFINITY, NAN, 0.5f, 127.0f,
+                                    63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
+    for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {
+        for (int form = 0; form < 6; ++form) {
+            gate_context("%s quantize_q8 of %lld, form %d", k->name, (long long)n, form);
+            buffer in = gate_buffer(n * 4, AT_END), out = gate_aligned(pf_q8_bytes(n)), want = gate_aligned(pf_q8_bytes(n));
+            float *x = (float *)(void *)in.data;
+            gate_floats(x, n, form == 0 ? 1.0f : form == 1 ? 1e35f : 10.0f);
+            for (int64_t i = 0; i < n; ++i) {
+                if (form == 2) x[i] = special[gate_below(7)];
+                if (form == 3 && gate_below(40) == 0) x[i] = special[gate_below(16)];
+                if (form == 4) x[i] *= 1e-41f;
+                if (form == 5) x[i] = (float)(gate_below(255) - 127) * 0.5f; /* ties */
+            }
+            gate_poison(&out);
+            gate_poison(&want);
+            k->quantize_q8(x, n, out.data);
+            scalar->quantize_q8(x, n, want.data);
+            CHECK(memcmp(out.data, want.data, (size_t)n) == 0, "codes");
+            CHECK(gate_same(pf_q8_scales(out.data, n), pf_q8_scales(want.data, n), n / 32), "scales");
+            CHECK(memcmp(pf_q8_sums(out.data, n), pf_q8_sums(want.data, n), (size_t)(n / 32 * 4)) == 0, "sums");
+            bool sums = true, range = true;
+            for (int64_t b = 0; b < n / 32; ++b) {
+                int32_t sum = 0;
+                for (int j = 0; j < 32; ++j) {
+                    const int32_t q = (int8_t)out.data[b * 32 + j];
+                    sum += q;
+                    range = range && q >= -127 && q <= 127;
+                }
+                sums = sums && sum == pf_q8_sums(out.data, n)[b];
+            }
+            CHECK(sums && range, "sums are not those of the codes, or a code of -128");
+            gate_free(&in);
+            gate_free(&out);
+            gate_free(&want);
+        }
+    }
+}
+
+static void cache_rows(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const int32_t shapes[][2] = {{512, 64}, {64, 32}, {128, 64}, {256, 64}, {160, 32}, {96, 0}, {100, 36}, {48, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
+        for (int f = PF_ROW_F32; f <= PF_ROW_IDX_FP4; ++f) {
+            pf_rows rows = {.format = (pf_row_format)f, .width = shapes[s][0], .rope = shapes[s][1], .capacity = 1};
+            rows.row_bytes = pf_row_bytes(rows.format, rows.width, rows.rope);
+            for (int place_of = 0; place_of < PLACES; ++place_of) {
+                gate_context("%s load_row format %d, width %d", k->name, f, rows.width);
+                buffer row = gate_buffer(rows.row_bytes, (place)place_of);
+                gate_bytes(row.data, row.bytes);
+                output y = gate_output(rows.width), y0 = gate_output(rows.width);
+                k->load_row(&rows, row.data, y.y);
+                scalar->load_row(&rows, row.data, y0.y);
+                bool same = true;
+                for (int32_t i = 0; i < rows.width; ++i) {
+                    same = same && (y.y[i] == y0.y[i] || (isnan(y.y[i]) && isnan(y0.y[i])));
+                }
+                CHECK(same && gate_output_intact(&y), "values differ");
+                gate_output_free(&y);
+                gate_output_free(&y0);
+                gate_free(&row);
+            }
+        }
+    }
+}
+
+void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    vectors(k, scalar);
+    dequant(k, scalar);
+    products(k, scalar, false);
+    products(k, scalar, true);
+    saturation(k, scalar);
+    quantize(k, scalar);
+    cache_rows(k, scalar);
+}

@@ -1,0 +1,354 @@
+/* embed, linear, experts, swiglu, cache rows and the indexer's roundings, through the backend table: against scalar,
+ * with 1, 2 and 3 threads, and one token at a time. */
+#include "gate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct runner {
+    pf_exec ex;
+    atomic_int cancel;
+} runner;
+
+static runner *runner_new(const pf_backend *backend, int threads, bool exact) {
+    runner *r = calloc(1, sizeof *r);
+    if (!r) exit(2);
+    r->ex = (pf_exec){.backend = backend, .pool = pf_pool_new(threads), .arena = pf_arena_new(), .cancel = &r->cancel,
+                      .exact = exact};
+    if (!r->ex.pool || !r->ex.arena) exit(2);
+    return r;
+}
+
+static void runner_free(runner *r) {
+    pf_pool_delete(r->ex.pool);
+    pf_arena_delete(r->ex.arena);
+    free(r);
+}
+
+/* The same computation at 1, 2 and 3 threads and on the scalar table. */
+enum { RUNNERS = 4, SCALAR = 3 };
+static void runners_new(runner **r, const pf_backend *backend, const pf_backend *scalar, bool exact) {
+    for (int i = 0; i < SCALAR; ++i) r[i] = runner_new(backend, i + 1, exact);
+    r[SCALAR] = runner_new(scalar, 1, exact);
+}
+static void runners_free(runner **r) {
+    for (int i = 0; i < RUNNERS; ++i) runner_free(r[i]);
+}
+
+static float *floats(int64_t n, float spread) {
+    float *x = malloc((size_t)n * sizeof *x);
+    if (!x) exit(2);
+    gate_floats(x, n, spread);
+    return x;
+}
+
+/* ---- linear ------------------------------------------------------------------------------------------------ */
+
+static void check_linear(runner **r, const test_weight *w, int64_t n) {
+    const int64_t cols = w->w.cols, rows = w->w.rows, ldx = cols + 8, ldy = rows + 5;
+    float *x = floats(n * ldx, 10.0f);
+    output y[RUNNERS];
+    for (int i = 0; i < RUNNERS; ++i) {
+        y[i] = gate_output(n * ldy);
+        const size_t mark = pf_arena_mark(r[i]->ex.arena);
+        const pf_status status = r[i]->ex.backend->linear(&r[i]->ex, &w->w, x, ldx, n, y[i].y, ldy);
+        CHECK(status == PF_OK, "linear returned %d", status);
+        CHECK(pf_arena_mark(r[i]->ex.arena) == mark, "the arena's mark moved");
+        bool clean = gate_output_intact(&y[i]);
+        for (int64_t t = 0; t < n; ++t) clean = clean && gate_poisoned(y[i].y + t * ldy + rows, (ldy - rows) * 4);
+        CHECK(clean, "wrote outside");
+    }
+    CHECK(gate_same(y[0].y, y[1].y, n * ldy) && gate_same(y[0].y, y[2].y, n * ldy), "threads change the result");
+    double norm = 0.0, difference = 0.0;
+    for (int64_t i = 0; i < n * ldy; ++i) {
+        if (i % ldy >= rows) continue;
+        norm += (double)y[SCALAR].y[i] * (double)y[SCALAR].y[i];
+        difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
+    }
+    CHECK(difference <= 1e-11 * norm, "differs from scalar by %g", sqrt(difference / norm));
+    for (int64_t t = 0; t < n; t += 1 + n / 4) {
+        output one = gate_output(ldy);
+        r[0]->ex.backend->linear(&r[0]->ex, &w->w, x + t * ldx, ldx, 1, one.y, ldy);
+        CHECK(gate_same(one.y, y[0].y + t * ldy, rows), "token %lld alone differs", (long long)t);
+        gate_output_free(&one);
+    }
+    /* A slice of the rows is the slice of the result, also of FP8 with its scales per 128 rows. */
+    const int64_t first = rows / 3, count = rows - first > 9 ? rows - first - 5 : rows - first;
+    const pf_weight slice = pf_weight_rows(&w->w, first, count);
+    output part = gate_output(n * count);
+    r[1]->ex.backend->linear(&r[1]->ex, &slice, x, ldx, n, part.y, count);
+    bool same = gate_output_intact(&part);
+    for (int64_t t = 0; t < n; ++t) same = same && gate_same(part.y + t * count, y[0].y + t * ldy + first, count);
+    CHECK(same, "rows %lld and on differ", (long long)first);
+    gate_output_free(&part);
+    for (int i = 0; i < RUNNERS; ++i) gate_output_free(&y[i]);
+    free(x);
+}
+
+static void linears(const pf_backend *backend, const pf_backend *scalar) {
+    static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {131, 4096 + 32}};
+    for (int exact = 0; exact < 2; ++exact) {
+        runner *r[RUNNERS];
+        runners_new(r, backend, scalar, exact);
+        for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
+                for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
+                    if (shapes[s][1] > 4096 && n > 3) continue;
+                    gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
+                                 exact ? "exact" : "fast", (long long)shapes[s][0], (long long)shapes[s][1],
+                                 (long long)n);
+                    test_weight w = gate_weight(gate_types[kind], shapes[s][0], shapes[s][1], 1, n % 2, false,
+                                           (place)(n % PLACES));
+                    check_linear(r, &w, n);
+                    gate_weight_free(&w);
+                }
+            }
+        }
+        runners_free(r);
+    }
+}
+
+static void embeds(const pf_backend *backend, const pf_backend *scalar) {
+    enum { N = 5, STREAMS = 3, COLS = 160 };
+    runner *r = runner_new(backend, 2, false);
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        gate_context("embed type %d", (int)gate_types[kind]);
+        test_weight w = gate_weight(gate_types[kind], 50, COLS, 1, false, false, AT_END);
+        const int32_t tokens[N] = {0, 49, 7, 7, 31};
+        output x = gate_output(N * STREAMS * COLS);
+        CHECK(backend->embed(&r->ex, &w.w, tokens, N, STREAMS, x.y) == PF_OK, "failed");
+        bool same = gate_output_intact(&x);
+        for (int i = 0; i < N * STREAMS; ++i) {
+            float row[COLS];
+            ((const pf_cpu_kernels *)scalar->kernels)->dequant[kind](&w.w, 0, tokens[i / STREAMS], row);
+            for (int c = 0; c < COLS; ++c) same = same && row[c] == x.y[i * COLS + c];
+        }
+        CHECK(same, "rows differ");
+        gate_output_free(&x);
+        gate_weight_free(&w);
+    }
+    runner_free(r);
+}
+
+/* ---- experts ----------------------------------------------------------------------------------------------- */
+
+enum { E = 7, A = 3, D = 160, F = 96, LIMIT = 2 };
+
+typedef struct experts_case {
+    test_weight gate, up, down;
+    int64_t n;
+    float *x, *weight, *before;
+    int32_t *chosen;
+} experts_case;
+
+static void reference_product(const pf_cpu_kernels *k, const pf_weight *w, int32_t matrix, const double *x, double *y) {
+    float *row = malloc((size_t)w->cols * sizeof *row);
+    if (!row) exit(2);
+    for (int64_t r = 0; r < w->rows; ++r) {
+        k->dequant[pf_weight_kind(w->type)](w, matrix, r, row);
+        y[r] = 0.0;
+        for (int64_t c = 0; c < w->cols; ++c) y[r] += (double)row[c] * x[c];
+    }
+    free(row);
+}
+
+/* The definition, in double: out += sum_e w2 (weight * silu(min(w1 x, limit)) * clamp(w3 x, limit)). */
+static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, double *out) {
+    for (int64_t t = 0; t < c->n; ++t) {
+        double x[D], gate[F], up[F], y[D];
+        for (int i = 0; i < D; ++i) {
+            x[i] = (double)c->x[t * D + i];
+            out[t * D + i] = (double)c->before[t * D + i];
+        }
+        for (int a = 0; a < A; ++a) {
+            const int32_t e = c->chosen[t * A + a];
+            reference_product(k, &c->gate.w, e, x, gate);
+            reference_product(k, &c->up.w, e, x, up);
+            for (int i = 0; i < F; ++i) {
+                const double g = fmin(gate[i], LIMIT), u = fmax(-LIMIT, fmin(up[i], LIMIT));
+                gate[i] = (double)c->weight[t * A + a] * g / (1.0 + exp(-g)) * u;
+            }
+            reference_product(k, &c->down.w, e, gate, y);
+            for (int i = 0; i < D; ++i) out[t * D + i] += y[i];
+        }
+    }
+}
+
+static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t n, output *out) {
+    pf_experts_args args = {
+        .gate = &c->gate.w, .up = &c->up.w, .down = &c->down.w, .x = c->x + first * D, .chosen = c->chosen + first * A,
+        .weight = c->weight + first * A, .n_token = n, .n_used = A, .limit = LIMIT, .out = out->y,
+    };
+    memcpy(out->y, c->before + first * D, (size_t)(n * D) * sizeof(float));
+    const size_t mark = pf_arena_mark(r->ex.arena);
+    const pf_status status = r->ex.backend->experts(&r->ex, &args);
+    CHECK(status == PF_OK && pf_arena_mark(r->ex.arena) == mark, "experts returned %d", status);
+    CHECK(gate_output_intact(out), "wrote outside");
+}
+
+static void check_experts(runner **r, const experts_case *c, bool exact) {
+    output y[RUNNERS];
+    for (int i = 0; i < RUNNERS; ++i) {
+        y[i] = gate_output(c->n * D);
+        run_experts(r[i], c, 0, c->n, &y[i]);
+    }
+    CHECK(gate_same(y[0].y, y[1].y, c->n * D) && gate_same(y[0].y, y[2].y, c->n * D), "threads change the result");
+    double *want = malloc((size_t)(c->n * D) * sizeof *want);
+    if (!want) exit(2);
+    reference_experts(r[SCALAR]->ex.backend->kernels, c, want);
+    double norm = 0.0, error = 0.0, scalar_error = 0.0, difference = 0.0;
+    for (int64_t i = 0; i < c->n * D; ++i) {
+        norm += want[i] * want[i];
+        error += pow(want[i] - (double)y[0].y[i], 2);
+        scalar_error += pow(want[i] - (double)y[SCALAR].y[i], 2);
+        difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
+    }
+    /* Two stages of 8-bit activations cost about two percent on data like this. */
+    const double limit = exact ? 1e-11 : 1.6e-3;
+    CHECK(error <= limit * norm, "error %g", sqrt(error / norm));
+    CHECK(scalar_error <= limit * norm, "scalar error %g", sqrt(scalar_error / norm));
+    CHECK(difference <= 1e-11 * norm, "differs from scalar by %g", sqrt(difference / norm));
+    free(want);
+    for (int64_t t = 0; t < c->n; ++t) {
+        output one = gate_output(D);
+        run_experts(r[t % 3], c, t, 1, &one);
+        CHECK(gate_same(one.y, y[0].y + t * D, D), "token %lld alone differs", (long long)t);
+        gate_output_free(&one);
+    }
+    for (int i = 0; i < RUNNERS; ++i) gate_output_free(&y[i]);
+}
+
+static void experts(const pf_backend *backend, const pf_backend *scalar) {
+    static const pf_dtype types[][3] = {
+        {PF_MXFP4, PF_MXFP4, PF_MXFP4}, {PF_Q8_0, PF_Q8_0, PF_Q8_0}, {PF_BF16, PF_F16, PF_F32},
+        {PF_FP8, PF_FP8, PF_FP8},       {PF_MXFP4, PF_BF16, PF_Q8_0}, {PF_Q8_0, PF_MXFP4, PF_BF16},
+    };
+    for (int exact = 0; exact < 2; ++exact) {
+        runner *r[RUNNERS];
+        runners_new(r, backend, scalar, exact);
+        for (size_t i = 0; i < sizeof types / sizeof *types; ++i) {
+            for (int64_t n = 1; n <= 33; n = n == 1 ? 4 : n == 4 ? 33 : 34) {
+                gate_context("experts types %zu %s, %lld tokens", i, exact ? "exact" : "fast", (long long)n);
+                experts_case c = {
+                    .gate = gate_weight(types[i][0], F, D, E, false, false, AT_END),
+                    .up = gate_weight(types[i][1], F, D, E, true, false, ODD),
+                    .down = gate_weight(types[i][2], D, F, E, false, false, AT_END),
+                    .n = n, .x = floats(n * D, 2.0f), .weight = floats(n * A, 2.0f), .before = floats(n * D, 2.0f),
+                    .chosen = malloc((size_t)(n * A) * sizeof(int32_t)),
+                };
+                /* Some experts unused; one token names an expert twice. */
+                for (int64_t p = 0; p < n * A; ++p) c.chosen[p] = (int32_t)(p % A * 2 + gate_below(2));
+                if (n > 3) c.chosen[2 * A] = c.chosen[2 * A + 1];
+                check_experts(r, &c, exact);
+                gate_weight_free(&c.gate);
+                gate_weight_free(&c.up);
+                gate_weight_free(&c.down);
+                free(c.x);
+                free(c.weight);
+                free(c.before);
+                free(c.chosen);
+            }
+        }
+        runners_free(r);
+    }
+}
+
+static void cancelling(const pf_backend *backend) {
+    runner *r = runner_new(backend, 2, false);
+    test_weight w = gate_weight(PF_MXFP4, D, D, E, false, false, AT_END);
+    float *x = floats(D, 1.0f), out[D] = {0};
+    const int32_t chosen[1] = {3}, outside[1] = {E};
+    const float one = 1.0f;
+    pf_experts_args args = {.gate = &w.w, .up = &w.w, .down = &w.w, .x = x, .chosen = chosen, .weight = &one,
+                            .n_token = 1, .n_used = 1, .limit = 1.0f, .out = out};
+    gate_context("cancel");
+    atomic_store(&r->cancel, 1);
+    const size_t mark = pf_arena_mark(r->ex.arena);
+    CHECK(backend->linear(&r->ex, &w.w, x, D, 1, out, D) == PF_ERR_CANCELLED, "linear went on");
+    CHECK(backend->experts(&r->ex, &args) == PF_ERR_CANCELLED, "experts went on");
+    CHECK(pf_arena_mark(r->ex.arena) == mark, "the arena's mark moved");
+    atomic_store(&r->cancel, 0);
+    args.chosen = outside;
+    CHECK(backend->experts(&r->ex, &args) == PF_ERR_INTERNAL, "an expert that does not exist was taken");
+    free(x);
+    gate_weight_free(&w);
+    runner_free(r);
+}
+
+/* ---- Elementwise and rows ---------------------------------------------------------------------------------- */
+
+static void rows_and_roundings(const pf_backend *backend, const pf_backend *scalar) {
+    runner *r[RUNNERS];
+    runners_new(r, backend, scalar, false);
+    for (int64_t n = 1; n <= 300; n = n * 3 + 1) {
+        const int64_t width = 128;
+        float *x = floats(n * width, 1e4f);
+        output y[RUNNERS], h[RUNNERS], s[RUNNERS];
+        gate_context("hadamard, round_fp4, swiglu of %lld rows", (long long)n);
+        for (int i = 0; i < RUNNERS; ++i) {
+            y[i] = gate_output(n * width);
+            h[i] = gate_output(n * width);
+            s[i] = gate_output(n * width);
+            memcpy(h[i].y, x, (size_t)(n * width) * 4);
+            memcpy(y[i].y, x, (size_t)(n * width) * 4);
+            const pf_backend *b = r[i]->ex.backend;
+            CHECK(b->hadamard(&r[i]->ex, h[i].y, n, width) == PF_OK, "failed");
+            CHECK(b->round_fp4(&r[i]->ex, y[i].y, n, width) == PF_OK, "failed");
+            CHECK(b->swiglu(&r[i]->ex, x, h[i].y, n * width, 10.0f, s[i].y) == PF_OK, "failed");
+            CHECK(gate_output_intact(&y[i]) && gate_output_intact(&h[i]) && gate_output_intact(&s[i]), "guards");
+            CHECK(gate_same(y[0].y, y[i].y, n * width), "round_fp4 differs, run %d", i);
+            CHECK(gate_same(h[0].y, h[i].y, n * width), "hadamard differs, run %d", i);
+            CHECK(gate_same(s[0].y, s[i].y, n * width), "swiglu differs, run %d", i);
+        }
+        /* In place, over the gate. */
+        memcpy(y[0].y, x, (size_t)(n * width) * 4);
+        backend->swiglu(&r[1]->ex, y[0].y, h[0].y, n * width, 10.0f, y[0].y);
+        CHECK(gate_same(y[0].y, s[0].y, n * width), "swiglu in place differs");
+        for (int i = 0; i < RUNNERS; ++i) {
+            gate_output_free(&y[i]);
+            gate_output_free(&h[i]);
+            gate_output_free(&s[i]);
+        }
+        free(x);
+    }
+    runners_free(r);
+}
+
+/* A ring written in one call and in pieces, with more rows than slots; neighbours untouched. */
+static void stores(const pf_backend *backend) {
+    enum { WIDTH = 192, ROPE = 32, SLOTS = 11, N = 29, FIRST = 7 };
+    for (int f = PF_ROW_F32; f <= PF_ROW_IDX_FP4; ++f) {
+        gate_context("store_rows format %d", f);
+        pf_rows rows = {.format = (pf_row_format)f, .width = WIDTH, .rope = ROPE, .capacity = SLOTS};
+        rows.row_bytes = pf_row_bytes(rows.format, WIDTH, ROPE);
+        buffer whole = gate_buffer(SLOTS * rows.row_bytes, AT_END), pieces = gate_buffer(whole.bytes, ODD);
+        float *x = floats(N * WIDTH, 1e3f);
+        runner *r = runner_new(backend, 3, false);
+        gate_poison(&whole);
+        gate_poison(&pieces);
+        rows.data = whole.data;
+        CHECK(backend->store_rows(&r->ex, &rows, FIRST, N, x) == PF_OK, "failed");
+        rows.data = pieces.data;
+        for (int64_t i = 0; i < N; ++i) backend->store_rows(&r->ex, &rows, FIRST + i, 1, x + i * WIDTH);
+        CHECK(memcmp(whole.data, pieces.data, (size_t)whole.bytes) == 0, "one call and many differ");
+        gate_poison(&pieces);
+        backend->store_rows(&r->ex, &rows, 2 * SLOTS + 3, 2, x);
+        CHECK(gate_poisoned(pieces.data, 3 * rows.row_bytes) && !gate_poisoned(pieces.data + 3 * rows.row_bytes, 8) &&
+                  gate_poisoned(pieces.data + 5 * rows.row_bytes, (SLOTS - 5) * rows.row_bytes),
+              "wrote other rows than 3 and 4");
+        runner_free(r);
+        free(x);
+        gate_free(&whole);
+        gate_free(&pieces);
+    }
+}
+
+void gate_linear_ops(const pf_backend *backend, const pf_backend *scalar) {
+    linears(backend, scalar);
+    embeds(backend, scalar);
+    experts(backend, scalar);
+    cancelling(backend);
+    rows_and_roundings(backend, scalar);
+    stores(backend);
+}

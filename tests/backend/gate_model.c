@@ -1,0 +1,360 @@
+/* The model-shaped operations built on the kernels (norm, rope, compressor, indexer, attention, hyper-connections,
+ * routing): each set against scalar within float rounding, and the same bits for 1, 2 and 3 threads and for a batch
+ * evaluated token by token. */
+#include "gate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RUNS = 4, SCALAR = 3 };
+
+static float *floats(int64_t n, float spread) {
+    float *x = malloc((size_t)n * sizeof *x);
+    if (!x) exit(2);
+    gate_floats(x, n, spread);
+    return x;
+}
+
+/* One operation on tokens [first, first + n) of prepared inputs, into out [n, width]. */
+typedef void (*op_fn)(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out);
+
+static pf_exec exec_new(const pf_backend *backend, int threads) {
+    pf_exec ex = {.backend = backend, .pool = pf_pool_new(threads), .arena = pf_arena_new(), .exact = true};
+    if (!ex.pool || !ex.arena) exit(2);
+    return ex;
+}
+
+static void check_op(const pf_backend *backend, const pf_backend *scalar, op_fn op, void *inputs, int64_t n,
+                     int64_t width, double tolerance) {
+    pf_exec ex[RUNS] = {exec_new(backend, 1), exec_new(backend, 2), exec_new(backend, 3), exec_new(scalar, 1)};
+    output y[RUNS];
+    for (int i = 0; i < RUNS; ++i) {
+        y[i] = gate_output(n * width);
+        const size_t mark = pf_arena_mark(ex[i].arena);
+        op(&ex[i], inputs, 0, n, y[i].y);
+        CHECK(gate_output_intact(&y[i]), "wrote outside");
+        CHECK(pf_arena_mark(ex[i].arena) == mark, "the arena's mark moved");
+    }
+    CHECK(gate_same(y[0].y, y[1].y, n * width) && gate_same(y[0].y, y[2].y, n * width), "threads change the result");
+    double largest = 0.0;
+    for (int64_t i = 0; i < n * width; ++i) {
+        if (!gate_poisoned(&y[SCALAR].y[i], 4)) largest = fmax(largest, fabs((double)y[SCALAR].y[i]));
+    }
+    const double d = gate_distance(y[0].y, y[SCALAR].y, n * width, largest);
+    CHECK(d <= tolerance, "differs from scalar by %g of the largest value", d);
+    for (int64_t t = 0, step = 1; t < n; t += step, step = 1 + gate_below(3)) {
+        step = step < n - t ? step : n - t;
+        output part = gate_output(step * width);
+        op(&ex[t % 3], inputs, t, step, part.y);
+        CHECK(gate_same(part.y, y[0].y + t * width, step * width), "tokens %lld and on differ when cut off",
+              (long long)t);
+        CHECK(gate_output_intact(&part), "wrote outside");
+        gate_output_free(&part);
+    }
+    for (int i = 0; i < RUNS; ++i) {
+        gate_output_free(&y[i]);
+        pf_pool_delete(ex[i].pool);
+        pf_arena_delete(ex[i].arena);
+    }
+}
+
+/* ---- Norm and rope ----------------------------------------------------------------------------------------- */
+
+typedef struct norm_inputs {
+    float *x, *gain;
+    int64_t width;
+} norm_inputs;
+
+static void norm_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const norm_inputs *in = inputs;
+    const pf_status status = ex->backend->rms_norm(ex, in->x + first * in->width, n, in->width, in->gain, 1e-6f, out);
+    CHECK(status == PF_OK, "rms_norm returned %d", status);
+}
+
+enum { ROPE_HEADS = 3, ROPE_WIDTH = 96, ROPE_HALF = 16 };
+typedef struct rope_inputs {
+    float *x, *cosine, *sine;
+    bool inverse;
+} rope_inputs;
+
+static void rope_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const rope_inputs *in = inputs;
+    const pf_rope_table table = {in->cosine + first * ROPE_HALF, in->sine + first * ROPE_HALF, ROPE_HALF};
+    memcpy(out, in->x + first * ROPE_HEADS * ROPE_WIDTH, (size_t)(n * ROPE_HEADS * ROPE_WIDTH) * sizeof(float));
+    CHECK(ex->backend->rope_tail(ex, out, n, ROPE_HEADS, ROPE_WIDTH, &table, in->inverse) == PF_OK, "rope_tail");
+}
+
+static void norm_and_rope(const pf_backend *backend, const pf_backend *scalar) {
+    for (int64_t width = 32; width <= 4128; width = width < 100 ? width + 33 : width * 32 + 960) {
+        norm_inputs in = {floats(17 * width, 100.0f), floats(width, 3.0f), width};
+        gate_context("%s rms_norm of %lld", backend->name, (long long)width);
+        check_op(backend, scalar, norm_op, &in, 17, width, 2e-6);
+        free(in.gain);
+        in.gain = NULL;
+        check_op(backend, scalar, norm_op, &in, 17, width, 2e-6);
+        free(in.x);
+    }
+    rope_inputs in = {floats(9 * ROPE_HEADS * ROPE_WIDTH, 10.0f), floats(9 * ROPE_HALF, 1.0f),
+                      floats(9 * ROPE_HALF, 1.0f), false};
+    gate_context("%s rope_tail", backend->name);
+    check_op(backend, scalar, rope_op, &in, 9, ROPE_HEADS * ROPE_WIDTH, 2e-6);
+    in.inverse = true;
+    check_op(backend, scalar, rope_op, &in, 9, ROPE_HEADS * ROPE_WIDTH, 2e-6);
+    free(in.x);
+    free(in.cosine);
+    free(in.sine);
+}
+
+/* ---- Compressor -------------------------------------------------------------------------------------------- */
+
+typedef struct compress_inputs {
+    float *a, *g, *ape, *norm, *cosine, *sine;
+    int32_t ratio;
+    int64_t width, channels, tokens;
+} compress_inputs;
+
+enum { COMPRESS_RING = 600, COMPRESS_HALF = 16 };
+
+/* Rows [first, first + n): the contributions enter the rings first, then the rows are made. */
+static void compress_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const compress_inputs *in = inputs;
+    const size_t ring = (size_t)(COMPRESS_RING * in->channels);
+    float *ring_a = malloc(ring * sizeof *ring_a), *ring_g = malloc(ring * sizeof *ring_g);
+    if (!ring_a || !ring_g) exit(2);
+    memset(ring_a, 0xff, ring * sizeof *ring_a); /* NaN where nothing was pushed */
+    memset(ring_g, 0xff, ring * sizeof *ring_g);
+    for (int64_t position = 0; position < in->tokens;) {
+        const int64_t rest = in->tokens - position, step = rest < 37 ? rest : 37;
+        const pf_frontier_args push = {
+            .a = in->a + position * in->channels, .g = in->g + position * in->channels, .ape = in->ape, .n = step,
+            .position = position, .channels = in->channels, .ratio = in->ratio, .ring_a = ring_a, .ring_g = ring_g,
+            .ring = COMPRESS_RING,
+        };
+        CHECK(ex->backend->push_frontier(ex, &push) == PF_OK, "push_frontier");
+        position += step;
+    }
+    const pf_compress_args args = {
+        .a = ring_a, .g = ring_g, .ring = COMPRESS_RING, .ratio = in->ratio, .overlap = in->channels > in->width,
+        .width = in->width, .first = first, .n = n, .norm = in->norm, .eps = 1e-6f,
+        .rope = {in->cosine + first * COMPRESS_HALF, in->sine + first * COMPRESS_HALF, COMPRESS_HALF}, .out = out,
+    };
+    CHECK(ex->backend->compress(ex, &args) == PF_OK, "compress");
+    free(ring_a);
+    free(ring_g);
+}
+
+static void compressors(const pf_backend *backend, const pf_backend *scalar) {
+    for (int form = 0; form < 2; ++form) {
+        compress_inputs in = {.ratio = form ? 128 : 4, .width = form ? 96 : 64};
+        in.channels = form ? in.width : 2 * in.width;
+        in.tokens = form ? 512 : 52;
+        const int64_t rows = in.tokens / in.ratio;
+        in.a = floats(in.tokens * in.channels, 10.0f);
+        in.g = floats(in.tokens * in.channels, 3.0f);
+        in.ape = floats(in.ratio * in.channels, 1.0f);
+        in.norm = floats(in.width, 1.0f);
+        in.cosine = floats(rows * COMPRESS_HALF, 1.0f);
+        in.sine = floats(rows * COMPRESS_HALF, 1.0f);
+        gate_context("%s compress ratio %d", backend->name, in.ratio);
+        check_op(backend, scalar, compress_op, &in, rows, in.width, 1e-5);
+        float *all[] = {in.a, in.g, in.ape, in.norm, in.cosine, in.sine};
+        for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
+    }
+}
+
+/* ---- Indexer and attention --------------------------------------------------------------------------------- */
+
+enum { HEADS = 5, WIDTH = 128, ROPE = 32, N_ROW = 75, TOKENS = 23, POSITION = 280, RATIO = 4, WINDOW = 40, TOPK = 19 };
+
+typedef struct attend_inputs {
+    float *q, *w, *sinks;
+    pf_rows raw, pool;
+    bool selected, window_only;
+    int32_t *select, *select_n; /* [TOKENS, TOPK] */
+} attend_inputs;
+
+static pf_rows filled_rows(const pf_backend *scalar, pf_row_format format, int64_t capacity, int64_t first, int64_t n) {
+    pf_rows rows = {.format = format, .width = WIDTH, .rope = ROPE, .capacity = capacity};
+    rows.row_bytes = pf_row_bytes(format, WIDTH, ROPE);
+    rows.data = malloc((size_t)(capacity * rows.row_bytes));
+    if (!rows.data) exit(2);
+    memset(rows.data, 0xff, (size_t)(capacity * rows.row_bytes)); /* NaN in rows that nobody may see */
+    pf_exec ex = exec_new(scalar, 1);
+    float *x = floats(n * WIDTH, 3.0f);
+    scalar->store_rows(&ex, &rows, first, n, x);
+    free(x);
+    pf_pool_delete(ex.pool);
+    pf_arena_delete(ex.arena);
+    return rows;
+}
+
+static void score_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const attend_inputs *in = inputs;
+    const pf_index_args args = {
+        .q = in->q + first * HEADS * WIDTH, .w = in->w + first * HEADS, .scale = 0.3f, .n_token = n,
+        .position = POSITION + first, .n_head = HEADS, .ratio = RATIO, .rows = &in->pool, .scores = out, .ld = N_ROW + 3,
+    };
+    CHECK(ex->backend->index_scores(ex, &args) == PF_OK, "index_scores");
+    for (int64_t t = 0; t < n; ++t) {
+        const int64_t seen = (POSITION + first + t + 1) / RATIO;
+        CHECK(gate_poisoned(out + t * args.ld + seen, (args.ld - seen) * 4), "wrote scores of rows not visible");
+    }
+}
+
+static void attend_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const attend_inputs *in = inputs;
+    const pf_attn_args args = {
+        .q = in->q + first * HEADS * WIDTH, .out = out, .n_token = n, .position = POSITION + first, .n_head = HEADS,
+        .head_dim = WIDTH, .window = WINDOW, .sinks = in->sinks, .scale = 0.09f, .raw = &in->raw,
+        .pool = in->window_only ? NULL : &in->pool, .ratio = in->window_only ? 0 : RATIO,
+        .select = in->selected ? in->select + first * TOPK : NULL, .select_n = in->select_n + first,
+        .select_ld = TOPK,
+    };
+    CHECK(ex->backend->sparse_attn(ex, &args) == PF_OK, "sparse_attn");
+}
+
+/* The k best in ascending order, the lower index first among equals, by plain counting. */
+static void check_topk(const pf_backend *backend, const float *scores, int64_t ld, attend_inputs *in) {
+    pf_exec ex = exec_new(backend, 2);
+    gate_context("%s topk", backend->name);
+    CHECK(backend->topk(&ex, scores, ld, TOKENS, POSITION, RATIO, TOPK, in->select, in->select_n) == PF_OK, "failed");
+    for (int64_t t = 0; t < TOKENS; ++t) {
+        const int64_t seen = (POSITION + t + 1) / RATIO;
+        const float *s = scores + t * ld;
+        int64_t n = 0;
+        bool same = true;
+        for (int64_t j = 0; j < seen; ++j) {
+            int64_t better = 0;
+            for (int64_t i = 0; i < seen; ++i) better += s[i] > s[j] || (s[i] == s[j] && i < j);
+            if (better < TOPK) same = same && n < in->select_n[t] && in->select[t * TOPK + n++] == j;
+        }
+        CHECK(same && n == in->select_n[t], "token %lld", (long long)t);
+    }
+    pf_pool_delete(ex.pool);
+    pf_arena_delete(ex.arena);
+}
+
+static void attention(const pf_backend *backend, const pf_backend *scalar) {
+    static const pf_row_format kv[] = {PF_ROW_F32, PF_ROW_F16, PF_ROW_KV_FP8};
+    int32_t select[TOKENS * TOPK], select_n[TOKENS];
+    attend_inputs in = {.q = floats(TOKENS * HEADS * WIDTH, 3.0f), .w = floats(TOKENS * HEADS, 3.0f),
+                        .sinks = floats(HEADS, 2.0f), .select = select, .select_n = select_n};
+    float *scores = floats(TOKENS * N_ROW, 1.0f);
+    for (int i = 0; i < TOKENS * N_ROW; ++i) scores[i] = roundf(scores[i] * 4.0f); /* many ties */
+    check_topk(backend, scores, N_ROW, &in);
+    for (int format = PF_ROW_F32; format <= PF_ROW_IDX_FP4; ++format) {
+        in.pool = filled_rows(scalar, (pf_row_format)format, N_ROW + 5, 0, N_ROW);
+        gate_context("%s index_scores, row format %d", backend->name, format);
+        check_op(backend, scalar, score_op, &in, TOKENS, N_ROW + 3, 1e-5);
+        free(in.pool.data);
+    }
+    for (size_t i = 0; i < sizeof kv / sizeof *kv; ++i) {
+        in.raw = filled_rows(scalar, kv[i], WINDOW + TOKENS + 9, POSITION - WINDOW + 1, WINDOW + TOKENS - 1);
+        in.pool = filled_rows(scalar, kv[i], N_ROW + 5, 0, N_ROW);
+        for (int form = 0; form < 3; ++form) {
+            in.window_only = form == 0;
+            in.selected = form == 2;
+            gate_context("%s sparse_attn, row format %d, form %d", backend->name, (int)kv[i], form);
+            check_op(backend, scalar, attend_op, &in, TOKENS, HEADS * WIDTH, 1e-5);
+        }
+        free(in.raw.data);
+        free(in.pool.data);
+    }
+    free(scores);
+    free(in.q);
+    free(in.w);
+    free(in.sinks);
+}
+
+/* ---- Hyper-connections and routing ------------------------------------------------------------------------- */
+
+enum { STREAMS = 4, EMBD = 100, MIX = (2 + STREAMS) * STREAMS, FLAT = STREAMS * EMBD };
+typedef struct mhc_inputs {
+    float *streams, *fn, *base, *scale, *y;
+    pf_mhc_shape shape;
+} mhc_inputs;
+
+/* x, post and comb of a token after one another. */
+static void mhc_pre_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    enum { ALL = EMBD + STREAMS + STREAMS * STREAMS };
+    const mhc_inputs *in = inputs;
+    const pf_mhc_site site = {in->fn, in->base, in->scale};
+    float x[32 * EMBD], post[32 * STREAMS], comb[32 * STREAMS * STREAMS];
+    CHECK(ex->backend->mhc_pre(ex, &in->shape, &site, in->streams + first * FLAT, n, x, post, comb) == PF_OK,
+          "mhc_pre");
+    for (int64_t t = 0; t < n; ++t) {
+        memcpy(out + t * ALL, x + t * EMBD, EMBD * sizeof *x);
+        memcpy(out + t * ALL + EMBD, post + t * STREAMS, STREAMS * sizeof *x);
+        memcpy(out + t * ALL + EMBD + STREAMS, comb + t * STREAMS * STREAMS, STREAMS * STREAMS * sizeof *x);
+    }
+}
+
+static void mhc_post_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const mhc_inputs *in = inputs;
+    memcpy(out, in->streams + first * FLAT, (size_t)(n * FLAT) * sizeof *out);
+    /* any numbers will do for post and comb */
+    CHECK(ex->backend->mhc_post(ex, &in->shape, in->y + first * EMBD, in->fn + first * STREAMS,
+                                in->fn + 500 + first * STREAMS * STREAMS, n, out) == PF_OK, "mhc_post");
+}
+
+static void mhc_head_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const mhc_inputs *in = inputs;
+    const pf_mhc_site site = {in->fn, in->base, in->scale};
+    CHECK(ex->backend->mhc_head(ex, &in->shape, &site, in->streams + first * FLAT, n, out) == PF_OK, "mhc_head");
+}
+
+typedef struct route_inputs {
+    float *logits, *bias;
+    int32_t *table;
+} route_inputs;
+
+enum { N_EXPERT = 37, N_USED = 6 };
+
+/* Scores, weights and (exact as floats) the chosen ids. */
+static void route_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    enum { ALL = N_EXPERT + 2 * N_USED };
+    const route_inputs *in = inputs;
+    float scores[32 * N_EXPERT], weight[32 * N_USED];
+    int32_t chosen[32 * N_USED];
+    const pf_route_args args = {
+        .logits = in->logits + first * N_EXPERT, .bias = in->table ? NULL : in->bias,
+        .table = in->table ? in->table + first * N_USED : NULL, .n_token = n, .n_expert = N_EXPERT, .n_used = N_USED,
+        .scale = 1.5f, .scores = scores, .chosen = chosen, .weight = weight,
+    };
+    CHECK(ex->backend->route(ex, &args) == PF_OK, "route");
+    for (int64_t t = 0; t < n; ++t) {
+        memcpy(out + t * ALL, scores + t * N_EXPERT, N_EXPERT * sizeof *scores);
+        memcpy(out + t * ALL + N_EXPERT, weight + t * N_USED, N_USED * sizeof *weight);
+        for (int i = 0; i < N_USED; ++i) out[t * ALL + N_EXPERT + N_USED + i] = (float)chosen[t * N_USED + i];
+    }
+}
+
+static void mixing(const pf_backend *backend, const pf_backend *scalar) {
+    mhc_inputs in = {floats(19 * FLAT, 10.0f), floats(MIX * FLAT, 0.1f), floats(MIX, 1.0f), floats(3, 1.0f),
+                     floats(19 * EMBD, 10.0f), {STREAMS, 20, EMBD, 1e-6f, 1e-6f}};
+    for (int64_t i = 0; i < MIX * FLAT; ++i) in.fn[i] *= 0.1f;
+    gate_context("%s mhc_pre", backend->name);
+    check_op(backend, scalar, mhc_pre_op, &in, 19, EMBD + STREAMS + STREAMS * STREAMS, 1e-5);
+    gate_context("%s mhc_post", backend->name);
+    check_op(backend, scalar, mhc_post_op, &in, 19, FLAT, 1e-5);
+    gate_context("%s mhc_head", backend->name);
+    check_op(backend, scalar, mhc_head_op, &in, 19, EMBD, 1e-5);
+
+    int32_t table[19 * N_USED];
+    for (int i = 0; i < 19 * N_USED; ++i) table[i] = (int32_t)gate_below(N_EXPERT);
+    route_inputs route = {floats(19 * N_EXPERT, 10.0f), floats(N_EXPERT, 1.0f), NULL};
+    gate_context("%s route", backend->name);
+    check_op(backend, scalar, route_op, &route, 19, N_EXPERT + 2 * N_USED, 1e-6);
+    route.table = table;
+    check_op(backend, scalar, route_op, &route, 19, N_EXPERT + 2 * N_USED, 1e-6);
+    float *all[] = {in.streams, in.fn, in.base, in.scale, in.y, route.logits, route.bias};
+    for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
+}
+
+void gate_model_ops(const pf_backend *backend, const pf_backend *scalar) {
+    norm_and_rope(backend, scalar);
+    compressors(backend, scalar);
+    attention(backend, scalar);
+    mixing(backend, scalar);
+}

@@ -1,0 +1,105 @@
+/* AVX-512 on a machine without it: SIMDe's emulation under the native names, and here what its 0.7.4 lacks, built from
+ * AVX2. Found by csrc/backend/cpu/x86_intrinsics.h in builds with PF_SIMDE. */
+#ifndef PF_TESTS_SIMDE_AVX512_H
+#define PF_TESTS_SIMDE_AVX512_H
+
+#if defined(__AVX512F__)
+#  error "build the emulation without -mavx512*: it would run the processor's own instructions"
+#endif
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#if defined(__GNUC__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wconversion"
+#  pragma GCC diagnostic ignored "-Wsign-conversion"
+#  pragma GCC diagnostic ignored "-Wshadow"
+#  pragma GCC diagnostic ignored "-Wpragmas"
+#  pragma GCC diagnostic ignored "-Wunknown-warning-option"
+#  pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+#include <simde/x86/avx2.h>
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+#if defined(__GNUC__)
+#  pragma GCC diagnostic pop
+#endif
+
+#include <string.h>
+
+#define SHIM static inline __attribute__((unused))
+#define _mm512_maskz_loadu_ps shim_maskz_loadu_ps
+#define _mm512_mask_storeu_ps shim_mask_storeu_ps
+#define _mm512_cvtph_ps shim_cvtph_ps
+#define _mm512_cvtepi8_epi32 shim_cvtepi8_epi32
+#define _mm512_cvtepu8_epi32 shim_cvtepu8_epi32
+#define _mm512_cvtepu16_epi32 shim_cvtepu16_epi32
+#define _mm512_cvtepu8_epi16 shim_cvtepu8_epi16
+#undef _mm512_cmpeq_epi16_mask /* a macro in some compilers' own headers */
+#define _mm512_cmpeq_epi16_mask shim_cmpeq_epi16_mask
+#define _mm512_cvtepi32_ps shim_cvtepi32_ps
+
+SHIM __m512i shim_join(__m256i low, __m256i high) {
+    return simde_mm512_inserti64x4(simde_mm512_castsi256_si512(low), high, 1);
+}
+
+SHIM __m256i shim_high(__m512i v) { return simde_mm512_extracti64x4_epi64(v, 1); }
+
+SHIM __m512 shim_join_ps(__m256 low, __m256 high) {
+    return simde_mm512_castsi512_ps(shim_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+
+/* Touches only the lanes of the mask, as the instruction does. */
+SHIM __m512 shim_maskz_loadu_ps(__mmask16 mask, const void *from) {
+    float v[16] = {0};
+    for (int i = 0; i < 16; ++i) {
+        if (mask >> i & 1) memcpy(&v[i], (const float *)from + i, sizeof v[i]);
+    }
+    return simde_mm512_loadu_ps(v);
+}
+
+SHIM void shim_mask_storeu_ps(void *to, __mmask16 mask, __m512 value) {
+    float v[16];
+    simde_mm512_storeu_ps(v, value);
+    for (int i = 0; i < 16; ++i) {
+        if (mask >> i & 1) memcpy((float *)to + i, &v[i], sizeof v[i]);
+    }
+}
+
+SHIM __m512 shim_cvtph_ps(__m256i half) {
+    return shim_join_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                        _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)));
+}
+
+SHIM __m512i shim_cvtepi8_epi32(__m128i v) {
+    return shim_join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+}
+
+SHIM __m512i shim_cvtepu8_epi32(__m128i v) {
+    return shim_join(_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8)));
+}
+
+SHIM __m512i shim_cvtepu16_epi32(__m256i v) {
+    return shim_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),
+                     _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)));
+}
+
+SHIM __m512i shim_cvtepu8_epi16(__m256i v) {
+    return shim_join(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(v)),
+                     _mm256_cvtepu8_epi16(_mm256_extracti128_si256(v, 1)));
+}
+
+SHIM __mmask32 shim_cmpeq_epi16_mask(__m512i a, __m512i b) {
+    int16_t x[32], y[32];
+    __mmask32 mask = 0;
+    simde_mm512_storeu_si512(x, a);
+    simde_mm512_storeu_si512(y, b);
+    for (int i = 0; i < 32; ++i) mask |= (__mmask32)(x[i] == y[i]) << i;
+    return mask;
+}
+
+SHIM __m512 shim_cvtepi32_ps(__m512i v) {
+    return shim_join_ps(_mm256_cvtepi32_ps(simde_mm512_castsi512_si256(v)), _mm256_cvtepi32_ps(shim_high(v)));
+}
+
+#endif
