@@ -83,8 +83,17 @@ def test_drafts_do_not_depend_on_history(tiny: TinyModel, precision: str, tmp_pa
             session.eval(tokens[T - 77 : T])
             assert np.array_equal(session.draft(following), expected)
         with model.session(context=300, chunk=7, poison=True) as session:
+            earlier = {}
             for token in tokens[:T]:
                 session.eval([token])
+                if session.position in (T - 150, T - 1):
+                    earlier[session.position] = session.draft(following)
+            assert np.array_equal(session.draft(following), expected)
+            session.rollback(1)
+            assert np.array_equal(session.draft(following), earlier[T - 1])
+            session.rollback(149)
+            assert np.array_equal(session.draft(following), earlier[T - 150])
+            session.eval(tokens[T - 150 : T])
             assert np.array_equal(session.draft(following), expected)
         with model.session(context=400, chunk=7, poison=True) as session:
             session.load(tmp_path / "state")

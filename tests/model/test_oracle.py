@@ -17,6 +17,7 @@ from tiny_models import TinyModel, make_tiny_model
 from oracle.compare import first_difference, near_ties, relative_l2
 from oracle.core import choices_of, eval_with_taps
 from oracle.model import Oracle
+from oracle.random_model import tiny_config
 from oracle.shapes import SHAPES
 from oracle.taps import HEAD_TAPS, LAYER_TAPS, Taps
 
@@ -73,6 +74,27 @@ def test_every_kernel_set_agrees(tmp_path: Path, isa: str) -> None:
     except pyflash.UnsupportedError as error:
         pytest.skip(str(error))
     compare(tiny, tiny.tokens(300, seed=12), isa=isa)
+
+
+def test_transformers_agrees_directly(tmp_path: Path) -> None:
+    """Without the oracle in between, on tokens where both choose the same experts (every row is kept here)."""
+    pytest.importorskip("torch", reason="torch is needed to compare with transformers")
+    pytest.importorskip("transformers", reason="transformers is needed to compare with its DeepseekV4ForCausalLM")
+    from oracle import transformers_model
+
+    tiny = make_tiny_model(tmp_path, seed=17, index_topk=512)
+    tokens = tiny.tokens(500, seed=18)
+    with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=500) as session:
+        logits, taps = eval_with_taps(session, tokens)
+    config = tiny_config(index_topk=512)
+    weights = {name: w if w.dtype.kind == "i" else w.astype(np.float32) for name, w in tiny.weights.items()}
+    with transformers_model.double_rope(config):
+        theirs, their_choices = transformers_model.logits_and_choices(transformers_model.load(config, weights), tokens)
+    for key, ids in choices_of(taps, tiny.config, len(tokens)).items():
+        assert all(set(a) == set(b) for a, b in zip(ids, their_choices[key], strict=True)), f"{key} differ"
+    error = relative_l2(logits, theirs)
+    print(f"\nrelative L2 error against transformers: median {np.median(error):.2e}, worst {error.max():.2e}")
+    assert np.median(error) < 1e-5 and error.max() < 5e-5
 
 
 def test_core_reports_every_tap(tmp_path: Path) -> None:
