@@ -100,14 +100,17 @@ def test_drafts_do_not_depend_on_history(tiny: TinyModel, precision: str, tmp_pa
             assert np.array_equal(session.draft(following), expected)
 
 
-def test_drafting_needs_tokens_and_a_block(tiny: TinyModel, tmp_path: Path) -> None:
+def test_drafting_needs_tokens(tiny: TinyModel) -> None:
     with open_model(tiny) as model, model.session(context=16) as session:
         with pytest.raises(pyflash.ArgumentError):
             session.draft(1)
         session.eval([1])
         with pytest.raises(pyflash.ArgumentError):
             session.draft(512)
-    plain = make_tiny_model(tmp_path, seed=46)
+
+
+def test_drafting_needs_a_block(tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path, seed=46, num_hidden_layers=2, compress_ratios=[0, 4, 0], hidden_size=64)
     with open_model(plain) as model, model.session(context=16) as session:
         assert not model.info.has_mtp
         session.eval([1])

@@ -33,7 +33,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
             num_experts_per_tok=6, num_attention_heads=8, o_groups=4, o_lora_rank=32, q_lora_rank=96, vocab_size=1001,
             routed_scaling_factor=2.5,
         ),
-        1500,
+        800,
     ),
     "fewer tokens than one HCA window, 2 streams": (
         dict(
@@ -47,6 +47,6 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
             num_hidden_layers=8, compress_ratios=[0, 0, 4, 128, 4, 128, 4, 128, 0], index_topk=512, hidden_size=128,
             moe_intermediate_size=64, sliding_window=128,
         ),
-        900,
+        600,
     ),
 }  # fmt: skip
