@@ -49,7 +49,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int, data_bytes:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad("has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise bad(f"has the unknown dtype {dtype!r:.40}")
     if not isinstance(shape, list) or len(shape) > MOST_DIMS or not all(map(_is_count, shape)):
         raise bad(f"has the shape {shape!r:.60}")

@@ -153,7 +153,8 @@ def make_config(
         }
     if release in ("0731", "pro"):
         config["expert_dtype"] = "fp4"
-    config.setdefault("compress_ratios", _ratios(layers, n_drafts))
+    if "compress_ratios" not in config:
+        config["compress_ratios"] = _ratios(layers, n_drafts)
     return config
 
 
@@ -290,7 +291,7 @@ def write_checkpoint(
     dest.mkdir(parents=True, exist_ok=True)
     n_values = sum(math.prod(weight.shape) for weight in weights)
     # A small checkpoint gets a small pool, because most of the time would go into drawing it.
-    values = _Values(sizes, seed, min(max(n_values // 2, 1 << 18), 1 << 25))
+    values = _Values(sizes, seed, min(max(n_values // 4 * 2, 1 << 18), 1 << 25))
     shards: dict[int, list[Weight]] = {}
     for weight in weights:
         shards.setdefault(shard_of(weight.name, sizes) if sharded else 0, []).append(weight)

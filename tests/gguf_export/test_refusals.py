@@ -1,0 +1,329 @@
+"""Damaged checkpoints and impossible requests: one line that names the tensor or key, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import Edit, poke, rewrite, small_checkpoint, small_config
+
+from gguf_export.config import parse_config
+from gguf_export.convert import ConvertOptions, convert, export_hf, plan_conversion
+from gguf_export.errors import ConvertError
+from gguf_export.reader import read_gguf
+from gguf_export.safetensors_file import read_header
+
+
+def refused(folder: Path, tmp_path: Path, **options: Any) -> str:
+    """Converts, expects a refusal, and gives its text."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    with pytest.raises(ConvertError) as error:
+        convert(folder, out / "native.gguf", ConvertOptions(**options))
+    assert list(out.iterdir()) == []
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def drop(name: str) -> Edit:
+    return lambda tensors: [tensors.pop(name)] and None
+
+
+def rename(name: str, new: str) -> Edit:
+    def edit(tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+        tensors[new] = tensors.pop(name)
+
+    return edit
+
+
+def retype(name: str, dtype: str) -> Edit:
+    def edit(tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+        tensors[name] = (dtype, *tensors[name][1:])
+
+    return edit
+
+
+def reshape(name: str, shape: tuple[int, ...]) -> Edit:
+    def edit(tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+        tensors[name] = (tensors[name][0], shape, tensors[name][2])
+
+    return edit
+
+
+EXPERT = "layers.1.ffn.experts.3.w2"
+
+
+@pytest.mark.parametrize(
+    "name, edit, message",
+    [
+        ("layers.1.attn.wq_a.scale", drop("layers.1.attn.wq_a.scale"), "layers.1.attn.wq_a.scale is missing"),
+        (f"{EXPERT}.weight", drop(f"{EXPERT}.weight"), f"{EXPERT}.weight is missing"),
+        ("norm.weight", rename("norm.weight", "model.norm.weight"), "model.norm.weight is not a tensor of this model"),
+        ("layers.0.attn.wkv.weight", retype("layers.0.attn.wkv.weight", "I8"), "wkv.weight is I8, expected F8_E4M3"),
+        (f"{EXPERT}.weight", retype(f"{EXPERT}.weight", "F8_E4M3"), f"{EXPERT}.weight is F8_E4M3, expected I8"),
+        (f"{EXPERT}.scale", retype(f"{EXPERT}.scale", "U8"), f"{EXPERT}.scale is U8, expected F8_E8M0"),
+        ("layers.2.attn.wo_b.weight", reshape("layers.2.attn.wo_b.weight", (128, 160)), "shape [128, 160], expected [160, 128]"),
+        (f"{EXPERT}.scale", poke(f"{EXPERT}.scale", 255, "u1", at=7), f"{EXPERT}.scale holds a scale that is NaN"),
+        ("layers.2.attn.wkv.scale", poke("layers.2.attn.wkv.scale", 255, "u1"), "layers.2.attn.wkv.scale holds a scale"),
+        ("layers.0.ffn.gate.tid2eid", poke("layers.0.ffn.gate.tid2eid", 5, "<i8", at=9), "gate.tid2eid holds the expert id 5"),
+        ("layers.0.ffn.gate.tid2eid", poke("layers.0.ffn.gate.tid2eid", -1, "<i8"), "gate.tid2eid holds the expert id -1"),
+        ("layers.0.attn.wkv.weight", poke("layers.0.attn.wkv.weight", 0x7F, "u1", at=99), "layers.0.attn.wkv.weight holds NaN"),
+    ],
+)  # fmt: skip
+def test_damaged_tensors_are_named(tmp_path: Path, name: str, edit: Edit, message: str) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    rewrite(folder, name, edit)
+    assert message in refused(folder, tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
+def test_damaged_float_scales_are_named(tmp_path: Path, value: float) -> None:
+    folder = small_checkpoint(tmp_path / "c", experts="fp8")
+    rewrite(folder, f"{EXPERT}.scale", poke(f"{EXPERT}.scale", np.float32(value), "<f4", at=1))
+    assert f"{EXPERT}.scale holds the scale" in refused(folder, tmp_path, profile="native")
+
+
+def test_many_problems_are_one_error(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    for i in range(5):
+        for matrix in ("w1", "w3"):
+            name = f"layers.2.ffn.experts.{i}.{matrix}.weight"
+            rewrite(folder, name, drop(name))
+    text = refused(folder, tmp_path)
+    assert text.count("is missing") == 8 and "and 2 more" in text
+
+
+def test_truncated_shard_names_the_tensor(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    path = sorted(folder.glob("*.safetensors"))[2]
+    last = list(read_header(path).values())[-1]
+    path.write_bytes(path.read_bytes()[: last.offset + last.nbytes - 1])
+    text = refused(folder, tmp_path)
+    assert "truncated" in text and last.name in text and path.name in text
+
+
+def test_missing_shard_and_lying_index(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    index_path = folder / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    moved = dict(index, weight_map=index["weight_map"] | {"norm.weight": "model-00001-of-00006.safetensors"})
+    index_path.write_text(json.dumps(moved))
+    assert "norm.weight" in refused(folder, tmp_path)
+    index_path.write_text(json.dumps({"weight_map": {"norm.weight": "../c/model-00001-of-00006.safetensors"}}))
+    assert "norm.weight" in refused(folder, tmp_path)
+    index_path.write_text(json.dumps(index))
+    (folder / "model-00003-of-00006.safetensors").unlink()
+    assert "model-00003-of-00006.safetensors" in refused(folder, tmp_path)
+
+
+def header_file(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(begin: int, end: int, shape: list[Any], dtype: str = "U8") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "truncated"),
+        (b"\x01\0\0", "truncated"),
+        (struct.pack("<Q", 1 << 63) + b"{}", "header does not fit"),
+        (header_file(b"{}")[:-1], "header does not fit"),
+        (header_file(b"[]"), "no JSON object"),
+        (header_file(b"{"), "damaged"),
+        (header_file(b'{"a":' * 5000), "damaged"),
+        (header_file(b'{"a":1,"a":1}'), "'a' appears twice"),
+        (header_file(b'{"a":NaN}'), "damaged"),
+        (header_file(b"\xff\xfe"), "damaged"),
+        (header_file({"a": 1}), "tensor a"),
+        (header_file({"a": entry(0, 4, [4], "Q4")}, bytes(4)), "unknown dtype 'Q4'"),
+        (header_file({"a": entry(0, 4, [4], ["U8"])}, bytes(4)), "unknown dtype"),
+        (header_file({"a": entry(0, 4, [-4])}, bytes(4)), "tensor a has the shape"),
+        (header_file({"a": entry(0, 4, [True, 4])}, bytes(4)), "tensor a has the shape"),
+        (header_file({"a": entry(0, 4, [4.0])}, bytes(4)), "tensor a has the shape"),
+        (header_file({"a": entry(4, 0, [4])}, bytes(4)), "tensor a has offsets"),
+        (header_file({"a": entry(0, 4, [5])}, bytes(4)), "tensor a has offsets"),
+        (header_file({"a": entry(0, 4, [1 << 62, 1 << 62])}, bytes(4)), "tensor a has offsets"),
+        (header_file({"a": entry(0, 8, [8])}, bytes(4)), "truncated: tensor a"),
+        (header_file({"a": entry(0, 4, [4]), "b": entry(2, 6, [4])}, bytes(6)), "tensor b overlaps"),
+        (header_file({"a": entry(0, 4, [4]), "b": entry(0, 4, [4])}, bytes(4)), "tensor b overlaps"),
+        (header_file({"a": entry(0, 4, [4]), "b": entry(6, 8, [2])}, bytes(8)), "tensor b leaves a gap"),
+        (header_file({"a": entry(0, 4, [4])}, bytes(5)), "1 bytes after its last tensor"),
+        (header_file({"__metadata__": {"a": 1}}), "__metadata__"),
+    ],
+)
+def test_bad_safetensors_headers(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ConvertError, match=message):
+        read_header(path)
+
+
+def test_random_damage_to_a_header_never_crashes(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c", changes={"num_hidden_layers": 1, "compress_ratios": [0, 0]})
+    path = folder / "model-00001-of-00004.safetensors"
+    original = path.read_bytes()
+    length = 8 + int.from_bytes(original[:8], "little")
+    rng = np.random.default_rng(5)
+    outcomes = set()
+    for _ in range(400):
+        data = bytearray(original)
+        for _ in range(rng.integers(1, 4)):
+            data[rng.integers(0, length)] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(0, len(data))] if rng.random() < 0.2 else data)
+        try:
+            read_header(path)
+            outcomes.add("accepted")
+        except ConvertError as error:
+            outcomes.add("refused")
+            assert "\n" not in str(error)
+    assert "refused" in outcomes
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "deepseek_v3"}, "model_type"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "4096"}, "hidden_size is '4096'"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": 100}, "hidden_size is 100, which is no multiple of 32"),
+        ({"num_attention_heads": 3}, "multiple of o_groups"),
+        ({"num_experts_per_tok": 99}, "num_experts_per_tok exceeds"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+        ({"compress_ratios": [0, 0]}, "compress_ratios"),
+        ({"compress_ratios": [0, 4, 64, 0]}, r"compress_ratios\[2\] is 64"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.type is 'linear'"),
+        ({"rope_scaling": None}, "rope_scaling"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method is 'awq'"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
+        ({"eos_token_id": 10**6}, "eos_token_id"),
+        ({"swiglu_limit": 0}, "swiglu_limit"),
+        ({"qk_rope_head_dim": 33}, "qk_rope_head_dim"),
+        ({"expert_dtype": "int4"}, "expert_dtype is 'int4'"),
+        ({"n_shared_experts": 2}, "n_shared_experts is 2"),
+    ],
+)
+def test_unsupported_configs(changes: dict[str, Any], message: str) -> None:
+    config = small_config(**changes)
+    with pytest.raises(ConvertError, match=message):
+        parse_config({key: value for key, value in config.items() if value is not None})
+
+
+def test_compat_refuses_what_llama_cpp_cannot_load(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c", changes={"hc_mult": 2})
+    assert "hc_mult is 2" in refused(folder, tmp_path)
+    report = convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
+    assert report.files[0].is_file()
+
+
+def test_drafting_refusals(tmp_path: Path) -> None:
+    dspark = small_checkpoint(tmp_path / "d", "0731")
+    assert "DSpark" in refused(dspark, tmp_path, mtp=True)
+    without = small_checkpoint(tmp_path / "w", drafts=False)
+    assert "no mtp" in refused(without, tmp_path, mtp=True)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"profile": "fast"}, "profile is 'fast'"),
+        ({"dense": "q4"}, "dense is 'q4'"),
+        ({"profile": "native", "dense": "bf16"}, "leave out --dense"),
+        ({"shard_bytes": 0}, "shard size"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConvertError, match=message):
+        plan_conversion(tmp_path, ConvertOptions(**options))
+
+
+def test_bad_places(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    for checkpoint, out, message in (
+        (tmp_path / "absent", tmp_path / "m.gguf", "no folder"),
+        (tmp_path, tmp_path / "m.gguf", "no config.json"),
+        (folder, tmp_path / "m.bin", "does not end in .gguf"),
+        (folder, tmp_path / "absent" / "m.gguf", "does not exist"),
+    ):
+        with pytest.raises(ConvertError, match=message):
+            convert(checkpoint, out, ConvertOptions())
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    folder = small_checkpoint(tmp_path / "c")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    assert "GB free" in refused(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda t: t["model"].update(type="Unigram"), "'Unigram' model"),
+        (lambda t: t.pop("model"), "damaged"),
+        (lambda t: t["model"].update(vocab=[]), "damaged"),
+        (lambda t: t["model"]["vocab"].update(extra=512), "token id 512"),
+        (lambda t: t["model"]["vocab"].update(extra="x"), "id 'x'"),
+        (lambda t: t["model"]["vocab"].update(extra=t["model"]["vocab"]["a"]), "two tokens"),
+    ],
+)
+def test_bad_tokenizers(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    damage(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert message in refused(folder, tmp_path)
+
+
+def test_export_refusals(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    convert(folder, tmp_path / "compat.gguf", ConvertOptions())
+    with pytest.raises(ConvertError, match="no native file"):
+        export_hf(tmp_path / "compat.gguf", tmp_path / "back")
+    convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConvertError, match="not an empty folder"):
+        export_hf(tmp_path / "native.gguf", tmp_path / "full")
+    with pytest.raises(ConvertError, match="does not exist"):
+        export_hf(tmp_path / "native.gguf", tmp_path / "no" / "back")
+    with pytest.raises(ConvertError, match="cannot read"):
+        export_hf(tmp_path / "absent.gguf", tmp_path / "back")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_hf(tmp_path / "native.gguf", tmp_path / "back", progress=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "compat.gguf", "full", "native.gguf"]
+
+
+def test_random_damage_to_a_gguf_never_crashes(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c", tokenizer=False)
+    convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
+    path = tmp_path / "native.gguf"
+    original = path.read_bytes()
+    length = min(ref.offset for ref in read_gguf(path).tensors.values())
+    rng = np.random.default_rng(6)
+    refusals = 0
+    for _ in range(300):
+        data = bytearray(original)
+        for _ in range(rng.integers(1, 3)):
+            data[rng.integers(0, length)] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(0, len(data))] if rng.random() < 0.2 else data)
+        try:
+            read_gguf(path)
+        except ConvertError:
+            refusals += 1
+    assert refusals > 50
