@@ -44,6 +44,7 @@ Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 _log = logging.getLogger("pyflash")
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 _PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT}
+_CACHES = {"auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE}
 
 
 # Lives as long as the process, because sessions may outlive the Model object that passed it on.
@@ -153,8 +154,8 @@ class Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
         device: "auto" or "cpu". threads: None for one per physical core. precision: "fast", or "exact" for float32
-        activations and cache. isa: the CPU kernel set, "scalar", "avx2", "avx512" or "neon"; None takes $PYFLASH_CPU
-        or else the best of this machine. mtp: a GGUF of the MTP block that belongs to the model.
+        activations and cache. isa: the CPU kernel set, "scalar", "avx2" or "avx512"; None takes $PYFLASH_CPU or else
+        the best of this machine. mtp: a GGUF of the MTP block that belongs to the model.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:
@@ -193,12 +194,18 @@ class Model:
         finally:
             lib.pf_model_release(handle)
 
-    def session(self, context: int | None = None, chunk: int | None = None, poison: bool = False) -> Session:
+    def session(
+        self, context: int | None = None, chunk: int | None = None, poison: bool = False, cache: str = "auto"
+    ) -> Session:
         """A new, empty session.
 
         context: capacity in tokens; None for the model's, at most 65536. chunk: most tokens that one native step
-        evaluates. poison: fill the cache with garbage first (for tests).
+        evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f16" or
+        "reference" (FP8 and FP4 as the published model has them, about half the size); "auto" is f16, and float32
+        under precision="exact", which allows no other.
         """
+        if cache not in _CACHES:
+            raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
         for name, value in (("context", context), ("chunk", chunk)):
             if value is not None and not 1 <= value < 2**31:
                 raise ArgumentError(f"{name} must be at least 1")
@@ -207,6 +214,7 @@ class Model:
         params.n_ctx = context or 0
         params.n_chunk = chunk or 0
         params.flags = lib.PF_SESSION_POISON if poison else 0
+        params.cache_type = _CACHES[cache]
         out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
         with self._borrow() as handle:
             _open(lambda: lib.pf_session_open(handle, params, out, error), out, lib.pf_session_close, error)
@@ -322,7 +330,6 @@ class Session:
         self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
         self._runner = InterruptibleRunner()
         self._position = 0
-        self._tokens: list[int] | None = []   # what has been evaluated; None when not known, after load()
         self._stale_cancel = False
         self._tap: Any = ffi.NULL
         self._tap_error: BaseException | None = None
@@ -404,6 +411,16 @@ class Session:
             raise ClosedError("the session is closed")
         return self._position
 
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """The tokens evaluated so far, [position], as a copy."""
+        with self._exclusive() as handle:
+            if self._position == 0:
+                return np.empty(0, dtype=np.int32)
+            data = ffi.buffer(lib.pf_session_tokens(handle), 4 * self._position)
+            tokens: npt.NDArray[np.int32] = np.frombuffer(data, dtype=np.int32).copy()
+            return tokens
+
     def eval(self, tokens: Tokens, all_logits: bool = False) -> FloatArray:
         """Evaluates tokens in bounded steps. Returns logits float32 [vocab] after the last token, or [n, vocab].
 
@@ -440,11 +457,8 @@ class Session:
             try:
                 self._call(lib.pf_session_eval, handle, pointer, len(rest), mode, _floats(out), out.size, n_done)
             finally:  # after Ctrl-C the step may have finished all the same
-                step = int(lib.pf_session_position(handle)) - self._position
-                self._position += step
-                if self._tokens is not None:
-                    self._tokens += rest[:step].tolist()
-            done += step
+                done += int(lib.pf_session_position(handle)) - self._position
+                self._position = int(lib.pf_session_position(handle))
 
     def draft(self, next_token: int) -> FloatArray:
         """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
@@ -459,10 +473,6 @@ class Session:
         with self._exclusive() as handle:
             self._call(lib.pf_session_rollback, handle, n)
             self._position = int(lib.pf_session_position(handle))
-            if self._tokens is not None:
-                del self._tokens[self._position :]
-            elif self._position == 0:
-                self._tokens = []
 
     @property
     def rollback_limit(self) -> int:
@@ -480,7 +490,6 @@ class Session:
         with self._exclusive() as handle:
             self._call(lib.pf_session_load, handle, _c_path(path))
             self._position = int(lib.pf_session_position(handle))
-            self._tokens = [] if self._position == 0 else None
 
     @property
     def memory(self) -> Memory:
@@ -582,12 +591,12 @@ class Session:
 
     def _keep_common_prefix(self, ids: list[int]) -> list[int]:
         """Rolls back to what the session shares with ids, and returns the others; at least one, for its logits."""
-        known = self._tokens or []
-        common = 0
-        while common < min(len(known), len(ids) - 1) and known[common] == ids[common]:
-            common += 1
+        known = self.tokens
+        shared = min(len(known), len(ids) - 1)
+        differs = np.flatnonzero(known[:shared] != np.asarray(ids[:shared], dtype=np.int32))
+        common = int(differs[0]) if len(differs) else shared
         drop = self.position - common
-        if drop > 0 and (self._tokens is None or drop > self.rollback_limit):
+        if drop > self.rollback_limit:
             common, drop = 0, self.position
         if drop > 0:
             self.rollback(drop)

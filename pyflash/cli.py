@@ -76,6 +76,8 @@ def _model_options(command: _F) -> _F:
         _option("--threads", "-t", type=click.IntRange(1, 4096), help="Worker threads.  [default: one a core]"),
         _option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
                 help="exact: float32 activations and cache."),
+        _option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
+                help="Precision of the cache; reference: about half the memory of f16."),
         _option("--verbose", is_flag=True, help="Tell on stderr what happens, and the speed."),
     ):
         command = option(command)
@@ -136,7 +138,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         messages.append({"role": "system", "content": options["system"]})
     with (
         pyflash.Model.open(model_path, threads=options["threads"], precision=options["precision"]) as model,
-        model.session(context=options["context"]) as session,
+        model.session(context=options["context"], cache=options["cache_type"]) as session,
     ):
         answer = Answer(
             session, think=think, verbose=options["verbose"], max_tokens=max_tokens, temperature=options["temp"],

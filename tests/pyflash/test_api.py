@@ -89,6 +89,7 @@ SESSION_USES: dict[str, Callable[[pyflash.Session], object]] = {
     "save": lambda s: s.save("x"),
     "load": lambda s: s.load("x"),
     "memory": lambda s: s.memory,
+    "tokens": lambda s: s.tokens,
     "cancel": lambda s: s.cancel(),
     "set_tap": lambda s: s.set_tap(None),
     "generate": lambda s: list(s.generate([1])),
@@ -191,12 +192,12 @@ def test_context_full_evaluates_nothing(model: pyflash.Model) -> None:
 def test_rollback(session: pyflash.Session) -> None:
     session.eval(LONG[:1500])
     limit = session.rollback_limit
-    assert 256 <= limit < 1500
+    assert 256 <= limit < 1500 and session.tokens.tolist() == LONG[:1500]
     with pytest.raises(pyflash.RebuildError):
         session.rollback(limit + 1)
     assert session.position == 1500
     session.rollback(limit)
-    assert session.position == 1500 - limit
+    assert session.position == 1500 - limit and session.tokens.tolist() == LONG[: 1500 - limit]
     session.rollback(session.position)
     assert session.position == 0
 
@@ -207,7 +208,7 @@ def test_save_and_load(model: pyflash.Model, session: pyflash.Session, tmp_path:
     expected = session.eval([9])
     with model.session(context=400) as other:
         other.load(tmp_path / "state")
-        assert other.position == 333
+        assert other.position == 333 and other.tokens.tolist() == LONG[:333]
         assert np.array_equal(other.eval([9]), expected)
         (tmp_path / "state").write_bytes(b"nonsense")
         with pytest.raises(pyflash.Error):
@@ -224,6 +225,20 @@ def test_draft_without_an_mtp_block(session: pyflash.Session) -> None:
 def test_memory_counts_the_cache(model: pyflash.Model) -> None:
     with model.session(context=1000) as small, model.session(context=20_000) as large:
         assert 0 < small.memory.cache_bytes < large.memory.cache_bytes
+
+
+def test_cache_precisions(demo_model: Path) -> None:
+    with pyflash.Model.open(demo_model) as model, model.session(cache="f16") as half, \
+            model.session(cache="reference") as reference:
+        assert reference.memory.cache_bytes < half.memory.cache_bytes
+        with model.session() as automatic:
+            expected = automatic.eval(LONG[:200])
+        assert np.array_equal(half.eval(LONG[:200]), expected)
+        assert not np.array_equal(reference.eval(LONG[:200]), expected)
+        with pytest.raises(pyflash.ArgumentError, match="cache precision"):
+            model.session(cache="f64")
+    with pyflash.Model.open(demo_model, precision="exact") as exact, pytest.raises(pyflash.Error):
+        exact.session(cache="f16")
 
 
 def test_tap_sees_every_layer_and_its_exception_comes_out(session: pyflash.Session) -> None:
