@@ -46,8 +46,8 @@ def classify() -> NDArray[np.uint8]:
 def share_blocks(values: NDArray[np.integer], size: int) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
     """Cuts values into blocks of `size` and returns (block number per position, distinct blocks in order of use)."""
     numbers: dict[bytes, int] = {}
-    blocks = []
-    index = []
+    blocks: list[NDArray[np.integer]] = []
+    index: list[int] = []
     for block in values.reshape(-1, size):
         key = block.tobytes()
         if key not in numbers:

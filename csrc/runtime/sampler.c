@@ -2,8 +2,8 @@
  *
  * The same seed, parameters and logits give the same tokens on every platform: the generator is xoshiro256** (Blackman
  * and Vigna, 2018) seeded through splitmix64, and exponential and logarithm are computed here in IEEE double arithmetic
- * in a fixed order, because those of the C library differ in their last bits. This holds as long as the compiler neither
- * contracts nor reorders floating point, see the build's flags.
+ * in a fixed order, because those of the C libraries differ in their last bits. This holds as long as the compiler
+ * neither contracts nor reorders floating point, see the build's flags.
  *
  * A filter works on what the one before has left:
  *   top_k        the k highest logits, the lower id first among equals;

@@ -40,12 +40,13 @@ static inline uint32_t class_at(const uint8_t *text, size_t i, size_t end, uint3
     return pf_unicode_class(cp);
 }
 
+/* Class bits but PF_CLASS_CJK of the character at i, or CLASS_END. */
 static inline uint32_t peek(const scan *s, size_t i, uint32_t *len) {
     *len = 0;
     if (i >= s->end) return CLASS_END;
     uint32_t class = class_at(s->text, i, s->end, len);
     bool inside = s->cjk ? (class & PF_CLASS_CJK) != 0 : (class & (PF_CLASS_CJK | PF_CLASS_NUMBER)) == 0;
-    return inside ? class : CLASS_END;
+    return inside ? class & ~PF_CLASS_CJK : CLASS_END;
 }
 
 /* End of the run of characters with any of the class bits, from i on. */

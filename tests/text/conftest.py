@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SOURCES = ["base/file.c", "base/memory.c", "base/status.c", "format/dtypes.c", "
            "text/unicode_tables.c", "text/vocab.c"]
 
 INTERNALS = """
+size_t pf_pretokenize_next(const uint8_t *text, size_t begin, size_t end);
 typedef struct pf_gguf pf_gguf;
 typedef struct pf_tokenizer pf_tokenizer;
 pf_status pf_gguf_open(const char *path, pf_gguf **out, pf_error *err);
@@ -43,6 +44,16 @@ int32_t pf_tokenizer_token_id(const pf_tokenizer *tokenizer, const char *text, s
 
 OK, ARGUMENT, FORMAT, UNSUPPORTED = 0, 1, 3, 4
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+def compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def compile_command(library: Path) -> list[str]:
+    sources = [str(ROOT / "csrc" / source) for source in SOURCES]
+    return [compiler() or "cc", "-std=c11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-DPF_BUILD",
+            f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", *sources, "-o", str(library), "-lpthread"]
 
 
 class NativeError(Exception):
@@ -131,7 +142,6 @@ class Spec:
     pre: str | None = "joyai-llm"
     bos: int | None = None
     eos: int | None = None
-    extra: dict[str, int] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Spec:
         return replace(self, **changes)
@@ -147,13 +157,11 @@ class Spec:
         if self.types is not None:
             writer.add_token_types(self.types)
         if self.merges is not None:
-            writer.add_token_merges(self.merges)  # type: ignore[arg-type]
+            writer.add_token_merges(self.merges)
         if self.bos is not None:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
             writer.add_eos_token_id(self.eos)
-        for key, value in self.extra.items():
-            writer.add_uint32(key, value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
@@ -162,14 +170,10 @@ class Spec:
 
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    if compiler() is None:
         pytest.skip("no C compiler")
     library = tmp_path_factory.mktemp("native") / "libtext.so"
-    sources = [str(ROOT / "csrc" / source) for source in SOURCES]
-    subprocess.run([compiler, "-std=c11", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-DPF_BUILD",
-                    f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", *sources, "-o", str(library), "-lpthread"],
-                   check=True)
+    subprocess.run(compile_command(library), check=True)
     return Native(library)
 
 

@@ -57,7 +57,7 @@ def sampler(native: Native) -> Iterator[OpenSampler]:
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
     scaled = (logits.astype(np.float64) - logits.max()) / temperature
     weights = np.exp(scaled)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def expected_distribution(logits: Logits, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,9 @@ from .conftest import ARGUMENT, FORMAT, UNSUPPORTED, USER_DEFINED, Native, Nativ
 OpenSpec = Callable[[Spec], Tokenizer]
 
 ILL_FORMED = [
-    b"\x80", b"\xff", b"\xc0\xaf", b"\xc1\xbf", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80",
-    b"\xc3", b"a\xc3", b"\xc3 ", b"\xe4\xb8", b"\xe4\xb8\xad\xe4\xb8", b"\xf0\x9f\x98", b"\xf0\x9f\x98 x", b"\x00\xfe\x00", b"12\xb2",
-    b" \xa0 \x85", b"\xef\xbd", b"<\xef\xbd\x9cUser\xef\xbd", b"",
+    b"\x80", b"\xff", b"\xc0\xaf", b"\xc1\xbf", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80",
+    b"\xf8\x88\x80\x80\x80", b"\xc3", b"a\xc3", b"\xc3 ", b"\xe4\xb8", b"\xe4\xb8\xad\xe4\xb8", b"\xf0\x9f\x98",
+    b"\xf0\x9f\x98 x", b"\x00\xfe\x00", b"12\xb2", b" \xa0 \x85", b"\xef\xbd", b"<\xef\xbd\x9cUser\xef\xbd", b"",
 ]
 
 
@@ -125,7 +126,8 @@ def test_bad_arguments_change_nothing(open_spec: OpenSpec, small_spec: Spec, nat
     calls = [("pf_tokenizer_encode", b"a", 1, 2, tokens, 2, n), ("pf_tokenizer_encode", ffi.NULL, 1, 0, tokens, 2, n),
              ("pf_tokenizer_encode", b"a", 1, 0, ffi.NULL, 2, n), ("pf_tokenizer_encode", b"a", 1, 0, tokens, -1, n),
              ("pf_tokenizer_encode", b"a", 2**31, 0, tokens, 2, n),
-             ("pf_tokenizer_decode", tokens, 2, 0, out, 8, length), ("pf_tokenizer_decode", tokens, 1, 2, out, 8, length),
+             ("pf_tokenizer_decode", tokens, 2, 0, out, 8, length),
+             ("pf_tokenizer_decode", tokens, 1, 2, out, 8, length),
              ("pf_tokenizer_decode", ffi.new("int32_t[]", [-1]), 1, 0, out, 8, length),
              ("pf_tokenizer_decode", ffi.NULL, 1, 0, out, 8, length)]
     for function, *arguments in calls:
@@ -157,14 +159,14 @@ def test_no_tokenizer(open_spec: OpenSpec, model: str | None) -> None:
     assert not open_spec(Spec(None, None, None, model=model, pre=None)).present
 
 
-def _without(items: object, index: int) -> list[object]:
-    result = list(items)  # type: ignore[call-overload]
+def _without(items: Iterable[Any] | None, index: int) -> list[Any]:
+    result = list(items or ())
     del result[index]
     return result
 
 
-def _with(items: object, index: int, value: object) -> list[object]:
-    result = list(items)  # type: ignore[call-overload]
+def _with(items: Iterable[Any] | None, index: int, value: object) -> list[Any]:
+    result = list(items or ())
     result[index] = value
     return result
 

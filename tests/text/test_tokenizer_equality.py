@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Tokenizer
+from .conftest import Native, Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -20,14 +20,16 @@ BATCH = 8192
 
 # What the alternatives of the pre-tokenizer's patterns begin with, end with or give back, and their neighbours.
 FRAGMENTS = [
-    *" \t\n\r\v\f", "\r\n", "  ", "   ", "\n\n", " \n", "\n ", "\u00a0", "\u0085", "\u1680", "\u2003", "\u2028", "\u202f",
-    "\u3000", "\u200b", "\u200d", "\ufeff", "\u180e", "\u001c", "\x00", "\x7f", *"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "...",
-    "--", "'s", "'LL", "don't", "#define", "a", "Z", "the", " the", "hello", "World", "é", "e\u0301", "\u0301", "\u0300\u0302", "ß",
-    "naïve", "ı", "Привет", "العربية", "עִבְרִית", "हिन्दी", "ไทย", "한국어", "中", "中文字", "\u9fa5", "\u9fa6", "\u3400", "\u3007", "々",
-    "ひらがな", "カタカナ", "\u3040", "\u3097", "\u3099", "\u309b", "\u30a0", "・", "ー", "ｶﾀｶﾅ", "。", "，", "「", "」", "！", "？", "0", "7",
-    "12", "123", "1234567", "٣", "½", "Ⅷ", "①", "𝟘", "²", "𒐀", "€", "→", "∑", "©", "😀", "👩\u200d👩\u200d👧", "🇩🇪", "👍🏽", "\ufe0f",
-    "\ue000", "\U000f0000", "\U0010ffff", "\u0378", "\ufffe", "\ufffd", "\U00020000", "\U0001f1e6", "\U000e0041", "𝒳", "\U00016fe0",
-    "http://", "x_1", "==", "=>", "//", "/*", "*/", "0x1F", "3.14", "<", ">", "|", "｜", "▁", "<｜", "｜>", "think", "DSML",
+    *" \t\n\r\v\f", "\r\n", "  ", "   ", "\n\n", " \n", "\n ", "\u00a0", "\u0085", "\u1680", "\u2003", "\u2028",
+    "\u202f", "\u3000", "\u200b", "\u200d", "\ufeff", "\u180e", "\u001c", "\x00", "\x7f",
+    *"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "...", "--", "'s", "'LL", "don't", "#define", "a", "Z", "the", " the",
+    "hello", "World", "é", "e\u0301", "\u0301", "\u0300\u0302", "ß", "naïve", "ı", "Привет", "العربية",
+    "עִבְרִית", "हिन्दी", "ไทย", "한국어", "中", "中文字", "\u9fa5", "\u9fa6", "\u3400", "\u3007", "々", "ひらがな", "カタカナ",
+    "\u3040", "\u3097", "\u3099", "\u309b", "\u30a0", "・", "ー", "ｶﾀｶﾅ", "。", "，", "「", "」", "！", "？", "0", "7",
+    "12", "123", "1234567", "٣", "½", "Ⅷ", "①", "𝟘", "²", "𒐀", "€", "→", "∑", "©", "😀", "👩\u200d👩\u200d👧", "🇩🇪",
+    "👍🏽", "\ufe0f", "\ue000", "\U000f0000", "\U0010ffff", "\u0378", "\ufffe", "\ufffd", "\U00020000",
+    "\U0001f1e6", "\U000e0041", "𝒳", "\U00016fe0", "http://", "x_1", "==", "=>", "//", "/*", "*/", "0x1F", "3.14",
+    "<", ">", "|", "｜", "▁", "<｜", "｜>", "think", "DSML",
 ]
 
 SPECIAL_SAMPLE = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>", "<think>",
@@ -111,15 +113,22 @@ def test_every_added_token(deepseek: Tokenizer, reference: Any) -> None:
         assert deepseek.encode(f"a {text}{text} b", special=True) == reference.encode(f"a {text}{text} b").ids
 
 
-def test_every_code_point(deepseek: Tokenizer, plain_reference: Any) -> None:
-    """Each where its class decides about the cuts: between letters, before punctuation, doubled before a letter, and in
-    a line of its own. Of the planes without characters and of private use, every 61st."""
-    step = 256
+def test_pieces(native: Native, plain_reference: Any) -> None:
+    """The cuts themselves, because the vocabulary hides those that no merge crosses: of random strings, and with each
+    code point where its class decides. Of the planes without characters and of private use, every 61st."""
+    rng = random.Random(20254)
     code_points = [c for c in range(0x110000)
                    if c not in SURROGATES and (c < 0x34000 or 0xE0000 <= c < 0xE0200 or c % 61 == 0)]
-    texts = ("\n".join(f"x{c}y {c}!{c}{c}z\n{c}" for c in map(chr, code_points[first:first + step]))
-             for first in range(0, len(code_points), step))
-    assert compare(deepseek, plain_reference, texts, special=False) == -(-len(code_points) // step)
+    lines = [f"x{c}y {c}!{c}{c}z\n{c}x\n\n{c}" for c in map(chr, code_points)]
+    in_context = ["\n".join(lines[i:i + 128]) for i in range(0, len(lines), 128)]
+    for text in [*random_texts(rng, FRAGMENTS, 15_000), *in_context]:
+        data = text.encode()
+        cuts = [0]
+        while cuts[-1] < len(data):
+            cuts.append(native.lib.pf_pretokenize_next(data, cuts[-1], len(data)))
+        pieces = plain_reference.pre_tokenizer.pre_tokenize_str(text)
+        # Written in the byte alphabet, so a character is a byte.
+        assert cuts == [0, *accumulate(len(piece) for piece, _ in pieces)], f"{text!r}"
 
 
 def test_long_pieces(deepseek: Tokenizer, plain_reference: Any) -> None:
