@@ -111,7 +111,8 @@ def cli() -> None:
 @_option("--model", "-m", type=click.Path(), help="GGUF file.  [default: a tiny built-in demo]")
 @_option("--prompt", "-p", help="Prompt.")
 @_option("--file", "-f", type=click.Path(), help="Read the prompt from a file.")
-@_option("--ctx", "-c", "context", type=click.IntRange(1), help="Context in tokens.  [default: the model's, at most 65536]")
+@_option("--ctx", "-c", "context", type=click.IntRange(1),
+         help="Context in tokens.  [default: the model's, at most 65536]")
 @_option("--system", help="System message.")
 @_option("--think", is_flag=True, help="Let the model think before it answers.")
 @_option("--no-think", is_flag=True, help="Answer at once (default).")

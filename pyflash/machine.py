@@ -51,5 +51,6 @@ def _windows_memory() -> int | None:
         ]
 
     status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
-    known = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
+    kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    known = kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
     return int(status.total) if known else None

@@ -63,8 +63,8 @@ def inspect(file: StrPath, n_ctx: int | None) -> Report:
         needed = model.info.weight_bytes + memory.cache_bytes + memory.buffer_bytes
         total = machine.total_memory()
         return Report(
-            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file), n_ctx=session.capacity, cache_bytes=memory.cache_bytes,
-            buffer_bytes=memory.buffer_bytes, needed_bytes=needed, machine_bytes=total,
+            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file), n_ctx=session.capacity,
+            cache_bytes=memory.cache_bytes, buffer_bytes=memory.buffer_bytes, needed_bytes=needed, machine_bytes=total,
             fits=None if total is None else needed <= total,
         )
 

@@ -49,7 +49,8 @@ def test_every_way_to_give_model_and_prompt(tmp_path: Path, demo_model: Path) ->
         run("run", "-m", demo_model, "-p", "Hello", *common, cwd=tmp_path).stdout,
         run("run", "-m", demo_model, "-f", "prompt.txt", *common, cwd=tmp_path).stdout,
         run("run", "-m", demo_model, "-", *common, cwd=tmp_path, stdin="Hello").stdout,
-        run("run", "Hello", cwd=tmp_path, PYFLASH_MODEL=str(demo_model), PYFLASH_TEMP="0", PYFLASH_MAX_TOKENS="8").stdout,
+        run("run", "Hello", cwd=tmp_path, PYFLASH_MODEL=str(demo_model), PYFLASH_TEMP="0",
+            PYFLASH_MAX_TOKENS="8").stdout,
         run("run", demo_model, *common, cwd=tmp_path, stdin="Hello\n").stdout,
     }
     assert len(answers) == 1 and answers.pop().strip()
