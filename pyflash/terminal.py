@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -63,13 +64,16 @@ class Answer:
 
 
 def chat_loop(answer: Answer, opening: Sequence[Message]) -> None:
-    """Reads a line, answers it, until Ctrl-D. Ctrl-C stops an answer and keeps what there is."""
+    """Reads a line, answers it, until Ctrl-D. On a terminal Ctrl-C stops an answer and keeps what there is."""
     messages: list[Message] = list(opening)
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  (line editing and history for input())
+    prompt = ""
+    if on_terminal := sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):  # Windows has its own line editing
+            import readline  # noqa: F401  (gives input() line editing and history)
         click.echo(_HELP, err=True)
+        prompt = ">>> "
     while True:
-        line = _read_line()
+        line = _read_line(prompt)
         if line is None or line == "/bye":
             return
         if line == "/help":
@@ -84,18 +88,20 @@ def chat_loop(answer: Answer, opening: Sequence[Message]) -> None:
             try:
                 answer.stream(messages, kept)
             except KeyboardInterrupt:
+                if not on_terminal:
+                    raise
                 click.echo("(stopped)", err=True)
             messages.append({"role": "assistant", "content": "".join(kept)})
 
 
-def _read_line() -> str | None:
-    """One line without its end; None at the end of the input. Ctrl-C clears the line."""
+def _read_line(prompt: str) -> str | None:
+    """One line without its end; None at the end of the input. Where there is a prompt, Ctrl-C clears the line."""
     while True:
         try:
-            if sys.stdin.isatty():
-                click.echo(">>> ", nl=False, err=True)
-            return input().strip()
+            return input(prompt).strip()
         except EOFError:
             return None
         except KeyboardInterrupt:
+            if not prompt:
+                raise
             click.echo(err=True)

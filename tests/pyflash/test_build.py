@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +18,9 @@ from pyflash._native import installed_file, lib
 ROOT = Path(__file__).resolve().parents[2]
 
 
+SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this environment's tools first
+
+
 def cmake_dir() -> str:
     done = subprocess.run([sys.executable, "-m", "pyflash", "--cmake-dir"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -24,12 +29,12 @@ def cmake_dir() -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
 def test_c_program_builds_against_the_package(tmp_path: Path, demo_model: Path) -> None:
     """examples/embed with find_package(pyflash CONFIG), run on the demo model."""
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if cmake is None:
-        pytest.skip("no cmake")
+    cmake, ninja = (shutil.which(name, path=SEARCH_PATH) for name in ("cmake", "ninja"))
+    if cmake is None or ninja is None:
+        pytest.skip("no cmake or no ninja")
     build = tmp_path / "build"
     configure = [cmake, "-S", str(ROOT / "examples" / "embed"), "-B", str(build), f"-Dpyflash_DIR={cmake_dir()}",
-                 "-DCMAKE_C_FLAGS=-Wall -Wextra -Wconversion -Werror"]  # fmt: skip
+                 "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_C_FLAGS=-Wall -Wextra -Wconversion -Werror"]  # fmt: skip
     for command in (configure, [cmake, "--build", str(build)]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -41,6 +46,19 @@ def test_c_program_builds_against_the_package(tmp_path: Path, demo_model: Path) 
     assert done.stdout == expected + b"\n"
     missing = subprocess.run([build / "embed", tmp_path / "none.gguf", "x"], capture_output=True, text=True)
     assert missing.returncode == 1 and "none.gguf" in missing.stderr
+
+
+def test_one_wheel_for_every_python() -> None:
+    distribution = importlib.metadata.distribution("pyflash")
+    assert re.search(r"^Tag: py3-none-(?!any)", distribution.read_text("WHEEL") or "", flags=re.MULTILINE)
+    for package in ("pyflash", "quantize", "gguf_export"):
+        assert importlib.util.find_spec(package) is not None
+
+
+def test_types() -> None:
+    """mypy, strict, as pyproject.toml sets it."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_installed_header_is_this_one() -> None:

@@ -91,6 +91,36 @@ def test_chat_reads_lines_until_the_end(tmp_path: Path, demo_model: Path) -> Non
     assert done.stdout.count("\n") >= 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_chat_on_a_terminal(tmp_path: Path, demo_model: Path) -> None:
+    """Ctrl-C at the prompt and during an answer keeps the chat going; Ctrl-D leaves."""
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(demo_model), "-n", "60000", "--seed", "4", "--think"], cwd=tmp_path, stdin=slave,
+        stdout=slave, stderr=slave, start_new_session=True,
+    )
+    os.close(slave)
+
+    def wait_for(text: bytes, at_least: int = 0) -> bytes:
+        seen = b""
+        while text not in seen or len(seen) < at_least:
+            seen += os.read(master, 4096)
+        return seen
+
+    assert b"/bye" in wait_for(b">>> ")
+    process.send_signal(signal.SIGINT)
+    wait_for(b">>> ")
+    os.write(master, b"hello\n")
+    assert b"\x1b[2m" in wait_for(b"\x1b[2m", at_least=200)  # dimmed thinking
+    process.send_signal(signal.SIGINT)
+    assert b"(stopped)" in wait_for(b">>> ")
+    os.write(master, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(master)
+
+
 def test_thinking_stays_out_of_piped_output(tmp_path: Path, demo_model: Path) -> None:
     done = run("run", demo_model, "Hi", "--think", "-n", 20, "--temp", 0, cwd=tmp_path)
     assert done.returncode == 0
