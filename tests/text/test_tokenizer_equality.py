@@ -71,11 +71,11 @@ def random_character(rng: random.Random) -> str:
 
 
 def random_texts(rng: random.Random, pieces: list[str], count: int) -> Iterator[str]:
-    """Strings of 1 to 24 parts: characters of all planes, fragments, or both mixed; a part is at times repeated."""
+    """Strings of 1 to 16 parts: characters of all planes, fragments, or both mixed; a part is at times repeated."""
     for _ in range(count):
         share = rng.choice((0.0, 0.3, 0.7, 1.0))
         parts = []
-        for _ in range(rng.randint(1, 24)):
+        for _ in range(rng.randint(1, 16)):
             part = rng.choice(pieces) if rng.random() < share else random_character(rng)
             parts.append(part * (rng.randint(2, 5) if rng.random() < 0.1 else 1))
         yield "".join(parts)
