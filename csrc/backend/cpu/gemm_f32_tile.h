@@ -1,57 +1,89 @@
-/* Matrix product with float activations, for the vector kernel files: a tile of 4 rows is expanded to floats a chunk of
- * columns at a time and meets a batch of tokens, so that a weight is read and expanded once a batch.
+/* Matrix product with float activations, for the x86 kernel files. With one token a row's columns go from memory
+ * through registers into the sums; with more, a tile of 4 rows is expanded to floats a chunk of columns at a time and
+ * meets a batch of tokens, so that a weight is read and expanded once a batch.
  *
- * The including file defines the vector (pf_vec, PF_VEC_LANES, pf_vec_zero, _load, _load_part, _store, _fma, _sum) and
+ * The including file defines the vector (as for x86_rows.h, and pf_vec_zero, _load, _load_part, _fma, _sum) and
  * TILE_TOKENS, the tokens whose 4 sums each fit in registers. Every (row, token) pair has one vector of partial sums
  * that runs over the columns in order, whatever the tile. */
 #ifndef PF_BACKEND_CPU_GEMM_F32_TILE_H
 #define PF_BACKEND_CPU_GEMM_F32_TILE_H
 
-#include "backend/cpu/kernels.h"
-
-#include "base/arith.h"
-
-#include <string.h>
-
-#if defined(_MSC_VER)
-#  define PF_INLINE static __forceinline
-#else
-#  define PF_INLINE static inline __attribute__((always_inline))
-#endif
+#include "backend/cpu/x86_rows.h"
 
 enum { TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
 
-/* Columns [first, first + n) of a row to floats; first is a multiple of TILE_COLS. */
-typedef void (*expand_fn)(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out);
+static inline const float *f32_act(const pf_gemm *g, int64_t token) {
+    return (const float *)(const void *)pf_gemm_act(g, token);
+}
+
+/* ---- One token --------------------------------------------------------------------------------------------- */
+
+/* The columns from `col` on, fewer than 32, with zeros behind them. */
+PF_INLINE void f32_row_rest(const row_source *s, const float *x, int64_t col, take_one_fn take_one, pf_vec *sum) {
+    float w[BLOCK] = {0};
+    const int64_t n = s->w->cols - col;
+    for (int64_t i = 0; i < n; ++i) w[i] = take_one(s, col + i);
+    for (int64_t i = 0; i < n; i += PF_VEC_LANES) {
+        *sum = pf_vec_fma(pf_vec_load(w + i), pf_vec_load_part(x + col + i, n - i), *sum);
+    }
+}
+
+PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, take_fn take,
+                        take_one_fn take_one) {
+    const int64_t cols = g->w->cols;
+    const float *x = f32_act(g, token);
+    row_source s[TILE_ROWS];
+    pf_vec sums[TILE_ROWS];
+    for (int64_t r = 0; r < TILE_ROWS; ++r) {
+        s[r] = row_of(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
+        sums[r] = pf_vec_zero();
+    }
+    int64_t col = 0;
+    for (; col + BLOCK <= cols; col += BLOCK) {
+        for (int r = 0; r < TILE_ROWS; ++r) {
+            pf_vec v[PF_VECS];
+            take(&s[r], col, v);
+            for (int j = 0; j < PF_VECS; ++j) {
+                sums[r] = pf_vec_fma(v[j], pf_vec_load(x + col + j * PF_VEC_LANES), sums[r]);
+            }
+        }
+    }
+    for (int64_t r = 0; r < n_row; ++r) {
+        if (col < cols) f32_row_rest(&s[r], x, col, take_one, &sums[r]);
+        pf_gemm_put(g, token, row + r, pf_vec_sum(sums[r]));
+    }
+}
+
+/* ---- A batch ----------------------------------------------------------------------------------------------- */
 
 typedef struct f32_tile {
-    float w[TILE_ROWS][TILE_COLS];                    /* expanded; zero past the last column */
+    float w[TILE_ROWS][TILE_COLS]; /* expanded; zero past the last column */
     float sums[TILE_BATCH][TILE_ROWS][PF_VEC_LANES];
 } f32_tile;
 
 /* Adds n columns' products of n_token tokens (a constant at every call). */
 PF_INLINE void f32_tile_step(f32_tile *tile, const float *const *x, int64_t token, int n_token, int64_t n) {
     pf_vec s[TILE_TOKENS][TILE_ROWS];
-    for (int t = 0; t < n_token; ++t) {
-        for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_load(tile->sums[token + t][r]);
+    PF_UNROLL for (int t = 0; t < n_token; ++t) {
+        PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_load(tile->sums[token + t][r]);
     }
     int64_t i = 0;
     for (; i + PF_VEC_LANES <= n; i += PF_VEC_LANES) {
         pf_vec w[TILE_ROWS];
-        for (int r = 0; r < TILE_ROWS; ++r) w[r] = pf_vec_load(tile->w[r] + i);
-        for (int t = 0; t < n_token; ++t) {
+        PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) w[r] = pf_vec_load(tile->w[r] + i);
+        PF_UNROLL for (int t = 0; t < n_token; ++t) {
             const pf_vec a = pf_vec_load(x[t] + i);
-            for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(w[r], a, s[t][r]);
+            PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(w[r], a, s[t][r]);
         }
     }
     if (i < n) {
-        for (int t = 0; t < n_token; ++t) {
+        PF_UNROLL for (int t = 0; t < n_token; ++t) {
             const pf_vec a = pf_vec_load_part(x[t] + i, n - i);
-            for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(pf_vec_load(tile->w[r] + i), a, s[t][r]);
+            PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(pf_vec_load(tile->w[r] + i), a, s[t][r]);
         }
     }
-    for (int t = 0; t < n_token; ++t) {
-        for (int r = 0; r < TILE_ROWS; ++r) pf_vec_store(tile->sums[token + t][r], s[t][r]);
+    PF_UNROLL for (int t = 0; t < n_token; ++t) {
+        PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) pf_vec_store(tile->sums[token + t][r], s[t][r]);
     }
 }
 
@@ -63,44 +95,53 @@ static void f32_tile_tokens(f32_tile *tile, const float *const *x, int64_t n_tok
 
 /* Rows [row, row + n_row) times tokens [token, token + n_token). */
 PF_INLINE void f32_tile_run(f32_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t token,
-                            int64_t n_token, expand_fn expand) {
+                            int64_t n_token, take_fn take, take_one_fn take_one) {
     const int64_t cols = g->w->cols;
     memset(tile->sums, 0, (size_t)n_token * sizeof tile->sums[0]);
     for (int64_t first = 0; first < cols; first += TILE_COLS) {
         const int64_t n = pf_min_i64(TILE_COLS, cols - first);
         const int64_t padded = pf_ceil_div(n, PF_VEC_LANES) * PF_VEC_LANES;
         for (int64_t r = 0; r < n_row; ++r) {
-            expand(g->w, g->matrix, row + r, first, n, tile->w[r]);
+            const row_source s = row_of(g->w, g->matrix, row + r);
+            expand(&s, first, n, tile->w[r], take, take_one);
             for (int64_t i = n; i < padded; ++i) tile->w[r][i] = 0.0f;
         }
         const float *x[TILE_BATCH];
-        for (int64_t t = 0; t < n_token; ++t) x[t] = (const float *)(const void *)pf_gemm_act(g, token + t) + first;
+        for (int64_t t = 0; t < n_token; ++t) x[t] = f32_act(g, token + t) + first;
         f32_tile_tokens(tile, x, n_token, n);
     }
     for (int64_t t = 0; t < n_token; ++t) {
-        for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, pf_vec_sum(tile->sums[t][r]));
-    }
-}
-
-PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, expand_fn expand) {
-    f32_tile tile;
-    memset(tile.w, 0, sizeof tile.w); /* rows beyond the last stay zero */
-    for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
-        const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
-        for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
-            f32_tile_run(&tile, g, row, pf_min_i64(TILE_ROWS, row_end - row), token, n_token, expand);
+        for (int64_t r = 0; r < n_row; ++r) {
+            pf_gemm_put(g, token + t, row + r, pf_vec_sum(pf_vec_load(tile->sums[t][r])));
         }
     }
 }
 
-/* The table entries gemm_<type> and dequant_<type> of an expand function. */
-#define PF_F32_ENTRIES(type)                                                                                    \
+PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, take_fn take, take_one_fn take_one) {
+    f32_tile tile;
+    memset(tile.w, 0, sizeof tile.w); /* rows that a tile lacks are computed too, and dropped */
+    for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
+        const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
+        for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
+            const int64_t n_row = pf_min_i64(TILE_ROWS, row_end - row);
+            if (n_token == 1) {
+                f32_gemv(g, row, n_row, token, take, take_one);
+            } else {
+                f32_tile_run(&tile, g, row, n_row, token, n_token, take, take_one);
+            }
+        }
+    }
+}
+
+/* The table entries gemm_<type> and dequant_<type>. */
+#define PF_F32_ENTRIES(type)                                                                                     \
     static void gemm_##type(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {     \
         (void)k;                                                                                                 \
-        f32_gemm(g, row_begin, row_end, expand_##type);                                                          \
+        f32_gemm(g, row_begin, row_end, take_##type, take_one_##type);                                           \
     }                                                                                                            \
     static void dequant_##type(const pf_weight *w, int64_t matrix, int64_t row, float *out) {                    \
-        expand_##type(w, matrix, row, 0, w->cols, out);                                                          \
+        const row_source s = row_of(w, matrix, row);                                                             \
+        expand(&s, 0, w->cols, out, take_##type, take_one_##type);                                               \
     }
 
 #endif

@@ -48,71 +48,65 @@ static void scale(float *y, float s, int64_t n) {
     for (; i < n; ++i) y[i] *= s;
 }
 
-/* ---- Small formats to floats ------------------------------------------------------------------------------- */
-
-static inline __m256 widen_i8(__m128i bytes, __m256 scale) {
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), scale);
-}
-
-static void span_f16(const uint8_t *in, int64_t n, float *out) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + 2 * i))));
-    }
-    for (; i < n; ++i) out[i] = pf_f16_to_f32(pf_load_u16(in + 2 * i));
-}
-
-static void span_bf16(const uint8_t *in, int64_t n, float *out) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 2 * i)));
-        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
-    }
-    for (; i < n; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(in + 2 * i));
-}
-
-/* n e4m3 codes times scale. An e4m3 code moved into a half float reads as the value times 2^-8. */
-static void span_e4m3(const uint8_t *in, int64_t n, float scale, float *out) {
-    const __m256i magnitude = _mm256_set1_epi16(0x7f), nan_code = _mm256_set1_epi16(0x7f << 7);
-    const __m256i nan = _mm256_set1_epi16(0x7e00);
-    const __m256 unbias = _mm256_set1_ps(256.0f), vscale = _mm256_set1_ps(scale);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + i)));
-        __m256i half = _mm256_slli_epi16(_mm256_and_si256(code, magnitude), 7);
-        half = _mm256_or_si256(half, _mm256_and_si256(_mm256_cmpeq_epi16(half, nan_code), nan));
-        half = _mm256_or_si256(half, _mm256_slli_epi16(_mm256_andnot_si256(magnitude, code), 8));
-        const __m256 lo = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-        const __m256 hi = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(lo, unbias), vscale));
-        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(_mm256_mul_ps(hi, unbias), vscale));
-    }
-    for (; i < n; ++i) out[i] = pf_e4m3_to_f32(in[i]) * scale;
-}
-
-/* 16 int8 times scale. */
-static inline void store_i8x16(float *out, __m128i bytes, float scale) {
-    const __m256 vscale = _mm256_set1_ps(scale);
-    _mm256_storeu_ps(out, widen_i8(bytes, vscale));
-    _mm256_storeu_ps(out + 8, widen_i8(_mm_srli_si128(bytes, 8), vscale));
-}
-
-#include "backend/cpu/x86_rows.h"
-
-/* ---- Float activations ------------------------------------------------------------------------------------- */
+/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 typedef __m256 pf_vec;
-enum { PF_VEC_LANES = 8, TILE_TOKENS = 3 };
+enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3 };
+static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256 pf_vec_load_part(const float *p, int64_t n) {
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)n), index));
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)(n < 8 ? n : 8)), index));
 }
 static inline void pf_vec_store(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
 static inline __m256 pf_vec_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-static inline float pf_vec_sum(const float *p) { return sum8(_mm256_loadu_ps(p)); }
+static inline float pf_vec_sum(__m256 v) { return sum8(v); }
+
+PF_INLINE void from_f32(const uint8_t *in, __m256 *v) {
+    for (int j = 0; j < 4; ++j) v[j] = _mm256_loadu_ps((const float *)(const void *)(in + 32 * j));
+}
+
+PF_INLINE void from_f16(const uint8_t *in, __m256 *v) {
+    for (int j = 0; j < 4; ++j) v[j] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+}
+
+PF_INLINE void from_bf16(const uint8_t *in, __m256 *v) {
+    for (int j = 0; j < 4; ++j) {
+        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+        v[j] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    }
+}
+
+/* An e4m3 code moved into a half float reads as the value times 2^-8. */
+PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m256 *v) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7f), nan_code = _mm256_set1_epi16(0x7f << 7);
+    const __m256i nan = _mm256_set1_epi16(0x7e00);
+    if (!(scale < 0x1p119f && scale > -0x1p119f)) { /* 2^8 scale might overflow */
+        float plain[32];
+        for (int i = 0; i < 32; ++i) plain[i] = pf_e4m3_to_f32(in[i]) * scale;
+        from_f32((const uint8_t *)plain, v);
+        return;
+    }
+    const __m256 vscale = _mm256_set1_ps(256.0f * scale);
+    for (int j = 0; j < 2; ++j) {
+        const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+        __m256i half = _mm256_slli_epi16(_mm256_and_si256(code, magnitude), 7);
+        half = _mm256_or_si256(half, _mm256_and_si256(_mm256_cmpeq_epi16(half, nan_code), nan));
+        half = _mm256_or_si256(half, _mm256_slli_epi16(_mm256_andnot_si256(magnitude, code), 8));
+        v[2 * j] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), vscale);
+        v[2 * j + 1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), vscale);
+    }
+}
+
+/* int8 times scale. */
+PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m256 *v) {
+    const __m256 vscale = _mm256_set1_ps(scale);
+    const __m128i eight[4] = {low, _mm_srli_si128(low, 8), high, _mm_srli_si128(high, 8)};
+    for (int j = 0; j < 4; ++j) v[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight[j])), vscale);
+}
 
 #include "backend/cpu/gemm_f32_tile.h"
+#include "backend/cpu/x86_rows.h"
 
 PF_F32_ENTRIES(f32)
 PF_F32_ENTRIES(f16)
@@ -269,9 +263,15 @@ PF_INLINE __m256i dot_mxfp4(const q8_block *block, const uint8_t *act, int32_t a
 typedef q8_block (*load_fn)(const uint8_t *const *rows, int64_t b);
 typedef __m256i (*block_dot_fn)(const q8_block *block, const uint8_t *act, int32_t act_sum);
 
+/* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
+PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
+    const uint8_t *at = tile + Q8_ROWS * (row_bytes + b * block_bytes);
+    for (int64_t line = 0; line < Q8_ROWS * block_bytes; line += 64) _mm_prefetch((const char *)(at + line), _MM_HINT_T0);
+}
+
 /* Rows [row, row + n_row), n_row <= 8, times tokens [token, token + n_token). */
 PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
-                       block_dot_fn dot_block) {
+                       block_dot_fn dot_block, int64_t block_bytes) {
     const int64_t cols = g->w->cols;
     const uint8_t *rows[Q8_ROWS], *act[Q8_BATCH];
     __m256 sums[Q8_BATCH];
@@ -283,6 +283,7 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
         sums[t] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        if (n_token == 1) prefetch_next(rows[0], g->w->row_bytes, b, block_bytes);
         const q8_block block = load(rows, b);
         for (int64_t t = 0; t < n_token; ++t) {
             const __m256 d = _mm256_mul_ps(block.scale, _mm256_set1_ps(pf_q8_scales(act[t], cols)[b]));
@@ -297,15 +298,16 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
     }
 }
 
-PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block) {
+PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block,
+                       int64_t block_bytes) {
     for (int64_t token = 0; token < g->n; token += Q8_BATCH) {
         const int64_t n_token = pf_min_i64(Q8_BATCH, g->n - token);
         for (int64_t row = row_begin; row < row_end; row += Q8_ROWS) {
             const int64_t n_row = pf_min_i64(Q8_ROWS, row_end - row);
             if (n_token == 1) {
-                q8_tile(g, row, n_row, token, 1, load, dot_block); /* the sum stays in a register */
+                q8_tile(g, row, n_row, token, 1, load, dot_block, block_bytes); /* the sum stays in a register */
             } else {
-                q8_tile(g, row, n_row, token, n_token, load, dot_block);
+                q8_tile(g, row, n_row, token, n_token, load, dot_block, block_bytes);
             }
         }
     }
@@ -313,12 +315,12 @@ PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, loa
 
 static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0);
+    q8_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0, Q8_0_BYTES);
 }
 
 static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4);
+    q8_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4, MXFP4_BYTES);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */

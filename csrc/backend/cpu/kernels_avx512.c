@@ -53,63 +53,60 @@ static void scale(float *y, float s, int64_t n) {
     }
 }
 
-/* ---- Small formats to floats ------------------------------------------------------------------------------- */
-
-static inline __m256i load256(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
-
-static void span_f16(const uint8_t *in, int64_t n, float *out) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, _mm512_cvtph_ps(load256(in + 2 * i)));
-    for (; i < n; ++i) out[i] = pf_f16_to_f32(pf_load_u16(in + 2 * i));
-}
-
-static void span_bf16(const uint8_t *in, int64_t n, float *out) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(in + 2 * i)), 16);
-        _mm512_storeu_ps(out + i, _mm512_castsi512_ps(bits));
-    }
-    for (; i < n; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(in + 2 * i));
-}
-
-/* n e4m3 codes times scale. An e4m3 code moved into a half float reads as the value times 2^-8. */
-static void span_e4m3(const uint8_t *in, int64_t n, float scale, float *out) {
-    const __m512i magnitude = _mm512_set1_epi16(0x7f), nan_code = _mm512_set1_epi16(0x7f << 7);
-    const __m512i nan = _mm512_set1_epi16(0x7e00);
-    const __m512 unbias = _mm512_set1_ps(256.0f), vscale = _mm512_set1_ps(scale);
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        const __m512i code = _mm512_cvtepu8_epi16(load256(in + i));
-        __m512i half = _mm512_slli_epi16(_mm512_and_si512(code, magnitude), 7);
-        half = _mm512_mask_mov_epi16(half, _mm512_cmpeq_epi16_mask(half, nan_code), nan);
-        half = _mm512_or_si512(half, _mm512_slli_epi16(_mm512_andnot_si512(magnitude, code), 8));
-        const __m512 lo = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
-        const __m512 hi = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
-        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(lo, unbias), vscale));
-        _mm512_storeu_ps(out + i + 16, _mm512_mul_ps(_mm512_mul_ps(hi, unbias), vscale));
-    }
-    for (; i < n; ++i) out[i] = pf_e4m3_to_f32(in[i]) * scale;
-}
-
-/* 16 int8 times scale. */
-static inline void store_i8x16(float *out, __m128i bytes, float scale) {
-    const __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    _mm512_storeu_ps(out, _mm512_mul_ps(v, _mm512_set1_ps(scale)));
-}
-
-#include "backend/cpu/x86_rows.h"
-
-/* ---- Float activations ------------------------------------------------------------------------------------- */
+/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 typedef __m512 pf_vec;
-enum { PF_VEC_LANES = 16, TILE_TOKENS = 6 };
+enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6 };
+static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 static inline void pf_vec_store(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
 static inline __m512 pf_vec_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-static inline float pf_vec_sum(const float *p) { return sum16(_mm512_loadu_ps(p)); }
+static inline float pf_vec_sum(__m512 v) { return sum16(v); }
+
+static inline __m256i load256(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+
+PF_INLINE void from_f32(const uint8_t *in, __m512 *v) {
+    for (int j = 0; j < 2; ++j) v[j] = _mm512_loadu_ps((const float *)(const void *)(in + 64 * j));
+}
+
+PF_INLINE void from_f16(const uint8_t *in, __m512 *v) {
+    for (int j = 0; j < 2; ++j) v[j] = _mm512_cvtph_ps(load256(in + 32 * j));
+}
+
+PF_INLINE void from_bf16(const uint8_t *in, __m512 *v) {
+    for (int j = 0; j < 2; ++j) {
+        v[j] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(in + 32 * j)), 16));
+    }
+}
+
+/* An e4m3 code moved into a half float reads as the value times 2^-8. */
+PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m512 *v) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7f), nan_code = _mm512_set1_epi16(0x7f << 7);
+    if (!(scale < 0x1p119f && scale > -0x1p119f)) { /* 2^8 scale might overflow */
+        float plain[32];
+        for (int i = 0; i < 32; ++i) plain[i] = pf_e4m3_to_f32(in[i]) * scale;
+        from_f32((const uint8_t *)plain, v);
+        return;
+    }
+    const __m512 vscale = _mm512_set1_ps(256.0f * scale);
+    const __m512i code = _mm512_cvtepu8_epi16(load256(in));
+    __m512i half = _mm512_slli_epi16(_mm512_and_si512(code, magnitude), 7);
+    half = _mm512_mask_mov_epi16(half, _mm512_cmpeq_epi16_mask(half, nan_code), _mm512_set1_epi16(0x7e00));
+    half = _mm512_or_si512(half, _mm512_slli_epi16(_mm512_andnot_si512(magnitude, code), 8));
+    v[0] = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(half)), vscale);
+    v[1] = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)), vscale);
+}
+
+/* int8 times scale. */
+PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m512 *v) {
+    const __m512 vscale = _mm512_set1_ps(scale);
+    v[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low)), vscale);
+    v[1] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high)), vscale);
+}
 
 #include "backend/cpu/gemm_f32_tile.h"
+#include "backend/cpu/x86_rows.h"
 
 PF_F32_ENTRIES(f32)
 PF_F32_ENTRIES(f16)
@@ -203,9 +200,15 @@ static inline __m512i dot_block(const q8_block *block, const uint8_t *act, int32
     return _mm512_add_epi32(s0, s1);
 }
 
+/* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
+PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
+    const uint8_t *at = tile + Q8_ROWS * (row_bytes + b * block_bytes);
+    for (int64_t line = 0; line < Q8_ROWS * block_bytes; line += 64) _mm_prefetch((const char *)(at + line), _MM_HINT_T0);
+}
+
 /* Rows [row, row + n_row), n_row <= 16, times tokens [token, token + n_token). */
 PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
-                       int32_t offset) {
+                       int32_t offset, int64_t block_bytes) {
     const int64_t cols = g->w->cols;
     const uint8_t *rows[Q8_ROWS], *act[Q8_BATCH];
     __m512 sums[Q8_BATCH];
@@ -217,6 +220,7 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
         sums[t] = _mm512_setzero_ps();
     }
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        if (n_token == 1) prefetch_next(rows[0], g->w->row_bytes, b, block_bytes);
         const q8_block block = load(rows, b);
         for (int64_t t = 0; t < n_token; ++t) {
             const __m512 d = _mm512_mul_ps(block.scale, _mm512_set1_ps(pf_q8_scales(act[t], cols)[b]));
@@ -231,15 +235,16 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
     }
 }
 
-PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, int32_t offset) {
+PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, int32_t offset,
+                       int64_t block_bytes) {
     for (int64_t token = 0; token < g->n; token += Q8_BATCH) {
         const int64_t n_token = pf_min_i64(Q8_BATCH, g->n - token);
         for (int64_t row = row_begin; row < row_end; row += Q8_ROWS) {
             const int64_t n_row = pf_min_i64(Q8_ROWS, row_end - row);
             if (n_token == 1) {
-                q8_tile(g, row, n_row, token, 1, load, offset); /* the sum stays in a register */
+                q8_tile(g, row, n_row, token, 1, load, offset, block_bytes); /* the sum stays in a register */
             } else {
-                q8_tile(g, row, n_row, token, n_token, load, offset);
+                q8_tile(g, row, n_row, token, n_token, load, offset, block_bytes);
             }
         }
     }
@@ -247,12 +252,12 @@ PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, loa
 
 static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_q8_0, 128);
+    q8_gemm(g, row_begin, row_end, load_q8_0, 128, Q8_0_BYTES);
 }
 
 static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_mxfp4, 12);
+    q8_gemm(g, row_begin, row_end, load_mxfp4, 12, MXFP4_BYTES);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */

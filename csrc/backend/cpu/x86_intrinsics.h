@@ -9,4 +9,18 @@
 #  include <immintrin.h>
 #endif
 
+/* For loops of a constant, small count whose arrays should live in registers, and for functions that take functions. */
+#if defined(__clang__)
+#  define PF_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#  define PF_UNROLL _Pragma("GCC unroll 16")
+#else
+#  define PF_UNROLL
+#endif
+#if defined(_MSC_VER)
+#  define PF_INLINE static __forceinline
+#else
+#  define PF_INLINE static inline __attribute__((always_inline))
+#endif
+
 #endif

@@ -1,5 +1,7 @@
-/* Weight and cache rows to floats, for the x86 kernel files. The including file defines, at its own vector width,
- * span_f16, span_bf16, span_e4m3 and store_i8x16. */
+/* Weight and cache rows to floats, for the x86 kernel files.
+ *
+ * The including file defines pf_vec, PF_VEC_LANES, PF_VECS (32 columns of vectors), pf_vec_store, and, for 32 columns,
+ * from_f32, from_f16, from_bf16, from_e4m3 and from_i8 at its own vector width. */
 #ifndef PF_BACKEND_CPU_X86_ROWS_H
 #define PF_BACKEND_CPU_X86_ROWS_H
 
@@ -9,64 +11,110 @@
 #include "base/arith.h"
 #include "format/floats.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
 
-static inline __m128i e2m1_table(void) { return _mm_loadu_si128((const __m128i *)(const void *)pf_e2m1_doubled); }
+static inline __m128i load128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
 
-/* ---- Weights to floats: columns [first, first + n) of a row ------------------------------------------------- */
+static inline __m128i e2m1_table(void) { return load128((const uint8_t *)pf_e2m1_doubled); }
 
-static inline void expand_f32(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    memcpy(out, pf_weight_row(w, matrix, row) + 4 * first, (size_t)n * sizeof *out);
+/* ---- A row of a weight ------------------------------------------------------------------------------------- */
+
+typedef struct row_source {
+    const pf_weight *w;
+    const uint8_t *in;
+    int64_t scale; /* PF_FP8: index of the row's first scale */
+} row_source;
+
+static inline row_source row_of(const pf_weight *w, int64_t matrix, int64_t row) {
+    return (row_source){w, pf_weight_row(w, matrix, row), pf_weight_scale_index(w, matrix, row)};
 }
 
-static inline void expand_f16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    span_f16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
+static inline float fp8_scale(const row_source *s, int64_t col) {
+    const int64_t i = s->scale + col / PF_FP8_BLOCK;
+    return s->w->scale_f32 ? pf_load_f32(s->w->scale + 4 * i) : pf_e8m0_to_f32(s->w->scale[i]);
 }
 
-static inline void expand_bf16(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    span_bf16(pf_weight_row(w, matrix, row) + 2 * first, n, out);
+/* Columns [col, col + 32), col a multiple of 32. */
+typedef void (*take_fn)(const row_source *s, int64_t col, pf_vec *v);
+/* One column: what is left of a row whose width is no multiple of 32. */
+typedef float (*take_one_fn)(const row_source *s, int64_t col);
+
+PF_INLINE void take_f32(const row_source *s, int64_t col, pf_vec *v) { from_f32(s->in + 4 * col, v); }
+PF_INLINE float take_one_f32(const row_source *s, int64_t col) { return pf_load_f32(s->in + 4 * col); }
+
+PF_INLINE void take_f16(const row_source *s, int64_t col, pf_vec *v) { from_f16(s->in + 2 * col, v); }
+PF_INLINE float take_one_f16(const row_source *s, int64_t col) { return pf_f16_to_f32(pf_load_u16(s->in + 2 * col)); }
+
+PF_INLINE void take_bf16(const row_source *s, int64_t col, pf_vec *v) { from_bf16(s->in + 2 * col, v); }
+PF_INLINE float take_one_bf16(const row_source *s, int64_t col) {
+    return pf_bf16_to_f32(pf_load_u16(s->in + 2 * col));
 }
 
-static inline void expand_q8_0(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * Q8_0_BYTES;
-    for (; n > 0; n -= BLOCK, in += Q8_0_BYTES, out += BLOCK) {
-        const float scale = pf_f16_to_f32(pf_load_u16(in));
-        store_i8x16(out, _mm_loadu_si128((const __m128i *)(const void *)(in + 2)), scale);
-        store_i8x16(out + 16, _mm_loadu_si128((const __m128i *)(const void *)(in + 18)), scale);
+PF_INLINE void take_fp8(const row_source *s, int64_t col, pf_vec *v) {
+    from_e4m3(s->in + col, fp8_scale(s, col), v);
+}
+PF_INLINE float take_one_fp8(const row_source *s, int64_t col) {
+    return pf_e4m3_to_f32(s->in[col]) * fp8_scale(s, col);
+}
+
+PF_INLINE void take_q8_0(const row_source *s, int64_t col, pf_vec *v) {
+    const uint8_t *in = s->in + col / BLOCK * Q8_0_BYTES;
+    const float scale = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(pf_load_u16(in))));
+    from_i8(load128(in + 2), load128(in + 18), scale, v);
+}
+
+PF_INLINE void take_mxfp4(const row_source *s, int64_t col, pf_vec *v) {
+    const uint8_t *in = s->in + col / BLOCK * MXFP4_BYTES;
+    const __m128i low = _mm_set1_epi8(15), codes = load128(in + 1);
+    from_i8(_mm_shuffle_epi8(e2m1_table(), _mm_and_si128(codes, low)),
+            _mm_shuffle_epi8(e2m1_table(), _mm_and_si128(_mm_srli_epi16(codes, 4), low)),
+            0.5f * pf_e8m0_to_f32(in[0]), v);
+}
+
+/* Rows of blocks have whole blocks. */
+PF_INLINE float take_one_q8_0(const row_source *s, int64_t col) { return (void)s, (void)col, 0.0f; }
+PF_INLINE float take_one_mxfp4(const row_source *s, int64_t col) { return (void)s, (void)col, 0.0f; }
+
+/* Columns [first, first + n), first a multiple of 32. */
+PF_INLINE void expand(const row_source *s, int64_t first, int64_t n, float *out, take_fn take, take_one_fn take_one) {
+    int64_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) {
+        pf_vec v[PF_VECS];
+        take(s, first + i, v);
+        for (int j = 0; j < PF_VECS; ++j) pf_vec_store(out + i + j * PF_VEC_LANES, v[j]);
     }
-}
-
-static inline void expand_mxfp4(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first / BLOCK * MXFP4_BYTES;
-    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
-    for (; n > 0; n -= BLOCK, in += MXFP4_BYTES, out += BLOCK) {
-        const float scale = 0.5f * pf_e8m0_to_f32(in[0]);
-        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)(in + 1));
-        store_i8x16(out, _mm_shuffle_epi8(table, _mm_and_si128(codes, low)), scale);
-        store_i8x16(out + 16, _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low)), scale);
-    }
-}
-
-static inline void expand_fp8(const pf_weight *w, int64_t matrix, int64_t row, int64_t first, int64_t n, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row) + first;
-    int64_t s = pf_weight_scale_index(w, matrix, row) + first / PF_FP8_BLOCK;
-    for (int64_t i = 0; i < n; i += PF_FP8_BLOCK, ++s) {
-        const float scale = w->scale_f32 ? pf_load_f32(w->scale + 4 * s) : pf_e8m0_to_f32(w->scale[s]);
-        span_e4m3(in + i, n - i < PF_FP8_BLOCK ? n - i : PF_FP8_BLOCK, scale, out + i);
-    }
+    for (; i < n; ++i) out[i] = take_one(s, first + i);
 }
 
 /* ---- Cache rows -------------------------------------------------------------------------------------------- */
 
+PF_INLINE void store_block(float *out, const pf_vec *v) {
+    for (int j = 0; j < PF_VECS; ++j) pf_vec_store(out + j * PF_VEC_LANES, v[j]);
+}
+
+static void span_f16(const uint8_t *in, int64_t n, float *out) {
+    pf_vec v[PF_VECS];
+    int64_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) from_f16(in + 2 * i, v), store_block(out + i, v);
+    for (; i < n; ++i) out[i] = pf_f16_to_f32(pf_load_u16(in + 2 * i));
+}
+
 static void load_row_kv_fp8(const uint8_t *row, int64_t width, int64_t rope, float *out) {
     const int64_t plain = width - rope;
-    const uint8_t *scale = row + plain;
-    for (int64_t i = 0; i < plain; i += KV_GROUP) {
-        span_e4m3(row + i, pf_min_i64(KV_GROUP, plain - i), pf_e8m0_to_f32(*scale++), out + i);
+    const uint8_t *scales = row + plain, *tail = scales + pf_ceil_div(plain, KV_GROUP);
+    pf_vec v[PF_VECS];
+    int64_t i = 0;
+    for (; i + BLOCK <= plain; i += BLOCK) {
+        from_e4m3(row + i, pf_e8m0_to_f32(scales[i / KV_GROUP]), v);
+        store_block(out + i, v);
     }
-    span_bf16(scale, rope, out + plain);
+    for (; i < plain; ++i) out[i] = pf_e4m3_to_f32(row[i]) * pf_e8m0_to_f32(scales[i / KV_GROUP]);
+    out += plain;
+    for (i = 0; i + BLOCK <= rope; i += BLOCK) from_bf16(tail + 2 * i, v), store_block(out + i, v);
+    for (; i < rope; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(tail + 2 * i));
 }
 
 static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
@@ -74,12 +122,12 @@ static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
     const uint8_t *scales = row + width / 2;
     int64_t i = 0;
     for (; i + IDX_GROUP <= width; i += IDX_GROUP, row += IDX_GROUP / 2) {
-        const float scale = 0.5f * pf_e8m0_to_f32(*scales++);
-        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)row);
+        const __m128i codes = load128(row);
         const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(codes, low));
         const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low));
-        store_i8x16(out + i, _mm_unpacklo_epi8(even, odd), scale);
-        store_i8x16(out + i + 16, _mm_unpackhi_epi8(even, odd), scale);
+        pf_vec v[PF_VECS];
+        from_i8(_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd), 0.5f * pf_e8m0_to_f32(*scales++), v);
+        store_block(out + i, v);
     }
     for (int64_t j = 0; i + j < width; ++j) {
         out[i + j] = pf_e2m1_to_f32(j & 1 ? row[j / 2] >> 4 : row[j / 2] & 15u) * pf_e8m0_to_f32(*scales);
@@ -96,9 +144,8 @@ static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
 }
 
 /* One entry per weight type. */
-#define PF_WEIGHT_ENTRIES(prefix)                                                                                          \
+#define PF_WEIGHT_ENTRIES(prefix)                                                                                \
     {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
      [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
-
 
 #endif
