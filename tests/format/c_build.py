@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,9 +44,11 @@ def build(folder: Path, name: str, tests: list[str], sources: list[str], sanitiz
     return out
 
 
-def run(program: Path, *args: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+def run(program: Path, *args: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a test program; sanitizers end it with a report on stderr and a failing status."""
     env = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    return subprocess.run(
-        [str(program), *map(str, args)], capture_output=True, text=True, timeout=timeout, env=env, **options
+    command = [str(program), *map(str, args)]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=env, **options
     )
+    return done

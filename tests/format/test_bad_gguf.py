@@ -67,7 +67,7 @@ def test_no_tensors_and_trailing_bytes(driver: Path, tmp_path: Path) -> None:
 def write_with_gguf(path: Path, **options: object) -> dict[str, np.ndarray]:
     """A file, or its shards, by the gguf package's own writer."""
     rng = np.random.default_rng(SEED)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "token_embd.weight": rng.standard_normal((5, 64)).astype(np.float32),
         "blk.0.norm.weight": rng.standard_normal(7).astype(np.float32),
         "blk.0.half.weight": rng.standard_normal((3, 2, 32)).astype(np.float16),
@@ -166,6 +166,8 @@ BAD: list[tuple[str, Callable[[], bytes], int, str]] = [
     # oversized
     ("key_count", lambda: Gguf(n_keys=1 << 62).build(), FORMAT, "claims 4611686018427387904 keys"),
     ("key_count_max", lambda: Gguf(n_keys=2**64 - 1).build(), FORMAT, "keys"),
+    ("key_count_by_size", lambda: Gguf(n_keys=50).build(), FORMAT, "claims 50 keys"),
+    ("tensor_count_by_size", lambda: Gguf(n_tensors=20).build(), FORMAT, "20 tensors"),
     ("tensor_count", lambda: Gguf(n_tensors=1 << 40).build(), FORMAT, "1099511627776 tensors"),
     ("tensor_count_max", lambda: Gguf(n_tensors=2**64 - 1).build(), FORMAT, "tensors"),
     ("key_name_length", lambda: Gguf(keys=[b.string("k", BIG)]).build(), FORMAT, "claims 9223372036854775808"),

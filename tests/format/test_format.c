@@ -137,6 +137,14 @@ static void test_arena_marks(void) {
     CHECK(pf_arena_alloc(arena, 0) != pf_arena_alloc(arena, 0));
     pf_arena_delete(arena);
     pf_arena_delete(NULL);
+    arena = pf_arena_new();
+    pf_arena_alloc(arena, 1);
+    size_t first = pf_arena_capacity(arena);
+    pf_arena_alloc(arena, first - PF_ALIGN);
+    CHECK(pf_arena_capacity(arena) == first); /* just full */
+    pf_arena_alloc(arena, 0);
+    CHECK(pf_arena_capacity(arena) > first); /* even nothing needs an address of its own */
+    pf_arena_delete(arena);
 }
 
 static void test_arena_merge(void) {
@@ -268,6 +276,29 @@ static void test_two_callers(void) {
     pf_pool_delete(pool);
 }
 
+/* Every piece waits for the others: done only if all workers, asleep before, come and take one each. */
+static void meet(void *arg, int64_t begin, int64_t end, int worker) {
+    atomic_int *arrived = arg;
+    (void)begin, (void)end, (void)worker;
+    atomic_fetch_add(arrived, 1);
+    for (int i = 0; i < 20000 && atomic_load(arrived) < 4; i++) usleep(1000);
+}
+
+static void test_all_take_part(void) {
+    pf_pool *pool = pf_pool_new(4);
+    for (int i = 0; i < 20; i++) {
+        atomic_int arrived = 0;
+        if (i % 4 == 0) usleep(30000);
+        struct timespec before, after;
+        clock_gettime(CLOCK_MONOTONIC, &before);
+        pf_pool_run(pool, 4, 1, meet, &arrived);
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        CHECK(arrived == 4 && after.tv_sec - before.tv_sec < 15);
+        if (test_failures) break;
+    }
+    pf_pool_delete(pool);
+}
+
 /* Long gaps put the workers to sleep: nobody may miss the next loop, and an idle pool must use no time. */
 static void test_sleep(void) {
     pf_pool *pool = pf_pool_new(2);
@@ -313,6 +344,7 @@ void test_pool(void) {
     for (int i = 0; i < 50; i++) pf_pool_delete(pf_pool_new(1 + i % 4));
 #if !defined(_WIN32)
     test_two_callers();
+    test_all_take_part();
     test_sleep();
 #endif
 }

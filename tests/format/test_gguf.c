@@ -154,9 +154,10 @@ static void test_scalars(void) {
 
 static void test_arrays(void) {
     bytes *b = calloc(1, sizeof *b);
-    put_header(b, 0, 5);
+    put_header(b, 0, 6);
     put_array(b, "i32", PF_GGUF_I32, 3), put_int(b, 0, 4), put_int(b, 4, 4), put_int(b, (uint64_t)-128, 4);
     put_array(b, "u16", PF_GGUF_U16, 1), put_int(b, 65535, 2);
+    put_array(b, "u64", PF_GGUF_U64, 2), put_int(b, INT64_MAX, 8), put_int(b, UINT64_MAX, 8);
     put_array(b, "f32", PF_GGUF_F32, 2), put_f32(b, 10), put_f32(b, -2.5f);
     put_array(b, "text", PF_GGUF_STRING, 3), put_string(b, "a"), put_string(b, ""), put_string(b, "\xC4\xA0the");
     put_array(b, "empty", PF_GGUF_STRING, 0);
@@ -170,6 +171,7 @@ static void test_arrays(void) {
     CHECK(pf_gguf_array_i64(gguf, "i32", 1, &i) && i == 4 && pf_gguf_array_i64(gguf, "i32", 2, &i) && i == -128);
     CHECK(!pf_gguf_array_i64(gguf, "i32", 3, &i) && !pf_gguf_array_i64(gguf, "i32", UINT64_MAX, &i) && i == -128);
     CHECK(pf_gguf_array_i64(gguf, "u16", 0, &i) && i == 65535);
+    CHECK(pf_gguf_array_i64(gguf, "u64", 0, &i) && i == INT64_MAX && !pf_gguf_array_i64(gguf, "u64", 1, &i));
     CHECK(!pf_gguf_array_i64(gguf, "f32", 0, &i) && !pf_gguf_array_i64(gguf, "text", 0, &i));
     CHECK(pf_gguf_array_f32(gguf, "f32", 1, &f) && f == -2.5f && !pf_gguf_array_f32(gguf, "f32", 2, &f));
     CHECK(!pf_gguf_array_f32(gguf, "i32", 0, &f) && !pf_gguf_get_f32(gguf, "f32", &f));
