@@ -248,6 +248,7 @@ typedef struct pf_sampler_params {
 } pf_sampler_params;
 
 PF_API void pf_sampler_params_init(pf_sampler_params *params);
+/* params may be NULL: the defaults. */
 PF_API pf_status pf_sampler_open(const pf_sampler_params *params, pf_sampler **out, pf_error *err);
 PF_API void pf_sampler_close(pf_sampler *sampler);
 /* Picks from logits [n_vocab]; *logprob (may be NULL) is its log-probability before any filter. */

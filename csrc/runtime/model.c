@@ -1,6 +1,7 @@
 #include "runtime/model.h"
 
 #include "base/memory.h"
+#include "base/params.h"
 
 #include <string.h>
 
@@ -10,15 +11,11 @@ void pf_model_params_init(pf_model_params *params) {
     params->precision = PF_PRECISION_FAST;
 }
 
-/* The caller's struct may be older (shorter) than ours: what it lacks keeps its default. */
 static pf_status copy_params(const pf_model_params *given, pf_model_params *out, pf_error *err) {
     pf_model_params_init(out);
-    if (given == NULL) return PF_OK;
-    if (given->struct_size < sizeof given->struct_size) {
+    if (!pf_params_take(out, sizeof *out, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "model parameters without struct_size: call pf_model_params_init first");
     }
-    memcpy(out, given, given->struct_size < sizeof *out ? given->struct_size : sizeof *out);
-    out->struct_size = sizeof *out;
     if (out->precision != PF_PRECISION_FAST && out->precision != PF_PRECISION_EXACT) {
         return pf_fail(err, PF_ERR_ARGUMENT, "precision %d is unknown: use fast (0) or exact (1)", out->precision);
     }
@@ -126,13 +123,10 @@ static uint64_t weight_bytes(const pf_gguf *gguf) {
 }
 
 pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err) {
-    if (model == NULL || info == NULL || info->struct_size < sizeof info->struct_size) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");
-    }
+    if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: a model is needed");
     const pf_config *c = &model->net.config;
-    const uint32_t size = info->struct_size < sizeof *info ? info->struct_size : (uint32_t)sizeof *info;
     const pf_model_info full = {
-        .struct_size = size, .precision = model->precision, .n_threads = pf_pool_threads(model->pool),
+        .precision = model->precision, .n_threads = pf_pool_threads(model->pool),
         .n_vocab = c->n_vocab, .n_embd = c->n_embd, .n_layer = c->n_layer, .n_head = c->n_head,
         .head_dim = c->head_dim, .rope_dim = c->rope_dim, .window = c->window, .n_expert = c->n_expert,
         .n_expert_used = c->n_expert_used, .n_ff_expert = c->n_ff, .n_hash_layer = c->n_hash_layer,
@@ -142,7 +136,9 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
     };
-    memcpy(info, &full, size);
+    if (!pf_params_give(info, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");
+    }
     return PF_OK;
 }
 

@@ -12,6 +12,7 @@
  *   temperature  the rest is drawn with weights exp(logit / temperature).
  * top_p and min_p look at probabilities of temperature 1. The most likely token always stays. */
 #include "base/memory.h"
+#include "base/params.h"
 #include "base/status.h"
 
 #include <math.h> /* INFINITY */
@@ -182,25 +183,27 @@ void pf_sampler_params_init(pf_sampler_params *params) {
     *params = (pf_sampler_params){.struct_size = sizeof *params, .temperature = 1.0f, .top_p = 1.0f};
 }
 
-pf_status pf_sampler_open(const pf_sampler_params *params, pf_sampler **out, pf_error *err) {
-    if (!params || !out || params->struct_size != sizeof *params) {
+pf_status pf_sampler_open(const pf_sampler_params *given, pf_sampler **out, pf_error *err) {
+    pf_sampler_params params;
+    pf_sampler_params_init(&params);
+    if (!out || !pf_params_take(&params, sizeof params, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "sampler: fill the parameters with pf_sampler_params_init() first");
     }
     /* The comparisons are written so that a NaN fails them. */
-    if (!(params->temperature >= 0.0f && params->temperature <= 1e30f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "temperature must be 0 or more, not %g", (double)params->temperature);
+    if (!(params.temperature >= 0.0f && params.temperature <= 1e30f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "temperature must be 0 or more, not %g", (double)params.temperature);
     }
-    if (params->top_k < 0) return pf_fail(err, PF_ERR_ARGUMENT, "top_k must be 0 (off) or more, not %d", params->top_k);
-    if (!(params->top_p >= 0.0f && params->top_p <= 1.0f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "top_p must be between 0 and 1 (off), not %g", (double)params->top_p);
+    if (params.top_k < 0) return pf_fail(err, PF_ERR_ARGUMENT, "top_k must be 0 (off) or more, not %d", params.top_k);
+    if (!(params.top_p >= 0.0f && params.top_p <= 1.0f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "top_p must be between 0 and 1 (off), not %g", (double)params.top_p);
     }
-    if (!(params->min_p >= 0.0f && params->min_p <= 1.0f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "min_p must be between 0 (off) and 1, not %g", (double)params->min_p);
+    if (!(params.min_p >= 0.0f && params.min_p <= 1.0f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "min_p must be between 0 (off) and 1, not %g", (double)params.min_p);
     }
     pf_sampler *sampler = pf_calloc(1, sizeof *sampler);
     if (!sampler) return pf_fail(err, PF_ERR_MEMORY, "out of memory for a sampler");
-    sampler->params = *params;
-    seed_random(sampler->state, params->seed);
+    sampler->params = params;
+    seed_random(sampler->state, params.seed);
     *out = sampler;
     return PF_OK;
 }

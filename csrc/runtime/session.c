@@ -2,6 +2,7 @@
 
 #include "base/arith.h"
 #include "base/memory.h"
+#include "base/params.h"
 
 #include <string.h>
 
@@ -15,13 +16,9 @@ void pf_session_params_init(pf_session_params *params) {
 static pf_status copy_params(const pf_session_params *given, const pf_config *config, bool exact,
                              pf_session_params *out, pf_error *err) {
     pf_session_params_init(out);
-    if (given != NULL) {
-        if (given->struct_size < sizeof given->struct_size) {
-            return pf_fail(err, PF_ERR_ARGUMENT,
-                           "session parameters without struct_size: call pf_session_params_init first");
-        }
-        memcpy(out, given, given->struct_size < sizeof *out ? given->struct_size : sizeof *out);
-        out->struct_size = sizeof *out;
+    if (!pf_params_take(out, sizeof *out, given)) {
+        return pf_fail(err, PF_ERR_ARGUMENT,
+                       "session parameters without struct_size: call pf_session_params_init first");
     }
     if (out->n_ctx == 0) out->n_ctx = pf_min_i64(DEFAULT_CONTEXT, config->n_ctx_train);
     if (out->n_chunk == 0) out->n_chunk = DEFAULT_CHUNK;
@@ -214,12 +211,13 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
 }
 
 pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err) {
-    if (session == NULL || mem == NULL || mem->struct_size < sizeof mem->struct_size) {
+    if (session == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: a session is needed");
+    const pf_session_memory full = {
+        .cache_bytes = session->cache.region_bytes + (uint64_t)session->cache.n_ctx * sizeof(int32_t),
+        .buffer_bytes = pf_arena_capacity(session->arena),
+    };
+    if (!pf_params_give(mem, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: set mem->struct_size first");
     }
-    const uint32_t size = mem->struct_size < sizeof *mem ? mem->struct_size : (uint32_t)sizeof *mem;
-    const pf_session_memory full = {size, 0, session->cache.region_bytes + (uint64_t)session->cache.n_ctx * 4,
-                                    pf_arena_capacity(session->arena)};
-    memcpy(mem, &full, size);
     return PF_OK;
 }
