@@ -29,8 +29,8 @@ def agreement(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(kl_divergence(reference, other).mean()), float(same.mean())
 
 
-def logits(tiny: TinyModel, tokens: np.ndarray, precision: str) -> np.ndarray:
-    with pyflash.Model.open(tiny.path, precision=precision) as model, model.session(context=T) as session:
+def logits(tiny: TinyModel, tokens: np.ndarray, precision: str, cache: str = "auto") -> np.ndarray:
+    with pyflash.Model.open(tiny.path, precision=precision) as model, model.session(context=T, cache=cache) as session:
         return session.eval(tokens, all_logits=True)
 
 
@@ -50,6 +50,20 @@ def test_fast_stays_close_to_exact(tmp_path: Path, active: int) -> None:
     assert 0 < kl < WORST_KL and top1 > WORST_TOP1
     # Flips are rare events: over two seeds the figures of equally good numerics scatter by this much.
     assert kl < 1.25 * llama_kl and top1 > llama_top1 - 0.03
+
+
+def test_reference_cache_costs_what_its_roundings_cost(tmp_path: Path) -> None:
+    """The FP8 and FP4 cache differs from the default one, by about as much as the oracle's simulation of it says."""
+    tiny = make_tiny_model(tmp_path, seed=35, dense="q8_0")
+    tokens = tiny.tokens(400, 36)
+    pure = logits(tiny, tokens, "exact")
+    kl, top1 = agreement(pure, logits(tiny, tokens, "fast", "reference"))
+    numerics = Numerics(act_int8=".", kv_fp8=True, idx_fp4=True)
+    simulated_kl, simulated_top1 = agreement(pure, Oracle(tiny.config, tiny.weights, numerics).forward(tokens))
+    print(f"\nreference cache: KL {kl:.4f}, top-1 {top1:.3f}")
+    print(f"simulated: KL {simulated_kl:.4f}, top-1 {simulated_top1:.3f}")
+    assert 0.5 * simulated_kl < kl < 2 * simulated_kl and abs(top1 - simulated_top1) < 0.06
+    assert kl > agreement(pure, logits(tiny, tokens, "fast"))[0]
 
 
 def test_exact_on_quantised_weights_is_exact(tmp_path: Path) -> None:

@@ -25,10 +25,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+class CachedModel:
+    """A model whose sessions keep their cache in one of the precisions there are."""
+
+    def __init__(self, model: Any, cache: str) -> None:
+        self.precision = model.info.precision
+        self._model = model
+        self._cache = cache
+
+    def session(self, **options: Any) -> Any:
+        return self._model.session(cache=self._cache, **options)
+
+
+@pytest.fixture(scope="module", params=["exact-auto", "fast-f16", "fast-reference"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
-    with pyflash.Model.open(tiny.path, precision=request.param, threads=2) as opened:
-        yield opened
+    precision, cache = request.param.split("-")
+    with pyflash.Model.open(tiny.path, precision=precision, threads=2) as opened:
+        yield CachedModel(opened, cache)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +243,7 @@ def test_state_needs_room_and_the_same_precision(
         session.save(file)
     with model.session(context=140) as small, pytest.raises(pyflash.Error):
         small.load(file)
-    other = next(p for p in PRECISIONS if p != model.info.precision)
+    other = next(p for p in PRECISIONS if p != model.precision)
     with pyflash.Model.open(tiny.path, precision=other) as opened, opened.session(context=CONTEXT) as session:
         with pytest.raises(pyflash.Error):
             session.load(file)
