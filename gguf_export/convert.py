@@ -237,7 +237,7 @@ def _plan_native(plan: ConversionPlan) -> None:
     carried = keys.add_native(plan.files[0].metadata, plan.checkpoint)
     absent = [name for name in keys.SIDE_FILES if name not in carried]
     if absent:
-        plan.notes.append(f"{', '.join(absent)} is not in the checkpoint, so an export will not have it either")
+        plan.notes.append(f"the checkpoint has no {' and no '.join(absent)}, so an export will not either")
 
 
 def _names(weight: Weight) -> list[str]:

@@ -32,7 +32,9 @@ def small_config(release: str = "preview", **changes: Any) -> dict[str, Any]:
     return make_config("tiny", release, **values)
 
 
-def small_checkpoint(path: Path, release: str = "preview", changes: dict[str, Any] | None = None, **options: Any) -> Path:
+def small_checkpoint(
+    path: Path, release: str = "preview", changes: dict[str, Any] | None = None, **options: Any
+) -> Path:
     return write_checkpoint(path, small_config(release, **(changes or {})), **options)
 
 
@@ -57,8 +59,9 @@ def rewrite(folder: Path, name: str, edit: Edit) -> None:
     else:
         raise AssertionError(name)
     data = path.read_bytes()
+    refs = read_header(path)
     tensors = {
-        key: (ref.dtype, ref.shape, data[ref.offset : ref.offset + ref.nbytes]) for key, ref in read_header(path).items()
+        key: (ref.dtype, ref.shape, data[ref.offset : ref.offset + ref.nbytes]) for key, ref in refs.items()
     }
     edit(tensors)
     header, _ = build_header(path, [(key, dtype, shape) for key, (dtype, shape, _) in tensors.items()])

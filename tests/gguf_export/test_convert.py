@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import leftovers, payloads, small_checkpoint
+from checkpoints import leftovers, payloads, rewrite, small_checkpoint
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from gguf_export import engine, tensors
@@ -124,7 +124,9 @@ def test_default_types_are_the_table(preview: Path, tmp_path: Path) -> None:
     fp8 = {"attn_q_a", "attn_q_b", "attn_kv", "attn_output_a", "attn_output_b", "indexer.attn_q_b", "ffn_gate_shexp",
            "ffn_up_shexp", "ffn_down_shexp"}  # fmt: skip
     for name, value in expected_values(preview).items():
-        short = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blk.") else name.removesuffix(".weight")
+        short = name.removesuffix(".weight")
+        if short.startswith("blk."):
+            short = short.split(".", 2)[2]
         if short in fp8:
             assert types[name] == "Q8_0"
             expected = codecs.q8_0_decode(codecs.q8_0_encode(value.reshape(-1, 32))).reshape(value.shape)
@@ -179,16 +181,18 @@ def test_mtp_file_of_compat(preview: Path, tmp_path: Path, dense: str) -> None:
     reader = GGUFReader(tmp_path / "mtp-m.gguf")
     metadata = keys(reader)
     assert metadata["deepseek4.block_count"] == 4 and metadata["deepseek4.nextn_predict_layers"] == 1
-    assert len(metadata["deepseek4.swiglu_clamp_exp"]) == 4 and len(metadata["deepseek4.attention.compress_ratios"]) == 4
+    for key in ("swiglu_clamp_exp", "attention.compress_ratios"):
+        assert len(metadata[f"deepseek4.{key}"]) == 4
     values = checkpoint_values(preview)
-    expected = {name: value for name, value in expected_values(preview, drafts=True).items() if name.startswith("blk.3.")}
+    everything = expected_values(preview, drafts=True)
+    expected = {name: value for name, value in everything.items() if name.startswith("blk.3.")}
     for part in ("fn", "base", "scale"):
         expected[f"output_hc_{part}.weight"] = expected.pop(f"blk.3.nextn.hc_head_{part}.weight")
     for half in "eh":
         del expected[f"blk.3.nextn.{half}_proj.weight"]
     expected["blk.3.nextn.eh_proj.weight"] = np.concatenate([values["mtp.0.e_proj"], values["mtp.0.h_proj"]], axis=1)
     for name in ("token_embd", "output", "output_norm"):
-        expected[f"{name}.weight"] = expected_values(preview)[f"{name}.weight"]
+        expected[f"{name}.weight"] = everything[f"{name}.weight"]
     found, types = gguf_values(reader), kinds(reader)
     for name, kind in types.items():
         if kind == "Q8_0":
@@ -232,6 +236,24 @@ def test_native_layout(preview: Path, base: Path, tmp_path: Path) -> None:
     assert found["blk.1.ffn_down_exps.weight"].tensor_type.name == "I8"
     assert found["blk.1.ffn_down_exps.scale"].tensor_type.name == "F32"
     assert found["blk.1.ffn_down_exps.scale"].shape.tolist() == [1, 2, 5]
+
+
+def test_dense_weights_with_float_scales(tmp_path: Path) -> None:
+    """The dtype of each scale decides, not that of the others."""
+    folder = small_checkpoint(tmp_path / "c")
+    name = "layers.1.attn.wo_a.scale"
+
+    def to_float(shard: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+        _, shape, data = shard[name]
+        factors = codecs.e8m0_decode(np.frombuffer(data, np.uint8)) * np.float32(1.25)
+        shard[name] = ("F32", shape, factors.astype(np.float32).tobytes())
+
+    rewrite(folder, name, to_float)
+    convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native", mtp=True))
+    export_hf(tmp_path / "native.gguf", tmp_path / "back")
+    assert payloads(tmp_path / "back") == payloads(folder)
+    convert(folder, tmp_path / "m.gguf", ConvertOptions(dense="f32"))
+    assert_same(gguf_values(GGUFReader(tmp_path / "m.gguf")), expected_values(folder))
 
 
 def test_fp8_experts_in_compat(base: Path, tmp_path: Path) -> None:

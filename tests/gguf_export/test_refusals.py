@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,10 @@ def reshape(name: str, shape: tuple[int, ...]) -> Edit:
 
 
 EXPERT = "layers.1.ffn.experts.3.w2"
+WKV = "layers.0.attn.wkv.weight"
+WO_B = "layers.2.attn.wo_b.weight"
+IDS = "layers.0.ffn.gate.tid2eid"
+SCALE = "layers.2.attn.wkv.scale"
 
 
 @pytest.mark.parametrize(
@@ -64,15 +69,15 @@ EXPERT = "layers.1.ffn.experts.3.w2"
         ("layers.1.attn.wq_a.scale", drop("layers.1.attn.wq_a.scale"), "layers.1.attn.wq_a.scale is missing"),
         (f"{EXPERT}.weight", drop(f"{EXPERT}.weight"), f"{EXPERT}.weight is missing"),
         ("norm.weight", rename("norm.weight", "model.norm.weight"), "model.norm.weight is not a tensor of this model"),
-        ("layers.0.attn.wkv.weight", retype("layers.0.attn.wkv.weight", "I8"), "wkv.weight is I8, expected F8_E4M3"),
+        (WKV, retype(WKV, "I8"), f"{WKV} is I8, expected F8_E4M3"),
         (f"{EXPERT}.weight", retype(f"{EXPERT}.weight", "F8_E4M3"), f"{EXPERT}.weight is F8_E4M3, expected I8"),
         (f"{EXPERT}.scale", retype(f"{EXPERT}.scale", "U8"), f"{EXPERT}.scale is U8, expected F8_E8M0"),
-        ("layers.2.attn.wo_b.weight", reshape("layers.2.attn.wo_b.weight", (128, 160)), "shape [128, 160], expected [160, 128]"),
+        (WO_B, reshape(WO_B, (128, 160)), f"{WO_B} has shape [128, 160], expected [160, 128]"),
         (f"{EXPERT}.scale", poke(f"{EXPERT}.scale", 255, "u1", at=7), f"{EXPERT}.scale holds a scale that is NaN"),
-        ("layers.2.attn.wkv.scale", poke("layers.2.attn.wkv.scale", 255, "u1"), "layers.2.attn.wkv.scale holds a scale"),
-        ("layers.0.ffn.gate.tid2eid", poke("layers.0.ffn.gate.tid2eid", 5, "<i8", at=9), "gate.tid2eid holds the expert id 5"),
-        ("layers.0.ffn.gate.tid2eid", poke("layers.0.ffn.gate.tid2eid", -1, "<i8"), "gate.tid2eid holds the expert id -1"),
-        ("layers.0.attn.wkv.weight", poke("layers.0.attn.wkv.weight", 0x7F, "u1", at=99), "layers.0.attn.wkv.weight holds NaN"),
+        (SCALE, poke(SCALE, 255, "u1"), f"{SCALE} holds a scale that is NaN"),
+        (IDS, poke(IDS, 5, "<i8", at=9), f"{IDS} holds the expert id 5, there are 5 experts"),
+        (IDS, poke(IDS, -1, "<i8"), f"{IDS} holds the expert id -1"),
+        (WKV, poke(WKV, 0x7F, "u1", at=99), f"{WKV} holds NaN"),
     ],
 )  # fmt: skip
 def test_damaged_tensors_are_named(tmp_path: Path, name: str, edit: Edit, message: str) -> None:
@@ -263,7 +268,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pyte
     import shutil
 
     folder = small_checkpoint(tmp_path / "c")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=9, free=1))
     assert "GB free" in refused(folder, tmp_path)
 
 

@@ -86,7 +86,8 @@ def test_the_safetensors_package_reads_the_files(tmp_path: Path) -> None:
     ours = payloads(folder)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(ours)
-        for name in ("embed.weight", "layers.0.attn.wq_a.weight", "layers.0.attn.wq_a.scale", "layers.0.ffn.gate.tid2eid"):
+        wq_a = "layers.0.attn.wq_a"
+        for name in ("embed.weight", f"{wq_a}.weight", f"{wq_a}.scale", "layers.0.ffn.gate.tid2eid"):
             tensor = file.get_tensor(name)
             assert tuple(tensor.shape) == ours[name][1]
             assert tensor.view(torch.uint8).numpy().tobytes() == ours[name][2]
