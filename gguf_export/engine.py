@@ -26,6 +26,7 @@ ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
 
 MOST_OPEN_FILES = 8  # per thread
 N_THREADS = 4
+_PREFETCH_BYTES = 1 << 18
 _TICK_SECONDS = 0.1
 
 
@@ -53,8 +54,8 @@ class Io:
                 self._files.popitem(last=False)[1].close()
             file = FileIO(path, mode)
             if mode == "rb" and hasattr(os, "posix_fadvise"):
-                # Jobs ask for exactly what they need in large pieces, here and there; the system's own read-ahead would
-                # fetch many times as much around the small ones.
+                # The system's own read-ahead would fetch many times as much around small tensors; jobs ask for what
+                # they need by prefetch().
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         self._files[key] = file
         return file
@@ -67,6 +68,18 @@ class Io:
             self._buffers.pop(name, None)
             held = self._buffers[name] = np.empty(nbytes, dtype=np.uint8)
         return held[:nbytes].view(dtype)
+
+    def prefetch(self, ref: TensorRef, begin: int, nbytes: int) -> None:
+        """Tells the system which bytes will be read next, where it can be told."""
+        if ref.path is None or not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            descriptor = self._file(ref.path, "rb").fileno()
+            for done in range(0, nbytes, _PREFETCH_BYTES):  # Linux cuts larger requests off
+                size = min(_PREFETCH_BYTES, nbytes - done)
+                os.posix_fadvise(descriptor, ref.offset + begin + done, size, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass  # only a hint; read() reports what is wrong
 
     def read(self, ref: TensorRef, begin: int, nbytes: int, buffer: str) -> NDArray[np.uint8]:
         """Bytes [begin, begin + nbytes) of a tensor, in the named buffer."""

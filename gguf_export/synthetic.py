@@ -174,6 +174,8 @@ _PLAIN: list[tuple[str, float, float]] = [
     ("embed.weight", 1.0, 0.0),
 ]
 
+_PIECE_VALUES = 1 << 20
+
 
 def _spread(weight: Weight) -> tuple[float, float]:
     for ending, std, mean in _PLAIN:
@@ -191,16 +193,22 @@ class _Values:
     def __init__(self, config: ModelConfig, seed: int, pool_values: int) -> None:
         self.config = config
         self.seed = seed
-        normal = _rng(seed, "pool").standard_normal(pool_values, dtype=np.float32)
-        self.fp4_pool = codecs.fp4_pack(codecs.e2m1_encode(normal * 2.0))
-        self.fp8_pool = codecs.e4m3_encode(normal * 64.0)
-        self.bf16_pool = codecs.bf16_encode(normal)
+        self.fp4_pool = np.empty(pool_values // 2, dtype=np.uint8)
+        self.fp8_pool = np.empty(pool_values, dtype=np.uint8)
+        self.bf16_pool = np.empty(pool_values, dtype=np.uint16)
+        rng = _rng(seed, "pool")
+        for begin in range(0, pool_values, _PIECE_VALUES):
+            end = min(begin + _PIECE_VALUES, pool_values)
+            normal = rng.standard_normal(end - begin, dtype=np.float32)
+            self.fp4_pool[begin // 2 : end // 2] = codecs.fp4_pack(codecs.e2m1_encode(normal * 2.0))
+            self.fp8_pool[begin:end] = codecs.e4m3_encode(normal * 64.0)
+            self.bf16_pool[begin:end] = codecs.bf16_encode(normal)
 
     @staticmethod
     def _from_pool(pool: NDArray[Any], count: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
         while count:
             start = int(rng.integers(0, max(1, len(pool) // 2)))
-            piece = pool[start : start + count]
+            piece = pool[start : start + min(count, _PIECE_VALUES)]
             yield piece
             count -= len(piece)
 
@@ -222,8 +230,8 @@ class _Values:
 
     def _large_bf16(self, weight: Weight, n: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
         std, _ = _spread(weight)
-        pool = codecs.bf16_encode(codecs.bf16_decode(self.bf16_pool) * np.float32(std))
-        yield from self._from_pool(pool, n, rng)
+        for piece in self._from_pool(self.bf16_pool, n, rng):
+            yield piece if std == 1.0 else codecs.bf16_encode(codecs.bf16_decode(piece) * np.float32(std))
 
     def _plain(self, weight: Weight, rng: np.random.Generator) -> NDArray[np.float32]:
         std, mean = _spread(weight)

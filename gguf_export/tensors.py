@@ -19,9 +19,11 @@ from quantize import native
 from quantize.codecs import BLOCK
 from quantize.plan import Form, GGMLType, row_bytes
 
-# Values a job handles: 16 MB as float32, 8 MB as packed FP4.
-_JOB_VALUES = 4 << 20
-_JOB_FP4_VALUES = 16 << 20
+# A job covers about this many values, an expert's matrix of V4-Flash: its reads are announced together. It handles them
+# in steps whose buffers stay in the processor's cache, which halves the time that the system spends on copying.
+_JOB_VALUES = 8 << 20
+_STEP_VALUES = 1 << 20
+_STEP_FP4_VALUES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ class OutputTensor:
     def jobs(self, path: Path, offset: int) -> Iterator[TensorJob]:
         for piece in self.pieces:
             rows, cols = piece[0].rows, sum(source.cols for source in piece)
-            most = _JOB_FP4_VALUES if piece[0].form is Form.FP4 and self.info.kind is GGMLType.MXFP4 else _JOB_VALUES
-            step = max(1, most // cols)
+            step = max(1, _JOB_VALUES // cols)
             for row in range(0, rows, step):
                 yield TensorJob(self, piece, row, min(step, rows - row), path, offset + row * self.row_bytes)
             offset += rows * self.row_bytes
@@ -80,12 +81,40 @@ class TensorJob:
     offset: int
 
     def run(self, io: Io) -> int:
-        data = self._encode(io)
-        io.write(self.path, self.offset, data)
-        return data.nbytes
+        for source in self.piece:
+            size = _stored_row_bytes(source)
+            io.prefetch(source.data, self.row * size, self.n_rows * size)
+        is_repack = self.piece[0].form is Form.FP4 and self.tensor.info.kind is GGMLType.MXFP4
+        values = _STEP_FP4_VALUES if is_repack else _STEP_VALUES
+        step = max(1, values // sum(source.cols for source in self.piece))
+        written = 0
+        for row in range(self.row, self.row + self.n_rows, step):
+            n_rows = min(step, self.row + self.n_rows - row)
+            data = _Rows(self.tensor.info.kind, self.piece, row, n_rows).encode(io)
+            io.write(self.path, self.offset + written, data)
+            written += data.nbytes
+        return written
 
-    def _encode(self, io: Io) -> NDArray[Any]:
-        source, kind = self.piece[0], self.tensor.info.kind
+
+def _stored_row_bytes(source: Source) -> int:
+    """Bytes of one row in the checkpoint, scales aside."""
+    if source.form is Form.FP4:
+        return source.cols // 2
+    size = {None: 1, Form.FP8: 1, Form.BF16: 2, Form.F32: 4, Form.I64: 8}[source.form]
+    return source.cols * size
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows [row, row + n_rows) of matrices side by side, on their way to one tensor type."""
+
+    kind: GGMLType
+    piece: tuple[Source, ...]
+    row: int
+    n_rows: int
+
+    def encode(self, io: Io) -> NDArray[Any]:
+        source, kind = self.piece[0], self.kind
         n_values = self.n_rows * source.cols
         if source.form is None:
             return io.read(source.data, self.row * source.cols, n_values, "in")

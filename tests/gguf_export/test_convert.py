@@ -282,8 +282,9 @@ def test_shards_hold_everything_once(preview: Path, tmp_path: Path) -> None:
 def test_jobs_of_any_size_give_the_same_file(preview: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ConvertOptions(mtp=True)
     convert(preview, tmp_path / "a.gguf", options)
-    monkeypatch.setattr(tensors, "_JOB_VALUES", 1000)
-    monkeypatch.setattr(tensors, "_JOB_FP4_VALUES", 1000)
+    monkeypatch.setattr(tensors, "_JOB_VALUES", 5000)
+    monkeypatch.setattr(tensors, "_STEP_VALUES", 1000)
+    monkeypatch.setattr(tensors, "_STEP_FP4_VALUES", 1000)
     convert(preview, tmp_path / "b.gguf", options)
     for prefix in ("", "mtp-"):
         assert (tmp_path / f"{prefix}a.gguf").read_bytes() == (tmp_path / f"{prefix}b.gguf").read_bytes()
