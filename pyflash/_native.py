@@ -38,7 +38,10 @@ def _load() -> tuple[Any, Any]:
     try:
         from pyflash._pyflash_cffi import ffi
     except ModuleNotFoundError as error:
-        raise ImportError("pyflash has not been built; install it with 'pip install .'") from error
+        raise ImportError(
+            "this pyflash is a source tree that has not been built; install it with 'pip install .' and run Python in "
+            "another folder, or make an editable install"
+        ) from error
     path = _library_path()
     try:
         lib = ffi.dlopen(str(path))

@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this environment's tools first
 
 
-def cmake_dir() -> str:
-    done = subprocess.run([sys.executable, "-m", "pyflash", "--cmake-dir"], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def cmake_dir(away: Path) -> str:
+    """Asked from another folder, because -m would find the source tree's package first."""
+    command = [sys.executable, "-m", "pyflash", "--cmake-dir"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=away).stdout.strip()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
@@ -33,7 +34,7 @@ def test_c_program_builds_against_the_package(tmp_path: Path, demo_model: Path) 
     if cmake is None or ninja is None:
         pytest.skip("no cmake or no ninja")
     build = tmp_path / "build"
-    configure = [cmake, "-S", str(ROOT / "examples" / "embed"), "-B", str(build), f"-Dpyflash_DIR={cmake_dir()}",
+    configure = [cmake, "-S", str(ROOT / "examples" / "embed"), "-B", str(build), f"-Dpyflash_DIR={cmake_dir(tmp_path)}",
                  "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_C_FLAGS=-Wall -Wextra -Wconversion -Werror"]  # fmt: skip
     for command in (configure, [cmake, "--build", str(build)]):
         done = subprocess.run(command, capture_output=True, text=True)
