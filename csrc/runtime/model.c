@@ -61,11 +61,20 @@ static pf_status copy_name(pf_model *model, pf_error *err) {
     return PF_OK;
 }
 
+static pf_status open_tokenizer(pf_model *model, pf_error *err) {
+    PF_TRY(pf_tokenizer_open(model->gguf, &model->tokenizer, err));
+    if (model->tokenizer != NULL && pf_tokenizer_n_tokens(model->tokenizer) > model->net.config.n_vocab) {
+        return pf_fail(err, PF_ERR_FORMAT, "the tokenizer has %d tokens, the model %d: convert the checkpoint again",
+                       pf_tokenizer_n_tokens(model->tokenizer), model->net.config.n_vocab);
+    }
+    return PF_OK;
+}
+
 static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
     PF_TRY(open_network(model, params->mtp_path, err));
-    PF_TRY(pf_tokenizer_open(model->gguf, &model->tokenizer, err));
+    PF_TRY(open_tokenizer(model, err));
     PF_TRY(copy_name(model, err));
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
@@ -131,7 +140,8 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .head_dim = c->head_dim, .rope_dim = c->rope_dim, .window = c->window, .n_expert = c->n_expert,
         .n_expert_used = c->n_expert_used, .n_ff_expert = c->n_ff, .n_hash_layer = c->n_hash_layer,
         .index_topk = c->index_topk, .n_stream = c->n_stream, .has_mtp = model->net.weights.mtp.present,
-        .bos_token = pf_tokenizer_bos(model->tokenizer), .eos_token = pf_tokenizer_eos(model->tokenizer),
+        .bos_token = model->tokenizer != NULL ? pf_tokenizer_bos(model->tokenizer) : -1,
+        .eos_token = model->tokenizer != NULL ? pf_tokenizer_eos(model->tokenizer) : -1,
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,

@@ -23,4 +23,4 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, str(tiny.path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "0 1 (64,)\nno tokenizer\n"
+    assert result.stdout == "-1 -1 (64,)\nno tokenizer\n"
