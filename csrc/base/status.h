@@ -13,6 +13,13 @@
 /* Fills err (which may be NULL) with code and one formatted line, and returns code: `return pf_fail(err, ...)`. */
 pf_status pf_fail(pf_error *err, pf_status code, const char *format, ...) PF_PRINTF(3, 4);
 
+/* Hands a failure on to the caller. */
+#define PF_TRY(call) \
+    do { \
+        const pf_status status_ = (call); \
+        if (status_ != PF_OK) return status_; \
+    } while (0)
+
 typedef struct pf_log {
     pf_log_fn fn; /* may be NULL */
     void *user;

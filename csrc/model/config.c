@@ -57,12 +57,6 @@ static pf_status read_double(const reader *r, const char *name, double low, doub
     return status;
 }
 
-#define TRY(call) \
-    do { \
-        const pf_status status_ = (call); \
-        if (status_ != PF_OK) return status_; \
-    } while (0)
-
 static pf_status read_arch(const reader *r) {
     pf_gguf_string arch;
     if (!pf_gguf_get_string(r->gguf, "general.architecture", &arch)) {
@@ -156,17 +150,17 @@ static pf_status read_compressed_rope(const reader *r, pf_config *c) {
     }
     pf_rope_config *rope = &c->rope_compressed;
     int32_t original;
-    TRY(read_double(r, "attention.compress_rope_freq_base", 2.0, 1e12, &rope->theta));
-    TRY(read_double(r, "rope.scaling.factor", 1.0, 1e6, &rope->factor));
-    TRY(read_int(r, "rope.scaling.original_context_length", 1, INT32_MAX, &original));
+    PF_TRY(read_double(r, "attention.compress_rope_freq_base", 2.0, 1e12, &rope->theta));
+    PF_TRY(read_double(r, "rope.scaling.factor", 1.0, 1e6, &rope->factor));
+    PF_TRY(read_int(r, "rope.scaling.original_context_length", 1, INT32_MAX, &original));
     rope->original_length = original;
     rope->beta_fast = 32.0;
     rope->beta_slow = 1.0;
     if (pf_gguf_has(r->gguf, ARCH ".rope.scaling.yarn_beta_fast")) {
-        TRY(read_double(r, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &rope->beta_fast));
+        PF_TRY(read_double(r, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &rope->beta_fast));
     }
     if (pf_gguf_has(r->gguf, ARCH ".rope.scaling.yarn_beta_slow")) {
-        TRY(read_double(r, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &rope->beta_slow));
+        PF_TRY(read_double(r, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &rope->beta_slow));
     }
     return PF_OK;
 }
@@ -174,25 +168,25 @@ static pf_status read_compressed_rope(const reader *r, pf_config *c) {
 static pf_status read_attention(const reader *r, pf_config *c) {
     int32_t kv_heads, value_dim;
     bool has_csa, has_compressed;
-    TRY(read_int(r, "attention.head_count", 1, 4096, &c->n_head));
-    TRY(read_int(r, "attention.head_count_kv", 1, 1, &kv_heads));
-    TRY(read_int(r, "attention.key_length", 2, 8192, &c->head_dim));
-    TRY(read_int(r, "attention.value_length", c->head_dim, c->head_dim, &value_dim));
-    TRY(read_int(r, "rope.dimension_count", 2, c->head_dim, &c->rope_dim));
-    TRY(read_int(r, "attention.q_lora_rank", 1, 1 << 20, &c->q_rank));
-    TRY(read_int(r, "attention.output_group_count", 1, c->n_head, &c->o_groups));
-    TRY(read_int(r, "attention.output_lora_rank", 1, 1 << 20, &c->o_rank));
-    TRY(read_int(r, "attention.sliding_window", 1, 1 << 20, &c->window));
-    TRY(read_ratios(r, c, &has_csa, &has_compressed));
+    PF_TRY(read_int(r, "attention.head_count", 1, 4096, &c->n_head));
+    PF_TRY(read_int(r, "attention.head_count_kv", 1, 1, &kv_heads));
+    PF_TRY(read_int(r, "attention.key_length", 2, 8192, &c->head_dim));
+    PF_TRY(read_int(r, "attention.value_length", c->head_dim, c->head_dim, &value_dim));
+    PF_TRY(read_int(r, "rope.dimension_count", 2, c->head_dim, &c->rope_dim));
+    PF_TRY(read_int(r, "attention.q_lora_rank", 1, 1 << 20, &c->q_rank));
+    PF_TRY(read_int(r, "attention.output_group_count", 1, c->n_head, &c->o_groups));
+    PF_TRY(read_int(r, "attention.output_lora_rank", 1, 1 << 20, &c->o_rank));
+    PF_TRY(read_int(r, "attention.sliding_window", 1, 1 << 20, &c->window));
+    PF_TRY(read_ratios(r, c, &has_csa, &has_compressed));
     if (c->rope_dim % 2 != 0) return pf_fail(r->err, PF_ERR_UNSUPPORTED, ARCH ".rope.dimension_count is odd");
     if (c->n_head % c->o_groups != 0) {
         return pf_fail(r->err, PF_ERR_UNSUPPORTED, "%d heads do not divide into %d output groups", c->n_head,
                        c->o_groups);
     }
     if (has_csa) {
-        TRY(read_int(r, "attention.indexer.head_count", 1, 4096, &c->index_heads));
-        TRY(read_int(r, "attention.indexer.key_length", 32, 4096, &c->index_dim));
-        TRY(read_int(r, "attention.indexer.top_k", 1, 1 << 20, &c->index_topk));
+        PF_TRY(read_int(r, "attention.indexer.head_count", 1, 4096, &c->index_heads));
+        PF_TRY(read_int(r, "attention.indexer.key_length", 32, 4096, &c->index_dim));
+        PF_TRY(read_int(r, "attention.indexer.top_k", 1, 1 << 20, &c->index_topk));
         if ((c->index_dim & (c->index_dim - 1)) != 0 || c->rope_dim > c->index_dim) {
             return pf_fail(r->err, PF_ERR_UNSUPPORTED,
                            "indexer rows of %d values with %d rotary ones: a power of two that holds them is needed",
@@ -201,26 +195,26 @@ static pf_status read_attention(const reader *r, pf_config *c) {
     }
     c->rope.theta = 10000.0; /* llama.cpp's default when the key is absent */
     c->rope.factor = 1.0;
-    if (pf_gguf_has(r->gguf, ARCH ".rope.freq_base")) TRY(read_double(r, "rope.freq_base", 2.0, 1e12, &c->rope.theta));
-    if (has_compressed) TRY(read_compressed_rope(r, c));
+    if (pf_gguf_has(r->gguf, ARCH ".rope.freq_base")) PF_TRY(read_double(r, "rope.freq_base", 2.0, 1e12, &c->rope.theta));
+    if (has_compressed) PF_TRY(read_compressed_rope(r, c));
     return PF_OK;
 }
 
 static pf_status read_moe(const reader *r, pf_config *c) {
     int32_t shared, gating;
     bool normalised;
-    TRY(read_int(r, "expert_count", 1, 1 << 16, &c->n_expert));
-    TRY(read_int(r, "expert_used_count", 1, c->n_expert < 256 ? c->n_expert : 256, &c->n_expert_used));
-    TRY(read_int(r, "expert_feed_forward_length", 32, 1 << 20, &c->n_ff));
-    TRY(read_int(r, "expert_shared_count", 1, 1, &shared));
-    TRY(read_float(r, "expert_weights_scale", 1e-6, 1e6, &c->expert_scale));
-    TRY(read_int(r, "expert_gating_func", 4, 4, &gating));
-    TRY(read_int(r, "hash_layer_count", 0, c->n_layer, &c->n_hash_layer));
+    PF_TRY(read_int(r, "expert_count", 1, 1 << 16, &c->n_expert));
+    PF_TRY(read_int(r, "expert_used_count", 1, c->n_expert < 256 ? c->n_expert : 256, &c->n_expert_used));
+    PF_TRY(read_int(r, "expert_feed_forward_length", 32, 1 << 20, &c->n_ff));
+    PF_TRY(read_int(r, "expert_shared_count", 1, 1, &shared));
+    PF_TRY(read_float(r, "expert_weights_scale", 1e-6, 1e6, &c->expert_scale));
+    PF_TRY(read_int(r, "expert_gating_func", 4, 4, &gating));
+    PF_TRY(read_int(r, "hash_layer_count", 0, c->n_layer, &c->n_hash_layer));
     if (!pf_gguf_get_bool(r->gguf, ARCH ".expert_weights_norm", &normalised)) {
         return bad_key(r, "expert_weights_norm", "a bool");
     }
     if (!normalised) return pf_fail(r->err, PF_ERR_UNSUPPORTED, ARCH ".expert_weights_norm is false");
-    TRY(read_limits(r, "swiglu_clamp_exp", c, c->limit_routed));
+    PF_TRY(read_limits(r, "swiglu_clamp_exp", c, c->limit_routed));
     if (pf_gguf_has(r->gguf, ARCH ".swiglu_clamp_shexp")) return read_limits(r, "swiglu_clamp_shexp", c, c->limit_shared);
     memcpy(c->limit_shared, c->limit_routed, sizeof c->limit_shared);
     return PF_OK;
@@ -230,24 +224,24 @@ pf_status pf_config_read(const pf_gguf *gguf, pf_config *out, pf_error *err) {
     const reader r = {gguf, err};
     pf_config c = {0};
     int32_t blocks, context;
-    TRY(read_arch(&r));
-    TRY(read_int(&r, "block_count", 1, PF_MAX_LAYERS, &blocks));
-    if (pf_gguf_has(gguf, ARCH ".nextn_predict_layers")) TRY(read_int(&r, "nextn_predict_layers", 0, 1, &c.n_nextn));
+    PF_TRY(read_arch(&r));
+    PF_TRY(read_int(&r, "block_count", 1, PF_MAX_LAYERS, &blocks));
+    if (pf_gguf_has(gguf, ARCH ".nextn_predict_layers")) PF_TRY(read_int(&r, "nextn_predict_layers", 0, 1, &c.n_nextn));
     /* An MTP file counts the block in block_count (llama.cpp); a native file names it apart. */
     c.native = pf_gguf_has(gguf, "pyflash.fp8");
     c.n_layer = c.native ? blocks : blocks - c.n_nextn;
     if (c.n_layer < 1 || c.n_layer + c.n_nextn > PF_MAX_LAYERS) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, ARCH ".block_count = %d leaves no layer to run", blocks);
     }
-    TRY(read_int(&r, "context_length", 1, INT32_MAX, &context));
+    PF_TRY(read_int(&r, "context_length", 1, INT32_MAX, &context));
     c.n_ctx_train = context;
-    TRY(read_int(&r, "embedding_length", 32, 1 << 20, &c.n_embd));
-    TRY(read_float(&r, "attention.layer_norm_rms_epsilon", 0.0, 1.0, &c.norm_eps));
-    TRY(read_int(&r, "hyper_connection.count", 1, 16, &c.n_stream));
-    TRY(read_int(&r, "hyper_connection.sinkhorn_iterations", 1, 1000, &c.sinkhorn_iters));
-    TRY(read_float(&r, "hyper_connection.epsilon", 0.0, 1.0, &c.hc_eps));
-    TRY(read_attention(&r, &c));
-    TRY(read_moe(&r, &c));
+    PF_TRY(read_int(&r, "embedding_length", 32, 1 << 20, &c.n_embd));
+    PF_TRY(read_float(&r, "attention.layer_norm_rms_epsilon", 0.0, 1.0, &c.norm_eps));
+    PF_TRY(read_int(&r, "hyper_connection.count", 1, 16, &c.n_stream));
+    PF_TRY(read_int(&r, "hyper_connection.sinkhorn_iterations", 1, 1000, &c.sinkhorn_iters));
+    PF_TRY(read_float(&r, "hyper_connection.epsilon", 0.0, 1.0, &c.hc_eps));
+    PF_TRY(read_attention(&r, &c));
+    PF_TRY(read_moe(&r, &c));
     *out = c;
     return PF_OK;
 }

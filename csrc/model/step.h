@@ -29,12 +29,6 @@ typedef struct pf_step {
     pf_rope_table rope, rope_compressed; /* [n] from position */
 } pf_step;
 
-#define PF_TRY(call) \
-    do { \
-        const pf_status status_ = (call); \
-        if (status_ != PF_OK) return status_; \
-    } while (0)
-
 /* count elements of scratch, or PF_ERR_MEMORY out of the calling function. */
 #define PF_SCRATCH(type, name, step, count) \
     type *name = pf_arena_alloc((step)->ex->arena, (size_t)(count) * sizeof(type)); \

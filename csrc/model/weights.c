@@ -15,12 +15,6 @@ typedef struct finder {
     char prefix[24];
 } finder;
 
-#define TRY(call) \
-    do { \
-        const pf_status status_ = (call); \
-        if (status_ != PF_OK) return status_; \
-    } while (0)
-
 static finder finder_at(const pf_gguf *gguf, const pf_config *config, pf_error *err, int layer) {
     finder f = {gguf, config, err, ""};
     if (layer >= 0) (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
@@ -57,7 +51,7 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
 static pf_status find_f32(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1,
                           const float **out) {
     const pf_gguf_tensor *t = NULL;
-    TRY(find(f, name, suffix, ne0, ne1, 1, &t));
+    PF_TRY(find(f, name, suffix, ne0, ne1, 1, &t));
     if (t->type != PF_F32) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s has type %s: F32 is needed", f->prefix, name,
                        pf_dtype_name(t->type));
@@ -71,7 +65,7 @@ static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w)
     const pf_gguf_tensor *t = NULL;
     w->scale_cols = pf_ceil_div(w->cols, PF_FP8_BLOCK);
     w->scale_rows = pf_ceil_div(w->rows, PF_FP8_BLOCK);
-    TRY(find(f, name, ".scale", w->scale_cols, w->scale_rows, w->count, &t));
+    PF_TRY(find(f, name, ".scale", w->scale_cols, w->scale_rows, w->count, &t));
     if (t->type != PF_I8 && t->type != PF_F32) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s.scale has type %s: I8 or F32 is needed", f->prefix,
                        name, pf_dtype_name(t->type));
@@ -85,14 +79,14 @@ static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w)
 static pf_status find_matrices(const finder *f, const char *name, int64_t cols, int64_t rows, int64_t count,
                                pf_weight *out) {
     const pf_gguf_tensor *t = NULL;
-    TRY(find(f, name, ".weight", cols, rows, count, &t));
+    PF_TRY(find(f, name, ".weight", cols, rows, count, &t));
     pf_weight w = {.data = t->data, .type = (pf_dtype)t->type, .cols = cols, .rows = rows, .count = count};
     switch (w.type) {
     case PF_F32: case PF_F16: case PF_BF16: case PF_Q8_0: case PF_MXFP4: break;
     case PF_I8:
         if (!f->config->native) goto unsupported;
         w.type = PF_FP8;
-        TRY(find_fp8_scale(f, name, &w));
+        PF_TRY(find_fp8_scale(f, name, &w));
         break;
     default:
     unsupported:
@@ -123,9 +117,9 @@ static pf_status find_mhc(const finder *f, const char *name, int64_t n_out, int6
     const int64_t n_in = (int64_t)f->config->n_stream * f->config->n_embd;
     char part[48];
     (void)snprintf(part, sizeof part, "%s_fn", name);
-    TRY(find_f32(f, part, suffix, n_in, n_out, &out->fn));
+    PF_TRY(find_f32(f, part, suffix, n_in, n_out, &out->fn));
     (void)snprintf(part, sizeof part, "%s_base", name);
-    TRY(find_f32(f, part, suffix, n_out, 1, &out->base));
+    PF_TRY(find_f32(f, part, suffix, n_out, 1, &out->base));
     (void)snprintf(part, sizeof part, "%s_scale", name);
     return find_f32(f, part, suffix, n_scale, 1, &out->scale);
 }
@@ -135,11 +129,11 @@ static pf_status find_compressor(const finder *f, const char *name, int32_t rati
     const int64_t channels = ratio == PF_RATIO_CSA ? 2 * width : width;
     char part[48];
     (void)snprintf(part, sizeof part, "%s_kv", name);
-    TRY(find_matrix(f, part, f->config->n_embd, channels, &out->kv));
+    PF_TRY(find_matrix(f, part, f->config->n_embd, channels, &out->kv));
     (void)snprintf(part, sizeof part, "%s_gate", name);
-    TRY(find_matrix(f, part, f->config->n_embd, channels, &out->gate));
+    PF_TRY(find_matrix(f, part, f->config->n_embd, channels, &out->gate));
     (void)snprintf(part, sizeof part, "%s_ape", name);
-    TRY(find_f32(f, part, ".weight", channels, ratio, &out->ape));
+    PF_TRY(find_f32(f, part, ".weight", channels, ratio, &out->ape));
     (void)snprintf(part, sizeof part, "%s_norm", name);
     return find_norm(f, part, width, &out->norm);
 }
@@ -148,26 +142,26 @@ static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_wei
     const pf_config *c = f->config;
     const int64_t d = c->head_dim, width = c->n_embd, heads = (int64_t)c->n_head * d;
     const int64_t low = (int64_t)c->o_groups * c->o_rank;
-    TRY(find_norm(f, "attn_norm", width, &out->norm));
-    TRY(find_f32(f, "attn_sinks", ".weight", c->n_head, 1, &out->sinks));
-    TRY(find_matrix(f, "attn_q_a", width, c->q_rank, &out->q_a));
-    TRY(find_norm(f, "attn_q_a_norm", c->q_rank, &out->q_norm));
-    TRY(find_matrix(f, "attn_q_b", c->q_rank, heads, &out->q_b));
-    TRY(find_matrix(f, "attn_kv", width, d, &out->kv));
-    TRY(find_norm(f, "attn_kv_a_norm", d, &out->kv_norm));
-    TRY(find_matrix(f, "attn_output_a", heads / c->o_groups, low, &out->out_a));
-    TRY(find_matrix(f, "attn_output_b", low, width, &out->out_b));
+    PF_TRY(find_norm(f, "attn_norm", width, &out->norm));
+    PF_TRY(find_f32(f, "attn_sinks", ".weight", c->n_head, 1, &out->sinks));
+    PF_TRY(find_matrix(f, "attn_q_a", width, c->q_rank, &out->q_a));
+    PF_TRY(find_norm(f, "attn_q_a_norm", c->q_rank, &out->q_norm));
+    PF_TRY(find_matrix(f, "attn_q_b", c->q_rank, heads, &out->q_b));
+    PF_TRY(find_matrix(f, "attn_kv", width, d, &out->kv));
+    PF_TRY(find_norm(f, "attn_kv_a_norm", d, &out->kv_norm));
+    PF_TRY(find_matrix(f, "attn_output_a", heads / c->o_groups, low, &out->out_a));
+    PF_TRY(find_matrix(f, "attn_output_b", low, width, &out->out_b));
     if (ratio == 0) return PF_OK;
-    TRY(find_compressor(f, "attn_compressor", ratio, d, &out->compressor));
+    PF_TRY(find_compressor(f, "attn_compressor", ratio, d, &out->compressor));
     if (ratio != PF_RATIO_CSA) return PF_OK;
-    TRY(find_matrix(f, "indexer.attn_q_b", c->q_rank, (int64_t)c->index_heads * c->index_dim, &out->index_q));
-    TRY(find_matrix(f, "indexer.proj", width, c->index_heads, &out->index_weights));
+    PF_TRY(find_matrix(f, "indexer.attn_q_b", c->q_rank, (int64_t)c->index_heads * c->index_dim, &out->index_q));
+    PF_TRY(find_matrix(f, "indexer.proj", width, c->index_heads, &out->index_weights));
     return find_compressor(f, "indexer_compressor", ratio, c->index_dim, &out->index_compressor);
 }
 
 static pf_status find_token_table(const finder *f, const int32_t **out) {
     const pf_gguf_tensor *t = NULL;
-    TRY(find(f, "ffn_gate_tid2eid", ".weight", f->config->n_expert_used, f->config->n_vocab, 1, &t));
+    PF_TRY(find(f, "ffn_gate_tid2eid", ".weight", f->config->n_expert_used, f->config->n_vocab, 1, &t));
     if (t->type != PF_I32) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %sffn_gate_tid2eid.weight has type %s: I32 is needed",
                        f->prefix, pf_dtype_name(t->type));
@@ -179,18 +173,18 @@ static pf_status find_token_table(const finder *f, const int32_t **out) {
 static pf_status find_moe(const finder *f, bool hash, pf_moe_weights *out) {
     const pf_config *c = f->config;
     const int64_t width = c->n_embd, ff = c->n_ff, n = c->n_expert;
-    TRY(find_norm(f, "ffn_norm", width, &out->norm));
-    TRY(find_matrix(f, "ffn_gate_inp", width, n, &out->router));
+    PF_TRY(find_norm(f, "ffn_norm", width, &out->norm));
+    PF_TRY(find_matrix(f, "ffn_gate_inp", width, n, &out->router));
     if (hash) {
-        TRY(find_token_table(f, &out->token_table));
+        PF_TRY(find_token_table(f, &out->token_table));
     } else {
-        TRY(find_f32(f, "exp_probs_b", ".bias", n, 1, &out->router_bias));
+        PF_TRY(find_f32(f, "exp_probs_b", ".bias", n, 1, &out->router_bias));
     }
-    TRY(find_matrices(f, "ffn_gate_exps", width, ff, n, &out->gate));
-    TRY(find_matrices(f, "ffn_up_exps", width, ff, n, &out->up));
-    TRY(find_matrices(f, "ffn_down_exps", ff, width, n, &out->down));
-    TRY(find_matrix(f, "ffn_gate_shexp", width, ff, &out->shared_gate));
-    TRY(find_matrix(f, "ffn_up_shexp", width, ff, &out->shared_up));
+    PF_TRY(find_matrices(f, "ffn_gate_exps", width, ff, n, &out->gate));
+    PF_TRY(find_matrices(f, "ffn_up_exps", width, ff, n, &out->up));
+    PF_TRY(find_matrices(f, "ffn_down_exps", ff, width, n, &out->down));
+    PF_TRY(find_matrix(f, "ffn_gate_shexp", width, ff, &out->shared_gate));
+    PF_TRY(find_matrix(f, "ffn_up_shexp", width, ff, &out->shared_up));
     return find_matrix(f, "ffn_down_shexp", ff, width, &out->shared_down);
 }
 
@@ -202,9 +196,9 @@ static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, 
     out->hash = hash;
     out->limit_routed = c->limit_routed[layer];
     out->limit_shared = c->limit_shared[layer];
-    TRY(find_mhc(&f, "hc_attn", mixes, 3, ".weight", &out->hc_attn));
-    TRY(find_mhc(&f, "hc_ffn", mixes, 3, ".weight", &out->hc_ffn));
-    TRY(find_attention(&f, out->ratio, &out->attn));
+    PF_TRY(find_mhc(&f, "hc_attn", mixes, 3, ".weight", &out->hc_attn));
+    PF_TRY(find_mhc(&f, "hc_ffn", mixes, 3, ".weight", &out->hc_ffn));
+    PF_TRY(find_attention(&f, out->ratio, &out->attn));
     return find_moe(&f, hash, &out->moe);
 }
 
@@ -212,18 +206,18 @@ static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, 
 static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weights *out, pf_error *err) {
     const finder f = finder_at(gguf, c, err, c->n_layer), root = finder_at(gguf, c, err, -1);
     const int64_t width = c->n_embd;
-    TRY(find_layer(gguf, c, c->n_layer, false, &out->layer, err));
-    TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
-    TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
-    TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
+    PF_TRY(find_layer(gguf, c, c->n_layer, false, &out->layer, err));
+    PF_TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
+    PF_TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
+    PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
     out->joined = !c->native;
     if (out->joined) {
-        TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
-        TRY(find_mhc(&root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
+        PF_TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
+        PF_TRY(find_mhc(&root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
     } else {
-        TRY(find_matrix(&f, "nextn.e_proj", width, width, &out->e_proj));
-        TRY(find_matrix(&f, "nextn.h_proj", width, width, &out->h_proj));
-        TRY(find_mhc(&f, "nextn.hc_head", c->n_stream, 1, ".weight", &out->head_mix));
+        PF_TRY(find_matrix(&f, "nextn.e_proj", width, width, &out->e_proj));
+        PF_TRY(find_matrix(&f, "nextn.h_proj", width, width, &out->h_proj));
+        PF_TRY(find_mhc(&f, "nextn.hc_head", c->n_stream, 1, ".weight", &out->head_mix));
     }
     out->present = true;
     return PF_OK;
@@ -253,18 +247,18 @@ static pf_status find_vocab(const pf_gguf *gguf, int32_t *n_vocab, pf_error *err
 
 static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, pf_config *mtp_config,
                           pf_weights *out, pf_error *err) {
-    TRY(find_vocab(gguf, &config->n_vocab, err));
+    PF_TRY(find_vocab(gguf, &config->n_vocab, err));
     const finder root = finder_at(gguf, config, err, -1);
-    TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
-    TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
-    TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
-    TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
+    PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
+    PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
+    PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
+    PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
     for (int l = 0; l < config->n_layer; ++l) {
-        TRY(find_layer(gguf, config, l, l < config->n_hash_layer, &out->layers[l], err));
+        PF_TRY(find_layer(gguf, config, l, l < config->n_hash_layer, &out->layers[l], err));
     }
     if (mtp_gguf != NULL) {
-        TRY(check_mtp_config(config, mtp_config, err));
-        TRY(find_vocab(mtp_gguf, &mtp_config->n_vocab, err));
+        PF_TRY(check_mtp_config(config, mtp_config, err));
+        PF_TRY(find_vocab(mtp_gguf, &mtp_config->n_vocab, err));
         return find_mtp(mtp_gguf, mtp_config, &out->mtp, err);
     }
     return config->n_nextn > 0 ? find_mtp(gguf, config, &out->mtp, err) : PF_OK;
