@@ -250,6 +250,27 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     }
 }
 
+/* One scale for every block, at the ends of its range, where no other block hides it. */
+static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    enum { COLS = 96, ROWS = 9, N = 2 };
+    static const uint16_t scales[2][6] = {{0x0001, 0x0000, 0x8400, 0x7bff, 0x7c00, 0x7e00}, {0, 1, 2, 253, 254, 255}};
+    for (int form = 0; form < 12; ++form) {
+        const int kind = form < 6 ? PF_W_Q8_0 : PF_W_MXFP4;
+        const uint16_t scale = scales[form / 6][form % 6];
+        gate_context("%s scale %x of type %d", k->name, (unsigned)scale, (int)gate_types[kind]);
+        test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
+        for (int64_t at = 0; at < w.data.bytes; at += kind == PF_W_Q8_0 ? 34 : 17) {
+            if (kind == PF_W_Q8_0) memcpy(w.data.data + at, &scale, 2);
+            else w.data.data[at] = (uint8_t)scale;
+        }
+        float x[N * COLS];
+        gate_floats(x, N * COLS, 1.0f);
+        for (int i = 0; i < N * COLS; ++i) x[i] *= form % 6 < 3 ? 1e6f : 1.0f;
+        check_product(k, scalar, &w, kind, true, x, N);
+        gate_weight_free(&w);
+    }
+}
+
 static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-38f, 3e38f, -3e38f, INFINITY, NAN, 0.5f, 127.0f,
                                     63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
@@ -322,6 +343,7 @@ void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     products(k, scalar, false);
     products(k, scalar, true);
     saturation(k, scalar);
+    scale_range(k, scalar);
     quantize(k, scalar);
     cache_rows(k, scalar);
 }

@@ -34,9 +34,6 @@
 #define _mm512_cvtepi8_epi32 shim_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 shim_cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 shim_cvtepu16_epi32
-#define _mm512_cvtepu8_epi16 shim_cvtepu8_epi16
-#undef _mm512_cmpeq_epi16_mask /* a macro in some compilers' own headers */
-#define _mm512_cmpeq_epi16_mask shim_cmpeq_epi16_mask
 #define _mm512_cvtepi32_ps shim_cvtepi32_ps
 
 SHIM __m512i shim_join(__m256i low, __m256i high) {
@@ -82,20 +79,6 @@ SHIM __m512i shim_cvtepu8_epi32(__m128i v) {
 SHIM __m512i shim_cvtepu16_epi32(__m256i v) {
     return shim_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),
                      _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)));
-}
-
-SHIM __m512i shim_cvtepu8_epi16(__m256i v) {
-    return shim_join(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(v)),
-                     _mm256_cvtepu8_epi16(_mm256_extracti128_si256(v, 1)));
-}
-
-SHIM __mmask32 shim_cmpeq_epi16_mask(__m512i a, __m512i b) {
-    int16_t x[32], y[32];
-    __mmask32 mask = 0;
-    simde_mm512_storeu_si512(x, a);
-    simde_mm512_storeu_si512(y, b);
-    for (int i = 0; i < 32; ++i) mask |= (__mmask32)(x[i] == y[i]) << i;
-    return mask;
 }
 
 SHIM __m512 shim_cvtepi32_ps(__m512i v) {

@@ -69,11 +69,11 @@ PF_INLINE void f32_tile_step(f32_tile *tile, const float *const *x, int64_t toke
     }
     int64_t i = 0;
     for (; i + PF_VEC_LANES <= n; i += PF_VEC_LANES) {
-        pf_vec w[TILE_ROWS];
-        PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) w[r] = pf_vec_load(tile->w[r] + i);
-        PF_UNROLL for (int t = 0; t < n_token; ++t) {
-            const pf_vec a = pf_vec_load(x[t] + i);
-            PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) s[t][r] = pf_vec_fma(w[r], a, s[t][r]);
+        pf_vec a[TILE_TOKENS];
+        PF_UNROLL for (int t = 0; t < n_token; ++t) a[t] = pf_vec_load(x[t] + i);
+        PF_UNROLL for (int r = 0; r < TILE_ROWS; ++r) {
+            const pf_vec w = pf_vec_load(tile->w[r] + i);
+            PF_UNROLL for (int t = 0; t < n_token; ++t) s[t][r] = pf_vec_fma(w, a[t], s[t][r]);
         }
     }
     if (i < n) {

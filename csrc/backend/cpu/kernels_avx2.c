@@ -77,11 +77,9 @@ PF_INLINE void from_bf16(const uint8_t *in, __m256 *v) {
     }
 }
 
-/* An e4m3 code moved into a half float reads as the value times 2^-8. */
+/* An e4m3 code moved into a half float reads as the value times 2^-8, except for NaN. */
 PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m256 *v) {
-    const __m256i magnitude = _mm256_set1_epi16(0x7f), nan_code = _mm256_set1_epi16(0x7f << 7);
-    const __m256i nan = _mm256_set1_epi16(0x7e00);
-    if (!(scale < 0x1p119f && scale > -0x1p119f)) { /* 2^8 scale might overflow */
+    if (e4m3_is_odd(in, scale)) {
         float plain[32];
         for (int i = 0; i < 32; ++i) plain[i] = pf_e4m3_to_f32(in[i]) * scale;
         from_f32((const uint8_t *)plain, v);
@@ -89,10 +87,9 @@ PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m256 *v) {
     }
     const __m256 vscale = _mm256_set1_ps(256.0f * scale);
     for (int j = 0; j < 2; ++j) {
-        const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
-        __m256i half = _mm256_slli_epi16(_mm256_and_si256(code, magnitude), 7);
-        half = _mm256_or_si256(half, _mm256_and_si256(_mm256_cmpeq_epi16(half, nan_code), nan));
-        half = _mm256_or_si256(half, _mm256_slli_epi16(_mm256_andnot_si256(magnitude, code), 8));
+        /* Sign extension leaves the sign in bits 15 and 14, above the magnitude. */
+        const __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+        const __m256i half = _mm256_and_si256(_mm256_slli_epi16(code, 7), _mm256_set1_epi16((int16_t)0xbf80));
         v[2 * j] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), vscale);
         v[2 * j + 1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), vscale);
     }

@@ -80,20 +80,18 @@ PF_INLINE void from_bf16(const uint8_t *in, __m512 *v) {
     }
 }
 
-/* An e4m3 code moved into a half float reads as the value times 2^-8. */
+/* An e4m3 code moved into a half float reads as the value times 2^-8, except for NaN. */
 PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m512 *v) {
-    const __m512i magnitude = _mm512_set1_epi16(0x7f), nan_code = _mm512_set1_epi16(0x7f << 7);
-    if (!(scale < 0x1p119f && scale > -0x1p119f)) { /* 2^8 scale might overflow */
+    if (e4m3_is_odd(in, scale)) {
         float plain[32];
         for (int i = 0; i < 32; ++i) plain[i] = pf_e4m3_to_f32(in[i]) * scale;
         from_f32((const uint8_t *)plain, v);
         return;
     }
     const __m512 vscale = _mm512_set1_ps(256.0f * scale);
-    const __m512i code = _mm512_cvtepu8_epi16(load256(in));
-    __m512i half = _mm512_slli_epi16(_mm512_and_si512(code, magnitude), 7);
-    half = _mm512_mask_mov_epi16(half, _mm512_cmpeq_epi16_mask(half, nan_code), _mm512_set1_epi16(0x7e00));
-    half = _mm512_or_si512(half, _mm512_slli_epi16(_mm512_andnot_si512(magnitude, code), 8));
+    /* Sign extension leaves the sign in bits 15 and 14, above the magnitude. */
+    const __m512i code = _mm512_cvtepi8_epi16(load256(in));
+    const __m512i half = _mm512_and_si512(_mm512_slli_epi16(code, 7), _mm512_set1_epi16((int16_t)0xbf80));
     v[0] = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(half)), vscale);
     v[1] = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)), vscale);
 }
