@@ -1,7 +1,8 @@
 """Builds the C programs of this folder straight from the sources they need.
 
-Sources: csrc/base/{memory,pool,status}.c, every csrc/backend/cpu/*.c except the benchmark, and this folder's own. The vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe
-(Debian: libsimde-dev) instead, so that its logic runs on any AVX2 machine.
+Sources: csrc/base/{memory,pool,status}.c, every csrc/backend/cpu/*.c except the benchmark, and this folder's own. The
+vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
+libsimde-dev) instead, so that its logic runs on any AVX2 machine.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ static void dequant(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
                 gate_context("%s dequant of type %d, %lld columns, form %d", k->name, (int)gate_types[kind],
                              (long long)cols, form);
                 const int64_t used = cols > 4096 ? 5 : rows;
-                test_weight w = gate_weight(gate_types[kind], used, cols, count, form >= PLACES, true, (place)(form % 3));
+                const place where = (place)(form % PLACES);
+                test_weight w = gate_weight(gate_types[kind], used, cols, count, form >= PLACES, true, where);
                 output y = gate_output(cols), y0 = gate_output(cols);
                 bool same = true;
                 for (int64_t m = 0; m < count; ++m) {
@@ -149,8 +150,8 @@ static void check_gather(const product *p, const pf_gemm *whole, const float *y,
     gate_output_free(&got);
 }
 
-static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, const test_weight *w, int kind, bool q8,
-                          const float *x, int64_t n) {
+static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, const test_weight *w, int kind,
+                          bool q8, const float *x, int64_t n) {
     const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
     const int64_t stride = q8 ? pf_q8_stride(cols) : cols * 4;
     buffer act = q8 ? gate_aligned((n - 1) * stride + pf_q8_bytes(cols)) : gate_buffer(n * stride, AT_END);
@@ -277,7 +278,8 @@ static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {
         for (int form = 0; form < 6; ++form) {
             gate_context("%s quantize_q8 of %lld, form %d", k->name, (long long)n, form);
-            buffer in = gate_buffer(n * 4, AT_END), out = gate_aligned(pf_q8_bytes(n)), want = gate_aligned(pf_q8_bytes(n));
+            buffer in = gate_buffer(n * 4, AT_END);
+            buffer out = gate_aligned(pf_q8_bytes(n)), want = gate_aligned(pf_q8_bytes(n));
             float *x = (float *)(void *)in.data;
             gate_floats(x, n, form == 0 ? 1.0f : form == 1 ? 1e35f : 10.0f);
             for (int64_t i = 0; i < n; ++i) {
@@ -312,7 +314,8 @@ static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
 }
 
 static void cache_rows(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
-    static const int32_t shapes[][2] = {{512, 64}, {64, 32}, {128, 64}, {256, 64}, {160, 32}, {96, 0}, {100, 36}, {48, 0}};
+    static const int32_t shapes[][2] = {{512, 64}, {64, 32}, {128, 64}, {256, 64},
+                                        {160, 32}, {96, 0},  {100, 36}, {48, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
         for (int f = PF_ROW_F32; f <= PF_ROW_IDX_FP4; ++f) {
             pf_rows rows = {.format = (pf_row_format)f, .width = shapes[s][0], .rope = shapes[s][1], .capacity = 1};

@@ -193,7 +193,8 @@ static void score_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float 
     const attend_inputs *in = inputs;
     const pf_index_args args = {
         .q = in->q + first * HEADS * WIDTH, .w = in->w + first * HEADS, .scale = 0.3f, .n_token = n,
-        .position = POSITION + first, .n_head = HEADS, .ratio = RATIO, .rows = &in->pool, .scores = out, .ld = N_ROW + 3,
+        .position = POSITION + first, .n_head = HEADS, .ratio = RATIO, .rows = &in->pool, .scores = out,
+        .ld = N_ROW + 3,
     };
     CHECK(ex->backend->index_scores(ex, &args) == PF_OK, "index_scores");
     for (int64_t t = 0; t < n; ++t) {

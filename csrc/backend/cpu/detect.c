@@ -72,7 +72,9 @@ static uint64_t xcr0(void) {
 static const char *avx2_problem(void) {
     const uint32_t fma = 1u << 12, avx = 1u << 28, f16c = 1u << 29, avx2 = 1u << 5;
     const uint32_t leaf1 = fma | avx | f16c;
-    if ((cpuid(1, 0).ecx & leaf1) != leaf1 || !(cpuid(7, 0).ebx & avx2)) return "this processor lacks AVX2, FMA or F16C";
+    if ((cpuid(1, 0).ecx & leaf1) != leaf1 || !(cpuid(7, 0).ebx & avx2)) {
+        return "this processor lacks AVX2, FMA or F16C";
+    }
     if ((xcr0() & 0x6) != 0x6) return "the operating system does not save the AVX registers";
     return NULL;
 }

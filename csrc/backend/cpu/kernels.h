@@ -32,7 +32,7 @@ static inline const int32_t *pf_q8_sums(const void *row, int64_t n) {
 typedef struct pf_gemm {
     const pf_weight *w;
     int64_t matrix;        /* which of w->count */
-    const uint8_t *act;    /* float [cols] or the q8 layout above, act_stride bytes apart; q8 rows are 64-byte aligned */
+    const uint8_t *act;    /* float [cols] or the q8 layout above (64-byte aligned), act_stride bytes apart */
     int64_t act_stride;
     int64_t n;
     const int32_t *in_rows, *out_rows; /* NULL: identity */

@@ -201,7 +201,7 @@ static inline __m512i dot_block(const q8_block *block, const uint8_t *act, int32
 /* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
 PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
     const uint8_t *at = tile + Q8_ROWS * (row_bytes + b * block_bytes);
-    for (int64_t line = 0; line < Q8_ROWS * block_bytes; line += 64) _mm_prefetch((const char *)(at + line), _MM_HINT_T0);
+    for (int64_t i = 0; i < Q8_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
 }
 
 /* Rows [row, row + n_row), n_row <= 16, times tokens [token, token + n_token). */

@@ -28,7 +28,9 @@ typedef struct quantize_job {
 static void quantize_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const quantize_job *job = arg;
     (void)worker;
-    for (int64_t r = begin; r < end; ++r) job->k->quantize_q8(job->x + r * job->ldx, job->n, job->out + r * job->stride);
+    for (int64_t r = begin; r < end; ++r) {
+        job->k->quantize_q8(job->x + r * job->ldx, job->n, job->out + r * job->stride);
+    }
 }
 
 pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out) {
