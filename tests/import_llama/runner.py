@@ -1,0 +1,125 @@
+"""Real llama.cpp for tests: the prebuilt npm package, installed once into a cache folder, run by llama.mjs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parent
+PACKAGE = FOLDER / "package.json"
+_LEAST_NODE = 20
+_NO_REGISTRY = (
+    "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH",
+    "ERR_SOCKET_TIMEOUT", "E403", "E407", "E502", "E503", "E504",
+)  # fmt: skip
+
+
+def _cache_folder() -> Path:
+    """Where this version of the package is kept between runs; PYFLASH_TEST_CACHE names another parent."""
+    parent = os.environ.get("PYFLASH_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    digest = hashlib.sha256(PACKAGE.read_bytes()).hexdigest()[:12]
+    return Path(parent) / "pyflash-tests" / f"llama-cpp-{digest}"
+
+
+def _require_node() -> None:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("the prebuilt llama.cpp of these tests is for Linux on x86-64")
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("llama.cpp comes from npm: install node and npm to run these tests")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.lstrip("v").split(".")[0]) < _LEAST_NODE:
+        pytest.skip(f"llama.cpp's package needs node {_LEAST_NODE} or newer, this is {version}")
+
+
+def _npm_install(folder: Path) -> None:
+    """Only what package.json names: nothing optional (GPU builds), no scripts (downloads, compilers)."""
+    shutil.copy(PACKAGE, folder)
+    command = ["npm", "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
+               "--prefer-offline", "--fetch-retries=1", "--fetch-timeout=60000"]  # fmt: skip
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm cannot reach its registry: no answer in 300 s")
+    codes = [code for code in _NO_REGISTRY if f" {code}" in done.stderr]
+    if done.returncode and codes:
+        pytest.skip(f"npm cannot reach its registry: {', '.join(codes)}")
+    assert done.returncode == 0, f"npm install failed:\n{done.stderr}"
+
+
+def install() -> Path:
+    """The folder that holds node_modules, about 85 MB. Skips the test where llama.cpp cannot be had."""
+    _require_node()
+    folder = _cache_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:  # test processes side by side install once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            new = Path(tempfile.mkdtemp(dir=folder.parent))
+            try:
+                _npm_install(new)
+                new.rename(folder)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """tokens: the prompt and what llama.cpp appended. logits: float32 [len(tokens), vocab], row i after token i."""
+
+    tokens: np.ndarray
+    n_prompt: int
+    logits: np.ndarray
+
+
+class LlamaCpp:
+    """Each call is a process of its own: llama.cpp ends its process where it meets a file it does not expect."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = package
+
+    def run(self, model: Path, **request: Any) -> dict[str, Any]:
+        """What llama.mjs replies to the request; fails the test with llama.cpp's messages when it does not."""
+        with tempfile.TemporaryDirectory() as folder:
+            request_file, reply_file = Path(folder, "request.json"), Path(folder, "reply.json")
+            request |= {"package": str(self.package), "model": str(model), "reply": str(reply_file)}
+            request_file.write_text(json.dumps(request), encoding="utf-8")
+            command = ["node", str(FOLDER / "llama.mjs"), str(request_file)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"llama.cpp on {model.name}: exit code {done.returncode}\n{done.stderr}"
+            reply: dict[str, Any] = json.loads(reply_file.read_text(encoding="utf-8"))
+        return reply
+
+    def evaluate(
+        self, model: Path, prompts: Sequence[np.ndarray], n_continue: int = 0, **request: Any
+    ) -> list[Continuation]:
+        """Prompts in llama.cpp's own batches, then its likeliest tokens one at a time.
+
+        float32=True: caches and attention in float32 rather than llama.cpp's float16.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "logits")
+            ids = [prompt.tolist() for prompt in prompts]
+            reply = self.run(model, prompts=ids, logits=str(path), **{"continue": n_continue}, **request)
+            rows = np.fromfile(path, np.float32).reshape(-1, reply["vocab"])
+        assert np.isfinite(rows).all()
+        results = []
+        for prompt, appended in zip(prompts, reply["continuations"], strict=True):
+            tokens = np.concatenate([prompt, np.array(appended, prompt.dtype)])
+            results.append(Continuation(tokens, len(prompt), rows[: len(tokens)]))
+            rows = rows[len(tokens) :]
+        assert not len(rows)
+        return results
