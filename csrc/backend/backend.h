@@ -178,10 +178,11 @@ typedef struct pf_backend {
     pf_status (*linear)(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
                         int64_t ldy);
     /* y = x / rms(x) * gain over rows of n; gain may be NULL; y may be x. */
-    pf_status (*rms_norm)(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps, float *y);
+    pf_status (*rms_norm)(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps,
+                          float *y);
     /* Rotates the last 2*half dims of each of n_head vectors of width d per position, in place. */
-    pf_status (*rope_tail)(pf_exec *ex, float *x, int64_t n_token, int64_t n_head, int64_t d, const pf_rope_table *table,
-                           bool inverse);
+    pf_status (*rope_tail)(pf_exec *ex, float *x, int64_t n_token, int64_t n_head, int64_t d,
+                           const pf_rope_table *table, bool inverse);
     /* Encodes rows x [n, width] into indices first .. first+n-1. */
     pf_status (*store_rows)(pf_exec *ex, const pf_rows *rows, int64_t first, int64_t n, const float *x);
     pf_status (*push_frontier)(pf_exec *ex, const pf_frontier_args *args);

@@ -121,7 +121,9 @@ static pf_status read_limits(const reader *r, const char *name, const pf_config 
         return bad_key(r, name, "a float or an array with an entry for each layer");
     }
     for (int32_t l = 0; l < n; ++l) {
-        if (!(out[l] > 0.0f)) return pf_fail(r->err, PF_ERR_UNSUPPORTED, "%s: %g is no SwiGLU limit", key, (double)out[l]);
+        if (!(out[l] > 0.0f)) {
+            return pf_fail(r->err, PF_ERR_UNSUPPORTED, "%s: %g is no SwiGLU limit", key, (double)out[l]);
+        }
     }
     return PF_OK;
 }
@@ -195,7 +197,9 @@ static pf_status read_attention(const reader *r, pf_config *c) {
     }
     c->rope.theta = 10000.0; /* llama.cpp's default when the key is absent */
     c->rope.factor = 1.0;
-    if (pf_gguf_has(r->gguf, ARCH ".rope.freq_base")) PF_TRY(read_double(r, "rope.freq_base", 2.0, 1e12, &c->rope.theta));
+    if (pf_gguf_has(r->gguf, ARCH ".rope.freq_base")) {
+        PF_TRY(read_double(r, "rope.freq_base", 2.0, 1e12, &c->rope.theta));
+    }
     if (has_compressed) PF_TRY(read_compressed_rope(r, c));
     return PF_OK;
 }
@@ -215,7 +219,9 @@ static pf_status read_moe(const reader *r, pf_config *c) {
     }
     if (!normalised) return pf_fail(r->err, PF_ERR_UNSUPPORTED, ARCH ".expert_weights_norm is false");
     PF_TRY(read_limits(r, "swiglu_clamp_exp", c, c->limit_routed));
-    if (pf_gguf_has(r->gguf, ARCH ".swiglu_clamp_shexp")) return read_limits(r, "swiglu_clamp_shexp", c, c->limit_shared);
+    if (pf_gguf_has(r->gguf, ARCH ".swiglu_clamp_shexp")) {
+        return read_limits(r, "swiglu_clamp_shexp", c, c->limit_shared);
+    }
     memcpy(c->limit_shared, c->limit_routed, sizeof c->limit_shared);
     return PF_OK;
 }

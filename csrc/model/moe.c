@@ -11,7 +11,7 @@ static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_w
         for (int32_t i = 0; i < c->n_expert_used; ++i) {
             if (entry[i] < 0 || entry[i] >= c->n_expert) {
                 return pf_fail(s->err, PF_ERR_FORMAT,
-                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert the checkpoint again",
+                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert again",
                                layer, entry[i], c->n_expert, s->tokens[t]);
             }
         }

@@ -227,7 +227,8 @@ static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weight
 static pf_status check_mtp_config(const pf_config *c, const pf_config *m, pf_error *err) {
     if (m->n_nextn != 1 || m->n_layer != c->n_layer || m->n_embd != c->n_embd || m->n_stream != c->n_stream ||
         m->head_dim != c->head_dim || m->rope_dim != c->rope_dim || m->window != c->window) {
-        return pf_fail(err, PF_ERR_FORMAT, "the MTP file does not belong to this model: convert both from one checkpoint");
+        return pf_fail(err, PF_ERR_FORMAT,
+                       "the MTP file does not belong to this model: convert both from one checkpoint");
     }
     return PF_OK;
 }

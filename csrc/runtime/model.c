@@ -164,19 +164,20 @@ const char *pf_model_meta_string(const pf_model *model, const char *key, size_t 
     return value.data;
 }
 
+static pf_status need_tokenizer(const pf_model *model, pf_error *err) {
+    if (model->tokenizer != NULL) return PF_OK;
+    return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");
+}
+
 pf_status pf_tokenize(const pf_model *model, const char *text, size_t len, uint32_t flags, int32_t *tokens,
                       int64_t capacity, int64_t *n_tokens, pf_error *err) {
-    if (model->tokenizer == NULL) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");
-    }
+    PF_TRY(need_tokenizer(model, err));
     return pf_tokenizer_encode(model->tokenizer, text, len, flags, tokens, capacity, n_tokens, err);
 }
 
 pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_tokens, uint32_t flags, char *out,
                         size_t capacity, size_t *len, pf_error *err) {
-    if (model->tokenizer == NULL) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");
-    }
+    PF_TRY(need_tokenizer(model, err));
     return pf_tokenizer_decode(model->tokenizer, tokens, n_tokens, flags, out, capacity, len, err);
 }
 

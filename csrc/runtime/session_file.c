@@ -163,8 +163,8 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
         return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     }
     if (h->version != VERSION) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d)", path,
-                       h->version, VERSION);
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d)",
+                       path, h->version, VERSION);
     }
     if (h->fingerprint != pf_gguf_fingerprint(session->model->gguf) || h->precision != session->model->precision ||
         (h->has_mtp != 0) != (cache->streams != NULL) || h->row_format != (int32_t)cache->layers[0].raw.format) {

@@ -84,7 +84,7 @@ typedef struct product {
     const pf_cpu_kernels *k;
     const test_weight *w;
     const float *magnitude; /* [n, rows] */
-    bool q8;
+    bool q16;
     int kind;
 } product;
 
@@ -92,7 +92,7 @@ static void run_product(const product *p, const pf_cpu_kernels *k, pf_gemm *g, i
     float *scratch = malloc((size_t)g->w->cols * sizeof *scratch);
     if (!scratch) exit(2);
     g->scratch = scratch;
-    (p->q8 ? k->gemm_q8 : k->gemm_f32)[p->kind](k, g, begin, end);
+    (p->q16 ? k->gemm_q16 : k->gemm_f32)[p->kind](k, g, begin, end);
     free(scratch);
 }
 
@@ -151,17 +151,17 @@ static void check_gather(const product *p, const pf_gemm *whole, const float *y,
 }
 
 static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, const test_weight *w, int kind,
-                          bool q8, const float *x, int64_t n) {
+                          bool q16, const float *x, int64_t n) {
     const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
-    const int64_t stride = q8 ? pf_q8_stride(cols) : cols * 4;
-    buffer act = q8 ? gate_aligned((n - 1) * stride + pf_q8_bytes(cols)) : gate_buffer(n * stride, AT_END);
+    const int64_t stride = q16 ? pf_q16_stride(cols) : cols * 4;
+    buffer act = q16 ? gate_aligned((n - 1) * stride + pf_q16_bytes(cols)) : gate_buffer(n * stride, AT_END);
     float *plain = malloc((size_t)cols * sizeof *plain), *magnitude = calloc((size_t)(n * ld), sizeof *magnitude);
     if (!plain || !magnitude) exit(2);
     for (int64_t t = 0; t < n; ++t) {
-        if (q8) scalar->quantize_q8(x + t * cols, cols, act.data + t * stride);
+        if (q16) scalar->quantize_q16(x + t * cols, cols, act.data + t * stride);
         else memcpy(act.data + t * stride, x + t * cols, (size_t)stride);
     }
-    for (int64_t r = 0; !q8 && r < rows; ++r) {
+    for (int64_t r = 0; !q16 && r < rows; ++r) {
         scalar->dequant[kind](&w->w, matrix, r, plain);
         for (int64_t t = 0; t < n; ++t) {
             double sum = 0.0;
@@ -169,7 +169,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
             magnitude[t * ld + r] = (float)sum;
         }
     }
-    const product p = {k, w, magnitude, q8, kind};
+    const product p = {k, w, magnitude, q16, kind};
     const int64_t begin = rows > 4 ? 1 : 0, end = rows > 4 ? rows - 1 : rows;
     output y = gate_output(n * ld), y0 = gate_output(n * ld);
     pf_gemm g = {.w = &w->w, .matrix = matrix, .act = act.data, .act_stride = stride, .n = n, .y = y.y, .ldy = ld};
@@ -183,7 +183,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
         const float *row = y.y + t * ld, *row0 = y0.y + t * ld;
         clean = clean && gate_poisoned(row, begin * 4) && gate_poisoned(row + end, (ld - end) * 4);
         for (int64_t r = begin; r < end; ++r) {
-            if (q8) {
+            if (q16) {
                 if (!gate_same(row + r, row0 + r, 1)) worst = INFINITY;
             } else {
                 worst = fmax(worst, gate_distance(row + r, row0 + r, 1, (double)magnitude[t * ld + r] + 1e-37));
@@ -201,28 +201,28 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     free(magnitude);
 }
 
-static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool q8) {
+static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool q16) {
     static const int64_t widths[] = {32, 96, 256, 416, 4096 + 32, 1, 19, 300};
     static const int64_t heights[] = {1, 7, 19, 133, 37};
     static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     int turn = 0;
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
-        if (q8 && !k->gemm_q8[kind]) continue;
+        if (q16 && !k->gemm_q16[kind]) continue;
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
             const int64_t cols = widths[i];
             if (has_blocks(gate_types[kind]) && cols % 32) continue;
             for (size_t j = 0; j < sizeof batches / sizeof *batches; ++j, ++turn) {
                 const int64_t n = batches[j], rows = cols > 4096 ? 19 : heights[turn % 5];
-                gate_context("%s %s of type %d, %lld x %lld, %lld tokens", k->name, q8 ? "gemm_q8" : "gemm_f32",
+                gate_context("%s %s of type %d, %lld x %lld, %lld tokens", k->name, q16 ? "gemm_q16" : "gemm_f32",
                              (int)gate_types[kind], (long long)rows, (long long)cols, (long long)n);
                 /* Integer products equal scalar's whatever the scales, so they get any bytes. */
-                const bool extreme = q8 && turn % 3 == 1;
+                const bool extreme = q16 && turn % 3 == 1;
                 test_weight w = gate_weight(gate_types[kind], rows, cols, 2, turn % 2, extreme, (place)(turn % PLACES));
                 float *x = malloc((size_t)(n * cols) * sizeof *x);
                 if (!x) exit(2);
                 gate_floats(x, n * cols, extreme ? 1e30f : 30.0f);
                 if (turn % 4 == 2) memset(x, 0, (size_t)cols * sizeof *x);
-                check_product(k, scalar, &w, kind, q8, x, n);
+                check_product(k, scalar, &w, kind, q16, x, n);
                 free(x);
                 gate_weight_free(&w);
             }
@@ -230,9 +230,10 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool
     }
 }
 
-/* The largest products there are: every weight -128 or 12, every activation +-127. */
+/* The largest products there are: every weight -128 or 12, every activation with a plane at +-127. */
 static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
-    enum { COLS = 1024, ROWS = 33, N = 3 };
+    enum { COLS = 1024, ROWS = 33, N = 6 };
+    const float low_plane = (float)(PF_Q16_BASE * 126 + 127) / (float)PF_Q16_MAX;
     for (int form = 0; form < 4; ++form) {
         const int kind = form < 2 ? PF_W_Q8_0 : PF_W_MXFP4;
         gate_context("%s largest products, form %d", k->name, form);
@@ -245,7 +246,11 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
             memset(at + head, byte, (size_t)(block - head));
         }
         float x[N * COLS];
-        for (int i = 0; i < N * COLS; ++i) x[i] = i / COLS == 0 ? 1.0f : i / COLS == 1 ? -1.0f : i % 2 ? 1.0f : -1.0f;
+        for (int i = 0; i < N * COLS; ++i) {
+            const int pattern = i / COLS % 3;
+            x[i] = pattern == 0 ? 1.0f : pattern == 1 ? -1.0f : i % 2 ? 1.0f : -1.0f;
+            if (i / COLS >= 3 && i % 32 != 0) x[i] *= low_plane; /* the block's first keeps its scale */
+        }
         check_product(k, scalar, &w, kind, true, x, N);
         gate_weight_free(&w);
     }
@@ -277,33 +282,34 @@ static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
                                     63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
     for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {
         for (int form = 0; form < 6; ++form) {
-            gate_context("%s quantize_q8 of %lld, form %d", k->name, (long long)n, form);
+            gate_context("%s quantize_q16 of %lld, form %d", k->name, (long long)n, form);
             buffer in = gate_buffer(n * 4, AT_END);
-            buffer out = gate_aligned(pf_q8_bytes(n)), want = gate_aligned(pf_q8_bytes(n));
+            buffer out = gate_aligned(pf_q16_bytes(n)), want = gate_aligned(pf_q16_bytes(n));
             float *x = (float *)(void *)in.data;
             gate_floats(x, n, form == 0 ? 1.0f : form == 1 ? 1e35f : 10.0f);
             for (int64_t i = 0; i < n; ++i) {
                 if (form == 2) x[i] = special[gate_below(7)];
                 if (form == 3 && gate_below(40) == 0) x[i] = special[gate_below(16)];
                 if (form == 4) x[i] *= 1e-41f;
-                if (form == 5) x[i] = (float)(gate_below(255) - 127) * 0.5f; /* ties */
+                /* ties: a block with the largest magnitude PF_Q16_MAX has scale 1 */
+                if (form == 5) x[i] = i % 32 == 0 ? (float)PF_Q16_MAX : (float)(gate_below(2000) - 1000) * 0.5f;
             }
             gate_poison(&out);
             gate_poison(&want);
-            k->quantize_q8(x, n, out.data);
-            scalar->quantize_q8(x, n, want.data);
-            CHECK(memcmp(out.data, want.data, (size_t)n) == 0, "codes");
-            CHECK(gate_same(pf_q8_scales(out.data, n), pf_q8_scales(want.data, n), n / 32), "scales");
-            CHECK(memcmp(pf_q8_sums(out.data, n), pf_q8_sums(want.data, n), (size_t)(n / 32 * 4)) == 0, "sums");
+            k->quantize_q16(x, n, out.data);
+            scalar->quantize_q16(x, n, want.data);
+            CHECK(memcmp(out.data, want.data, (size_t)(2 * n)) == 0, "codes");
+            CHECK(gate_same(pf_q16_scales(out.data, n), pf_q16_scales(want.data, n), n / 32), "scales");
+            CHECK(memcmp(pf_q16_sums(out.data, n), pf_q16_sums(want.data, n), (size_t)(n / 32 * 4)) == 0, "sums");
             bool sums = true, range = true;
             for (int64_t b = 0; b < n / 32; ++b) {
                 int32_t sum = 0;
                 for (int j = 0; j < 32; ++j) {
-                    const int32_t q = (int8_t)out.data[b * 32 + j];
-                    sum += q;
-                    range = range && q >= -127 && q <= 127;
+                    const int32_t hi = (int8_t)out.data[b * 32 + j], lo = (int8_t)out.data[n + b * 32 + j];
+                    sum += PF_Q16_BASE * hi + lo;
+                    range = range && hi != -128 && lo != -128;
                 }
-                sums = sums && sum == pf_q8_sums(out.data, n)[b];
+                sums = sums && sum == pf_q16_sums(out.data, n)[b];
             }
             CHECK(sums && range, "sums are not those of the codes, or a code of -128");
             gate_free(&in);

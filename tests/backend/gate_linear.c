@@ -204,11 +204,11 @@ static void check_experts(runner **r, const experts_case *c, bool exact) {
         scalar_error += pow(want[i] - (double)y[SCALAR].y[i], 2);
         difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
     }
-    /* Two stages of 8-bit activations cost about two percent on data like this. */
-    const double limit = exact ? 1e-11 : 1.6e-3;
+    /* Two stages of 16-bit activations cost up to 1e-4 on data like this, and a rounding that falls otherwise less. */
+    const double limit = exact ? 1e-11 : 2.5e-8;
     CHECK(error <= limit * norm, "error %g", sqrt(error / norm));
     CHECK(scalar_error <= limit * norm, "scalar error %g", sqrt(scalar_error / norm));
-    CHECK(difference <= 1e-11 * norm, "differs from scalar by %g", sqrt(difference / norm));
+    CHECK(difference <= limit * norm, "differs from scalar by %g", sqrt(difference / norm));
     free(want);
     for (int64_t t = 0; t < c->n; ++t) {
         output one = gate_output(D);

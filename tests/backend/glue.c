@@ -75,8 +75,8 @@ GLUE void glue_hadamard(const char *isa, float *x, int64_t rows, int64_t n) {
     close_exec(&ex);
 }
 
-GLUE void glue_quantize_q8(const char *isa, const float *x, int64_t n, uint8_t *out) {
+GLUE void glue_quantize_q16(const char *isa, const float *x, int64_t n, uint8_t *out) {
     pf_exec ex = open_exec(isa);
-    pf_cpu_kernels_of(&ex)->quantize_q8(x, n, out);
+    pf_cpu_kernels_of(&ex)->quantize_q16(x, n, out);
     close_exec(&ex);
 }

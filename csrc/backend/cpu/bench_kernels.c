@@ -73,7 +73,7 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {
-    {"MXFP4 x q8", PF_MXFP4, 32, 17, false}, {"Q8_0 x q8", PF_Q8_0, 32, 34, false},
+    {"MXFP4 x q16", PF_MXFP4, 32, 17, false}, {"Q8_0 x q16", PF_Q8_0, 32, 34, false},
     {"MXFP4 x f32", PF_MXFP4, 32, 17, true}, {"Q8_0 x f32", PF_Q8_0, 32, 34, true},
     {"FP8 x f32", PF_FP8, 1, 1, true},       {"BF16 x f32", PF_BF16, 1, 2, true},
     {"F32 x f32", PF_F32, 1, 4, true},

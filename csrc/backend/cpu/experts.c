@@ -27,8 +27,8 @@ typedef struct experts_job {
     pair_list pairs;
     pf_acts x;
     float *gate, *up;      /* [n_pair, F]; gate becomes the SwiGLU output */
-    pf_acts h;             /* what down takes: gate, or its q8 form */
-    uint8_t *h_q8;         /* NULL: down takes floats */
+    pf_acts h;             /* what down takes: gate, or its q16 form */
+    uint8_t *h_q16;         /* NULL: down takes floats */
     const float *ones;     /* [most]: down adds */
     pf_gemm_fn gate_fn, up_fn, down_fn;
     int64_t row_block, blocks; /* of F */
@@ -70,15 +70,17 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
     return PF_OK;
 }
 
-/* Quantises columns [begin, end) of an h row, both multiples of 32, into their places of its q8 row. */
+/* Quantises columns [begin, end) of an h row, both multiples of 32, into their places of its q16 row. */
 static void quantize_part(const pf_cpu_kernels *k, const float *h, int64_t n, int64_t begin, int64_t end,
                           uint8_t *row) {
-    _Alignas(PF_ALIGN) uint8_t part[ROW_BLOCK + ROW_BLOCK / 32 * 8];
+    _Alignas(PF_ALIGN) uint8_t part[2 * ROW_BLOCK + ROW_BLOCK / 32 * 8];
     const int64_t values = end - begin, blocks = values / 32;
-    k->quantize_q8(h + begin, values, part);
+    uint8_t *scales = row + 2 * n + begin / 32 * 4, *sums = scales + n / 32 * 4;
+    k->quantize_q16(h + begin, values, part);
     memcpy(row + begin, part, (size_t)values);
-    memcpy(row + n + begin / 32 * 4, part + values, (size_t)blocks * 4);
-    memcpy(row + n + n / 32 * 4 + begin / 32 * 4, part + values + blocks * 4, (size_t)blocks * 4);
+    memcpy(row + n + begin, part + values, (size_t)values);
+    memcpy(scales, part + 2 * values, (size_t)blocks * 4);
+    memcpy(sums, part + 2 * values + blocks * 4, (size_t)blocks * 4);
 }
 
 static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
@@ -107,7 +109,7 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
             for (int64_t i = row_begin; i < row_end; ++i) {
                 h[i] = pf_cpu_swiglu_value(h[i], up[i], args->limit) * weight;
             }
-            if (job->h_q8) quantize_part(k, h, n_ff, row_begin, row_end, job->h_q8 + p * job->h.stride);
+            if (job->h_q16) quantize_part(k, h, n_ff, row_begin, row_end, job->h_q16 + p * job->h.stride);
         }
     }
 }
@@ -136,17 +138,17 @@ static pf_status prepare(experts_job *job) {
     const int64_t n_embd = args->gate->cols, n_ff = args->gate->rows;
     const int gate = pf_weight_kind(args->gate->type), up = pf_weight_kind(args->up->type);
     const int down = pf_weight_kind(args->down->type);
-    const bool x_q8 = pf_cpu_takes_q8(ex, args->gate) && pf_cpu_takes_q8(ex, args->up);
-    const bool h_q8 = pf_cpu_takes_q8(ex, args->down);
-    job->gate_fn = x_q8 ? k->gemm_q8[gate] : k->gemm_f32[gate];
-    job->up_fn = x_q8 ? k->gemm_q8[up] : k->gemm_f32[up];
-    job->down_fn = h_q8 ? k->gemm_q8[down] : k->gemm_f32[down];
+    const bool x_q16 = pf_cpu_takes_q16(ex, args->gate) && pf_cpu_takes_q16(ex, args->up);
+    const bool h_q16 = pf_cpu_takes_q16(ex, args->down);
+    job->gate_fn = x_q16 ? k->gemm_q16[gate] : k->gemm_f32[gate];
+    job->up_fn = x_q16 ? k->gemm_q16[up] : k->gemm_f32[up];
+    job->down_fn = h_q16 ? k->gemm_q16[down] : k->gemm_f32[down];
 
     pf_status status = sort_pairs(ex, args, &job->pairs);
     if (status != PF_OK) return status;
     const int64_t n_pair = job->pairs.n_pair;
     job->x = (pf_acts){(const uint8_t *)args->x, n_embd * (int64_t)sizeof(float)};
-    if (x_q8) status = pf_cpu_quantize(ex, args->x, n_embd, args->n_token, n_embd, &job->x);
+    if (x_q16) status = pf_cpu_quantize(ex, args->x, n_embd, args->n_token, n_embd, &job->x);
     if (status != PF_OK) return status;
 
     float *ones = pf_arena_alloc(ex->arena, (size_t)job->pairs.most * sizeof *ones);
@@ -158,10 +160,10 @@ static pf_status prepare(experts_job *job) {
     job->ones = ones;
 
     job->h = (pf_acts){(const uint8_t *)job->gate, n_ff * (int64_t)sizeof(float)};
-    if (h_q8) {
-        job->h.stride = pf_q8_stride(n_ff);
-        job->h.data = job->h_q8 = pf_arena_alloc(ex->arena, (size_t)(n_pair * job->h.stride));
-        if (!job->h_q8) return PF_ERR_MEMORY;
+    if (h_q16) {
+        job->h.stride = pf_q16_stride(n_ff);
+        job->h.data = job->h_q16 = pf_arena_alloc(ex->arena, (size_t)(n_pair * job->h.stride));
+        if (!job->h_q16) return PF_ERR_MEMORY;
     }
     const int64_t wanted = 4 * pf_pool_threads(ex->pool);
     job->row_block = job->pairs.n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;

@@ -127,34 +127,45 @@ static inline float max_f32_bits(__m256i v) {
     return _mm_cvtss_f32(_mm_castsi128_ps(s));
 }
 
-static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
-    float *scales = (float *)(void *)(out + n);
-    int32_t *sums = (int32_t *)(void *)(out + n + n / BLOCK * 4);
+/* 32 integers within a byte's range, as bytes in order. */
+static inline void store_bytes(uint8_t *out, const __m256i *q) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permutevar8x32_epi32(bytes, order));
+}
+
+static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), base = _mm256_set1_epi32(PF_Q16_BASE);
+    const __m256 low = _mm256_set1_ps(-PF_Q16_MAX), high = _mm256_set1_ps(PF_Q16_MAX);
+    const __m256 per_base = _mm256_set1_ps(1.0f / PF_Q16_BASE);
+    float *scales = (float *)(void *)(out + 2 * n);
+    int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
     for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
         __m256 v[4];
-        __m256i q[4], amax = _mm256_setzero_si256();
+        __m256i hi[4], lo[4], sum = _mm256_setzero_si256(), amax = _mm256_setzero_si256();
         for (int i = 0; i < 4; ++i) {
             v[i] = _mm256_loadu_ps(x + 8 * i);
             amax = _mm256_max_epi32(amax, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
         }
-        const float d = max_f32_bits(amax) / 127.0f;
+        const float d = max_f32_bits(amax) / (float)PF_Q16_MAX;
         scales[b] = d;
         if (d == 0.0f) {
             memset(out, 0, BLOCK);
+            memset(out + n, 0, BLOCK);
             sums[b] = 0;
             continue;
         }
         for (int i = 0; i < 4; ++i) {
-            /* In this order of operands a NaN becomes -127, as in the scalar kernel. */
+            /* In this order of operands a NaN becomes the lowest value, as in the scalar kernel. */
             v[i] = _mm256_min_ps(_mm256_max_ps(_mm256_div_ps(v[i], _mm256_set1_ps(d)), low), high);
-            q[i] = _mm256_cvtps_epi32(v[i]);
+            const __m256i q = _mm256_cvtps_epi32(v[i]);
+            hi[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(q), per_base));
+            lo[i] = _mm256_sub_epi32(q, _mm256_mullo_epi32(hi[i], base));
+            sum = _mm256_add_epi32(sum, q);
         }
-        sums[b] = sum_i32(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
-        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permutevar8x32_epi32(bytes, order));
+        sums[b] = sum_i32(sum);
+        store_bytes(out, hi);
+        store_bytes(out + n, lo);
     }
 }
 
@@ -162,7 +173,7 @@ static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
 
 /* Eight rows at a time, one 32-bit lane each: a block's weights are transposed so that a vector holds four columns of
  * every row, and four activations are broadcast against it. */
-enum { Q8_ROWS = 8, Q8_BATCH = 16 };
+enum { INT_ROWS = 8, INT_BATCH = 16 };
 
 /* Rows 0..3 in the low, 4..7 in the high half; 16 bytes of each from `at` on, transposed to four vectors. */
 static inline void load_transposed(const uint8_t *const *rows, int64_t at, __m256i *out) {
@@ -186,33 +197,40 @@ static inline __m256i broadcast4(const uint8_t *act) {
     return _mm256_set1_epi32(four);
 }
 
-typedef struct q8_block {
+typedef struct int_block {
     __m256i w[8];
     __m256 scale;
-} q8_block;
+} int_block;
 
-PF_INLINE q8_block load_q8_0(const uint8_t *const *rows, int64_t b) {
+PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) {
     const int64_t at = b * Q8_0_BYTES;
-    q8_block block;
+    int_block block;
     load_transposed(rows, at + 2, block.w);
     load_transposed(rows, at + 18, block.w + 4);
-    int16_t d[Q8_ROWS];
-    for (int r = 0; r < Q8_ROWS; ++r) memcpy(&d[r], rows[r] + at, sizeof d[r]);
+    int16_t d[INT_ROWS];
+    for (int r = 0; r < INT_ROWS; ++r) memcpy(&d[r], rows[r] + at, sizeof d[r]);
     block.scale = _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]));
     return block;
 }
 
-PF_INLINE __m256i dot_q8_0(const q8_block *block, const uint8_t *act, int32_t act_sum) {
+/* PF_Q16_BASE hi + lo. */
+static inline __m256i join_planes(__m256i hi, __m256i lo) {
+    return _mm256_add_epi32(_mm256_sub_epi32(_mm256_slli_epi32(hi, 8), _mm256_slli_epi32(hi, 1)), lo);
+}
+
+PF_INLINE __m256i dot_q8_0(const int_block *block, const uint8_t *const planes[2], int32_t act_sum) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum = _mm256_setzero_si256();
+    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     (void)act_sum;
     for (int i = 0; i < 8; ++i) {
-        /* |w| times a with w's sign: pairs stay below 2 * 128 * 127, so nothing saturates. */
-        const __m256i a = _mm256_sign_epi8(broadcast4(act + 4 * i), block->w[i]);
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(block->w[i]), a);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+        const __m256i size = _mm256_abs_epi8(block->w[i]);
+        for (int p = 0; p < 2; ++p) {
+            /* |w| times a with w's sign: pairs stay below 2 * 128 * 127, so nothing saturates. */
+            const __m256i a = _mm256_sign_epi8(broadcast4(planes[p] + 4 * i), block->w[i]);
+            sum[p] = _mm256_add_epi32(sum[p], _mm256_madd_epi16(_mm256_maddubs_epi16(size, a), ones));
+        }
     }
-    return sum;
+    return join_planes(sum[0], sum[1]);
 }
 
 /* 2^(e - 128). */
@@ -224,55 +242,58 @@ static inline __m256 half_e8m0(__m256i e) {
 }
 
 /* Weights are held as 12 + w, without a sign. */
-PF_INLINE q8_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
+PF_INLINE int_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
     const int64_t at = b * MXFP4_BYTES;
     const __m256i table = _mm256_add_epi8(_mm256_broadcastsi128_si256(e2m1_table()), _mm256_set1_epi8(12));
     const __m256i low = _mm256_set1_epi8(15);
-    q8_block block;
+    int_block block;
     __m256i codes[4];
     load_transposed(rows, at + 1, codes);
     for (int i = 0; i < 4; ++i) {
         block.w[i] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes[i], low));
         block.w[i + 4] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes[i], 4), low));
     }
-    char e[Q8_ROWS];
-    for (int r = 0; r < Q8_ROWS; ++r) e[r] = (char)rows[r][at];
+    char e[INT_ROWS];
+    for (int r = 0; r < INT_ROWS; ++r) e[r] = (char)rows[r][at];
     const __m128i bytes = _mm_setr_epi8(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], 0, 0, 0, 0, 0, 0, 0, 0);
     block.scale = half_e8m0(_mm256_cvtepu8_epi32(bytes));
     return block;
 }
 
-PF_INLINE __m256i dot_mxfp4(const q8_block *block, const uint8_t *act, int32_t act_sum) {
+PF_INLINE __m256i dot_mxfp4(const int_block *block, const uint8_t *const planes[2], int32_t act_sum) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i s[2];
-    for (int half = 0; half < 2; ++half) {
-        /* Four pairs stay below 4 * 2 * 24 * 127 in 16 bits. */
-        s[half] = _mm256_maddubs_epi16(block->w[4 * half], broadcast4(act + 16 * half));
-        for (int i = 1; i < 4; ++i) {
-            const __m256i a = broadcast4(act + 16 * half + 4 * i);
-            s[half] = _mm256_add_epi16(s[half], _mm256_maddubs_epi16(block->w[4 * half + i], a));
+    __m256i sum[2];
+    for (int p = 0; p < 2; ++p) {
+        __m256i s[2];
+        for (int half = 0; half < 2; ++half) {
+            /* Four pairs stay below 4 * 2 * 24 * 127 in 16 bits. */
+            s[half] = _mm256_maddubs_epi16(block->w[4 * half], broadcast4(planes[p] + 16 * half));
+            for (int i = 1; i < 4; ++i) {
+                const __m256i a = broadcast4(planes[p] + 16 * half + 4 * i);
+                s[half] = _mm256_add_epi16(s[half], _mm256_maddubs_epi16(block->w[4 * half + i], a));
+            }
         }
+        sum[p] = _mm256_add_epi32(_mm256_madd_epi16(s[0], ones), _mm256_madd_epi16(s[1], ones));
     }
-    const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(s[0], ones), _mm256_madd_epi16(s[1], ones));
-    return _mm256_sub_epi32(sum, _mm256_set1_epi32(12 * act_sum));
+    return _mm256_sub_epi32(join_planes(sum[0], sum[1]), _mm256_set1_epi32(12 * act_sum));
 }
 
-typedef q8_block (*load_fn)(const uint8_t *const *rows, int64_t b);
-typedef __m256i (*block_dot_fn)(const q8_block *block, const uint8_t *act, int32_t act_sum);
+typedef int_block (*load_fn)(const uint8_t *const *rows, int64_t b);
+typedef __m256i (*block_dot_fn)(const int_block *block, const uint8_t *const planes[2], int32_t act_sum);
 
 /* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
 PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
-    const uint8_t *at = tile + Q8_ROWS * (row_bytes + b * block_bytes);
-    for (int64_t i = 0; i < Q8_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
+    const uint8_t *at = tile + INT_ROWS * (row_bytes + b * block_bytes);
+    for (int64_t i = 0; i < INT_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
 }
 
 /* Rows [row, row + n_row), n_row <= 8, times tokens [token, token + n_token). */
-PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
+PF_INLINE void q16_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
                        block_dot_fn dot_block, int64_t block_bytes) {
     const int64_t cols = g->w->cols;
-    const uint8_t *rows[Q8_ROWS], *act[Q8_BATCH];
-    __m256 sums[Q8_BATCH];
-    for (int64_t r = 0; r < Q8_ROWS; ++r) {
+    const uint8_t *rows[INT_ROWS], *act[INT_BATCH];
+    __m256 sums[INT_BATCH];
+    for (int64_t r = 0; r < INT_ROWS; ++r) {
         rows[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
     }
     for (int64_t t = 0; t < n_token; ++t) {
@@ -281,43 +302,44 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
     }
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         if (n_token == 1) prefetch_next(rows[0], g->w->row_bytes, b, block_bytes);
-        const q8_block block = load(rows, b);
+        const int_block block = load(rows, b);
         for (int64_t t = 0; t < n_token; ++t) {
-            const __m256 d = _mm256_mul_ps(block.scale, _mm256_set1_ps(pf_q8_scales(act[t], cols)[b]));
-            const __m256i i = dot_block(&block, act[t] + b * BLOCK, pf_q8_sums(act[t], cols)[b]);
+            const __m256 d = _mm256_mul_ps(block.scale, _mm256_set1_ps(pf_q16_scales(act[t], cols)[b]));
+            const uint8_t *const planes[2] = {act[t] + b * BLOCK, act[t] + cols + b * BLOCK};
+            const __m256i i = dot_block(&block, planes, pf_q16_sums(act[t], cols)[b]);
             sums[t] = _mm256_add_ps(sums[t], _mm256_mul_ps(d, _mm256_cvtepi32_ps(i)));
         }
     }
     for (int64_t t = 0; t < n_token; ++t) {
-        float v[Q8_ROWS];
+        float v[INT_ROWS];
         _mm256_storeu_ps(v, sums[t]);
         for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, v[r]);
     }
 }
 
-PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block,
+PF_INLINE void q16_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block,
                        int64_t block_bytes) {
-    for (int64_t token = 0; token < g->n; token += Q8_BATCH) {
-        const int64_t n_token = pf_min_i64(Q8_BATCH, g->n - token);
-        for (int64_t row = row_begin; row < row_end; row += Q8_ROWS) {
-            const int64_t n_row = pf_min_i64(Q8_ROWS, row_end - row);
+    for (int64_t token = 0; token < g->n; token += INT_BATCH) {
+        const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
+        for (int64_t row = row_begin; row < row_end; row += INT_ROWS) {
+            const int64_t n_row = pf_min_i64(INT_ROWS, row_end - row);
             if (n_token == 1) {
-                q8_tile(g, row, n_row, token, 1, load, dot_block, block_bytes); /* the sum stays in a register */
+                q16_tile(g, row, n_row, token, 1, load, dot_block, block_bytes); /* the sum stays in a register */
             } else {
-                q8_tile(g, row, n_row, token, n_token, load, dot_block, block_bytes);
+                q16_tile(g, row, n_row, token, n_token, load, dot_block, block_bytes);
             }
         }
     }
 }
 
-static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0, Q8_0_BYTES);
+    q16_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0, Q8_0_BYTES);
 }
 
-static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4, MXFP4_BYTES);
+    q16_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4, MXFP4_BYTES);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
@@ -330,8 +352,8 @@ void pf_kernels_avx2_init(pf_cpu_kernels *k) {
         .scale = scale,
         .dequant = PF_WEIGHT_ENTRIES(dequant),
         .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),
-        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
-        .quantize_q8 = quantize_q8,
+        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        .quantize_q16 = quantize_q16,
         .load_row = load_row,
     };
 }

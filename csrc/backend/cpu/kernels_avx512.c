@@ -118,7 +118,7 @@ PF_F32_ENTRIES(fp8)
 /* Sixteen rows at a time, one 32-bit lane each, as in the AVX2 kernels: a block's weights are transposed so that a
  * vector holds four columns of every row. VNNI multiplies unsigned by signed bytes, so the weights carry an offset
  * that the block's sum of activations takes out again. */
-enum { Q8_ROWS = 16, Q8_BATCH = 16 };
+enum { INT_ROWS = 16, INT_BATCH = 16 };
 
 /* 16 bytes of each row from `at` on, transposed to four vectors with rows 0..15 in their lanes. */
 static inline void load_transposed(const uint8_t *const *rows, int64_t at, __m512i *out) {
@@ -137,16 +137,16 @@ static inline void load_transposed(const uint8_t *const *rows, int64_t at, __m51
     out[3] = _mm512_unpackhi_epi64(t1, t3);
 }
 
-typedef struct q8_block {
+typedef struct int_block {
     __m512i w[8]; /* unsigned: weight + offset */
     __m512 scale;
-} q8_block;
+} int_block;
 
-typedef q8_block (*load_fn)(const uint8_t *const *rows, int64_t b);
+typedef int_block (*load_fn)(const uint8_t *const *rows, int64_t b);
 
-PF_INLINE q8_block load_q8_0(const uint8_t *const *rows, int64_t b) {
+PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) {
     const int64_t at = b * Q8_0_BYTES;
-    q8_block block;
+    int_block block;
     load_transposed(rows, at + 2, block.w);
     load_transposed(rows, at + 18, block.w + 4);
     for (int i = 0; i < 8; ++i) block.w[i] = _mm512_xor_si512(block.w[i], _mm512_set1_epi8(-128));
@@ -165,11 +165,11 @@ static inline __m512 half_e8m0(__m512i e) {
     return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_mask_or_epi32(bits, nan, bits, denormal)), _mm512_set1_ps(0.5f));
 }
 
-PF_INLINE q8_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
+PF_INLINE int_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
     const int64_t at = b * MXFP4_BYTES;
     const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(e2m1_table(), _mm_set1_epi8(12)));
     const __m512i low = _mm512_set1_epi8(15);
-    q8_block block;
+    int_block block;
     __m512i codes[4];
     load_transposed(rows, at + 1, codes);
     for (int i = 0; i < 4; ++i) {
@@ -189,28 +189,30 @@ static inline __m512i broadcast4(const uint8_t *act) {
     return _mm512_set1_epi32(four);
 }
 
-static inline __m512i dot_block(const q8_block *block, const uint8_t *act, int32_t bias) {
-    __m512i s0 = _mm512_set1_epi32(bias), s1 = _mm512_setzero_si512();
-    for (int i = 0; i < 4; ++i) {
-        s0 = _mm512_dpbusd_epi32(s0, block->w[i], broadcast4(act + 4 * i));
-        s1 = _mm512_dpbusd_epi32(s1, block->w[i + 4], broadcast4(act + 16 + 4 * i));
+/* PF_Q16_BASE (w . hi) + (w . lo) + bias. */
+static inline __m512i dot_block(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t bias) {
+    __m512i s_hi = _mm512_setzero_si512(), s_lo = _mm512_set1_epi32(bias);
+    for (int i = 0; i < 8; ++i) {
+        s_hi = _mm512_dpbusd_epi32(s_hi, block->w[i], broadcast4(hi + 4 * i));
+        s_lo = _mm512_dpbusd_epi32(s_lo, block->w[i], broadcast4(lo + 4 * i));
     }
-    return _mm512_add_epi32(s0, s1);
+    const __m512i scaled = _mm512_sub_epi32(_mm512_slli_epi32(s_hi, 8), _mm512_slli_epi32(s_hi, 1));
+    return _mm512_add_epi32(scaled, s_lo);
 }
 
 /* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
 PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
-    const uint8_t *at = tile + Q8_ROWS * (row_bytes + b * block_bytes);
-    for (int64_t i = 0; i < Q8_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
+    const uint8_t *at = tile + INT_ROWS * (row_bytes + b * block_bytes);
+    for (int64_t i = 0; i < INT_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
 }
 
 /* Rows [row, row + n_row), n_row <= 16, times tokens [token, token + n_token). */
-PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
+PF_INLINE void q16_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
                        int32_t offset, int64_t block_bytes) {
     const int64_t cols = g->w->cols;
-    const uint8_t *rows[Q8_ROWS], *act[Q8_BATCH];
-    __m512 sums[Q8_BATCH];
-    for (int64_t r = 0; r < Q8_ROWS; ++r) {
+    const uint8_t *rows[INT_ROWS], *act[INT_BATCH];
+    __m512 sums[INT_BATCH];
+    for (int64_t r = 0; r < INT_ROWS; ++r) {
         rows[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
     }
     for (int64_t t = 0; t < n_token; ++t) {
@@ -219,48 +221,49 @@ PF_INLINE void q8_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t tok
     }
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         if (n_token == 1) prefetch_next(rows[0], g->w->row_bytes, b, block_bytes);
-        const q8_block block = load(rows, b);
+        const int_block block = load(rows, b);
         for (int64_t t = 0; t < n_token; ++t) {
-            const __m512 d = _mm512_mul_ps(block.scale, _mm512_set1_ps(pf_q8_scales(act[t], cols)[b]));
-            const __m512i i = dot_block(&block, act[t] + b * BLOCK, -offset * pf_q8_sums(act[t], cols)[b]);
+            const __m512 d = _mm512_mul_ps(block.scale, _mm512_set1_ps(pf_q16_scales(act[t], cols)[b]));
+            const uint8_t *hi = act[t] + b * BLOCK;
+            const __m512i i = dot_block(&block, hi, hi + cols, -offset * pf_q16_sums(act[t], cols)[b]);
             sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(i)));
         }
     }
     for (int64_t t = 0; t < n_token; ++t) {
-        float v[Q8_ROWS];
+        float v[INT_ROWS];
         _mm512_storeu_ps(v, sums[t]);
         for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, v[r]);
     }
 }
 
-PF_INLINE void q8_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, int32_t offset,
+PF_INLINE void q16_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, int32_t offset,
                        int64_t block_bytes) {
-    for (int64_t token = 0; token < g->n; token += Q8_BATCH) {
-        const int64_t n_token = pf_min_i64(Q8_BATCH, g->n - token);
-        for (int64_t row = row_begin; row < row_end; row += Q8_ROWS) {
-            const int64_t n_row = pf_min_i64(Q8_ROWS, row_end - row);
+    for (int64_t token = 0; token < g->n; token += INT_BATCH) {
+        const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
+        for (int64_t row = row_begin; row < row_end; row += INT_ROWS) {
+            const int64_t n_row = pf_min_i64(INT_ROWS, row_end - row);
             if (n_token == 1) {
-                q8_tile(g, row, n_row, token, 1, load, offset, block_bytes); /* the sum stays in a register */
+                q16_tile(g, row, n_row, token, 1, load, offset, block_bytes); /* the sum stays in a register */
             } else {
-                q8_tile(g, row, n_row, token, n_token, load, offset, block_bytes);
+                q16_tile(g, row, n_row, token, n_token, load, offset, block_bytes);
             }
         }
     }
 }
 
-static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_q8_0, 128, Q8_0_BYTES);
+    q16_gemm(g, row_begin, row_end, load_q8_0, 128, Q8_0_BYTES);
 }
 
-static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    q8_gemm(g, row_begin, row_end, load_mxfp4, 12, MXFP4_BYTES);
+    q16_gemm(g, row_begin, row_end, load_mxfp4, 12, MXFP4_BYTES);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
-/* quantize_q8 stays AVX2's. */
+/* quantize_q16 stays AVX2's. */
 void pf_kernels_avx512_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx512",
@@ -269,8 +272,8 @@ void pf_kernels_avx512_init(pf_cpu_kernels *k) {
         .scale = scale,
         .dequant = PF_WEIGHT_ENTRIES(dequant),
         .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),
-        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
-        .quantize_q8 = k->quantize_q8,
+        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        .quantize_q16 = k->quantize_q16,
         .load_row = load_row,
     };
 }

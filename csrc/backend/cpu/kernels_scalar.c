@@ -112,42 +112,49 @@ static float block_mxfp4(const uint8_t *row, int64_t b, int8_t *q) {
 
 typedef float (*block_fn)(const uint8_t *row, int64_t b, int8_t *q);
 
-static inline float q8_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
-    const float *scales = pf_q8_scales(act, cols);
+static inline float q16_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
+    const float *scales = pf_q16_scales(act, cols);
     float sum = 0.0f;
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         int8_t q[BLOCK];
         const float d = block(row, b, q) * scales[b];
-        int32_t i = 0;
-        for (int j = 0; j < BLOCK; ++j) i += q[j] * (int8_t)act[b * BLOCK + j];
-        sum += d * (float)i;
+        const uint8_t *hi = act + b * BLOCK, *lo = hi + cols;
+        int32_t i_hi = 0, i_lo = 0;
+        for (int j = 0; j < BLOCK; ++j) {
+            i_hi += q[j] * (int8_t)hi[j];
+            i_lo += q[j] * (int8_t)lo[j];
+        }
+        sum += d * (float)(PF_Q16_BASE * i_hi + i_lo);
     }
     return sum;
 }
 
-static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
     for (int64_t row = row_begin; row < row_end; ++row) {
         const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
         for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, q8_dot(w, pf_gemm_act(g, i), g->w->cols, block_q8_0));
+            pf_gemm_put(g, i, row, q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_q8_0));
         }
     }
 }
 
-static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
     for (int64_t row = row_begin; row < row_end; ++row) {
         const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
         for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, q8_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4));
+            pf_gemm_put(g, i, row, q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4));
         }
     }
 }
 
-static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
-    float *scales = (float *)(void *)(out + n);
-    int32_t *sums = (int32_t *)(void *)(out + n + n / BLOCK * 4);
+/* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
+static inline int32_t round_to_int(float v) { return (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u); }
+
+static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+    float *scales = (float *)(void *)(out + 2 * n);
+    int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
     for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
         /* Magnitudes compare as their bits do, and a NaN then wins wherever it stands. */
         uint32_t amax = 0;
@@ -155,15 +162,15 @@ static void quantize_q8(const float *x, int64_t n, uint8_t *out) {
             const uint32_t magnitude = pf_f32_bits(x[j]) & 0x7fffffffu;
             amax = magnitude > amax ? magnitude : amax;
         }
-        const float d = pf_f32_from_bits(amax) / 127.0f;
+        const float d = pf_f32_from_bits(amax) / (float)PF_Q16_MAX;
         int32_t sum = 0;
         for (int j = 0; j < BLOCK; ++j) {
             float v = d != 0.0f ? x[j] / d : 0.0f;
-            v = v > -127.0f ? v : -127.0f; /* also a NaN; its block's scale is NaN or infinite */
-            v = v < 127.0f ? v : 127.0f;
-            /* Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits. */
-            const int32_t q = (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u);
-            out[j] = (uint8_t)q;
+            v = v > -PF_Q16_MAX ? v : -PF_Q16_MAX; /* also a NaN; its block's scale is NaN or infinite */
+            v = v < PF_Q16_MAX ? v : PF_Q16_MAX;
+            const int32_t q = round_to_int(v), hi = round_to_int((float)q * (1.0f / PF_Q16_BASE));
+            out[j] = (uint8_t)hi;
+            out[j + n] = (uint8_t)(q - PF_Q16_BASE * hi);
             sum += q;
         }
         scales[b] = d;
@@ -205,8 +212,8 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
         .scale = scale,
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
                     [PF_W_Q8_0] = dequant_q8_0, [PF_W_MXFP4] = dequant_mxfp4, [PF_W_FP8] = dequant_fp8},
-        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
-        .quantize_q8 = quantize_q8,
+        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        .quantize_q16 = quantize_q16,
         .load_row = load_row,
     };
     for (int kind = 0; kind < PF_W_COUNT; ++kind) k->gemm_f32[kind] = gemm_f32;

@@ -7,8 +7,8 @@
 #include <math.h>
 #include <string.h>
 
-bool pf_cpu_takes_q8(const pf_exec *ex, const pf_weight *w) {
-    return !ex->exact && pf_cpu_kernels_of(ex)->gemm_q8[pf_weight_kind(w->type)] != NULL;
+bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w) {
+    return !ex->exact && pf_cpu_kernels_of(ex)->gemm_q16[pf_weight_kind(w->type)] != NULL;
 }
 
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats) {
@@ -29,12 +29,12 @@ static void quantize_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const quantize_job *job = arg;
     (void)worker;
     for (int64_t r = begin; r < end; ++r) {
-        job->k->quantize_q8(job->x + r * job->ldx, job->n, job->out + r * job->stride);
+        job->k->quantize_q16(job->x + r * job->ldx, job->n, job->out + r * job->stride);
     }
 }
 
 pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out) {
-    quantize_job job = {pf_cpu_kernels_of(ex), x, ldx, n, pf_q8_stride(n), NULL};
+    quantize_job job = {pf_cpu_kernels_of(ex), x, ldx, n, pf_q16_stride(n), NULL};
     job.out = pf_arena_alloc(ex->arena, (size_t)(job.stride * n_row));
     if (!job.out) return PF_ERR_MEMORY;
     *out = (pf_acts){job.out, job.stride};
@@ -75,14 +75,14 @@ pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t
     const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
     const int kind = pf_weight_kind(w->type);
     const size_t mark = pf_arena_mark(ex->arena);
-    const bool q8 = pf_cpu_takes_q8(ex, w);
+    const bool q16 = pf_cpu_takes_q16(ex, w);
     pf_acts acts = {(const uint8_t *)x, ldx * (int64_t)sizeof *x};
-    pf_status status = q8 ? pf_cpu_quantize(ex, x, ldx, n_token, w->cols, &acts) : PF_OK;
+    pf_status status = q16 ? pf_cpu_quantize(ex, x, ldx, n_token, w->cols, &acts) : PF_OK;
     if (status == PF_OK) {
         linear_job job = {
             .ex = ex,
             .gemm = {.w = w, .act = acts.data, .act_stride = acts.stride, .n = n_token, .y = y, .ldy = ldy},
-            .fn = q8 ? k->gemm_q8[kind] : k->gemm_f32[kind],
+            .fn = q16 ? k->gemm_q16[kind] : k->gemm_f32[kind],
         };
         job.scratch = pf_cpu_gemm_scratch(ex, w->cols, &job.scratch_floats);
         status = job.scratch ? pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job) : PF_ERR_MEMORY;

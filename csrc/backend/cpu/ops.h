@@ -19,14 +19,14 @@ typedef struct pf_acts {
     int64_t stride; /* bytes */
 } pf_acts;
 
-/* Bytes from one q8 row of n values to the next. */
-static inline int64_t pf_q8_stride(int64_t n) { return (pf_q8_bytes(n) + PF_ALIGN - 1) & ~(int64_t)(PF_ALIGN - 1); }
+/* Bytes from one q16 row of n values to the next. */
+static inline int64_t pf_q16_stride(int64_t n) { return (pf_q16_bytes(n) + PF_ALIGN - 1) & ~(int64_t)(PF_ALIGN - 1); }
 /* Quantises x [n_row, n] into arena memory. */
 pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out);
 /* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight. */
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats);
-/* Whether this run multiplies w with q8 activations. */
-bool pf_cpu_takes_q8(const pf_exec *ex, const pf_weight *w);
+/* Whether this run multiplies w with q16 activations. */
+bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w);
 /* One value of the SwiGLU operation. */
 float pf_cpu_swiglu_value(float gate, float up, float limit);
 
