@@ -25,15 +25,15 @@ from gguf_export.safetensors_file import TensorRef
 ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
 
 MOST_OPEN_FILES = 8  # per thread
-N_THREADS = 4
-_PREFETCH_BYTES = 1 << 18
+N_THREADS = max(2, min(4, os.cpu_count() or 2))  # more only contend for the output file
 _TICK_SECONDS = 0.1
 
 
 class Io:
-    """One thread's open files and buffers."""
+    """One thread's open files and buffers. scattered: reads are small and far apart, so reading ahead is a waste."""
 
-    def __init__(self) -> None:
+    def __init__(self, scattered: bool = False) -> None:
+        self._scattered = scattered
         self._files: OrderedDict[tuple[Path, str], FileIO] = OrderedDict()
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
@@ -53,9 +53,7 @@ class Io:
             if len(self._files) >= MOST_OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
             file = FileIO(path, mode)
-            if mode == "rb" and hasattr(os, "posix_fadvise"):
-                # The system's own read-ahead would fetch many times as much around small tensors; jobs ask for what
-                # they need by prefetch().
+            if self._scattered and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         self._files[key] = file
         return file
@@ -68,18 +66,6 @@ class Io:
             self._buffers.pop(name, None)
             held = self._buffers[name] = np.empty(nbytes, dtype=np.uint8)
         return held[:nbytes].view(dtype)
-
-    def prefetch(self, ref: TensorRef, begin: int, nbytes: int) -> None:
-        """Tells the system which bytes will be read next, where it can be told."""
-        if ref.path is None or not hasattr(os, "posix_fadvise"):
-            return
-        try:
-            descriptor = self._file(ref.path, "rb").fileno()
-            for done in range(0, nbytes, _PREFETCH_BYTES):  # Linux cuts larger requests off
-                size = min(_PREFETCH_BYTES, nbytes - done)
-                os.posix_fadvise(descriptor, ref.offset + begin + done, size, os.POSIX_FADV_WILLNEED)
-        except OSError:
-            pass  # only a hint; read() reports what is wrong
 
     def read(self, ref: TensorRef, begin: int, nbytes: int, buffer: str) -> NDArray[np.uint8]:
         """Bytes [begin, begin + nbytes) of a tensor, in the named buffer."""
@@ -119,8 +105,9 @@ class Job(Protocol):
 class _Run:
     """State shared by the threads of one run_jobs() call."""
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
+    def __init__(self, jobs: Iterable[Job], scattered: bool) -> None:
         self._jobs: Iterator[Job] = iter(jobs)
+        self._scattered = scattered
         self.lock = threading.Condition()
         self.done = 0
         self.running = 0
@@ -133,7 +120,7 @@ class _Run:
 
     def work(self) -> None:
         try:
-            with Io() as io:
+            with Io(self._scattered) as io:
                 while (job := self._next()) is not None:
                     count = job.run(io)
                     with self.lock:
@@ -148,12 +135,19 @@ class _Run:
                 self.lock.notify_all()
 
 
-def run_jobs(jobs: Iterable[Job], total: int, progress: ProgressFn | None = None, threads: int = N_THREADS) -> None:
+def run_jobs(
+    jobs: Iterable[Job],
+    total: int,
+    progress: ProgressFn | None = None,
+    threads: int = N_THREADS,
+    scattered: bool = False,
+) -> None:
     """Runs all jobs; the first error, or Ctrl-C in the calling thread, stops the others at their next job.
 
-    progress is called in the calling thread, about ten times a second. Returns or raises only when every thread ended.
+    scattered: as for Io. progress is called in the calling thread, about ten times a second. Returns or raises only
+    when every thread ended.
     """
-    run = _Run(jobs)
+    run = _Run(jobs, scattered)
     run.running = threads
     workers = [threading.Thread(target=run.work, name=f"convert-{i}", daemon=True) for i in range(threads)]
     try:

@@ -81,7 +81,7 @@ class ValueCheck:
 
     def run(self, progress: ProgressFn | None = None) -> None:
         """Raises one ConvertError naming tensors with a NaN, infinite or non-positive scale, or an impossible id."""
-        run_jobs(self._jobs, self.total_bytes, progress)
+        run_jobs(self._jobs, self.total_bytes, progress, scattered=True)
         problems = self._findings.problems
         if problems:
             named = [problems[order] for order in sorted(problems)]
