@@ -21,6 +21,7 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
         "try:\n    model.tokenizer.encode('a')\n"
         "except pyflash.UnsupportedError: print('no tokenizer')\n"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(tiny.path)], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, str(tiny.path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "-1 -1 (64,)\nno tokenizer\n"
