@@ -145,9 +145,9 @@ PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, 
 /* ---- Sessions ---------------------------------------------------------------------------------------------- */
 
 #define PF_CACHE_AUTO 0      /* float32 in exact, F16 in fast */
-#define PF_CACHE_F16 1       /* half floats: 1024 bytes a row and 256 an indexer row in V4-Flash */
+#define PF_CACHE_F16 1       /* half floats: twice the memory of REFERENCE and closest to exact */
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
-                                with bfloat16 rotary dims (583 bytes) and FP4 indexer rows (68 bytes) */
+                                with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 
 #define PF_SESSION_POISON 1u /* fill cache memory with signalling garbage first (tests) */
 

@@ -19,7 +19,6 @@ from oracle.model import Oracle
 from oracle.numerics import Numerics
 
 T = 640
-WORST_KL, WORST_TOP1 = 0.09, 0.81  # real llama.cpp's
 SEEDS = (31, 32)
 
 
@@ -35,35 +34,34 @@ def logits(tiny: TinyModel, tokens: np.ndarray, precision: str, cache: str = "au
 
 
 @pytest.mark.parametrize("active", [2, 4])
-def test_fast_stays_close_to_exact(tmp_path: Path, active: int) -> None:
-    fast, simulated = [], []
+def test_fast_is_closer_than_llama_cpps_numerics(tmp_path: Path, active: int) -> None:
+    figures: dict[str, list[tuple[float, float]]] = {"fast": [], "reference cache": [], "llama.cpp-like": []}
     for seed in SEEDS:
         tiny = make_tiny_model(tmp_path / str(seed), seed=seed, dense="q8_0", num_experts_per_tok=active)
         tokens = tiny.tokens(T, seed)
-        fast.append(agreement(logits(tiny, tokens, "exact"), logits(tiny, tokens, "fast")))
-        pure = Oracle(tiny.config, tiny.weights).forward(tokens)
+        exact = logits(tiny, tokens, "exact")
+        figures["fast"].append(agreement(exact, logits(tiny, tokens, "fast")))
+        figures["reference cache"].append(agreement(exact, logits(tiny, tokens, "fast", "reference")))
         llama_like = Oracle(tiny.config, tiny.weights, Numerics(act_int8=".", kv_f16=True)).forward(tokens)
-        simulated.append(agreement(pure, llama_like))
-    (kl, top1), (llama_kl, llama_top1) = np.mean(fast, axis=0), np.mean(simulated, axis=0)
-    print(f"\nfast against exact: KL {kl:.4f}, top-1 {top1:.3f}")
-    print(f"llama.cpp-like against float: KL {llama_kl:.4f}, top-1 {llama_top1:.3f}")
-    assert 0 < kl < WORST_KL and top1 > WORST_TOP1
-    # Flips are rare events: over two seeds the figures of equally good numerics scatter by this much.
-    assert kl < 1.25 * llama_kl and top1 > llama_top1 - 0.03
+        figures["llama.cpp-like"].append(agreement(Oracle(tiny.config, tiny.weights).forward(tokens), llama_like))
+    mean = {name: tuple(np.mean(values, axis=0)) for name, values in figures.items()}
+    print("".join(f"\n{name}: KL {kl:.4f}, top-1 {top1:.3f}" for name, (kl, top1) in mean.items()))
+    (kl, top1), (llama_kl, llama_top1) = mean["fast"], mean["llama.cpp-like"]
+    assert 0 < kl < 0.25 * llama_kl and top1 > llama_top1 + 0.05
 
 
 def test_reference_cache_costs_what_its_roundings_cost(tmp_path: Path) -> None:
-    """The FP8 and FP4 cache differs from the default one, by about as much as the oracle's simulation of it says."""
+    """The FP8 and FP4 cache is about as far off as the oracle's simulation of its roundings alone."""
     tiny = make_tiny_model(tmp_path, seed=35, dense="q8_0")
     tokens = tiny.tokens(400, 36)
     pure = logits(tiny, tokens, "exact")
     kl, top1 = agreement(pure, logits(tiny, tokens, "fast", "reference"))
-    numerics = Numerics(act_int8=".", kv_fp8=True, idx_fp4=True)
+    numerics = Numerics(kv_fp8=True, idx_fp4=True)
     simulated_kl, simulated_top1 = agreement(pure, Oracle(tiny.config, tiny.weights, numerics).forward(tokens))
     print(f"\nreference cache: KL {kl:.4f}, top-1 {top1:.3f}")
     print(f"simulated: KL {simulated_kl:.4f}, top-1 {simulated_top1:.3f}")
     assert 0.5 * simulated_kl < kl < 2 * simulated_kl and abs(top1 - simulated_top1) < 0.06
-    assert kl > agreement(pure, logits(tiny, tokens, "fast"))[0]
+    np.testing.assert_array_equal(logits(tiny, tokens, "fast"), logits(tiny, tokens, "fast", "f16"))
 
 
 def test_exact_on_quantised_weights_is_exact(tmp_path: Path) -> None:
@@ -72,5 +70,5 @@ def test_exact_on_quantised_weights_is_exact(tmp_path: Path) -> None:
     tokens = tiny.tokens(40, 34)
     pure = Oracle(tiny.config, tiny.weights).forward(tokens)
     kl, top1 = agreement(pure, logits(tiny, tokens, "exact"))
-    assert kl < 1e-7 and top1 == 1.0
-    assert agreement(pure, logits(tiny, tokens, "fast"))[0] > 1e-6
+    assert kl < 1e-10 and top1 == 1.0
+    assert agreement(pure, logits(tiny, tokens, "fast", "f16"))[0] > 1e-8
