@@ -100,6 +100,12 @@ def _require_compat(checkpoint: Checkpoint, options: ConvertOptions) -> None:
             f"llama.cpp runs only models with 4 residual streams, hc_mult is {checkpoint.config.hc_mult}; "
             "use --profile native"
         )
+    width = checkpoint.config.index_dim
+    if any(ratio == 4 for ratio in checkpoint.config.compress_ratios) and (width < 64 or width & (width - 1)):
+        raise ConvertError(
+            f"llama.cpp needs indexer rows of 64, 128 or a higher power of two, index_head_dim is {width}; "
+            "use --profile native"
+        )
     if options.mtp and checkpoint.drafts == "dspark":
         raise ConvertError(
             "this checkpoint drafts with DSpark, for which the compat profile has no layout; "

@@ -224,9 +224,10 @@ def test_unsupported_configs(changes: dict[str, Any], message: str) -> None:
         parse_config({key: value for key, value in config.items() if value is not None})
 
 
-def test_compat_refuses_what_llama_cpp_cannot_load(tmp_path: Path) -> None:
-    folder = small_checkpoint(tmp_path / "c", changes={"hc_mult": 2})
-    assert "hc_mult is 2" in refused(folder, tmp_path)
+@pytest.mark.parametrize("key, value", [("hc_mult", 2), ("index_head_dim", 32), ("index_head_dim", 96)])
+def test_compat_refuses_what_llama_cpp_cannot_load(tmp_path: Path, key: str, value: int) -> None:
+    folder = small_checkpoint(tmp_path / "c", changes={key: value})
+    assert f"{key} is {value}" in refused(folder, tmp_path)
     report = convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
     assert report.files[0].is_file()
 

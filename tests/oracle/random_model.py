@@ -26,7 +26,7 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
         "sliding_window": 64,
         "compress_ratios": [0, 0, 4, 128, 4, 128, 0],
         "index_n_heads": 4,
-        "index_head_dim": 32,
+        "index_head_dim": 64,
         "index_topk": 32,
         "n_routed_experts": 16,
         "n_shared_experts": 1,
