@@ -39,11 +39,11 @@ def cool_caches() -> bool:
     return True
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Runs a command and syncs: (seconds, processor seconds, what it printed)."""
+def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
+    """Runs a command in a folder and syncs: (seconds, processor seconds, what it printed)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE, text=True).stdout
     os.sync()
     seconds = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="repeat both and print each")
     parser.add_argument("--keep-checkpoint", action="store_true")
     args = parser.parse_args()
+    args.folder = args.folder.resolve()  # the children start there, away from a source tree that is not built
     args.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, copy, out = (args.folder / name for name in ("checkpoint", "copy", "slice.gguf"))
     if not (checkpoint / "config.json").exists():
@@ -66,10 +67,10 @@ def main() -> None:
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
     for _ in range(args.rounds):
         is_cold = cool_caches()
-        copy_seconds, copy_cpu, _ = timed(["cp", "-r", str(checkpoint), str(copy)])
+        copy_seconds, copy_cpu, _ = timed(["cp", "-r", str(checkpoint), str(copy)], args.folder)
         shutil.rmtree(copy)
         cool_caches()
-        seconds, cpu, peak = timed([sys.executable, "-c", _CONVERT, str(checkpoint), str(out)])
+        seconds, cpu, peak = timed([sys.executable, "-c", _CONVERT, str(checkpoint), str(out)], args.folder)
         print(f"{size / 1e9:.2f} GB, {'cold' if is_cold else 'warm'} caches, load {os.getloadavg()[0]:.1f}")
         print(f"cp       {copy_seconds:7.1f} s  {size / copy_seconds / 1e6:6.0f} MB/s  {copy_cpu:6.1f} s of processor")
         print(f"convert  {seconds:7.1f} s  {size / seconds / 1e6:6.0f} MB/s  {cpu:6.1f} s of processor")

@@ -14,17 +14,11 @@ import numpy as np
 from import_llama.float32_copy import float32_copy
 from import_llama.models import pyflash_logits, random_tokens, write_model
 from import_llama.runner import LlamaCpp
-from oracle.compare import kl_divergence
+from oracle.compare import agreement, kl_divergence
 
 T = 640
 SEEDS = (1, 2, 3)
 SAME_MODEL = 1e-10  # median KL between the two references
-
-
-def agreement(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Mean KL divergence in nats and the share of tokens with the same likeliest next token."""
-    same = reference.argmax(-1) == other.argmax(-1)
-    return float(kl_divergence(reference, other).mean()), float(same.mean())
 
 
 def test_fast_is_closer_than_llama_cpp(llama: LlamaCpp, tmp_path: Path) -> None:

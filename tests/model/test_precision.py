@@ -14,18 +14,12 @@ import pyflash
 import pytest
 from tiny_models import TinyModel, make_tiny_model
 
-from oracle.compare import kl_divergence
+from oracle.compare import agreement
 from oracle.model import Oracle
 from oracle.numerics import Numerics
 
 T = 640
 SEEDS = (31, 32)
-
-
-def agreement(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Mean KL divergence in nats and the share of tokens with the same likeliest next token."""
-    same = reference.argmax(-1) == other.argmax(-1)
-    return float(kl_divergence(reference, other).mean()), float(same.mean())
 
 
 def logits(tiny: TinyModel, tokens: np.ndarray, precision: str, cache: str = "auto") -> np.ndarray:

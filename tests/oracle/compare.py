@@ -27,6 +27,12 @@ def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (np.exp(p) * (p - q)).sum(-1)
 
 
+def agreement(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Mean KL divergence in nats and the share of tokens with the same likeliest next token."""
+    same = reference.argmax(-1) == other.argmax(-1)
+    return float(kl_divergence(reference, other).mean()), float(same.mean())
+
+
 def near_ties(choices: Iterable[Choices], limit: float) -> list[str]:
     """One line per layer and token where the imposed choice differs; fails where one was worse by more than `limit`.
 
