@@ -1,9 +1,9 @@
 /* The backend contract: a table of model-shaped operations.
  *
- * The model above (csrc/model) is written once against this table and holds no loop over elements. Operations work on
+ * The model above (csrc/model) is written once against this table and computes nothing itself. Operations work on
  * T >= 1 tokens at once; decoding is T = 1. All activations are float32, row-major, contiguous unless a stride (ld*, in
  * floats) is given. Sizes have been validated when the model was opened, so the only failures are PF_ERR_MEMORY,
- * PF_ERR_CANCELLED and, on devices, PF_ERR_DEVICE.
+ * PF_ERR_CANCELLED, on devices PF_ERR_DEVICE, and PF_ERR_INTERNAL for what only a bug can pass.
  *
  * Determinism: what an operation computes for one token depends on that token's inputs only, never on T, on the split
  * of the work over threads, or on its neighbours in the batch. This is what makes any split of a sequence into calls
@@ -76,7 +76,7 @@ typedef struct pf_exec {
     pf_pool *pool;
     pf_arena *arena;         /* scratch; operations restore its mark */
     const atomic_int *cancel; /* non-zero: stop soon and return PF_ERR_CANCELLED; may be NULL */
-    bool exact;              /* float32 activations; otherwise quantised weights get int8 activations */
+    bool exact;              /* float32 activations; otherwise quantised weights get integer ones */
 } pf_exec;
 
 /* mHC parameters of one site; float32. */
@@ -183,7 +183,7 @@ typedef struct pf_backend {
     /* Rotates the last 2*half dims of each of n_head vectors of width d per position, in place. */
     pf_status (*rope_tail)(pf_exec *ex, float *x, int64_t n_token, int64_t n_head, int64_t d,
                            const pf_rope_table *table, bool inverse);
-    /* Encodes rows x [n, width] into indices first .. first+n-1. */
+    /* Encodes rows x [n, width] into indices first .. first+n-1; n <= capacity. */
     pf_status (*store_rows)(pf_exec *ex, const pf_rows *rows, int64_t first, int64_t n, const float *x);
     pf_status (*push_frontier)(pf_exec *ex, const pf_frontier_args *args);
     pf_status (*compress)(pf_exec *ex, const pf_compress_args *args);
@@ -209,6 +209,8 @@ typedef struct pf_backend {
                           int64_t n_token, float *x);
     pf_status (*route)(pf_exec *ex, const pf_route_args *args);
     pf_status (*experts)(pf_exec *ex, const pf_experts_args *args);
+    /* y += x over n values. */
+    pf_status (*add)(pf_exec *ex, float *y, const float *x, int64_t n);
     /* h = silu(min(gate, limit)) * clamp(up, -limit, limit), over n values; h may be gate. */
     pf_status (*swiglu)(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h);
 

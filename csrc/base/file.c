@@ -262,14 +262,19 @@ static unsigned long pf_process_id(void) { return (unsigned long)getpid(); }
 
 /* ---- Writer ------------------------------------------------------------------------------------------------ */
 
+enum { PF_WRITE_BUFFER = 1 << 16 }; /* small pieces are gathered to this size */
+
 struct pf_writer {
     pf_fd fd;
+    uint8_t *buffer;
+    size_t buffered;
     bool failed; /* a write was lost: what follows cannot be committed */
     char *path;
     char *temp;
 };
 
 static void pf_writer_free(pf_writer *writer) {
+    pf_free(writer->buffer);
     pf_free(writer->path);
     pf_free(writer->temp);
     pf_free(writer);
@@ -280,10 +285,11 @@ pf_status pf_writer_open(const char *path, pf_writer **out, pf_error *err) {
     size_t len = strlen(path), suffix = 48;
     pf_writer *writer = pf_calloc(1, sizeof *writer);
     if (writer) {
+        writer->buffer = pf_alloc(PF_WRITE_BUFFER);
         writer->path = pf_alloc(len + 1);
         writer->temp = pf_alloc(len + suffix);
     }
-    if (!writer || !writer->path || !writer->temp) {
+    if (!writer || !writer->buffer || !writer->path || !writer->temp) {
         if (writer) pf_writer_free(writer);
         return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening '%s'", pf_shown_path(path));
     }
@@ -304,20 +310,37 @@ pf_status pf_writer_open(const char *path, pf_writer **out, pf_error *err) {
     return PF_OK;
 }
 
+static pf_status pf_writer_send(pf_writer *writer, const uint8_t *data, uint64_t size, pf_error *err) {
+    if (pf_fd_write(writer->fd, data, size)) return PF_OK;
+    writer->failed = true;
+    return pf_file_error(err, "write", writer->path);
+}
+
+static pf_status pf_writer_empty(pf_writer *writer, pf_error *err) {
+    const size_t n = writer->buffered;
+    writer->buffered = 0;
+    return n > 0 ? pf_writer_send(writer, writer->buffer, n, err) : PF_OK;
+}
+
 pf_status pf_writer_write(pf_writer *writer, const void *data, uint64_t size, pf_error *err) {
     if (writer->failed) {
         return pf_fail(err, PF_ERR_FILE, "cannot write '%s': an earlier write failed", pf_shown_path(writer->path));
     }
-    if (pf_fd_write(writer->fd, data, size)) return PF_OK;
-    writer->failed = true;
-    return pf_file_error(err, "write", writer->path);
+    if (size > PF_WRITE_BUFFER - writer->buffered) PF_TRY(pf_writer_empty(writer, err));
+    if (size >= PF_WRITE_BUFFER) return pf_writer_send(writer, data, size, err);
+    if (size > 0) memcpy(writer->buffer + writer->buffered, data, (size_t)size);
+    writer->buffered += (size_t)size;
+    return PF_OK;
 }
 
 pf_status pf_writer_commit(pf_writer *writer, pf_error *err) {
     pf_status status = PF_OK;
     if (writer->failed) {
         status = pf_fail(err, PF_ERR_FILE, "cannot finish '%s': an earlier write failed", pf_shown_path(writer->path));
-    } else if (!pf_fd_flush(writer->fd)) {
+    } else {
+        status = pf_writer_empty(writer, err);
+    }
+    if (status == PF_OK && !pf_fd_flush(writer->fd)) {
         status = pf_file_error(err, "flush", writer->path);
     }
     bool closed = pf_fd_close(writer->fd);

@@ -17,7 +17,8 @@ typedef struct pf_map {
 pf_status pf_map_open(const char *path, pf_map *out, pf_error *err);
 void pf_map_close(pf_map *map); /* leaves *map zeroed; a zeroed map is allowed */
 
-/* A new file under a temporary name beside `path`; commit flushes it and renames it over `path`, abort removes it. */
+/* A new file under a temporary name beside `path`; commit flushes it and renames it over `path`, abort removes it.
+ * Writes are buffered, so an error may come with a later call. */
 typedef struct pf_writer pf_writer;
 pf_status pf_writer_open(const char *path, pf_writer **out, pf_error *err);
 pf_status pf_writer_write(pf_writer *writer, const void *data, uint64_t size, pf_error *err);

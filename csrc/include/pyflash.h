@@ -5,7 +5,9 @@
  *
  * Rules that hold everywhere:
  *  - A call that can fail returns a pf_status and fills the caller's pf_error, which may be NULL.
- *  - On failure nothing has changed: out-parameters are left alone and the object stays usable.
+ *  - On failure nothing has changed: out-parameters are left alone and the object stays usable. Only buffers for
+ *    logits, tokens or text may have been written to.
+ *  - Handles and required pointers must be valid; NULL is allowed where a comment says so.
  *  - Parameter structs begin with struct_size; pf_*_params_init() sets it together with the defaults.
  *  - Strings are UTF-8, paths too (also on Windows).
  *  - The library never aborts, exits, prints or reads the environment; messages go to the log callback.
@@ -149,7 +151,7 @@ PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, 
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 
-#define PF_SESSION_POISON 1u /* fill cache memory with signalling garbage first (tests) */
+#define PF_SESSION_POISON 1u /* fill cache memory with NaN patterns first (tests) */
 
 typedef struct pf_session_params {
     uint32_t struct_size;
@@ -185,17 +187,20 @@ PF_API pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int
 PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                                   pf_error *err);
 
-/* Drops the last n tokens. At least 256 can be dropped at any time (or all of them: n = position always works);
- * pf_session_rollback_limit() says how many now. REBUILD beyond that, and nothing has changed. */
+/* Drops the last n tokens. The last 256 evaluated can always be dropped, less those dropped already, and so can all
+ * (n = position); pf_session_rollback_limit() says how many now. After a failed or cancelled step of more than 128
+ * tokens only all of them can, until more have been evaluated. REBUILD beyond the limit, and nothing has changed. */
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
 /* Writes the cache to a file (beside, then renamed) / replaces this session's cache by a file's. A file fits a
- * session of the same model file and precision whose capacity holds its tokens. */
+ * session of the same model (directory and a sample of the weights are compared), MTP file, precision and cache type
+ * whose capacity holds its tokens. */
 PF_API pf_status pf_session_save(pf_session *session, const char *path, pf_error *err);
 PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error *err);
 
-/* From any thread: the running call, or else the next one, returns PF_ERR_CANCELLED; that consumes the request. */
+/* From any thread: the running pf_session_eval or pf_session_draft, or else the next one, returns PF_ERR_CANCELLED;
+ * that consumes the request. */
 PF_API void pf_session_cancel(pf_session *session);
 
 /* The session's memory in bytes: cache as allocated for its capacity, and working buffers. */

@@ -93,7 +93,7 @@ void pf_cache_close(pf_cache *cache) {
 }
 
 static void poison(void *data, uint64_t bytes) {
-    if (data != NULL) memset(data, 0xff, (size_t)bytes); /* NaN in float32, bfloat16, e4m3 and e8m0 */
+    if (data != NULL) memset(data, 0xff, (size_t)bytes); /* NaN in every row format's floats and scales */
 }
 
 static void poison_frontier(const pf_frontier *f) {
@@ -145,8 +145,9 @@ void pf_cache_commit_write(pf_cache *cache, int64_t n) {
 
 void pf_cache_abort_write(pf_cache *cache, int64_t n) {
     copy_open_windows(cache, n, true);
-    const int64_t reachable = n <= PF_COMPRESS_BLOCK ? cache->position + n - PF_ROLLBACK : cache->position;
-    cache->floor = pf_max_i64(cache->floor, reachable);
+    /* A longer step has overwritten the frontiers of earlier positions. A shorter one stays within their slack: the
+     * floor is never more than PF_ROLLBACK back, and everything from there on is still in its ring. */
+    if (n > PF_COMPRESS_BLOCK) cache->floor = cache->position;
 }
 
 int64_t pf_cache_rollback_limit(const pf_cache *cache) { return cache->position - cache->floor; }

@@ -59,7 +59,8 @@ void pf_cache_close(pf_cache *cache);
 void pf_cache_poison(pf_cache *cache);
 
 /* A step of n <= n_chunk tokens: begin, write at positions position .. position+n-1, then commit, which moves the
- * position, or abort, after which the cache is as before but for a floor that may have come up to the position. */
+ * position, or abort, after which the cache is as before, but for the floor: an aborted step of more than
+ * PF_COMPRESS_BLOCK tokens brings it up to the position. */
 void pf_cache_begin_write(pf_cache *cache, int64_t n);
 void pf_cache_commit_write(pf_cache *cache, int64_t n);
 void pf_cache_abort_write(pf_cache *cache, int64_t n);

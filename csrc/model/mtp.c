@@ -19,17 +19,18 @@ static pf_status enter(const pf_step *s, const pf_mtp_weights *w, float *hidden,
     PF_TRY(be->embed(s->ex, &s->net->weights.embed, s->tokens, s->n, c->n_stream, embedded));
     PF_TRY(be->rms_norm(s->ex, embedded, rows, width, w->e_norm, c->norm_eps, embedded));
     PF_TRY(be->rms_norm(s->ex, hidden, rows, width, w->h_norm, c->norm_eps, hidden));
-    /* e_proj | h_proj over [embedding | hidden]; a native file keeps the two apart, and the sum is the same */
+    if (!w->joined) {
+        PF_TRY(be->linear(s->ex, &w->e_proj, embedded, width, rows, streams, width));
+        PF_TRY(be->linear(s->ex, &w->h_proj, hidden, width, rows, embedded, width));
+        return be->add(s->ex, streams, embedded, rows * width);
+    }
+    /* e_proj | h_proj as one matrix over [embedding | hidden] */
     PF_SCRATCH(float, joined, s, rows * 2 * width);
     for (int64_t r = 0; r < rows; ++r) {
         memcpy(joined + r * 2 * width, embedded + r * width, (size_t)width * sizeof(float));
         memcpy(joined + (r * 2 + 1) * width, hidden + r * width, (size_t)width * sizeof(float));
     }
-    if (w->joined) return be->linear(s->ex, &w->eh_proj, joined, 2 * width, rows, streams, width);
-    PF_TRY(be->linear(s->ex, &w->e_proj, joined, 2 * width, rows, streams, width));
-    PF_TRY(be->linear(s->ex, &w->h_proj, joined + width, 2 * width, rows, embedded, width));
-    for (int64_t i = 0; i < rows * width; ++i) streams[i] += embedded[i];
-    return PF_OK;
+    return be->linear(s->ex, &w->eh_proj, joined, 2 * width, rows, streams, width);
 }
 
 pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
@@ -37,7 +38,7 @@ pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
     const pf_mtp_weights *w = &s->net->weights.mtp;
     pf_cache *cache = s->cache;
     const size_t floats = (size_t)cache->stream_floats, mark = pf_arena_mark(s->ex->arena);
-    for (int64_t t = pf_max_i64(0, s->n - cache->stream_ring); t < s->n; ++t) {
+    for (int64_t t = 0; t < s->n; ++t) {
         memcpy(stream_slot(cache, s->position + t), streams + (size_t)t * floats, floats * sizeof(float));
     }
     /* Positions whose successor is one of the step's tokens; older ones than window and rollback reach are not read. */

@@ -223,10 +223,16 @@ static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weight
     return PF_OK;
 }
 
-/* An MTP file must be of the same model: the sizes that its block shares with the main file's. */
+/* An MTP file must be of the same model: its block runs with the main file's sizes, and its tensors are checked against
+ * its own. */
 static pf_status check_mtp_config(const pf_config *c, const pf_config *m, pf_error *err) {
+    const bool same_attention = m->n_head == c->n_head && m->head_dim == c->head_dim && m->rope_dim == c->rope_dim &&
+                                m->q_rank == c->q_rank && m->o_groups == c->o_groups && m->o_rank == c->o_rank &&
+                                m->window == c->window;
+    const bool same_experts =
+        m->n_expert == c->n_expert && m->n_expert_used == c->n_expert_used && m->n_ff == c->n_ff;
     if (m->n_nextn != 1 || m->n_layer != c->n_layer || m->n_embd != c->n_embd || m->n_stream != c->n_stream ||
-        m->head_dim != c->head_dim || m->rope_dim != c->rope_dim || m->window != c->window) {
+        !same_attention || !same_experts) {
         return pf_fail(err, PF_ERR_FORMAT,
                        "the MTP file does not belong to this model: convert both from one checkpoint");
     }
@@ -246,7 +252,8 @@ static pf_status find_vocab(const pf_gguf *gguf, int32_t *n_vocab, pf_error *err
     return PF_OK;
 }
 
-static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, pf_config *mtp_config,
+static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config,
                           pf_weights *out, pf_error *err) {
     PF_TRY(find_vocab(gguf, &config->n_vocab, err));
     const finder root = finder_at(gguf, config, err, -1);
@@ -259,13 +266,13 @@ static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf 
     }
     if (mtp_gguf != NULL) {
         PF_TRY(check_mtp_config(config, mtp_config, err));
-        PF_TRY(find_vocab(mtp_gguf, &mtp_config->n_vocab, err));
         return find_mtp(mtp_gguf, mtp_config, &out->mtp, err);
     }
     return config->n_nextn > 0 ? find_mtp(gguf, config, &out->mtp, err) : PF_OK;
 }
 
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, pf_config *mtp_config,
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config,
                           pf_weights *out, pf_error *err) {
     memset(out, 0, sizeof *out);
     out->layers = pf_calloc((size_t)config->n_layer, sizeof *out->layers);

@@ -70,10 +70,10 @@ typedef struct pf_weights {
 } pf_weights;
 
 /* Fills *out from the model's GGUF and sets config->n_vocab. mtp_gguf, which may be NULL, is a file that holds the MTP
- * block in llama.cpp's layout, with its own configuration mtp_config (n_vocab is set there too); without it a native
- * file's own block is taken.
+ * block in llama.cpp's layout, with its own configuration mtp_config; without it a native file's own block is
+ * taken.
  * FORMAT errors name the tensor that is missing, of another shape, or of a type that does not fit. */
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, pf_config *mtp_config,
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, const pf_config *mtp_config,
                           pf_weights *out, pf_error *err);
 void pf_weights_free(pf_weights *weights);
 

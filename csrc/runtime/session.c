@@ -104,6 +104,7 @@ static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
     if (status == PF_ERR_MEMORY) {
         return pf_fail(err, status, "out of memory while evaluating: use a smaller chunk or context");
     }
+    if (status == PF_ERR_INTERNAL) return pf_fail(err, status, "internal error while evaluating: please report it");
     return status;
 }
 

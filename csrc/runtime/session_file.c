@@ -13,7 +13,7 @@ typedef struct file_header {
     char magic[8];
     uint32_t version;
     int32_t precision;
-    uint64_t fingerprint; /* of the model file's directory */
+    uint64_t identity; /* of the model */
     int64_t position, floor;
     int32_t has_mtp, row_format;
     uint64_t payload_bytes;
@@ -35,6 +35,23 @@ static uint64_t checksum_piece(uint64_t sum, const void *data, uint64_t size) {
     }
     for (; size > 0; --size) sum = (sum ^ *bytes++) * prime;
     return sum;
+}
+
+/* Tells models apart: their directories, and a little of some tensors, because a fine-tune has the same directory. */
+static uint64_t file_identity(const pf_gguf *gguf) {
+    enum { TENSORS = 64, BYTES = 64 };
+    uint64_t sum = pf_gguf_fingerprint(gguf);
+    const uint64_t n = pf_gguf_n_tensors(gguf), step = n / TENSORS + 1;
+    for (uint64_t i = 0; i < n; i += step) {
+        const pf_gguf_tensor *t = pf_gguf_tensor_at(gguf, i);
+        if (t->data != NULL) sum = checksum_piece(sum, t->data, t->bytes < BYTES ? t->bytes : BYTES);
+    }
+    return sum;
+}
+
+static uint64_t model_identity(const pf_model *model) {
+    const uint64_t main = file_identity(model->gguf);
+    return model->mtp_gguf == NULL ? main : main * 31 + file_identity(model->mtp_gguf);
 }
 
 /* Visits every live piece of the cache in file order; false from the visitor ends the walk. */
@@ -116,7 +133,7 @@ pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) 
     if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
     const pf_cache *cache = &session->cache;
     file_header header = {.version = VERSION, .precision = session->model->precision,
-                          .fingerprint = pf_gguf_fingerprint(session->model->gguf), .position = cache->position,
+                          .identity = model_identity(session->model), .position = cache->position,
                           .floor = cache->floor, .has_mtp = cache->streams != NULL,
                           .row_format = (int32_t)cache->layers[0].raw.format};
     tally t = {0, 0};
@@ -166,7 +183,7 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
         return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d)",
                        path, h->version, VERSION);
     }
-    if (h->fingerprint != pf_gguf_fingerprint(session->model->gguf) || h->precision != session->model->precision ||
+    if (h->identity != model_identity(session->model) || h->precision != session->model->precision ||
         (h->has_mtp != 0) != (cache->streams != NULL) || h->row_format != (int32_t)cache->layers[0].raw.format) {
         return pf_fail(err, PF_ERR_ARGUMENT,
                        "%s belongs to another model, precision, cache type or MTP setting: open a session like the one "

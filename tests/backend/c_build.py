@@ -23,7 +23,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
 FLAGS = ["-std=c11", "-g", "-ffp-contract=off", "-pthread", "-fPIC", "-DPF_STATIC"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 GATE = ["gate.c", "gate_kernels.c", "gate_linear.c", "gate_model.c"]
 GLUE = ["glue.c"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]

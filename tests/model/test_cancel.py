@@ -50,23 +50,22 @@ def test_cancelled_step_changes_nothing(tiny: TinyModel, precision: str, step: i
 
 
 def test_rollback_after_a_cancelled_step(tiny: TinyModel) -> None:
-    """What rollback_limit promises after a cancelled step holds: short steps keep part of the reach, long ones none."""
-    tokens = tiny.tokens(T, 33)
+    """What rollback_limit promises after a cancelled step holds: short steps keep the whole reach, long ones none."""
+    tokens, cut = tiny.tokens(T, 33), 330
     with pyflash.Model.open(tiny.path, precision="exact", threads=2) as model:
         with model.session(context=T, chunk=T) as session:
             expected = session.eval(tokens, all_logits=True)
-        for step, least in ((1, 100), (100, 100), (300, 0)):
+        for step, reach in ((1, 256), (100, 256), (128, 256), (129, 0)):
             with model.session(context=T, chunk=300, poison=True) as session:
-                session.eval(tokens[:CUT])
+                session.eval(tokens[:cut])
                 session.set_tap(cancel_in_layer(session, tiny.config.num_hidden_layers - 1, "attn_o"))
                 with pytest.raises(pyflash.CancelledError):
-                    session.eval(tokens[CUT : CUT + step])
+                    session.eval(tokens[cut : cut + step])
                 session.set_tap(None)
-                back = session.rollback_limit
-                assert back >= least
-                session.rollback(back)
-                actual = session.eval(tokens[CUT - back :], all_logits=True)
-            np.testing.assert_array_equal(actual, expected[CUT - back :])
+                assert session.rollback_limit == reach
+                session.rollback(reach)
+                actual = session.eval(tokens[cut - reach :], all_logits=True)
+            np.testing.assert_array_equal(actual, expected[cut - reach :])
 
 
 def test_cancel_from_another_thread(tiny: TinyModel, tmp_path: Path) -> None:

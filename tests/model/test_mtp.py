@@ -116,3 +116,19 @@ def test_drafting_needs_a_block(tmp_path: Path) -> None:
         session.eval([1])
         with pytest.raises(pyflash.UnsupportedError):
             session.draft(1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(num_attention_heads=64), dict(q_lora_rank=128), dict(o_groups=4), dict(o_lora_rank=128),
+        dict(n_routed_experts=32), dict(num_experts_per_tok=2), dict(moe_intermediate_size=256), dict(sliding_window=128),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_block_of_another_model_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    """The block runs with the main file's sizes: one of other sizes would read and write past its buffers."""
+    main = make_tiny_model(tmp_path / "main", seed=1)
+    other = make_tiny_model(tmp_path / "other", seed=1, mtp=True, **changes)
+    with pytest.raises(pyflash.Error, match="does not belong to this model"):
+        pyflash.Model.open(main.path, mtp=other.mtp_path)

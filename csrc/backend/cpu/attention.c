@@ -116,7 +116,7 @@ static void attend(void *arg, int64_t begin, int64_t end, int worker) {
 pf_status pf_cpu_sparse_attn(pf_exec *ex, const pf_attn_args *args) {
     const int threads = pf_pool_threads(ex->pool);
     const size_t mark = pf_arena_mark(ex->arena);
-    attn_job job = {.args = args, .k = ex->backend->kernels, .ex = ex};
+    attn_job job = {.args = args, .k = pf_cpu_kernels_of(ex), .ex = ex};
     /* All heads of a token in one item when there are tokens enough; a lone token's heads are spread over threads. */
     job.n_blocks = args->n_token >= threads ? 1 : pf_min_i64(threads, args->n_head);
     job.head_block = pf_ceil_div(args->n_head, job.n_blocks);

@@ -146,6 +146,7 @@ static void fill_tables(void) {
             .mhc_head = pf_cpu_mhc_head,
             .route = pf_cpu_route,
             .experts = pf_cpu_experts,
+            .add = pf_cpu_add,
             .swiglu = pf_cpu_swiglu,
             .kernels = k,
         };

@@ -44,7 +44,7 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
 
 pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
     const size_t mark = pf_arena_mark(ex->arena);
-    score_job job = {args, ex->backend->kernels, ex, NULL};
+    score_job job = {args, pf_cpu_kernels_of(ex), ex, NULL};
     job.scratch = pf_arena_alloc(
         ex->arena, (size_t)pf_pool_threads(ex->pool) * (size_t)args->rows->width * sizeof(float));
     if (job.scratch == NULL) return PF_ERR_MEMORY;

@@ -1,4 +1,4 @@
-/* Matrix products of one weight with a batch of activations, embeddings and SwiGLU. */
+/* Matrix products of one weight with a batch of activations, embeddings, SwiGLU and sums. */
 #include "backend/cpu/ops.h"
 #include "backend/cpu/parallel.h"
 
@@ -142,4 +142,23 @@ static void swiglu_piece(void *arg, int64_t begin, int64_t end, int worker) {
 pf_status pf_cpu_swiglu(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h) {
     swiglu_job job = {gate, up, limit, h};
     return pf_parallel(ex, n, pf_max_i64(1024, pf_grain(ex, n)), swiglu_piece, &job);
+}
+
+/* ---- Sums -------------------------------------------------------------------------------------------------- */
+
+typedef struct add_job {
+    const pf_cpu_kernels *k;
+    float *y;
+    const float *x;
+} add_job;
+
+static void add_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const add_job *job = arg;
+    (void)worker;
+    job->k->axpy(job->y + begin, 1.0f, job->x + begin, end - begin);
+}
+
+pf_status pf_cpu_add(pf_exec *ex, float *y, const float *x, int64_t n) {
+    add_job job = {pf_cpu_kernels_of(ex), y, x};
+    return pf_parallel(ex, n, pf_max_i64(4096, pf_grain(ex, n)), add_piece, &job);
 }

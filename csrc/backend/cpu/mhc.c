@@ -87,7 +87,7 @@ static void pre_tokens(void *arg, int64_t begin, int64_t end, int worker) {
 
 pf_status pf_cpu_mhc_pre(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
                          int64_t n_token, float *x, float *post, float *comb) {
-    mhc_job job = {.k = ex->backend->kernels, .shape = shape, .site = site, .in = streams, .x = x, .post = post,
+    mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .site = site, .in = streams, .x = x, .post = post,
                    .comb = comb, .ex = ex};
     return pf_parallel(ex, n_token, pf_grain(ex, n_token), pre_tokens, &job);
 }
@@ -143,6 +143,6 @@ static void head_tokens(void *arg, int64_t begin, int64_t end, int worker) {
 
 pf_status pf_cpu_mhc_head(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
                           int64_t n_token, float *x) {
-    mhc_job job = {.k = ex->backend->kernels, .shape = shape, .site = site, .in = streams, .x = x, .ex = ex};
+    mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .site = site, .in = streams, .x = x, .ex = ex};
     return pf_parallel(ex, n_token, pf_grain(ex, n_token), head_tokens, &job);
 }

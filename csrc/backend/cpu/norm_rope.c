@@ -30,7 +30,7 @@ static void norm_rows(void *arg, int64_t begin, int64_t end, int worker) {
 
 pf_status pf_cpu_rms_norm(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps,
                           float *y) {
-    norm_job job = {ex->backend->kernels, x, gain, y, n, eps};
+    norm_job job = {pf_cpu_kernels_of(ex), x, gain, y, n, eps};
     return pf_parallel(ex, n_row, pf_grain(ex, n_row), norm_rows, &job);
 }
 

@@ -1,6 +1,6 @@
 /* The CPU backend's operations, one function per entry of pf_backend. Contracts are in backend/backend.h.
  *
- * Every operation finds its kernels with pf_cpu_kernels_of(ex), restores the arena mark it found, and returns
+ * Every operation restores the arena mark it found, and returns
  * PF_ERR_CANCELLED when pf_cancelled(ex) was seen (the outputs are then undefined). */
 #ifndef PF_BACKEND_CPU_OPS_H
 #define PF_BACKEND_CPU_OPS_H
@@ -34,6 +34,7 @@ pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, i
                        float *x);
 pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
                         int64_t ldy);
+pf_status pf_cpu_add(pf_exec *ex, float *y, const float *x, int64_t n);
 pf_status pf_cpu_swiglu(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h);
 
 /* experts.c */

@@ -124,10 +124,8 @@ static void store_piece(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 pf_status pf_cpu_store_rows(pf_exec *ex, const pf_rows *rows, int64_t first, int64_t n, const float *x) {
-    /* Of rows that share a ring slot only the last stays. */
-    const int64_t skip = pf_max_i64(0, n - rows->capacity);
-    rows_job job = {.rows = rows, .first = first + skip, .in = x + skip * rows->width};
-    return pf_parallel(ex, n - skip, pf_max_i64(8, pf_grain(ex, n - skip)), store_piece, &job);
+    rows_job job = {.rows = rows, .first = first, .in = x};
+    return pf_parallel(ex, n, pf_max_i64(8, pf_grain(ex, n)), store_piece, &job);
 }
 
 static void round_piece(void *arg, int64_t begin, int64_t end, int worker) {
