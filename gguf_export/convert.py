@@ -261,7 +261,8 @@ def convert(
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes. On any error or Ctrl-C nothing new is left on the disk.
+    progress(done, total) gets output bytes. On an error or Ctrl-C nothing new is left on the disk, except that
+    several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
     """
     started = time.monotonic()
     options.check()
@@ -277,6 +278,9 @@ def convert(
     written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
+    for target in targets:
+        if target.is_dir():
+            raise ConvertError(f"{target} is a folder, give a new name")
     _check_space(out.parent, total)
     check = ValueCheck(plan.checkpoint, plan.weights)
     report = _Offset(progress, check.total_bytes + total)

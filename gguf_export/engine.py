@@ -174,23 +174,29 @@ def run_jobs(
 
 @contextmanager
 def files_beside(targets: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Path]]:
-    """Temporary files beside the targets, at their full size; renamed at the end, removed on any error or Ctrl-C."""
+    """Temporary files beside the targets, at their full size; renamed at the end, removed on any error or Ctrl-C.
+
+    Each rename is atomic; what comes between two of them leaves the targets renamed so far.
+    """
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in targets]
+    created: list[Path] = []
     try:
         for path, size in zip(temporary, sizes, strict=True):
             try:
                 with open(path, "xb") as file:
+                    created.append(path)
                     file.truncate(size)
             except OSError as error:
-                raise ConvertError(f"cannot write {path.parent}: {error.strerror}") from None
+                raise ConvertError(f"cannot write {path}: {error.strerror}") from None
         yield temporary
-        for path, target in zip(temporary, targets, strict=True):
-            try:
+        renames = list(zip(temporary, targets, strict=True))
+        try:
+            for path, target in renames:
                 os.replace(path, target)
-            except OSError as error:
-                raise ConvertError(f"cannot write {target}: {error.strerror}") from None
+        except OSError as error:
+            raise ConvertError(f"cannot write {target}: {error.strerror}") from None
     finally:
-        for path in temporary:
+        for path in created:
             path.unlink(missing_ok=True)
 
 

@@ -96,10 +96,11 @@ class _Export:
             raise ConvertError(
                 f"{path} is no native file, so the checkpoint's bytes are not in it; convert with --profile native"
             )
-        config = self.gguf.keys.get(SIDE_PREFIX + "config.json")
-        if not isinstance(config, str):
+        self.side_files = self._side_files()
+        if "config.json" not in self.side_files:
             raise ConvertError(f"{path} does not carry the checkpoint's config.json, which an export needs")
-        self.config: ModelConfig = parse_config(parse_json_object(config.encode(), f"{path}: config.json"))
+        config = parse_json_object(self.side_files["config.json"], f"{path}: config.json")
+        self.config: ModelConfig = parse_config(config)
         experts = self.gguf.tensors.get("blk.0.ffn_gate_exps.weight")
         self.expert_form = Form.FP8 if experts is not None and experts.dtype == "I8" else Form.FP4
         self.weights = list(main_weights(self.config, self.expert_form))
@@ -181,9 +182,16 @@ class _Export:
             else:
                 yield _WidthJob(source, data)
 
-    def side_files(self) -> dict[str, str]:
-        stored = {name: self.gguf.keys.get(SIDE_PREFIX + name) for name in SIDE_FILES}
-        return {name: text for name, text in stored.items() if isinstance(text, str)}
+    def _side_files(self) -> dict[str, bytes]:
+        files = {}
+        for name in SIDE_FILES:
+            text = self.gguf.keys.get(SIDE_PREFIX + name)
+            if isinstance(text, str):
+                try:
+                    files[name] = text.encode("utf-8")
+                except UnicodeEncodeError:
+                    raise ConvertError(f"{self.path} is damaged: its {name} is not UTF-8") from None
+        return files
 
 
 def export_hf(gguf_path: Path | str, dest: Path | str, progress: ProgressFn | None = None) -> list[Path]:
@@ -200,6 +208,10 @@ def export_hf(gguf_path: Path | str, dest: Path | str, progress: ProgressFn | No
     export = _Export(Path(gguf_path))
     work = dest.absolute().with_name(f".{dest.absolute().name}.{os.getpid()}.part")
     try:
+        work.mkdir()
+    except OSError as error:
+        raise ConvertError(f"cannot write {work}: {error.strerror}") from None
+    try:
         names = _write_folder(export, work, progress)
         if dest.exists():
             dest.rmdir()
@@ -212,7 +224,6 @@ def export_hf(gguf_path: Path | str, dest: Path | str, progress: ProgressFn | No
 
 
 def _write_folder(export: _Export, work: Path, progress: ProgressFn | None) -> list[str]:
-    work.mkdir()
     shards = export.shards()
     targets: dict[str, TensorRef] = {}
     files = []
@@ -233,7 +244,7 @@ def _write_folder(export: _Export, work: Path, progress: ProgressFn | None) -> l
         places = {ref.name: ref.path.name for ref in targets.values() if ref.path is not None}
         (work / INDEX).write_bytes(index_json(places, total))
         files.append(INDEX)
-    for name, text in export.side_files().items():
-        (work / name).write_bytes(text.encode("utf-8"))
+    for name, data in export.side_files.items():
+        (work / name).write_bytes(data)
         files.append(name)
     return files

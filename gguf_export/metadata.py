@@ -30,7 +30,8 @@ SIDE_PREFIX = "pyflash.hf."
 def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None) -> None:
     metadata.text("general.architecture", ARCH)
     metadata.text("general.type", "model")
-    metadata.text("general.name", name or checkpoint.path.resolve().name or "DeepSeek-V4")
+    folder = checkpoint.path.resolve().name.encode("utf-8", "replace").decode()  # a path need not be UTF-8
+    metadata.text("general.name", name or folder or "DeepSeek-V4")
     metadata.u32("general.file_type", _FILE_TYPES[experts])
     metadata.u32("general.quantization_version", 2)
     path = checkpoint.path / "generation_config.json"
@@ -121,6 +122,15 @@ def _token_table(tokenizer: dict[str, Any], vocab_size: int, where: Path) -> tup
     return tokens, types
 
 
+def _check_unicode(texts: list[str], where: Path) -> None:
+    """JSON can spell half a surrogate pair, which no UTF-8 stands for."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConvertError(f"{where} holds text that is not Unicode: {text!r:.80}") from None
+
+
 def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -145,6 +155,7 @@ def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ConvertError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    _check_unicode(tokens + merges, path)
     metadata.text("tokenizer.ggml.model", "gpt2")
     metadata.text("tokenizer.ggml.pre", "joyai-llm")
     metadata.add_array("tokenizer.ggml.tokens", ValueType.STRING, tokens)

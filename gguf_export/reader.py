@@ -20,7 +20,10 @@ MOST_DIMS = 4
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """keys maps to Python values. A tensor's dtype is its GGMLType name, its shape is GGUF's order (ne[0] first)."""
+    """keys maps to Python values. A tensor's dtype is its GGMLType name, its shape is GGUF's order (ne[0] first).
+
+    Bytes of strings that are not UTF-8 are lone surrogates, as Python's "surrogateescape" has it.
+    """
 
     keys: dict[str, Any]
     tensors: dict[str, TensorRef]
@@ -57,10 +60,7 @@ class _Cursor:
         return n
 
     def string(self) -> str:
-        try:
-            return self.bytes(self.count(1)).decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.fail("a string is not UTF-8") from None
+        return self.bytes(self.count(1)).decode("utf-8", "surrogateescape")
 
     def kind(self) -> ValueType:
         number = self.unpack("<I")

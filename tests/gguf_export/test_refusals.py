@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -265,6 +266,55 @@ def test_bad_places(tmp_path: Path) -> None:
             convert(checkpoint, out, ConvertOptions())
 
 
+def test_a_folder_in_the_way_is_noticed_before_anything_is_read(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c")
+    (tmp_path / "mtp-m.gguf").mkdir()
+
+    def progress(done: int, total: int) -> None:
+        raise AssertionError("it has begun")
+
+    with pytest.raises(ConvertError, match="mtp-m.gguf is a folder"):
+        convert(folder, tmp_path / "m.gguf", ConvertOptions(mtp=True), progress=progress)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "mtp-m.gguf"]
+
+
+def test_temporary_files_of_others_stay(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "c", drafts=False)
+    convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
+    theirs = tmp_path / f".mtp.gguf.{os.getpid()}.part"
+    theirs.write_text("theirs")
+    with pytest.raises(ConvertError, match="mtp.gguf.*File exists"):
+        convert(folder, tmp_path / "mtp.gguf", ConvertOptions())
+    assert theirs.read_text() == "theirs"
+    their_folder = tmp_path / f".back.{os.getpid()}.part"
+    (their_folder / "inside").mkdir(parents=True)
+    with pytest.raises(ConvertError, match="back.*File exists"):
+        export_hf(tmp_path / "native.gguf", tmp_path / "back")
+    assert (their_folder / "inside").is_dir()
+
+
+def test_text_that_is_not_utf8_in_a_gguf(tmp_path: Path) -> None:
+    """It may be read, but is not exported as a checkpoint's file."""
+    path = tmp_path / "native.gguf"
+    convert(small_checkpoint(tmp_path / "c"), path, ConvertOptions(profile="native"))
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b"deepseek_v4", b"deepseek\xffv4", 1))
+    config = read_gguf(path).keys["pyflash.hf.config.json"]
+    assert config.encode("utf-8", "surrogateescape").count(b"deepseek\xffv4") == 1
+    with pytest.raises(ConvertError, match="config.json is not UTF-8"):
+        export_hf(path, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_folder_name_that_is_not_utf8(tmp_path: Path) -> None:
+    try:
+        folder = small_checkpoint(tmp_path / os.fsdecode(b"model\xff"), drafts=False)
+    except OSError:
+        pytest.skip("file names are Unicode here")
+    convert(folder, tmp_path / "m.gguf", ConvertOptions())
+    assert read_gguf(tmp_path / "m.gguf").keys["general.name"] == "model?"
+
+
 def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -282,6 +332,9 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pyte
         (lambda t: t["model"]["vocab"].update(extra=512), "token id 512"),
         (lambda t: t["model"]["vocab"].update(extra="x"), "id 'x'"),
         (lambda t: t["model"]["vocab"].update(extra=t["model"]["vocab"]["a"]), "two tokens"),
+        (lambda t: t["model"]["vocab"].update({"\ud800": t["model"]["vocab"].pop("a")}), "not Unicode: '\\ud800'"),
+        (lambda t: t["model"]["merges"].append(["a", "\udfff"]), "not Unicode: 'a \\udfff'"),
+        (lambda t: t["model"]["merges"].append("\udfff b"), "not Unicode"),
     ],
 )
 def test_bad_tokenizers(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str) -> None:
