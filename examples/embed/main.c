@@ -11,6 +11,7 @@ typedef struct app {
     pf_sampler *sampler;
     float *logits;
     int64_t n_vocab;
+    int32_t end_token;
     pf_error error;
 } app;
 
@@ -26,6 +27,7 @@ static pf_status open_all(app *a, const char *path) {
     pf_sampler_params_init(&sampling);
     sampling.temperature = 0;
     a->n_vocab = info.n_vocab;
+    a->end_token = info.eos_token;
     a->logits = malloc((size_t)info.n_vocab * sizeof *a->logits);
     if (a->logits == NULL) return PF_ERR_MEMORY;
     return pf_sampler_open(&sampling, &a->sampler, &a->error);
@@ -61,6 +63,7 @@ static pf_status print_tokens(app *a, int count) {
         char text[256];
         size_t len = 0;
         pf_status status = pf_sampler_pick(a->sampler, a->logits, a->n_vocab, &token, NULL, &a->error);
+        if (status == PF_OK && token == a->end_token) break;
         if (status == PF_OK) status = pf_detokenize(a->model, &token, 1, 0, text, sizeof text, &len, &a->error);
         if (status != PF_OK) return status;
         fwrite(text, 1, len < sizeof text ? len : sizeof text, stdout);
@@ -81,7 +84,10 @@ int main(int argc, char **argv) {
     pf_status status = open_all(&a, argv[1]);
     if (status == PF_OK) status = evaluate_text(&a, argv[2]);
     if (status == PF_OK) status = print_tokens(&a, argc > 3 ? atoi(argv[3]) : 32);
-    if (status != PF_OK) fprintf(stderr, "error %d: %s\n", (int)status, a.error.message);
+    if (status != PF_OK) {
+        const char *message = a.error.message[0] != '\0' ? a.error.message : "out of memory"; /* our own malloc */
+        fprintf(stderr, "error %d: %s\n", (int)status, message);
+    }
     free(a.logits);
     pf_sampler_close(a.sampler);
     pf_session_close(a.session);
