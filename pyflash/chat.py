@@ -1,52 +1,101 @@
-"""DeepSeek-V4's chat encoding, for plain turns: system, user and assistant, with or without thinking.
+"""DeepSeek-V4's chat encoding as published: conversations to prompts, and generated text back to messages.
 
-Tools, tasks, reminders, developer messages and response formats are refused with UnsupportedError.
+Messages are mappings as in OpenAI's chat API, with "role" and "content". The roles:
+
+- "system": also "tools" and "response_format".
+- "user", and "tool" with "tool_call_id": neighbours become one user turn, tool results in the order of the calls.
+- "assistant": also "reasoning_content", "tool_calls", and "wo_eos" for a turn left open.
+- "developer" (as "system", at a user's place) and "latest_reminder": used by the model's own services.
+
+Any message may have a "task", such as "action" or "title", which asks for a short classification instead of a reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyflash.errors import ArgumentError, UnsupportedError
+from pyflash.chat_format import (
+    ASSISTANT,
+    BOS,
+    DSML,
+    EFFORTS,
+    EOS,
+    LATEST_REMINDER,
+    TASKS,
+    THINK_BEGIN,
+    THINK_END,
+    USER,
+    Segment,
+    calls_block,
+    entries,
+    function,
+    response_format_block,
+    tools_block,
+)
+from pyflash.chat_parse import parse
+from pyflash.chat_stream import Event, StreamParser
+from pyflash.errors import ArgumentError
 
-BOS = "<｜begin▁of▁sentence｜>"
-EOS = "<｜end▁of▁sentence｜>"
-USER = "<｜User｜>"
-ASSISTANT = "<｜Assistant｜>"
-THINK_BEGIN = "<think>"
-THINK_END = "</think>"
-
-_EFFORT_MAXIMUM = """\
-Reasoning Effort: Absolute maximum with no shortcuts permitted.
-You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the root cause, \
-rigorously stress-testing your logic against all potential paths, edge cases, and adversarial scenarios.
-Explicitly write out your entire deliberation process, documenting every intermediate step, considered alternative, \
-and rejected hypothesis to ensure absolutely no assumption is left unchecked.
-
-"""
-_EFFORT_BEYOND = """\
-Reasoning Effort: Beyond maximum — exhaustive, relentless, and uncompromising.
-You MUST reason with the utmost depth and rigor, leaving absolutely nothing to chance: exhaustively decompose the \
-problem into its most fundamental components, trace every causal chain to its root, and resolve the underlying cause \
-rather than any surface symptom.
-Do not stop reasoning until you have independently verified the solution from multiple angles and are certain that no \
-assumption remains unchecked and no error remains undiscovered.
-
-"""
-_EFFORTS: dict[str, dict[str | None, str]] = {
-    "preview": {None: "", "high": "", "max": _EFFORT_MAXIMUM},
-    "0731": {None: "", "low": "", "high": _EFFORT_MAXIMUM, "max": _EFFORT_BEYOND},
-}
+__all__ = [
+    "ASSISTANT",
+    "BOS",
+    "DSML",
+    "EOS",
+    "LATEST_REMINDER",
+    "THINK_BEGIN",
+    "THINK_END",
+    "USER",
+    "Event",
+    "Message",
+    "Segment",
+    "StreamParser",
+    "encode",
+    "parse",
+    "segments",
+    "with_tools",
+]
 
 Message = Mapping[str, Any]
-Segment = tuple[str, bool]
+
+_USER_ROLES = ("user", "developer")
+_ROLES = ("system", "user", "tool", "assistant", "developer", "latest_reminder")
+
+
+@dataclass
+class _Part:
+    """A text or a tool result within a user turn."""
+
+    text: str
+    is_result: bool = False
+    call_id: str = ""
+
+
+@dataclass
+class _Turn:
+    role: str
+    message: Message
+    task: str | None = None
+    parts: list[_Part] = field(default_factory=list)
+
+    def pieces(self) -> list[Segment]:
+        """The turn's own text, without what opens or closes it."""
+        out: list[Segment] = [("\n\n".join(part.text for part in self.parts), False)]
+        if self.role in ("system", "developer"):
+            if tools := self.message.get("tools"):
+                out += tools_block(tools)
+            if schema := self.message.get("response_format"):
+                out.append(response_format_block(schema))
+        elif self.role == "assistant" and (calls := self.message.get("tool_calls")):
+            out += calls_block(calls)
+        return out
 
 
 def _effort_prefix(thinking: bool, effort: str | None, release: str) -> str:
-    if release not in _EFFORTS:
-        raise ArgumentError(f"unknown release {release!r}; known are {', '.join(_EFFORTS)}")
-    known = _EFFORTS[release]
+    if release not in EFFORTS:
+        raise ArgumentError(f"unknown release {release!r}; known are {', '.join(EFFORTS)}")
+    known = EFFORTS[release]
     if effort not in known:
         names = ", ".join(name for name in known if name)
         raise ArgumentError(f"release {release} has no reasoning effort {effort!r}; it knows {names}")
@@ -62,32 +111,86 @@ def _text(content: Any) -> str:
         parts = []
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            parts.append(part.get("text") or "" if kind == "text" else f"[Unsupported {kind}]")
+            parts.append(_text(part.get("text")) if kind == "text" else f"[Unsupported {kind}]")
         return "\n\n".join(parts)
     raise ArgumentError(f"message content must be a string or a list of parts, not {type(content).__name__}")
 
 
-def _turns(messages: Sequence[Message]) -> list[Message]:
-    """Checked messages with string contents, neighbouring user messages merged into one."""
-    turns: list[Message] = []
+def _turns(messages: Sequence[Message]) -> list[_Turn]:
+    """Checked turns, neighbouring user and tool messages merged into one."""
+    turns: list[_Turn] = []
     for message in messages:
-        role = message.get("role")
-        if role not in ("system", "user", "assistant"):
-            raise UnsupportedError(f"messages with the role {role!r} are not supported yet")
-        for key in ("tools", "tool_calls", "task", "response_format", "wo_eos"):
-            if message.get(key):
-                raise UnsupportedError(f"messages with {key!r} are not supported yet")
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in _ROLES:
+            raise ArgumentError(f"a message has the role {role!r}; known are {', '.join(_ROLES)}")
+        task = message.get("task")
+        if task is not None and task not in tuple(TASKS):
+            raise ArgumentError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
         text = _text(message.get("content"))
-        if role == "user" and turns and turns[-1]["role"] == "user":
-            turns[-1] = {"role": "user", "content": turns[-1]["content"] + "\n\n" + text}
+        part = _Part(text)
+        if role == "tool":
+            part = _Part(f"<tool_result>{text}</tool_result>", True, str(message.get("tool_call_id") or ""))
+        last = turns[-1] if turns and turns[-1].role == "user" else None
+        if last and (role == "tool" or (role == "user" and last.task is None)):
+            last.parts.append(part)  # without its task, as published
+        elif role == "tool":
+            turns.append(_Turn("user", {}, parts=[part]))
         else:
-            turns.append({"role": role, "content": text, "reasoning": message.get("reasoning_content") or ""})
+            turns.append(_Turn(role, message, task, [part]))
     return turns
+
+
+def _sort_results(turns: list[_Turn]) -> None:
+    """Puts the tool results of each user turn into the order of the latest calls; texts between them stay in place."""
+    order: dict[str, int] = {}
+    for turn in turns:
+        if turn.role == "assistant" and (calls := turn.message.get("tool_calls")):
+            ids = (call.get("id") or function(call, "tool_calls").get("id") for call in entries(calls, "tool_calls"))
+            order = {str(call_id): n for n, call_id in enumerate(ids) if call_id}
+        elif turn.role == "user" and order:
+            results = [part for part in turn.parts if part.is_result]
+            ordered = iter(sorted(results, key=lambda part: order.get(part.call_id, 0)))
+            turn.parts = [next(ordered) if part.is_result else part for part in turn.parts]
+
+
+def _last_user(turns: Sequence[_Turn]) -> int:
+    return max((i for i, turn in enumerate(turns) if turn.role in _USER_ROLES), default=-1)
+
+
+def _transition(turns: Sequence[_Turn], i: int, thinking: bool, opens: bool) -> list[Segment]:
+    """What follows turn i to let the model go on."""
+    turn = turns[i]
+    if i + 1 < len(turns) and turns[i + 1].role not in ("assistant", "latest_reminder"):
+        return []
+    if turn.task == "action":
+        return [(ASSISTANT, True), (THINK_BEGIN if thinking else THINK_END, True), (TASKS[turn.task], True)]
+    if turn.task is not None:
+        return [(TASKS[turn.task], True)]
+    if turn.role in _USER_ROLES:
+        return [(ASSISTANT, True), (THINK_BEGIN if opens else THINK_END, True)]
+    return []
+
+
+def _render(turns: Sequence[_Turn], i: int, thinking: bool, drop: bool, last_user: int) -> list[Segment]:
+    turn = turns[i]
+    out: list[Segment] = []
+    if turn.role in _USER_ROLES:
+        out.append((USER, True))
+    elif turn.role == "latest_reminder":
+        out.append((LATEST_REMINDER, True))
+    elif turn.role == "assistant":
+        answers_task = i > 0 and turns[i - 1].task is not None
+        if thinking and not answers_task and (not drop or i > last_user):
+            out += [(_text(turn.message.get("reasoning_content")), False), (THINK_END, True)]
+    out += turn.pieces()
+    if turn.role == "assistant" and not turn.message.get("wo_eos"):
+        out.append((EOS, True))
+    return out + _transition(turns, i, thinking, thinking and (not drop or i >= last_user))
 
 
 def segments(
     messages: Sequence[Message], *, thinking: bool = False, effort: str | None = None, release: str = "preview",
-    drop_thinking: bool = True,
+    drop_thinking: bool = True, context: Sequence[Message] = (),
 ) -> list[Segment]:
     """What encode() gives, as (text, is_special) pieces in order.
 
@@ -95,23 +198,23 @@ def segments(
     writing the special token.
     """
     prefix = _effort_prefix(thinking, effort, release)
-    turns = _turns(messages)
-    last_user = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
-    out: list[Segment] = [(BOS, True)]
-    if turns and prefix:
-        out.append((prefix, False))
-    for i, turn in enumerate(turns):
-        if turn["role"] == "system":
-            out.append((turn["content"], False))
-        elif turn["role"] == "user":
-            out += [(USER, True), (turn["content"], False)]
-            if i + 1 == len(turns) or turns[i + 1]["role"] == "assistant":
-                opens = thinking and (not drop_thinking or i >= last_user)
-                out += [(ASSISTANT, True), (THINK_BEGIN if opens else THINK_END, True)]
-        else:
-            if thinking and (not drop_thinking or i > last_user):
-                out += [(turn["reasoning"], False), (THINK_END, True)]
-            out += [(turn["content"], False), (EOS, True)]
+    earlier = _turns(context)
+    turns = earlier + _turns(messages)
+    start = len(earlier)
+    _sort_results(turns)
+    # Tools need the reasoning between their calls, so with any the whole of it stays.
+    drop = drop_thinking and not any(turn.message.get("tools") for turn in turns if turn.role != "user")
+    if thinking and drop:
+        last_user = _last_user(turns)
+        gone = {i for i, turn in enumerate(turns) if turn.role == "developer" and i < last_user}
+        start -= sum(i < start for i in gone)
+        turns = [turn for i, turn in enumerate(turns) if i not in gone]
+    last_user = _last_user(turns)
+    out: list[Segment] = [] if context else [(BOS, True)]
+    for i in range(start, len(turns)):
+        if i == 0:
+            out.append((prefix, False))
+        out += _render(turns, i, thinking, drop, last_user)
     return _joined(out)
 
 
@@ -128,13 +231,24 @@ def _joined(pieces: list[Segment]) -> list[Segment]:
 
 def encode(
     messages: Sequence[Message], *, thinking: bool = False, effort: str | None = None, release: str = "preview",
-    drop_thinking: bool = True,
+    drop_thinking: bool = True, context: Sequence[Message] = (),
 ) -> str:
     """The prompt for a conversation as the published encoder writes it, beginning with BOS.
 
-    messages: {"role": "system" | "user" | "assistant", "content": str, "reasoning_content": str} mappings.
     thinking: whether the model thinks before it answers. effort: None, "low" (0731 only), "high" or "max".
-    release: "preview" or "0731". drop_thinking: leave out the reasoning of turns before the last user message.
+    release: "preview" or "0731". drop_thinking: leave out the reasoning of turns before the last user message, and
+    earlier developer messages; ignored when any message has tools. context: messages already encoded, which these
+    continue; then there is no BOS. ArgumentError for messages outside the format.
     """
-    pieces = segments(messages, thinking=thinking, effort=effort, release=release, drop_thinking=drop_thinking)
+    pieces = segments(
+        messages, thinking=thinking, effort=effort, release=release, drop_thinking=drop_thinking, context=context
+    )
     return "".join(text for text, _ in pieces)
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages with tools offered: by the system message that opens them, or by an empty one put before them."""
+    rest = list(messages)
+    has_opening = bool(rest) and isinstance(rest[0], Mapping) and rest[0].get("role") == "system"
+    opening = rest.pop(0) if has_opening else {"role": "system", "content": ""}
+    return [{**opening, "tools": list(tools)}, *rest]
