@@ -1,23 +1,30 @@
-"""`python -m pyflash`: the command line, and --cmake-dir for programs that build against the library."""
+"""The pyflash command, also as `python -m pyflash`; --cmake-dir is for programs that build against the library."""
 
 from __future__ import annotations
 
 import sys
 
 
-def _run() -> None:
-    if sys.argv[1:] == ["--cmake-dir"]:
-        from pyflash._native import installed_file
-
-        folder = installed_file("lib", "cmake", "pyflash")
-        if folder is None:
-            sys.exit("pyflash: error: this installation holds no CMake files; install it again with 'pip install .'")
-        print(folder)
-        return
-    from pyflash.cli import main
-
+def run() -> None:
+    """Runs the command line and exits, with one line and code 1 where the library does not load."""
+    try:
+        if sys.argv[1:] == ["--cmake-dir"]:
+            _print_cmake_dir()
+            return
+        from pyflash.cli import main
+    except ImportError as error:
+        sys.exit(f"pyflash: error: {' '.join(str(error).split())}")
     main()
 
 
+def _print_cmake_dir() -> None:
+    from pyflash._native import installed_file
+
+    folder = installed_file("lib", "cmake", "pyflash")
+    if folder is None:
+        sys.exit("pyflash: error: this installation holds no CMake files; install it again with 'pip install .'")
+    print(folder)
+
+
 if __name__ == "__main__":
-    _run()
+    run()

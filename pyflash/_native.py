@@ -47,10 +47,13 @@ def _load() -> tuple[Any, Any]:
         lib = ffi.dlopen(str(path))
     except OSError as error:
         raise ImportError(f"cannot load {path}: {error}") from error
-    if lib.pf_abi_version() != lib.PF_ABI_VERSION:
+    try:
+        version = lib.pf_abi_version()
+    except (AttributeError, ffi.error):
+        raise ImportError(f"{path} is no libpyflash") from None
+    if version != lib.PF_ABI_VERSION:
         raise ImportError(
-            f"{path} has ABI version {lib.pf_abi_version()}, but this pyflash needs {lib.PF_ABI_VERSION}; "
-            "install pyflash again"
+            f"{path} has ABI version {version}, but this pyflash needs {lib.PF_ABI_VERSION}; install pyflash again"
         )
     return ffi, lib
 

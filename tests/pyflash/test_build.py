@@ -101,3 +101,39 @@ def test_library_of_another_abi_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], capture_output=True, text=True, cwd=tmp_path,
                           env=environment)  # fmt: skip
     assert done.returncode == 1 and "ABI version 999" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_library_that_does_not_load_is_one_line(tmp_path: Path, way: str) -> None:
+    command = [sys.executable, "-m", "pyflash"]
+    if way == "script":
+        script = shutil.which("pyflash", path=str(Path(sys.executable).parent))
+        if script is None:
+            pytest.skip("the command is not beside this Python")
+        command = [script]
+    (tmp_path / "bad.so").write_text("no library")
+    for library in (tmp_path / "none.so", tmp_path / "bad.so", tmp_path):
+        done = subprocess.run([*command, "doctor"], capture_output=True, text=True, cwd=tmp_path,
+                              env={**os.environ, "PYFLASH_LIBRARY": str(library)})  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("pyflash: error: cannot load") and done.stderr.count("\n") == 1
+        assert str(library) in done.stderr
+
+
+def test_library_that_does_not_load_is_told_to_programs(tmp_path: Path) -> None:
+    for program in ("import pyflash; pyflash.Model", "from pyflash import Model", "import pyflash.api"):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path,
+                              env={**os.environ, "PYFLASH_LIBRARY": str(tmp_path / "none.so")})  # fmt: skip
+        assert done.returncode == 1 and "\nImportError: cannot load" in done.stderr, done
+
+
+def test_library_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or sys.platform == "win32":
+        pytest.skip("no C compiler")
+    (tmp_path / "other.c").write_text("int something(void) { return 1; }\n")
+    library = tmp_path / "libother.so"
+    subprocess.run([compiler, "-shared", "-fPIC", tmp_path / "other.c", "-o", library], check=True)
+    done = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYFLASH_LIBRARY": str(library)})  # fmt: skip
+    assert done.returncode == 1 and done.stderr == f"pyflash: error: {library} is no libpyflash\n"
