@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import logging
+import operator
 import os
 import secrets
 import threading
@@ -84,6 +85,18 @@ def _token_array(tokens: Tokens) -> npt.NDArray[np.int32]:
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
         raise ArgumentError("token ids must not be negative or exceed the vocabulary")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _integer(name: str, value: int, low: int | None = None, high: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"{name} must be an integer, not {value!r:.40}") from None
+    if low is not None and number < low:
+        raise ArgumentError(f"{name} must be at least {low}")
+    if high is not None and number > high:
+        raise ArgumentError(f"{name} must be at most {high}")
+    return number
 
 
 def _floats(array: FloatArray) -> Any:
@@ -471,7 +484,7 @@ class Session:
     def rollback(self, n: int) -> None:
         """Drops the last n tokens. RebuildError beyond rollback_limit, with nothing changed."""
         with self._exclusive() as handle:
-            self._call(lib.pf_session_rollback, handle, n)
+            self._call(lib.pf_session_rollback, handle, _integer("the number of tokens to drop", n, 0, 2**63 - 1))
             self._position = int(lib.pf_session_position(handle))
 
     @property
@@ -614,11 +627,12 @@ class Session:
 def _sampler(temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None) -> Any:
     params = ffi.new("pf_sampler_params *")
     lib.pf_sampler_params_init(params)
-    params.temperature, params.top_p, params.min_p = temperature, top_p, min_p
-    if not 0 <= top_k < 2**31:
-        raise ArgumentError("top_k must not be negative")
-    params.top_k = top_k
-    params.seed = secrets.randbits(64) if seed is None else seed & (2**64 - 1)
+    try:
+        params.temperature, params.top_p, params.min_p = temperature, top_p, min_p
+    except (TypeError, OverflowError) as problem:
+        raise ArgumentError(f"temperature, top_p and min_p must be numbers: {problem}") from None
+    params.top_k = _integer("top_k", top_k, 0, 2**31 - 1)
+    params.seed = secrets.randbits(64) if seed is None else _integer("seed", seed) & (2**64 - 1)
     out, error = ffi.new("pf_sampler **"), ffi.new("pf_error *")
     check(lib.pf_sampler_open(params, out, error), error)
     return ffi.gc(out[0], lib.pf_sampler_close)

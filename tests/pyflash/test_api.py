@@ -267,14 +267,29 @@ def test_tap_sees_every_layer_and_its_exception_comes_out(session: pyflash.Sessi
 # -- interruption --
 
 
+def when(condition: Callable[[], bool], action: Callable[[], object], delay: float = 0) -> threading.Thread:
+    """A started thread that acts `delay` seconds after the condition came true; not at all when it does not in 120."""
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if condition():
+                time.sleep(delay)
+                action()
+                return
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
 def test_cancel_from_another_thread(model: pyflash.Model, session: pyflash.Session) -> None:
-    timer = threading.Timer(0.3, session.cancel)
-    timer.start()
+    thread = when(lambda: session.position >= 64, session.cancel)
     with pytest.raises(pyflash.CancelledError):
         session.eval(LONG)
-    timer.join()
+    thread.join()
     done = session.position
-    assert 0 < done < len(LONG) and done % session.chunk == 0
+    assert 64 <= done < len(LONG) and done % session.chunk == 0
     with model.session(context=40_000) as fresh:
         assert np.array_equal(session.eval(LONG[done : done + 50]), fresh.eval(LONG[: done + 50]))
 
@@ -285,14 +300,15 @@ def test_keyboard_interrupt(model: pyflash.Model, chunk: int) -> None:
     main = threading.main_thread().ident
     assert main is not None
     with model.session(context=40_000, chunk=chunk) as session:
-        timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
-        started = time.monotonic()
+        def is_due() -> bool:
+            return session.position >= chunk if chunk < len(LONG) else session._call_lock.locked()
+
         with pytest.raises(KeyboardInterrupt):
+            thread = when(is_due, lambda: signal.pthread_kill(main, signal.SIGINT), delay=0.1)
             session.eval(LONG)
-        assert time.monotonic() - started < 5.0  # the whole evaluation takes far longer
-        timer.join()
+        thread.join()
         position = session.position
+        assert chunk <= position < len(LONG) if chunk < len(LONG) else position == 0
         session.eval([5])  # not cancelled by what the interrupt left behind
         assert session.position == position + 1
 
@@ -327,6 +343,24 @@ def test_seed_repeats_and_limits_hold(session: pyflash.Session) -> None:
         session.generate([5], max_tokens=0)
     with pytest.raises(pyflash.Error):
         session.generate([5], temperature=-1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"seed": "x"}, {"seed": 1.5}, {"top_k": 2**70}, {"top_k": "x"}, {"top_p": "x"}, {"temperature": 10**400}],
+    ids=lambda arguments: str(arguments)[:20],
+)
+def test_bad_sampling_arguments(session: pyflash.Session, arguments: dict[str, Any]) -> None:
+    with pytest.raises(pyflash.ArgumentError, match=next(iter(arguments))):
+        session.generate([5], **arguments)
+
+
+@pytest.mark.parametrize("n", [-1, 3, 2**70, -(2**70), 1.5, "x"])
+def test_bad_rollbacks(session: pyflash.Session, n: Any) -> None:
+    session.eval([5, 6])
+    with pytest.raises(pyflash.ArgumentError):
+        session.rollback(n)
+    assert session.position == 2
 
 
 def test_generation_ends_with_the_context(model: pyflash.Model) -> None:
