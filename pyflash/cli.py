@@ -71,9 +71,16 @@ def _option(*names: str, **settings: Any) -> Callable[[_F], _F]:
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
+def _refuse_gpu_layers(_context: click.Context, _option: click.Parameter, layers: int) -> None:
+    if layers:
+        raise pyflash.DeviceError("this build has no GPU support: leave out -ngl and PYFLASH_GPU_LAYERS, or set 0")
+
+
 def _model_options(command: _F) -> _F:
     for option in (
         _option("--threads", "-t", type=click.IntRange(1, 4096), help="Worker threads.  [default: one a core]"),
+        _option("--gpu-layers", "-ngl", type=click.IntRange(0), default=0, show_default=True, expose_value=False,
+                callback=_refuse_gpu_layers, help="Layers on the GPU; this build can do 0."),
         _option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
                 help="exact: float32 activations and cache."),
         _option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
@@ -202,7 +209,7 @@ def _think_mode(options: dict[str, Any]) -> str:
               help="Type of the FP8 tensors in the compat profile.")
 @click.option("--experts", type=click.Choice(["keep", "q8_0", "bf16", "f32"]), default="keep", show_default=True,
               help="Type of the routed experts; keep: FP4 as MXFP4, without loss.")
-@click.option("--mtp", is_flag=True, help="Write the MTP block too, as a file of its own.")
+@click.option("--mtp", is_flag=True, help="Write the MTP block too; compat: as a file of its own.")
 @click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the sizes; read no weights and write nothing.")
 def convert(checkpoint: str, out: str, dry_run: bool, split_max_size: str | None, **options: Any) -> None:
@@ -252,7 +259,8 @@ def _converter_errors() -> Iterator[None]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(file: str, ctx: int | None, as_json: bool) -> None:
     """Tell what a GGUF file is, what it costs, and whether it fits this machine."""
-    found = report.inspect(file, ctx)
+    with _converter_errors():
+        found = report.inspect(file, ctx)
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(found), "done": True}, ensure_ascii=False))
     else:

@@ -33,7 +33,6 @@ class Report:
 
 
 _PARTS = (
-    ("MTP block", (".nextn.",)),
     ("routed experts", ("_exps.",)),
     ("shared experts", ("_shexp.",)),
     ("routing", ("ffn_gate_inp", "ffn_gate_tid2eid", "exp_probs_b")),
@@ -45,27 +44,36 @@ _PARTS = (
 )
 
 
-def _part_bytes(file: StrPath) -> dict[str, int]:
-    """Bytes of weights by part, largest first. The names are GGUF's."""
+def _part_of(name: str, n_layer: int) -> str:
+    """The part of the model that a GGUF tensor belongs to."""
+    if name.startswith((f"blk.{n_layer}.", "mtp.")):  # the block after the layers; DSpark's under their own names
+        return "MTP block"
+    return next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
+
+
+def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
+    """Bytes of weights by part, largest first."""
     from gguf_export.reader import read_gguf
 
     sizes: Counter[str] = Counter()
     for name, tensor in read_gguf(Path(os.fsdecode(file))).tensors.items():
-        part = next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
-        sizes[part] += tensor.nbytes
+        sizes[_part_of(name, n_layer)] += tensor.nbytes
     return dict(sizes.most_common())
 
 
 def inspect(file: StrPath, n_ctx: int | None) -> Report:
-    """Opens the file and a session of n_ctx tokens, whose cache takes no memory before it is used."""
+    """Opens the file and a session of n_ctx tokens, whose cache takes no memory before it is used.
+
+    Raises ConvertError where only the library can read the file.
+    """
     with Model.open(file) as model, model.session(context=n_ctx) as session:
         memory = session.memory
         needed = model.info.weight_bytes + memory.cache_bytes + memory.buffer_bytes
         total = machine.total_memory()
         return Report(
-            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file), n_ctx=session.capacity,
-            cache_bytes=memory.cache_bytes, buffer_bytes=memory.buffer_bytes, needed_bytes=needed, machine_bytes=total,
-            fits=None if total is None else needed <= total,
+            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file, model.info.n_layer),
+            n_ctx=session.capacity, cache_bytes=memory.cache_bytes, buffer_bytes=memory.buffer_bytes,
+            needed_bytes=needed, machine_bytes=total, fits=None if total is None else needed <= total,
         )
 
 

@@ -27,14 +27,18 @@ class Answer:
 
     def stream(self, messages: Sequence[Message], kept: list[str] | None = None) -> None:
         """Prints the answer as it comes. kept collects its content, also when Ctrl-C ends it."""
-        before = self._session.position
         started = time.monotonic()
         first: float | None = None
+        n_prompt = 0
         count = 0
         finish = None
         try:
-            for piece in self._session.chat(messages, think=self._think, **self._sampling):
-                first = first or time.monotonic()
+            pieces = self._session.chat(messages, think=self._think, **self._sampling)
+            reused = self._session.position  # what is left of earlier turns
+            for piece in pieces:
+                if first is None:
+                    first = time.monotonic()
+                    n_prompt = self._session.position - reused
                 count += 1
                 finish = piece.finish
                 if piece.kind == "content":
@@ -50,8 +54,7 @@ class Answer:
         if finish == "length" and self._session.position + 1 >= self._session.capacity:
             click.echo("pyflash: the context is full; -c makes it larger", err=True)
         if self._verbose and first is not None:
-            self._print_speed(self._session.position - before - count + 1, first - started, count,
-                              time.monotonic() - first)
+            self._print_speed(n_prompt, first - started, count, time.monotonic() - first)
 
     @staticmethod
     def _print_speed(n_prompt: int, prompt_seconds: float, n_answer: int, answer_seconds: float) -> None:
