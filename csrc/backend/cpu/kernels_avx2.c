@@ -136,8 +136,8 @@ static inline void store_bytes(uint8_t *out, const __m256i *q) {
 
 static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), base = _mm256_set1_epi32(PF_Q16_BASE);
-    const __m256 low = _mm256_set1_ps(-PF_Q16_MAX), high = _mm256_set1_ps(PF_Q16_MAX);
-    const __m256 per_base = _mm256_set1_ps(1.0f / PF_Q16_BASE);
+    const __m256 low = _mm256_set1_ps(-(float)PF_Q16_MAX), high = _mm256_set1_ps((float)PF_Q16_MAX);
+    const __m256 per_base = _mm256_set1_ps(1.0f / (float)PF_Q16_BASE);
     float *scales = (float *)(void *)(out + 2 * n);
     int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
     for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {

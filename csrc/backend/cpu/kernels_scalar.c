@@ -153,6 +153,7 @@ static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t ro
 static inline int32_t round_to_int(float v) { return (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u); }
 
 static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+    const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
     float *scales = (float *)(void *)(out + 2 * n);
     int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
     for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
@@ -162,13 +163,13 @@ static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
             const uint32_t magnitude = pf_f32_bits(x[j]) & 0x7fffffffu;
             amax = magnitude > amax ? magnitude : amax;
         }
-        const float d = pf_f32_from_bits(amax) / (float)PF_Q16_MAX;
+        const float d = pf_f32_from_bits(amax) / most;
         int32_t sum = 0;
         for (int j = 0; j < BLOCK; ++j) {
             float v = d != 0.0f ? x[j] / d : 0.0f;
-            v = v > -PF_Q16_MAX ? v : -PF_Q16_MAX; /* also a NaN; its block's scale is NaN or infinite */
-            v = v < PF_Q16_MAX ? v : PF_Q16_MAX;
-            const int32_t q = round_to_int(v), hi = round_to_int((float)q * (1.0f / PF_Q16_BASE));
+            v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
+            v = v < most ? v : most;
+            const int32_t q = round_to_int(v), hi = round_to_int((float)q * per_base);
             out[j] = (uint8_t)hi;
             out[j + n] = (uint8_t)(q - PF_Q16_BASE * hi);
             sum += q;
