@@ -5,10 +5,11 @@
 #   `ziglang` (about 100 MB) into a temporary environment.
 # Only shows that everything compiles and links; nothing is run. A compiler that is not installed is skipped, visibly.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cd "$work" # some compilers leave a file where they are asked for their name
 failed=0
 
 # build NAME COMPILER [CMake argument...]
@@ -19,7 +20,7 @@ build() {
         echo "skipped  $name: no $compiler"
         return
     fi
-    if cmake -S . -B "$work/$name" -G Ninja -DPYFLASH_WERROR=ON -DCMAKE_C_COMPILER="$compiler" "$@" \
+    if cmake -S "$root" -B "$work/$name" -G Ninja -DPYFLASH_WERROR=ON -DCMAKE_C_COMPILER="$compiler" "$@" \
             >"$work/$name.log" 2>&1 && cmake --build "$work/$name" -j "${JOBS:-2}" >>"$work/$name.log" 2>&1; then
         echo "passed   $name: $("$compiler" --version | head -n 1)"
     else
