@@ -315,7 +315,7 @@ static void rows_and_roundings(const pf_backend *backend, const pf_backend *scal
     runners_free(r);
 }
 
-/* A ring written in one call and in pieces, with more rows than slots; neighbours untouched. */
+/* A ring written over more than twice, as many rows a call as it has slots and row by row; neighbours untouched. */
 static void stores(const pf_backend *backend) {
     enum { WIDTH = 192, ROPE = 32, SLOTS = 11, N = 29, FIRST = 7 };
     for (int f = PF_ROW_F32; f <= PF_ROW_IDX_FP4; ++f) {
@@ -328,10 +328,13 @@ static void stores(const pf_backend *backend) {
         gate_poison(&whole);
         gate_poison(&pieces);
         rows.data = whole.data;
-        CHECK(backend->store_rows(&r->ex, &rows, FIRST, N, x) == PF_OK, "failed");
+        for (int64_t i = 0; i < N; i += SLOTS) {
+            const int64_t n = N - i < SLOTS ? N - i : SLOTS;
+            CHECK(backend->store_rows(&r->ex, &rows, FIRST + i, n, x + i * WIDTH) == PF_OK, "failed");
+        }
         rows.data = pieces.data;
         for (int64_t i = 0; i < N; ++i) backend->store_rows(&r->ex, &rows, FIRST + i, 1, x + i * WIDTH);
-        CHECK(memcmp(whole.data, pieces.data, (size_t)whole.bytes) == 0, "one call and many differ");
+        CHECK(memcmp(whole.data, pieces.data, (size_t)whole.bytes) == 0, "long calls and short ones differ");
         gate_poison(&pieces);
         backend->store_rows(&r->ex, &rows, 2 * SLOTS + 3, 2, x);
         CHECK(gate_poisoned(pieces.data, 3 * rows.row_bytes) && !gate_poisoned(pieces.data + 3 * rows.row_bytes, 8) &&
