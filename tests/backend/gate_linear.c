@@ -285,7 +285,7 @@ static void rows_and_roundings(const pf_backend *backend, const pf_backend *scal
         const int64_t width = 128;
         float *x = floats(n * width, 1e4f);
         output y[RUNNERS], h[RUNNERS], s[RUNNERS];
-        gate_context("hadamard, round_fp4, swiglu of %lld rows", (long long)n);
+        gate_context("hadamard, round_fp4, swiglu, add of %lld rows", (long long)n);
         for (int i = 0; i < RUNNERS; ++i) {
             y[i] = gate_output(n * width);
             h[i] = gate_output(n * width);
@@ -301,6 +301,18 @@ static void rows_and_roundings(const pf_backend *backend, const pf_backend *scal
             CHECK(gate_same(h[0].y, h[i].y, n * width), "hadamard differs, run %d", i);
             CHECK(gate_same(s[0].y, s[i].y, n * width), "swiglu differs, run %d", i);
         }
+        /* One rounding a sum, so that every set gives the same. */
+        const int64_t odd = n * width - 3;
+        output sum = gate_output(odd);
+        memcpy(sum.y, x, (size_t)odd * 4);
+        CHECK(backend->add(&r[0]->ex, sum.y, h[0].y, odd) == PF_OK, "failed");
+        bool exact = gate_output_intact(&sum);
+        for (int64_t i = 0; i < odd; ++i) {
+            const float want = x[i] + h[0].y[i];
+            exact = exact && gate_same(&sum.y[i], &want, 1);
+        }
+        CHECK(exact, "sums are wrong, or written past");
+        gate_output_free(&sum);
         /* In place, over the gate. */
         memcpy(y[0].y, x, (size_t)(n * width) * 4);
         backend->swiglu(&r[1]->ex, y[0].y, h[0].y, n * width, 10.0f, y[0].y);
