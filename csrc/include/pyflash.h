@@ -159,6 +159,8 @@ typedef struct pf_session_params {
     int64_t n_ctx;       /* capacity in tokens; 0: min(65536, the model's) */
     int32_t n_chunk;     /* most tokens one pf_session_eval() evaluates; 0: 512 */
     int32_t cache_type;  /* PF_CACHE_*; exact takes AUTO only */
+    int32_t n_checkpoint; /* most checkpoints kept at once; default 8 */
+    int32_t reserved;
 } pf_session_params;
 
 PF_API void pf_session_params_init(pf_session_params *params);
@@ -188,8 +190,9 @@ PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float
                                   pf_error *err);
 
 /* Drops the last n tokens. The last 256 evaluated can always be dropped, less those dropped already, and so can all
- * (n = position); pf_session_rollback_limit() says how many now. After a failed or cancelled step of more than 128
- * tokens only all of them can, until more have been evaluated. REBUILD beyond the limit, and nothing has changed. */
+ * (n = position), and whatever leads back to a checkpoint; pf_session_rollback_limit() says how many of the last now.
+ * After a failed or cancelled step of more than 128 tokens the limit is 0 until more have been evaluated. REBUILD for
+ * any other n, and nothing has changed. */
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
@@ -203,12 +206,30 @@ PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error
  * that consumes the request. */
 PF_API void pf_session_cancel(pf_session *session);
 
-/* The session's memory in bytes: cache as allocated for its capacity, and working buffers. */
+/* Remembers the current position, so that rollback can come back to it, or to up to 16 tokens before it, however much
+ * follows. Dropped when the session is rolled back to before it; the oldest goes when there are n_checkpoint of them.
+ * Worth it where a prompt ends: the next one often shares all of it, but not the reasoning that was generated then.
+ * UNSUPPORTED when the session was opened with none. */
+PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
+
+/* Rolls back as little as makes what is left a prefix of tokens, but leaves at least one of them to be evaluated.
+ * *n_kept (the new position) tells how many need not be. Never fails for want of a position to return to: then
+ * everything is dropped and *n_kept is 0. */
+PF_API pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
+                                  pf_error *err);
+
+/* Bytes of the caller's own that travel with the session through save and load, a conversation for instance. They are
+ * copied; at most 256 MiB. pf_session_note: valid until the next call that sets or loads; NULL when there are none. */
+PF_API pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err);
+PF_API const void *pf_session_note(const pf_session *session, size_t *len);
+
+/* The session's memory in bytes, at most: it is taken as it is used. Known from the start. */
 typedef struct pf_session_memory {
     uint32_t struct_size;
     uint32_t reserved;
-    uint64_t cache_bytes;
-    uint64_t buffer_bytes;
+    uint64_t cache_bytes;      /* for the whole capacity */
+    uint64_t buffer_bytes;     /* of evaluating chunks, logits of the last token only */
+    uint64_t checkpoint_bytes; /* of n_checkpoint checkpoints */
 } pf_session_memory;
 PF_API pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err);
 
@@ -227,11 +248,33 @@ PF_API void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user);
 PF_API pf_status pf_tokenize(const pf_model *model, const char *text, size_t len, uint32_t flags, int32_t *tokens,
                              int64_t capacity, int64_t *n_tokens, pf_error *err);
 
-#define PF_DETOKENIZE_SPECIAL 1u /* write special tokens as their text; otherwise they are left out */
+#define PF_DETOKENIZE_SPECIAL 1u /* write control tokens as their text; otherwise they are left out. Tokens of the type
+                                    user-defined, such as "<think>", are written always */
 
 /* Bytes of a token sequence: may end within a UTF-8 character. Sets *len to the length the whole result needs. */
 PF_API pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_tokens, uint32_t flags,
                                char *out, size_t capacity, size_t *len, pf_error *err);
+
+/* Length of the longest beginning of text that ends with a whole UTF-8 character: what can be shown of an answer so
+ * far. Bytes that can no longer become a character count as whole. */
+PF_API size_t pf_utf8_complete(const char *text, size_t len);
+
+#define PF_THINK_OFF 0  /* answer at once */
+#define PF_THINK_LOW 1  /* release 0731 only */
+#define PF_THINK_HIGH 2
+#define PF_THINK_MAX 3  /* the preview release asks for a context of 393,216 tokens */
+
+typedef struct pf_chat_message {
+    const char *role;    /* "system", "user" or "assistant" */
+    const char *content; /* an assistant's without its reasoning, which later turns never see */
+} pf_chat_message;
+
+/* A plain conversation as the model's prompt: text to continue with the assistant's next answer, which begins with its
+ * reasoning up to "</think>" unless think is OFF. BOS included; special tokens in the contents stay text. The model
+ * file tells which release's rules apply. Tools and the other roles are the Python side's (pyflash/chat.py), whose
+ * output this equals. Sizes as pf_tokenize. */
+PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
+                                  int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 
 /* Id of the token whose text is exactly `text` (special tokens included), or -1. */
 PF_API int32_t pf_token_id(const pf_model *model, const char *text, size_t len);
@@ -240,8 +283,12 @@ PF_API int32_t pf_token_id(const pf_model *model, const char *text, size_t len);
 
 typedef struct pf_sampler pf_sampler;
 
-/* Filters apply in this order: top_k, top_p, min_p, temperature. temperature 0 takes the highest logit (the lowest
- * id among equals). Deterministic for a seed. */
+/* Steps in this order: allowed (of pick), penalties, top_k, top_p, min_p, temperature. temperature 0 takes the highest
+ * logit after the penalties (the lowest id among equals). Deterministic for a seed.
+ *
+ * Penalties look at the last penalty_last_n tokens that were picked or accepted. For a token that is there c times,
+ * repetition_penalty divides a positive logit and multiplies a negative one, then c frequency_penalty +
+ * presence_penalty is subtracted (llama.cpp's and OpenAI's definitions). */
 typedef struct pf_sampler_params {
     uint32_t struct_size;
     int32_t top_k;        /* 0: off */
@@ -250,15 +297,29 @@ typedef struct pf_sampler_params {
     float min_p;          /* default 0: off */
     uint32_t reserved;
     uint64_t seed;
+    float repetition_penalty; /* default 1: off */
+    float presence_penalty;   /* default 0: off */
+    float frequency_penalty;  /* default 0: off */
+    int32_t penalty_last_n;   /* default 64; 0: none, -1: all */
 } pf_sampler_params;
 
 PF_API void pf_sampler_params_init(pf_sampler_params *params);
 /* params may be NULL: the defaults. */
 PF_API pf_status pf_sampler_open(const pf_sampler_params *params, pf_sampler **out, pf_error *err);
 PF_API void pf_sampler_close(pf_sampler *sampler);
-/* Picks from logits [n_vocab]; *logprob (may be NULL) is its log-probability before any filter. */
+/* Tokens that the penalties should see although they were not picked here, such as the prompt's. */
+PF_API pf_status pf_sampler_accept(pf_sampler *sampler, const int32_t *tokens, int64_t n_tokens, pf_error *err);
+/* Picks from logits [n_vocab] and accepts what it picked; *logprob (may be NULL) is its log-probability by the logits
+ * as given. */
 PF_API pf_status pf_sampler_pick(pf_sampler *sampler, const float *logits, int64_t n_vocab, int32_t *token,
                                  float *logprob, pf_error *err);
+/* The same among the tokens whose bit in allowed is set: ceil(n_vocab/32) words, the lowest bit first; NULL allows all.
+ * ARGUMENT when there are none. For grammars. */
+PF_API pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int64_t n_vocab,
+                                         const uint32_t *allowed, int32_t *token, float *logprob, pf_error *err);
+/* The n <= n_vocab likeliest tokens and their log-probabilities, likeliest first, the lower id first among equals. */
+PF_API pf_status pf_top_logprobs(const float *logits, int64_t n_vocab, int32_t n, int32_t *tokens, float *logprobs,
+                                 pf_error *err);
 
 /* ---- Machine ----------------------------------------------------------------------------------------------- */
 
