@@ -76,6 +76,7 @@ typedef struct pf_exec {
     pf_pool *pool;
     pf_arena *arena;         /* scratch; operations restore its mark */
     const atomic_int *cancel; /* non-zero: stop soon and return PF_ERR_CANCELLED; may be NULL */
+    bool dry;                /* operations take their scratch and compute nothing, to learn how much that is */
     bool exact;              /* float32 activations; otherwise quantised weights get integer ones */
 } pf_exec;
 

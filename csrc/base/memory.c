@@ -110,6 +110,7 @@ struct pf_arena {
     pf_block *first;
     pf_block *current; /* the blocks after it are empty */
     size_t capacity;
+    size_t peak;
 };
 
 static pf_block *pf_block_new(size_t start, size_t size) {
@@ -144,11 +145,8 @@ void pf_arena_delete(pf_arena *arena) {
     pf_free(arena);
 }
 
-/* A block of at least `bytes` behind the current ones. */
-static pf_block *pf_arena_grow(pf_arena *arena, size_t bytes) {
-    size_t size = arena->capacity < PF_ARENA_STEP_MAX ? arena->capacity : PF_ARENA_STEP_MAX;
-    if (size < PF_ARENA_FIRST) size = PF_ARENA_FIRST;
-    if (size < bytes) size = bytes;
+/* A block of `size` bytes behind the current ones. */
+static pf_block *pf_arena_append(pf_arena *arena, size_t size) {
     if (size > SIZE_MAX - arena->capacity) return NULL;
     pf_block *block = pf_block_new(arena->capacity, size);
     if (!block) return NULL;
@@ -157,6 +155,13 @@ static pf_block *pf_arena_grow(pf_arena *arena, size_t bytes) {
     *tail = block;
     arena->capacity += size;
     return block;
+}
+
+/* A block of at least `bytes` behind the current ones. */
+static pf_block *pf_arena_grow(pf_arena *arena, size_t bytes) {
+    size_t size = arena->capacity < PF_ARENA_STEP_MAX ? arena->capacity : PF_ARENA_STEP_MAX;
+    if (size < PF_ARENA_FIRST) size = PF_ARENA_FIRST;
+    return pf_arena_append(arena, size < bytes ? bytes : size);
 }
 
 void *pf_arena_alloc(pf_arena *arena, size_t bytes) {
@@ -170,6 +175,7 @@ void *pf_arena_alloc(pf_arena *arena, size_t bytes) {
     uint8_t *memory = block->data + block->used;
     block->used += rounded;
     PF_UNPOISON(memory, bytes);
+    if (block->start + block->used > arena->peak) arena->peak = block->start + block->used;
     return memory;
 }
 
@@ -202,3 +208,13 @@ void pf_arena_reset(pf_arena *arena, size_t mark) {
 }
 
 size_t pf_arena_capacity(const pf_arena *arena) { return arena->capacity; }
+
+bool pf_arena_reserve(pf_arena *arena, size_t bytes) {
+    const size_t rounded = pf_round_up(bytes);
+    if (rounded == 0) return false;
+    arena->current = pf_arena_append(arena, rounded);
+    return arena->current != NULL;
+}
+
+size_t pf_arena_peak(const pf_arena *arena) { return arena->peak; }
+void pf_arena_forget_peak(pf_arena *arena) { arena->peak = 0; }

@@ -26,5 +26,8 @@ void *pf_arena_alloc(pf_arena *arena, size_t bytes); /* NULL when out of memory;
 size_t pf_arena_mark(const pf_arena *arena);
 void pf_arena_reset(pf_arena *arena, size_t mark);
 size_t pf_arena_capacity(const pf_arena *arena); /* bytes held */
+bool pf_arena_reserve(pf_arena *arena, size_t bytes); /* of a new arena: one block; false when out of memory */
+size_t pf_arena_peak(const pf_arena *arena);     /* highest mark yet, or since it was forgotten */
+void pf_arena_forget_peak(pf_arena *arena);
 
 #endif

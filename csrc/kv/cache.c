@@ -44,6 +44,7 @@ static void place_frontier(layout *at, int64_t ratio, bool overlap, int64_t widt
 
 static void place_layer(layout *at, const pf_config *c, const pf_cache *cache, pf_cache_formats formats, int32_t ratio,
                         pf_layer_cache *out) {
+    out->ratio = ratio;
     place_rows(at, formats.kv, c->head_dim, c->rope_dim, c->window + PF_ROLLBACK + cache->n_chunk, &out->raw);
     if (ratio == 0) return;
     const bool overlap = ratio == PF_RATIO_CSA;
@@ -71,8 +72,9 @@ static void place_all(layout *at, const pf_config *c, bool mtp, pf_cache_formats
 }
 
 pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        pf_cache *out, pf_error *err) {
-    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .n_ctx = n_ctx, .n_chunk = n_chunk};
+                        int32_t n_checkpoint, pf_cache *out, pf_error *err) {
+    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .window = config->window, .n_ctx = n_ctx,
+                      .n_chunk = n_chunk};
     layout measure = {NULL, 0, false};
     place_all(&measure, config, mtp, formats, &cache);
     if (!measure.overflow) cache.region = pf_region_alloc((size_t)measure.used);
@@ -83,11 +85,17 @@ pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats form
     cache.region_bytes = measure.used;
     layout at = {cache.region, 0, false};
     place_all(&at, config, mtp, formats, &cache);
+    const pf_status status = pf_checkpoints_open(&cache, n_checkpoint, &cache.checkpoints, err);
+    if (status != PF_OK) {
+        pf_region_free(cache.region, (size_t)cache.region_bytes);
+        return status;
+    }
     *out = cache;
     return PF_OK;
 }
 
 void pf_cache_close(pf_cache *cache) {
+    pf_checkpoints_close(&cache->checkpoints);
     if (cache->region != NULL) pf_region_free(cache->region, (size_t)cache->region_bytes);
     memset(cache, 0, sizeof *cache);
 }
@@ -152,14 +160,28 @@ void pf_cache_abort_write(pf_cache *cache, int64_t n) {
 
 int64_t pf_cache_rollback_limit(const pf_cache *cache) { return cache->position - cache->floor; }
 
-bool pf_cache_rollback(pf_cache *cache, int64_t n) {
-    if (n == cache->position) { /* everything: nothing older is needed, so the rings start afresh */
-        cache->position = 0;
-        cache->floor = 0;
-        return true;
+int64_t pf_cache_nearest(const pf_cache *cache, int64_t target) {
+    if (target >= cache->floor) return target;
+    int64_t best = 0;
+    for (int32_t i = 0; i < cache->checkpoints.n; ++i) {
+        const pf_checkpoint *c = &cache->checkpoints.items[i];
+        if (c->floor <= target) best = pf_max_i64(best, pf_min_i64(c->position, target));
     }
-    if (n > pf_cache_rollback_limit(cache)) return false;
-    cache->position -= n;
+    return best;
+}
+
+bool pf_cache_rollback(pf_cache *cache, int64_t n) {
+    const int64_t target = cache->position - n;
+    if (pf_cache_nearest(cache, target) != target) return false;
+    if (target == 0) { /* nothing older is needed, so the rings start afresh */
+        cache->floor = 0;
+    } else if (target < cache->floor) {
+        const pf_checkpoint *checkpoint = pf_checkpoints_find(&cache->checkpoints, target);
+        pf_cache_restore(cache, checkpoint);
+        cache->floor = checkpoint->floor;
+    }
+    cache->position = target;
+    pf_checkpoints_drop_after(&cache->checkpoints, target);
     return true;
 }
 

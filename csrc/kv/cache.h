@@ -13,6 +13,7 @@
 enum {
     PF_ROLLBACK = 256,       /* tokens that can always be dropped */
     PF_COMPRESS_BLOCK = 128, /* tokens that a compressor's frontier takes at once */
+    PF_CHECKPOINT_SLACK = 16, /* tokens before a checkpoint that it leads back to as well */
 };
 
 /* Contributions a, g of the tokens a compressor may still need: the open window, for ratio 4 the one before it, the
@@ -26,6 +27,7 @@ typedef struct pf_frontier {
 } pf_frontier;
 
 typedef struct pf_layer_cache {
+    int32_t ratio;
     pf_rows raw;          /* window rows keyed by position */
     pf_rows pool;         /* compressed rows; capacity 0 on window-only layers */
     pf_frontier frontier;
@@ -33,15 +35,31 @@ typedef struct pf_layer_cache {
     pf_frontier index_frontier;
 } pf_layer_cache;
 
+/* Copies of the rings as they were at some positions. The pools need none: rolling back to a position leaves the rows of
+ * the tokens before it alone. */
+typedef struct pf_checkpoint {
+    int64_t position, floor;
+    uint8_t *data; /* its slot: the pieces of pf_cache_walk_rings(position, floor) */
+} pf_checkpoint;
+
+typedef struct pf_checkpoints {
+    pf_checkpoint *items; /* [capacity], the first n of them live, positions ascending */
+    int32_t n, capacity;
+    uint8_t *region;      /* [capacity, slot_bytes] */
+    uint64_t slot_bytes;
+} pf_checkpoints;
+
 typedef struct pf_cache {
     int32_t n_layer;          /* with the MTP block last when it is present */
     pf_layer_cache *layers;
     float *streams;           /* [stream_ring, N D]: final streams of recent tokens, for the MTP block; or NULL */
     int64_t stream_ring, stream_floats;
+    int64_t window;           /* tokens that attention sees uncompressed */
     int64_t n_ctx;
     int32_t n_chunk;
     int64_t position;         /* tokens in the cache */
-    int64_t floor;            /* lowest position that can be returned to, besides 0 */
+    int64_t floor;            /* lowest position that the rings can return to, besides 0 */
+    pf_checkpoints checkpoints;
     uint8_t *region;          /* one allocation that holds all of the above */
     uint64_t region_bytes;
 } pf_cache;
@@ -53,7 +71,7 @@ typedef struct pf_cache_formats {
 
 /* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. */
 pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        pf_cache *out, pf_error *err);
+                        int32_t n_checkpoint, pf_cache *out, pf_error *err);
 void pf_cache_close(pf_cache *cache);
 /* Fills all memory with NaN patterns, so that reading a row that was never written shows. */
 void pf_cache_poison(pf_cache *cache);
@@ -65,10 +83,36 @@ void pf_cache_begin_write(pf_cache *cache, int64_t n);
 void pf_cache_commit_write(pf_cache *cache, int64_t n);
 void pf_cache_abort_write(pf_cache *cache, int64_t n);
 
-/* How many of the last tokens can be dropped now; everything (n = position) always can. */
+/* How many of the last tokens the rings can drop now. */
 int64_t pf_cache_rollback_limit(const pf_cache *cache);
-/* False, with nothing changed, when n is more than the limit and not everything. */
+/* The highest position <= target that can be returned to; target <= position. */
+int64_t pf_cache_nearest(const pf_cache *cache, int64_t target);
+/* False, with nothing changed, when position - n is not one that can be returned to. */
 bool pf_cache_rollback(pf_cache *cache, int64_t n);
+
+/* checkpoint.c */
+
+/* Slots for n checkpoints, which take memory only once used. */
+pf_status pf_checkpoints_open(const pf_cache *cache, int32_t n, pf_checkpoints *out, pf_error *err);
+void pf_checkpoints_close(pf_checkpoints *list);
+/* Copies what it takes to return to the current position; in place of the oldest when all slots are taken. */
+void pf_cache_checkpoint(pf_cache *cache);
+/* A new last checkpoint whose data the caller fills in. */
+pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor);
+void pf_checkpoints_drop_after(pf_checkpoints *list, int64_t position);
+/* The checkpoint that leads back to position; NULL when none does. */
+const pf_checkpoint *pf_checkpoints_find(const pf_checkpoints *list, int64_t position);
+/* Puts its copy back into the rings. */
+void pf_cache_restore(pf_cache *cache, const pf_checkpoint *checkpoint);
+
+/* walk.c: every piece of memory that a position rests on, in a fixed order. False from the visitor ends the walk. */
+
+typedef bool (*pf_visit_fn)(void *user, void *piece, uint64_t size);
+/* The rings' share, with which one can also go back to floor. */
+bool pf_cache_walk_rings(const pf_cache *cache, int64_t position, int64_t floor, pf_visit_fn visit, void *user);
+bool pf_cache_walk_pools(const pf_cache *cache, int64_t position, pf_visit_fn visit, void *user);
+/* Bytes of the rings' share. */
+uint64_t pf_cache_ring_bytes(const pf_cache *cache, int64_t position, int64_t floor);
 
 /* The contributions of the token at a position, [channels]. */
 float *pf_frontier_a(const pf_frontier *frontier, int64_t position);

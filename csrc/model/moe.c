@@ -6,7 +6,7 @@
 /* Hash layers look their experts up by token id. The table comes from the file, so its ids are checked here. */
 static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
     const pf_config *c = &s->net->config;
-    for (int64_t t = 0; t < s->n; ++t) {
+    for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
         const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * c->n_expert_used;
         for (int32_t i = 0; i < c->n_expert_used; ++i) {
             if (entry[i] < 0 || entry[i] >= c->n_expert) {

@@ -26,7 +26,7 @@ static pf_status enter(const pf_step *s, const pf_mtp_weights *w, float *hidden,
     }
     /* e_proj | h_proj as one matrix over [embedding | hidden] */
     PF_SCRATCH(float, joined, s, rows * 2 * width);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < rows && !s->ex->dry; ++r) {
         memcpy(joined + r * 2 * width, embedded + r * width, (size_t)width * sizeof(float));
         memcpy(joined + (r * 2 + 1) * width, hidden + r * width, (size_t)width * sizeof(float));
     }
@@ -38,7 +38,7 @@ pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
     const pf_mtp_weights *w = &s->net->weights.mtp;
     pf_cache *cache = s->cache;
     const size_t floats = (size_t)cache->stream_floats, mark = pf_arena_mark(s->ex->arena);
-    for (int64_t t = 0; t < s->n; ++t) {
+    for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
         memcpy(stream_slot(cache, s->position + t), streams + (size_t)t * floats, floats * sizeof(float));
     }
     /* Positions whose successor is one of the step's tokens; older ones than window and rollback reach are not read. */
@@ -53,7 +53,7 @@ pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
     PF_TRY(pf_step_prepare(&lag));
     PF_SCRATCH(float, hidden, s, lag.n * cache->stream_floats);
     PF_SCRATCH(float, inner, s, lag.n * cache->stream_floats);
-    for (int64_t t = 0; t < lag.n; ++t) {
+    for (int64_t t = 0; t < lag.n && !s->ex->dry; ++t) {
         memcpy(hidden + (size_t)t * floats, stream_slot(cache, begin + t), floats * sizeof(float));
     }
     PF_TRY(enter(&lag, w, hidden, inner));

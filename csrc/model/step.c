@@ -7,7 +7,7 @@ pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int6
     const int64_t half = s->net->config.rope_dim / 2;
     PF_SCRATCH(float, cosines, s, n * half);
     PF_SCRATCH(float, sines, s, n * half);
-    for (int64_t t = 0; t < n; ++t) {
+    for (int64_t t = 0; t < n && !s->ex->dry; ++t) {
         for (int64_t i = 0; i < half; ++i) {
             const double angle = (double)(first + t * stride) * freq[i];
             cosines[t * half + i] = (float)cos(angle);

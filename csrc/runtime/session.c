@@ -7,10 +7,14 @@
 #include <string.h>
 
 enum { DEFAULT_CONTEXT = 65536, DEFAULT_CHUNK = 512, MAX_CHUNK = 1 << 16 };
+enum { DEFAULT_CHECKPOINTS = 8, MAX_CHECKPOINTS = 4096 };
+
+static const size_t max_note = (size_t)256 << 20;
 
 void pf_session_params_init(pf_session_params *params) {
     memset(params, 0, sizeof *params);
     params->struct_size = sizeof *params;
+    params->n_checkpoint = DEFAULT_CHECKPOINTS;
 }
 
 static pf_status copy_params(const pf_session_params *given, const pf_config *config, bool exact,
@@ -33,6 +37,9 @@ static pf_status copy_params(const pf_session_params *given, const pf_config *co
     if (out->cache_type < PF_CACHE_AUTO || out->cache_type > PF_CACHE_REFERENCE) {
         return pf_fail(err, PF_ERR_ARGUMENT, "cache type %d is unknown: use 0 (auto), 1 (f16) or 2 (reference)",
                        out->cache_type);
+    }
+    if (out->n_checkpoint < 0 || out->n_checkpoint > MAX_CHECKPOINTS) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d checkpoints: use 0 to %d", out->n_checkpoint, MAX_CHECKPOINTS);
     }
     if (exact && out->cache_type != PF_CACHE_AUTO) {
         return pf_fail(err, PF_ERR_ARGUMENT, "exact precision keeps its cache in float32: leave the cache type out");
@@ -57,12 +64,13 @@ pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_se
     atomic_init(&session->cancel, 0);
     pf_status status = pf_cache_open(&model->net.config, model->net.weights.mtp.present,
                                      choose_formats(exact, params.cache_type), params.n_ctx, params.n_chunk,
-                                     &session->cache, err);
+                                     params.n_checkpoint, &session->cache, err);
     session->arena = pf_arena_new();
     session->tokens = pf_region_alloc((size_t)params.n_ctx * sizeof(int32_t));
     if (status == PF_OK && (session->arena == NULL || session->tokens == NULL)) {
         status = pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     }
+    if (status == PF_OK) status = pf_session_plan_buffers(session, err);
     if (status != PF_OK) {
         session->cache.n_ctx = params.n_ctx;
         pf_session_close(session);
@@ -78,6 +86,7 @@ void pf_session_close(pf_session *session) {
     if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
     pf_cache_close(&session->cache);
     if (session->arena != NULL) pf_arena_delete(session->arena);
+    pf_free(session->note);
     pf_model_release(session->model);
     pf_free(session);
 }
@@ -205,20 +214,53 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     }
     if (!pf_cache_rollback(cache, n)) {
         return pf_fail(err, PF_ERR_REBUILD,
-                       "cannot drop %lld tokens, only %lld or all %lld: drop all and evaluate the rest again",
+                       "cannot drop %lld tokens, only %lld, or all %lld, or back to a checkpoint: drop all and "
+                       "evaluate the rest again",
                        (long long)n, (long long)pf_cache_rollback_limit(cache), (long long)cache->position);
     }
     return PF_OK;
 }
 
-pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err) {
-    if (session == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: a session is needed");
-    const pf_session_memory full = {
-        .cache_bytes = session->cache.region_bytes + (uint64_t)session->cache.n_ctx * sizeof(int32_t),
-        .buffer_bytes = pf_arena_capacity(session->arena),
-    };
-    if (!pf_params_give(mem, &full, sizeof full)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: set mem->struct_size first");
+pf_status pf_session_checkpoint(pf_session *session, pf_error *err) {
+    if (session->cache.checkpoints.capacity == 0) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was opened without checkpoints: set n_checkpoint");
     }
+    pf_cache_checkpoint(&session->cache);
     return PF_OK;
+}
+
+pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
+                           pf_error *err) {
+    pf_cache *cache = &session->cache;
+    if (tokens == NULL || n_tokens < 1 || n_kept == NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_reuse: at least one token and n_kept are needed");
+    }
+    const int64_t most = pf_min_i64(cache->position, n_tokens - 1);
+    int64_t common = 0;
+    while (common < most && session->tokens[common] == tokens[common]) ++common;
+    const int64_t kept = pf_cache_nearest(cache, common);
+    (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
+    *n_kept = kept;
+    return PF_OK;
+}
+
+pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err) {
+    if (len > max_note) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "a note of %zu bytes: at most %zu are kept", len, max_note);
+    }
+    void *copy = NULL;
+    if (len > 0) {
+        copy = pf_alloc(len);
+        if (copy == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for a note of %zu bytes", len);
+        memcpy(copy, data, len);
+    }
+    pf_free(session->note);
+    session->note = copy;
+    session->note_len = len;
+    return PF_OK;
+}
+
+const void *pf_session_note(const pf_session *session, size_t *len) {
+    *len = session->note_len;
+    return session->note;
 }

@@ -1,7 +1,7 @@
 /* Saving and loading a session's cache.
  *
- * A file is a header and the live parts of the cache in a fixed order; everything in it follows from the position and
- * the floor, so a file whose size is not what these ask for is damaged. It is tied to one model file and precision. */
+ * A file is a header; tokens, pools and rings in a fixed order, whose sizes all follow from the position and the floor;
+ * the checkpoints; the caller's note; and a checksum. It is tied to one model file, precision and cache type. */
 #include "runtime/session.h"
 
 #include "base/arith.h"
@@ -16,12 +16,16 @@ typedef struct file_header {
     uint64_t identity; /* of the model */
     int64_t position, floor;
     int32_t has_mtp, row_format;
-    uint64_t payload_bytes;
-    uint64_t checksum; /* of the payload */
+    uint64_t n_checkpoint, note_bytes;
 } file_header;
 
+/* Before each checkpoint's copy of the rings. */
+typedef struct checkpoint_header {
+    int64_t position, floor;
+} checkpoint_header;
+
 static const char magic[8] = {'P', 'F', 'S', 'E', 'S', 'S', 'I', 'O'};
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
 /* FNV-1a over 8-byte words, then over the remaining bytes; pieces must come in the same sizes on both sides. */
 static uint64_t checksum_piece(uint64_t sum, const void *data, uint64_t size) {
@@ -54,116 +58,87 @@ static uint64_t model_identity(const pf_model *model) {
     return model->mtp_gguf == NULL ? main : main * 31 + file_identity(model->mtp_gguf);
 }
 
-/* Visits every live piece of the cache in file order; false from the visitor ends the walk. */
-typedef bool (*visit_fn)(void *user, void *piece, uint64_t size);
-
-static bool visit_rows(const pf_rows *rows, int64_t first, int64_t end, visit_fn visit, void *user) {
-    for (int64_t i = first; i < end; ++i) {
-        if (!visit(user, pf_row_at(rows, i), (uint64_t)rows->row_bytes)) return false;
-    }
-    return true;
+/* The parts whose size follows from the position: false from the visitor ends the walk. */
+static bool walk_live(const pf_session *session, int64_t position, int64_t floor, pf_visit_fn visit, void *user) {
+    return visit(user, session->tokens, (uint64_t)position * sizeof(int32_t)) &&
+           pf_cache_walk_pools(&session->cache, position, visit, user) &&
+           pf_cache_walk_rings(&session->cache, position, floor, visit, user);
 }
 
-static bool visit_frontier(const pf_frontier *f, int64_t position, int64_t floor, visit_fn visit, void *user) {
-    const uint64_t size = (uint64_t)f->channels * sizeof(float);
-    for (int64_t p = pf_max_i64(0, floor - f->need); p < position; ++p) {
-        if (!visit(user, pf_frontier_a(f, p), size) || !visit(user, pf_frontier_g(f, p), size)) return false;
-    }
-    return true;
-}
-
-static bool visit_layer(const pf_layer_cache *layer, int32_t ratio, const pf_config *c, int64_t position,
-                        int64_t floor, visit_fn visit, void *user) {
-    if (!visit_rows(&layer->raw, pf_max_i64(0, floor - c->window), position, visit, user)) return false;
-    if (ratio == 0) return true;
-    if (!visit_rows(&layer->pool, 0, position / ratio, visit, user)) return false;
-    if (!visit_frontier(&layer->frontier, position, floor, visit, user)) return false;
-    if (ratio != PF_RATIO_CSA) return true;
-    return visit_rows(&layer->index_pool, 0, position / ratio, visit, user) &&
-           visit_frontier(&layer->index_frontier, position, floor, visit, user);
-}
-
-static bool visit_session(const pf_session *session, int64_t position, int64_t floor, visit_fn visit, void *user) {
-    const pf_cache *cache = &session->cache;
-    const pf_config *c = &session->model->net.config;
-    if (!visit(user, session->tokens, (uint64_t)position * sizeof(int32_t))) return false;
-    for (int32_t l = 0; l < cache->n_layer; ++l) {
-        const int32_t ratio = l < c->n_layer ? c->ratio[l] : 0;
-        if (!visit_layer(&cache->layers[l], ratio, c, position, floor, visit, user)) return false;
-    }
-    if (cache->streams == NULL) return true;
-    for (int64_t p = pf_max_i64(0, floor - 1); p < position; ++p) {
-        float *row = cache->streams + p % cache->stream_ring * cache->stream_floats;
-        if (!visit(user, row, (uint64_t)cache->stream_floats * sizeof(float))) return false;
-    }
-    return true;
-}
-
-typedef struct tally {
-    uint64_t bytes, checksum;
-} tally;
-
-static bool measure(void *user, void *piece, uint64_t size) {
-    tally *t = user;
-    (void)piece;
-    t->bytes += size;
-    return true;
-}
-
-static bool add_checksum(void *user, void *piece, uint64_t size) {
-    tally *t = user;
-    t->bytes += size;
-    t->checksum = checksum_piece(t->checksum, piece, size);
-    return true;
-}
+/* ---- Saving ------------------------------------------------------------------------------------------------ */
 
 typedef struct sink {
     pf_writer *writer;
+    uint64_t checksum;
     pf_error *err;
     pf_status status;
 } sink;
 
 static bool write_piece(void *user, void *piece, uint64_t size) {
     sink *s = user;
+    s->checksum = checksum_piece(s->checksum, piece, size);
     s->status = pf_writer_write(s->writer, piece, size, s->err);
     return s->status == PF_OK;
 }
 
-pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) {
-    if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
+static bool write_checkpoint(sink *s, const pf_cache *cache, const pf_checkpoint *c) {
+    checkpoint_header h = {c->position, c->floor};
+    return write_piece(s, &h, sizeof h) &&
+           write_piece(s, c->data, pf_cache_ring_bytes(cache, c->position, c->floor));
+}
+
+static bool write_all(sink *s, const pf_session *session) {
     const pf_cache *cache = &session->cache;
+    const pf_checkpoints *checkpoints = &cache->checkpoints;
     file_header header = {.version = VERSION, .precision = session->model->precision,
                           .identity = model_identity(session->model), .position = cache->position,
                           .floor = cache->floor, .has_mtp = cache->streams != NULL,
-                          .row_format = (int32_t)cache->layers[0].raw.format};
-    tally t = {0, 0};
+                          .row_format = (int32_t)cache->layers[0].raw.format,
+                          .n_checkpoint = (uint64_t)checkpoints->n, .note_bytes = session->note_len};
     memcpy(header.magic, magic, sizeof magic);
-    (void)visit_session(session, cache->position, cache->floor, add_checksum, &t);
-    header.payload_bytes = t.bytes;
-    header.checksum = t.checksum;
+    if (!write_piece(s, &header, sizeof header)) return false;
+    if (!walk_live(session, cache->position, cache->floor, write_piece, s)) return false;
+    for (int32_t i = 0; i < checkpoints->n; ++i) {
+        if (!write_checkpoint(s, cache, &checkpoints->items[i])) return false;
+    }
+    if (session->note_len > 0 && !write_piece(s, session->note, session->note_len)) return false;
+    uint64_t checksum = s->checksum;
+    return write_piece(s, &checksum, sizeof checksum);
+}
 
-    sink s = {NULL, err, PF_OK};
+pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) {
+    if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
+    sink s = {.err = err, .status = PF_OK};
     PF_TRY(pf_writer_open(path, &s.writer, err));
-    if (!write_piece(&s, &header, sizeof header) ||
-        !visit_session(session, cache->position, cache->floor, write_piece, &s)) {
+    if (!write_all(&s, session)) {
         pf_writer_abort(s.writer);
         return s.status;
     }
     return pf_writer_commit(s.writer, err);
 }
 
-/* Reads pieces out of a mapped file: once to check, once to copy. */
+/* ---- Loading ----------------------------------------------------------------------------------------------- */
+
+/* The mapped file: read once to check everything, then once more to copy, so that a damaged one changes nothing. */
 typedef struct source {
     const uint8_t *at;
+    uint64_t left;
     uint64_t checksum;
 } source;
 
-static bool check_piece(void *user, void *piece, uint64_t size) {
-    source *s = user;
-    (void)piece;
-    s->checksum = checksum_piece(s->checksum, s->at, size);
+/* The next bytes as they lie in the file; NULL when it is too short. */
+static const uint8_t *take(source *s, uint64_t size) {
+    if (size > s->left) return NULL;
+    const uint8_t *piece = s->at;
+    s->checksum = checksum_piece(s->checksum, piece, size);
     s->at += size;
-    return true;
+    s->left -= size;
+    return piece;
+}
+
+static bool check_piece(void *user, void *piece, uint64_t size) {
+    (void)piece;
+    return take(user, size) != NULL;
 }
 
 static bool read_piece(void *user, void *piece, uint64_t size) {
@@ -173,8 +148,7 @@ static bool read_piece(void *user, void *piece, uint64_t size) {
     return true;
 }
 
-static pf_status check_header(const pf_session *session, const file_header *h, const char *path, uint64_t size,
-                              pf_error *err) {
+static pf_status check_header(const pf_session *session, const file_header *h, const char *path, pf_error *err) {
     const pf_cache *cache = &session->cache;
     if (memcmp(h->magic, magic, sizeof magic) != 0) {
         return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
@@ -197,35 +171,85 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
         return pf_fail(err, PF_ERR_CONTEXT_FULL, "%s holds %lld tokens, this session %lld: open a larger one", path,
                        (long long)h->position, (long long)cache->n_ctx);
     }
-    tally t = {0, 0};
-    (void)visit_session(session, h->position, h->floor, measure, &t);
-    if (h->payload_bytes != t.bytes || size - sizeof *h != t.bytes) {
-        return pf_fail(err, PF_ERR_FORMAT, "%s is damaged: %llu bytes where %llu belong", path,
-                       (unsigned long long)size, (unsigned long long)(t.bytes + sizeof *h));
-    }
     return PF_OK;
+}
+
+static bool tokens_valid(const uint8_t *bytes, int64_t n, int32_t n_vocab) {
+    for (int64_t i = 0; i < n; ++i) {
+        int32_t token;
+        memcpy(&token, bytes + i * (int64_t)sizeof token, sizeof token);
+        if (token < 0 || token >= n_vocab) return false;
+    }
+    return true;
+}
+
+/* The next checkpoint's header, its copy of the rings taken too; false when there is no sound one that comes after
+ * `previous`. */
+static bool take_checkpoint(source *s, const pf_cache *cache, const file_header *file, int64_t previous,
+                            checkpoint_header *out, const uint8_t **data) {
+    const uint8_t *bytes = take(s, sizeof *out);
+    if (bytes == NULL) return false;
+    memcpy(out, bytes, sizeof *out);
+    if (out->position <= previous || out->position > file->position || out->floor < 0 || out->floor > out->position ||
+        out->position - out->floor > PF_CHECKPOINT_SLACK) {
+        return false;
+    }
+    *data = take(s, pf_cache_ring_bytes(cache, out->position, out->floor));
+    return *data != NULL;
+}
+
+/* Whether everything after the header is there and sound. */
+static bool check_body(const pf_session *session, const file_header *h, source *s) {
+    if (!tokens_valid(s->at, pf_min_i64(h->position, (int64_t)(s->left / sizeof(int32_t))),
+                      session->model->net.config.n_vocab)) {
+        return false;
+    }
+    if (!walk_live(session, h->position, h->floor, check_piece, s)) return false;
+    int64_t previous = -1;
+    for (uint64_t i = 0; i < h->n_checkpoint; ++i) {
+        checkpoint_header c;
+        const uint8_t *data;
+        if (!take_checkpoint(s, &session->cache, h, previous, &c, &data)) return false;
+        previous = c.position;
+    }
+    if (take(s, h->note_bytes) == NULL) return false;
+    const uint64_t wanted = s->checksum;
+    const uint8_t *bytes = take(s, sizeof wanted);
+    return bytes != NULL && s->left == 0 && memcmp(bytes, &wanted, sizeof wanted) == 0;
+}
+
+/* Copies what check_body() has found sound. A session with fewer slots keeps the latest checkpoints. */
+static void copy_body(pf_session *session, const file_header *h, source *s) {
+    pf_cache *cache = &session->cache;
+    (void)walk_live(session, h->position, h->floor, read_piece, s);
+    cache->position = h->position;
+    cache->floor = h->floor;
+    pf_checkpoints_drop_after(&cache->checkpoints, -1);
+    for (uint64_t i = 0; i < h->n_checkpoint; ++i) {
+        checkpoint_header c;
+        (void)read_piece(s, &c, sizeof c);
+        const uint64_t size = pf_cache_ring_bytes(cache, c.position, c.floor);
+        if (cache->checkpoints.capacity > 0) {
+            memcpy(pf_checkpoints_add(&cache->checkpoints, c.position, c.floor)->data, s->at, (size_t)size);
+        }
+        s->at += size;
+    }
 }
 
 static pf_status load_mapped(pf_session *session, const char *path, const pf_map *map, pf_error *err) {
     file_header h;
-    if (map->size < sizeof h) return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
-    memcpy(&h, map->data, sizeof h);
-    PF_TRY(check_header(session, &h, path, map->size, err));
-    source s = {map->data + sizeof h, 0};
-    (void)visit_session(session, h.position, h.floor, check_piece, &s);
-    if (s.checksum != h.checksum) {
-        return pf_fail(err, PF_ERR_FORMAT, "%s is damaged: its checksum does not match", path);
+    source s = {map->data, map->size, 0};
+    const uint8_t *bytes = take(&s, sizeof h);
+    if (bytes == NULL) return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
+    memcpy(&h, bytes, sizeof h);
+    PF_TRY(check_header(session, &h, path, err));
+    if (!check_body(session, &h, &s)) {
+        return pf_fail(err, PF_ERR_FORMAT, "%s is damaged or incomplete: evaluate the conversation again", path);
     }
-    const int32_t *tokens = (const int32_t *)(const void *)(map->data + sizeof h);
-    for (int64_t i = 0; i < h.position; ++i) {
-        if (tokens[i] < 0 || tokens[i] >= session->model->net.config.n_vocab) {
-            return pf_fail(err, PF_ERR_FORMAT, "%s is damaged: token %d is outside the vocabulary", path, tokens[i]);
-        }
-    }
+    const uint8_t *note = map->data + map->size - sizeof(uint64_t) - h.note_bytes;
+    PF_TRY(pf_session_set_note(session, note, (size_t)h.note_bytes, err));
     s.at = map->data + sizeof h;
-    (void)visit_session(session, h.position, h.floor, read_piece, &s);
-    session->cache.position = h.position;
-    session->cache.floor = h.floor;
+    copy_body(session, &h, &s);
     return PF_OK;
 }
 

@@ -47,7 +47,7 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
 
     memset(next, 0, (size_t)(n_expert + 1) * sizeof *next);
     for (int64_t p = 0; p < n_pair; ++p) {
-        const int32_t e = args->chosen[p];
+        const int32_t e = ex->dry ? (int32_t)(p % args->n_used) : args->chosen[p];
         if (e < 0 || e >= n_expert) return PF_ERR_INTERNAL;
         next[e + 1]++;
     }
@@ -63,7 +63,7 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
     }
     out->start[out->n_active] = n_pair;
     for (int64_t p = 0; p < n_pair; ++p) {
-        const int64_t at = next[args->chosen[p]]++;
+        const int64_t at = next[ex->dry ? p % args->n_used : args->chosen[p]]++;
         out->token[at] = (int32_t)(p / args->n_used);
         out->weight[at] = args->weight[p];
     }

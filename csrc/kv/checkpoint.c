@@ -1,0 +1,85 @@
+#include "kv/cache.h"
+
+#include "base/arith.h"
+
+#include <string.h>
+
+pf_status pf_checkpoints_open(const pf_cache *cache, int32_t n, pf_checkpoints *out, pf_error *err) {
+    pf_checkpoints list = {.capacity = n};
+    /* As far on as there can be a context; early positions have less to copy. */
+    const int64_t far = INT64_C(1) << 40;
+    list.slot_bytes = pf_cache_ring_bytes(cache, far, far - PF_CHECKPOINT_SLACK);
+    uint64_t bytes = 0;
+    list.items = pf_calloc((size_t)n, sizeof *list.items);
+    if (pf_mul_u64(list.slot_bytes, (uint64_t)n, &bytes) && bytes <= SIZE_MAX / 2) {
+        list.region = pf_region_alloc((size_t)bytes);
+    }
+    if (list.items == NULL || list.region == NULL) {
+        if (list.region != NULL) pf_region_free(list.region, (size_t)bytes);
+        pf_free(list.items);
+        return pf_fail(err, PF_ERR_MEMORY, "no memory for %d checkpoints of %.1f MiB: ask for fewer", n,
+                       (double)list.slot_bytes / 1048576.0);
+    }
+    for (int32_t i = 0; i < n; ++i) list.items[i].data = list.region + (uint64_t)i * list.slot_bytes;
+    *out = list;
+    return PF_OK;
+}
+
+void pf_checkpoints_close(pf_checkpoints *list) {
+    if (list->region != NULL) pf_region_free(list->region, (size_t)(list->slot_bytes * (uint64_t)list->capacity));
+    pf_free(list->items);
+    memset(list, 0, sizeof *list);
+}
+
+/* Copies pieces of the rings to or from a slot. */
+typedef struct slot_cursor {
+    uint8_t *at;
+    bool restore;
+} slot_cursor;
+
+static bool copy_piece(void *user, void *piece, uint64_t size) {
+    slot_cursor *cursor = user;
+    memcpy(cursor->restore ? piece : cursor->at, cursor->restore ? cursor->at : piece, (size_t)size);
+    cursor->at += size;
+    return true;
+}
+
+pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor) {
+    pf_checkpoint entry = {position, floor, NULL};
+    if (list->n == list->capacity) { /* the oldest one's slot, which becomes the last */
+        entry.data = list->items[0].data;
+        memmove(list->items, list->items + 1, (size_t)(list->n - 1) * sizeof *list->items);
+        --list->n;
+    } else {
+        entry.data = list->items[list->n].data;
+    }
+    list->items[list->n] = entry;
+    return &list->items[list->n++];
+}
+
+void pf_cache_checkpoint(pf_cache *cache) {
+    pf_checkpoints *list = &cache->checkpoints;
+    const int64_t position = cache->position;
+    const int64_t floor = pf_max_i64(pf_max_i64(0, position - PF_CHECKPOINT_SLACK), cache->floor);
+    if (list->n > 0 && list->items[list->n - 1].position == position) --list->n;
+    const pf_checkpoint *entry = pf_checkpoints_add(list, position, floor);
+    slot_cursor cursor = {entry->data, false};
+    (void)pf_cache_walk_rings(cache, position, floor, copy_piece, &cursor);
+}
+
+void pf_checkpoints_drop_after(pf_checkpoints *list, int64_t position) {
+    while (list->n > 0 && list->items[list->n - 1].position > position) --list->n;
+}
+
+const pf_checkpoint *pf_checkpoints_find(const pf_checkpoints *list, int64_t position) {
+    for (int32_t i = 0; i < list->n; ++i) {
+        const pf_checkpoint *c = &list->items[i];
+        if (c->floor <= position && position <= c->position) return c;
+    }
+    return NULL;
+}
+
+void pf_cache_restore(pf_cache *cache, const pf_checkpoint *checkpoint) {
+    slot_cursor cursor = {checkpoint->data, true};
+    (void)pf_cache_walk_rings(cache, checkpoint->position, checkpoint->floor, copy_piece, &cursor);
+}

@@ -1,0 +1,57 @@
+#include "kv/cache.h"
+
+#include "base/arith.h"
+
+static bool walk_rows(const pf_rows *rows, int64_t first, int64_t end, pf_visit_fn visit, void *user) {
+    for (int64_t i = first; i < end; ++i) {
+        if (!visit(user, pf_row_at(rows, i), (uint64_t)rows->row_bytes)) return false;
+    }
+    return true;
+}
+
+static bool walk_frontier(const pf_frontier *f, int64_t position, int64_t floor, pf_visit_fn visit, void *user) {
+    const uint64_t size = (uint64_t)f->channels * sizeof(float);
+    for (int64_t p = pf_max_i64(0, floor - f->need); p < position; ++p) {
+        if (!visit(user, pf_frontier_a(f, p), size) || !visit(user, pf_frontier_g(f, p), size)) return false;
+    }
+    return true;
+}
+
+bool pf_cache_walk_rings(const pf_cache *cache, int64_t position, int64_t floor, pf_visit_fn visit, void *user) {
+    for (int32_t l = 0; l < cache->n_layer; ++l) {
+        const pf_layer_cache *layer = &cache->layers[l];
+        if (!walk_rows(&layer->raw, pf_max_i64(0, floor - cache->window), position, visit, user)) return false;
+        if (layer->ratio != 0 && !walk_frontier(&layer->frontier, position, floor, visit, user)) return false;
+        if (layer->ratio != PF_RATIO_CSA) continue;
+        if (!walk_frontier(&layer->index_frontier, position, floor, visit, user)) return false;
+    }
+    if (cache->streams == NULL) return true;
+    for (int64_t p = pf_max_i64(0, floor - 1); p < position; ++p) {
+        float *row = cache->streams + p % cache->stream_ring * cache->stream_floats;
+        if (!visit(user, row, (uint64_t)cache->stream_floats * sizeof(float))) return false;
+    }
+    return true;
+}
+
+bool pf_cache_walk_pools(const pf_cache *cache, int64_t position, pf_visit_fn visit, void *user) {
+    for (int32_t l = 0; l < cache->n_layer; ++l) {
+        const pf_layer_cache *layer = &cache->layers[l];
+        if (layer->ratio == 0) continue;
+        if (!walk_rows(&layer->pool, 0, position / layer->ratio, visit, user)) return false;
+        if (layer->ratio != PF_RATIO_CSA) continue;
+        if (!walk_rows(&layer->index_pool, 0, position / layer->ratio, visit, user)) return false;
+    }
+    return true;
+}
+
+static bool add_size(void *user, void *piece, uint64_t size) {
+    (void)piece;
+    *(uint64_t *)user += size;
+    return true;
+}
+
+uint64_t pf_cache_ring_bytes(const pf_cache *cache, int64_t position, int64_t floor) {
+    uint64_t bytes = 0;
+    (void)pf_cache_walk_rings(cache, position, floor, add_size, &bytes);
+    return bytes;
+}
