@@ -322,6 +322,6 @@ def test_shards(tmp_path: Path, tiny_checkpoint: Path) -> None:
 def test_help_lists_what_exists(tmp_path: Path) -> None:
     text = run("--help", cwd=tmp_path).stdout
     assert [line.split()[0] for line in text.partition("Commands:")[2].splitlines()[1:] if line[2:3].isalpha()] == [
-        "convert", "doctor", "export", "info", "run",
+        "completion", "convert", "doctor", "export", "info", "run",
     ]  # fmt: skip
     assert run("--version", cwd=tmp_path).stdout.startswith("pyflash, version 0.1.0")

@@ -1,0 +1,50 @@
+"""`pyflash convert`: a checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyflash.commands.options import converter_errors, print_written
+from pyflash.progress import Progress
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@click.argument("out", type=click.Path(), metavar="OUT.gguf")
+@click.option("--profile", type=click.Choice(["compat", "native"]), default="compat", show_default=True,
+              help="compat: for llama.cpp, Ollama and LM Studio too. native: FP8 kept bit for bit, for pyflash only.")
+@click.option("--dense", type=click.Choice(["q8_0", "bf16", "f32"]), default="q8_0", show_default=True,
+              help="Type of the FP8 tensors in the compat profile.")
+@click.option("--experts", type=click.Choice(["keep", "q8_0", "bf16", "f32"]), default="keep", show_default=True,
+              help="Type of the routed experts; keep: FP4 as MXFP4, without loss.")
+@click.option("--mtp", is_flag=True, help="Write the MTP block too; compat: as a file of its own.")
+@click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the sizes; read no weights and write nothing.")
+def convert(checkpoint: str, out: str, dry_run: bool, split_max_size: str | None, **options: Any) -> None:
+    """Turn a DeepSeek-V4 checkpoint folder into a GGUF file."""
+    with converter_errors():
+        from gguf_export import convert as converter
+
+        settings = converter.ConvertOptions(shard_bytes=_size(split_max_size), **options)
+        if dry_run:
+            click.echo(converter.plan_conversion(Path(checkpoint), settings).summary())
+            return
+        with Progress("converting", sys.stderr) as progress:
+            written = converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)
+    for warning in written.warnings:
+        click.echo(f"pyflash: warning: {warning}", err=True)
+    print_written(written.files, written.total_bytes)
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    if not digits.isdecimal() or int(digits) == 0:
+        raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
+    return int(digits) * unit
