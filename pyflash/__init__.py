@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 try:
     from pyflash import chat
-    from pyflash.api import ChatPiece, Memory, Model, ModelInfo, Piece, Session, Tokenizer, __version__
+    from pyflash._native import __version__
     from pyflash.errors import (
         ArgumentError,
         BusyError,
@@ -22,6 +22,13 @@ try:
         RebuildError,
         UnsupportedError,
     )
+    from pyflash.generation import Piece
+    from pyflash.grammar import Grammar
+    from pyflash.model import Model, ModelInfo
+    from pyflash.reply import ChatPiece, Reply
+    from pyflash.sampling import SamplingOptions, TokenLogprob
+    from pyflash.session import Memory, Session
+    from pyflash.tokenizer import Tokenizer
 except ImportError as error:
     if not TYPE_CHECKING:
         # Told at the first use, so that the command can say it in one line: Python imports this module before that one.
@@ -42,6 +49,7 @@ __all__ = [
     "Error",
     "FileError",
     "FormatError",
+    "Grammar",
     "InternalError",
     "Memory",
     "MemoryLimitError",
@@ -49,7 +57,10 @@ __all__ = [
     "ModelInfo",
     "Piece",
     "RebuildError",
+    "Reply",
+    "SamplingOptions",
     "Session",
+    "TokenLogprob",
     "Tokenizer",
     "UnsupportedError",
     "__version__",

@@ -61,3 +61,4 @@ def _load() -> tuple[Any, Any]:
 ffi: Any
 lib: Any
 ffi, lib = _load()
+__version__: str = ffi.string(lib.pf_version()).decode()

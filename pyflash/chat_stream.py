@@ -101,6 +101,11 @@ class StreamParser:
         return self._state == self._read_after_end
 
     @property
+    def kind(self) -> Literal["reasoning", "content", "tool_call"]:
+        """What the text is being read as."""
+        return self._kind if self._state in (self._read_text, self._read_after_end) else "tool_call"
+
+    @property
     def message(self) -> dict[str, Any]:
         """The assistant's message as far as its events have come, with the calls that are complete."""
         content, reasoning = "".join(self._texts["content"]), "".join(self._texts["reasoning"])

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pyflash.api import __version__
+from pyflash._native import __version__
 from pyflash.errors import Error, FileError
 
 MAX_TOKENS = 64  # random weights do not know when to stop

@@ -1,39 +1,22 @@
-"""What `pyflash info` and `pyflash doctor` tell."""
+"""What `pyflash info` tells: a model file and what it takes to run it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import platform
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pyflash import demo, machine
-from pyflash._native import installed_file
-from pyflash.api import Model, ModelInfo, StrPath, __version__
+from pyflash._values import StrPath
+from pyflash.memory_plan import Plan, advice, make_plan, open_measured
+from pyflash.model import ModelInfo
 from pyflash.progress import format_bytes
 
-
-@dataclass(frozen=True)
-class Report:
-    """A model file and what it takes to run it: sizes in bytes, at a context of n_ctx tokens.
-
-    fits: whether weights, cache and buffers together stay below the machine's memory; None where that is not known.
-    """
-
-    file: str
-    model: ModelInfo
-    part_bytes: dict[str, int]  # the weights' share of each part of the model
-    n_ctx: int
-    cache_bytes: int
-    buffer_bytes: int
-    needed_bytes: int
-    machine_bytes: int | None
-    fits: bool | None
-
-
+_EXPERTS = "routed experts"
 _PARTS = (
-    ("routed experts", ("_exps.",)),
+    (_EXPERTS, ("_exps.",)),
     ("shared experts", ("_shexp.",)),
     ("routing", ("ffn_gate_inp", "ffn_gate_tid2eid", "exp_probs_b")),
     ("attention", (".attn_", ".indexer")),
@@ -44,6 +27,16 @@ _PARTS = (
 )
 
 
+@dataclass(frozen=True)
+class Report:
+    """A model file and its memory plan. part_bytes: the weights by part of the model, largest first."""
+
+    file: str
+    model: ModelInfo
+    part_bytes: dict[str, int]
+    plan: Plan
+
+
 def _part_of(name: str, n_layer: int) -> str:
     """The part of the model that a GGUF tensor belongs to."""
     if name.startswith((f"blk.{n_layer}.", "mtp.")):  # the block after the layers; DSpark's under their own names
@@ -52,7 +45,6 @@ def _part_of(name: str, n_layer: int) -> str:
 
 
 def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
-    """Bytes of weights by part, largest first."""
     from gguf_export.reader import read_gguf
 
     sizes: Counter[str] = Counter()
@@ -61,25 +53,34 @@ def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def inspect(file: StrPath, n_ctx: int | None) -> Report:
-    """Opens the file and a session of n_ctx tokens, whose cache takes no memory before it is used.
+def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: str = "auto") -> Report:
+    """Opens the file and plans a context of n_ctx tokens (None: the default).
 
     Raises ConvertError where only the library can read the file.
     """
-    with Model.open(file) as model, model.session(context=n_ctx) as session:
-        memory = session.memory
-        needed = model.info.weight_bytes + memory.cache_bytes + memory.buffer_bytes
-        total = machine.total_memory()
-        return Report(
-            file=os.fsdecode(file), model=model.info, part_bytes=_part_bytes(file, model.info.n_layer),
-            n_ctx=session.capacity, cache_bytes=memory.cache_bytes, buffer_bytes=memory.buffer_bytes,
-            needed_bytes=needed, machine_bytes=total, fits=None if total is None else needed <= total,
-        )
+    model, program_bytes = open_measured(file, precision)
+    with model:
+        parts = _part_bytes(file, model.info.n_layer)
+        read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
+        plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
+    return Report(os.fsdecode(file), model.info, parts, plan)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as one JSON object: the plan's figures for the asked context lie at the top."""
+    plan = dataclasses.asdict(report.plan)
+    memory = plan.pop("memory")
+    return {
+        "file": report.file, "model": dataclasses.asdict(report.model), "part_bytes": report.part_bytes,
+        **{name: value for name, value in plan.pop("cost").items() if name != "fits"},
+        **plan, "machine_bytes": memory["total"], "available_bytes": memory["available"],
+        "limit_bytes": memory["limit"], "done": True,
+    }
 
 
 def describe(report: Report) -> str:
     """The report as lines for people."""
-    model = report.model
+    model, plan = report.model, report.plan
     ratios = Counter(model.layer_ratios)
     kinds = ", ".join(f"{ratios[ratio]} {name}" for ratio, name in
                       ((0, "window only"), (4, "compressed 4:1"), (128, "compressed 128:1")) if ratios[ratio])
@@ -93,38 +94,50 @@ def describe(report: Report) -> str:
         ("experts", f"{model.n_expert} of width {model.n_ff_expert}, {model.n_expert_used} used; "
                     f"{model.n_hash_layer} hash-routed layers"),
         ("vocabulary", f"{model.n_vocab} tokens"),
-        ("context", f"{report.n_ctx} tokens of {model.n_ctx_train}"),
+        ("context", f"{plan.cost.n_ctx} tokens of {model.n_ctx_train}"),
         ("weights", format_bytes(model.weight_bytes)),
         *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
-        ("cache", f"{format_bytes(report.cache_bytes)} at {report.n_ctx} tokens"),
-        ("buffers", format_bytes(report.buffer_bytes) if report.buffer_bytes else "not known before the first tokens"),
-        ("together", format_bytes(report.needed_bytes)),
+        ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),
+        ("buffers", format_bytes(plan.cost.buffer_bytes)),
+        ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
+        ("program", format_bytes(plan.program_bytes)),
+        ("together", f"{format_bytes(plan.cost.needed_bytes)} at most"),
+        *_machine_rows(plan),
+        *_context_rows(plan),
     ]
-    if report.machine_bytes is not None:
-        verdict = "fits" if report.fits else "does not fit: weights will be read from disk again and again"
-        rows.append(("this machine", f"{format_bytes(report.machine_bytes)} of memory: {verdict}"))
-    return _table(rows)
+    return table(rows)
 
 
-def doctor(wanted: str | None, kernels: list[machine.KernelSet]) -> str:
-    """Lines on the installation and the machine. wanted: the kernel set that $PYFLASH_CPU names, if any."""
-    total = machine.total_memory()
-    default = next(each.name for each in kernels if each.problem is None)
-    rows = [
-        ("pyflash", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
-        ("library", str(installed_file("lib") or installed_file("bin") or "not found")),
-        ("memory", "unknown" if total is None else format_bytes(total)),
-        ("device cpu", "ready"),
-    ]
-    for each in kernels:
-        state = each.problem or ("in use" if each.name == (wanted or default) else "usable")
-        rows.append((f"kernels {each.name}", state))
-    if wanted and wanted not in {each.name for each in kernels if each.problem is None}:
-        rows.append(("PYFLASH_CPU", f"{wanted!r} cannot be used here: models will not open"))
-    rows.append(("demo model", f"{demo.file()}" + ("" if demo.file().is_file() else " (made on first use)")))
-    return _table(rows)
+def _machine_rows(plan: Plan) -> list[tuple[str, str]]:
+    memory = plan.memory
+    sizes = [f"{format_bytes(size)} {what}" for size, what in
+             ((memory.total, "of memory"), (memory.limit, "allowed to this container"), (memory.available, "available"))
+             if size is not None]
+    rows = [("this machine", ", ".join(sizes) or "memory unknown")]
+    return rows + [("", line) for line in advice(plan, format_bytes)]
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
+def _context_rows(plan: Plan) -> list[tuple[str, str]]:
+    marks = {True: "", False: "  does not fit", None: ""}
+    rows = [(f"{_short(cost.n_ctx)} tokens",
+             f"cache {format_bytes(cost.cache_bytes)}, together {format_bytes(cost.needed_bytes)}{marks[cost.fits]}")
+            for cost in plan.contexts]
+    if plan.most_tokens:
+        rows.append(("fits", f"contexts of up to {plan.most_tokens} tokens"))
+    elif plan.fits is not None:
+        rows.append(("fits", "no context"))
+    return rows
+
+
+def _short(tokens: int) -> str:
+    """65536 -> "64K": powers of two, as contexts are counted."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return str(tokens)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Lines of names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

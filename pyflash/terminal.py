@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pyflash.api import Session
+from pyflash.session import Session
 from pyflash.chat import Message
 
 _HELP = "/clear: forget the conversation   /bye: leave (also Ctrl-D)   Ctrl-C: stop the answer"

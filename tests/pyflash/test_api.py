@@ -376,7 +376,7 @@ def test_text_waits_for_whole_characters(model: pyflash.Model, session: pyflash.
     wanted = [singles[bytes([byte])] for byte in "🐳".encode() + "é".encode() + b"\xe2\x82"]
     left = list(wanted)
 
-    def one_hot(_tokens: object) -> np.ndarray[Any, Any]:
+    def one_hot(_tokens: object, **_: object) -> np.ndarray[Any, Any]:
         logits = np.zeros(1024, dtype=np.float32)
         logits[left.pop(0)] = 10
         return logits
@@ -423,7 +423,7 @@ def test_chat_splits_reasoning_from_content(model: pyflash.Model, session: pyfla
     assert end is not None
     left = [*model.tokenizer.encode("hm"), end, *model.tokenizer.encode("yes"), model.info.eos_token]
 
-    def one_hot(_tokens: object) -> np.ndarray[Any, Any]:
+    def one_hot(_tokens: object, **_: object) -> np.ndarray[Any, Any]:
         logits = np.zeros(1024, dtype=np.float32)
         logits[left.pop(0)] = 10
         return logits
@@ -443,9 +443,9 @@ def test_chat_evaluates_a_conversation_once(model: pyflash.Model, session: pyfla
     evaluated: list[int] = []
     evaluate = session.eval
 
-    def counting(tokens: Any, all_logits: bool = False) -> Any:
+    def counting(tokens: Any, **options: Any) -> Any:
         evaluated.append(len(tokens))
-        return evaluate(tokens, all_logits)
+        return evaluate(tokens, **options)
 
     monkeypatch.setattr(session, "eval", counting)
     reused = [piece.token for piece in session.chat(second, max_tokens=8, temperature=0)]

@@ -1,0 +1,169 @@
+"""Model: the loaded weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pyflash._native import ffi, lib
+from pyflash._values import ModelHandle, StrPath, c_path, integer, open_handle, string
+from pyflash.errors import ArgumentError, check
+from pyflash.session import Session
+from pyflash.tokenizer import Tokenizer
+
+_log = logging.getLogger("pyflash")
+_LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
+_PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT}
+_CACHES = {"auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE}
+
+
+# Lives as long as the process, because sessions may outlive the Model object that passed it on.
+@ffi.callback("pf_log_fn")  # type: ignore[untyped-decorator]
+def _forward_log(_user: Any, level: int, message: Any) -> None:
+    _log.log(_LOG_LEVELS.get(level, logging.INFO), "%s", string(message))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio."""
+
+    precision: str
+    n_threads: int
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    head_dim: int
+    rope_dim: int
+    window: int
+    n_expert: int
+    n_expert_used: int
+    n_ff_expert: int
+    n_hash_layer: int
+    index_topk: int
+    n_stream: int
+    has_mtp: bool
+    bos_token: int
+    eos_token: int
+    n_ctx_train: int
+    n_tensors: int
+    file_bytes: int
+    weight_bytes: int
+    name: str
+    profile: str
+    cpu_isa: str
+    layer_ratios: tuple[int, ...]
+
+
+def _read_info(native: Any) -> ModelInfo:
+    info = ffi.new("pf_model_info *")
+    info.struct_size = ffi.sizeof("pf_model_info")
+    error = ffi.new("pf_error *")
+    check(lib.pf_model_get_info(native, info, error), error)
+    values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
+    values["precision"] = next(name for name, value in _PRECISIONS.items() if value == info.precision)
+    values["has_mtp"] = bool(info.has_mtp)
+    for name in ("name", "profile", "cpu_isa"):
+        values[name] = string(values[name])
+    ratios = tuple(lib.pf_model_layer_ratio(native, layer) for layer in range(info.n_layer))
+    return ModelInfo(**values, layer_ratios=ratios)
+
+
+class Model:
+    """The loaded weights: immutable, and shared by any number of sessions and threads.
+
+    info: what the file is. tokenizer: its vocabulary. release: the rules of its chats, "preview" or "0731".
+    """
+
+    def __init__(self, handle: ModelHandle) -> None:
+        """Not for callers: use Model.open()."""
+        self._handle = handle
+        with handle.borrow() as native:
+            self.info = _read_info(native)
+        self.tokenizer = Tokenizer(handle)
+        self.release = _release(self.metadata("tokenizer.chat_template"))
+
+    @classmethod
+    def open(
+        cls, path: StrPath, device: str = "auto", threads: int | None = None, precision: str = "fast",
+        isa: str | None = None, mtp: StrPath | None = None,
+    ) -> Model:
+        """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
+
+        device: "auto" or "cpu". threads: None for one per physical core. precision: "fast", or "exact" for float32
+        activations and cache. isa: the CPU kernel set, "scalar", "avx2" or "avx512"; None takes $PYFLASH_CPU or else
+        the best of this machine. mtp: a GGUF of the MTP block that belongs to the model.
+        Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
+        """
+        if precision not in _PRECISIONS:
+            raise ArgumentError(f"unknown precision {precision!r}; use one of {', '.join(_PRECISIONS)}")
+        n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
+        isa = isa or os.environ.get("PYFLASH_CPU") or None
+        params = ffi.new("pf_model_params *")
+        lib.pf_model_params_init(params)
+        strings = []  # what params points to must outlive the call
+
+        def c_string(text: bytes) -> Any:
+            strings.append(ffi.new("char[]", text))
+            return strings[-1]
+
+        params.precision = _PRECISIONS[precision]
+        params.n_threads = n_threads
+        params.device = c_string(device.encode())
+        params.cpu_isa = c_string(isa.encode()) if isa else ffi.NULL
+        params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
+        params.log = _forward_log
+        out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
+        encoded = c_path(path)
+        open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
+        return cls(ModelHandle(out[0]))
+
+    def session(
+        self, context: int | None = None, chunk: int | None = None, poison: bool = False, cache: str = "auto",
+        checkpoints: int | None = None,
+    ) -> Session:
+        """A new, empty session.
+
+        context: capacity in tokens; None for the model's, at most 65536. chunk: most tokens that one native step
+        evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f16" or
+        "reference" (FP8 and FP4 as the published model has them, about half the size); "auto" is f16, and float32
+        under precision="exact", which allows no other. checkpoints: how many are kept at most; None for 8.
+        """
+        if cache not in _CACHES:
+            raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
+        params = ffi.new("pf_session_params *")
+        lib.pf_session_params_init(params)
+        params.n_ctx = 0 if context is None else integer("context", context, 1, 2**31 - 1)
+        params.n_chunk = 0 if chunk is None else integer("chunk", chunk, 1, 2**31 - 1)
+        params.flags = lib.PF_SESSION_POISON if poison else 0
+        params.cache_type = _CACHES[cache]
+        if checkpoints is not None:
+            params.n_checkpoint = integer("checkpoints", checkpoints, 0, 2**31 - 1)
+        out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
+        return Session(self, ffi.gc(out[0], lib.pf_session_close))
+
+    def metadata(self, key: str) -> str | None:
+        """A string value of the file by its key, such as "tokenizer.chat_template"; None when it has none."""
+        size = ffi.new("size_t *")
+        with self._handle.borrow() as native:
+            text = lib.pf_model_meta_string(native, key.encode(), size)
+            return bytes(ffi.buffer(text, size[0])).decode("utf-8", "replace") if text else None
+
+    def close(self) -> None:
+        """Lets go of the weights. Open sessions keep working and keep them in memory."""
+        self._handle.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _release(chat_template: str | None) -> Literal["preview", "0731"]:
+    """Which release's rules a file follows: the effort text that its chat template writes tells them apart."""
+    return "0731" if chat_template and "Beyond maximum" in chat_template else "preview"

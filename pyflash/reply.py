@@ -1,0 +1,187 @@
+"""Reply: the answer to a conversation while it is generated."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pyflash import chat as encoding
+from pyflash.errors import ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
+from pyflash.generation import Choice, Finish, Piece, Plan, Progress, StopStrings, choose, plan
+from pyflash.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from pyflash.session import Session
+
+Kind = Literal["reasoning", "content", "tool_call"]
+
+THINKING_MODES = ("off", "low", "high", "max")
+
+
+@dataclass(frozen=True)
+class ChatPiece(Piece):
+    """A piece of an answer.
+
+    kind "reasoning" or "content": text is the next piece of it. kind "tool_call": index counts the answer's calls from
+    0, name is the function's, text is the next piece of its arguments, in JSON, and the call's last piece has call, the
+    whole of it as in a message. problem: what is wrong with the form of what the model wrote, None nearly always.
+    Every token gives at least one piece; where it gives several, all carry it, and the last its finish.
+    """
+
+    kind: Kind = "content"
+    call: dict[str, Any] | None = None
+    index: int | None = None
+    name: str | None = None
+    problem: str | None = None
+
+
+class Reply(Iterator[ChatPiece]):
+    """An answer: an iterator over its pieces, which are generated as they are asked for. Made by Session.chat().
+
+    n_prompt: tokens of the prompt. n_reused: those of them that the session had evaluated before. n_generated: tokens
+    so far. prompt_seconds, generate_seconds: time spent until the first token, and since. finish: "stop" or "length"
+    once the answer is complete, else None.
+    """
+
+    def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings, thinking: bool) -> None:
+        """Not for callers: use Session.chat()."""
+        self._session = session
+        self._how = how
+        self._stops = stops
+        self._parser = encoding.StreamParser(thinking)
+        self._texts: dict[str, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
+        self._calls: list[dict[str, Any]] = []
+        self.n_prompt = len(prompt)
+        self.n_reused = session.reuse(prompt)
+        self.n_generated = 0
+        self.prompt_seconds = 0.0
+        self.generate_seconds = 0.0
+        self.finish: Finish | None = None
+        self._pieces = self._run(prompt[self.n_reused :])
+
+    def __iter__(self) -> Reply:
+        return self
+
+    def __next__(self) -> ChatPiece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the answer here. What there is of it stays in the session and in message."""
+        self._pieces.close()
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message so far, as in OpenAI's chat API: what the pieces had, with the complete calls."""
+        return {"role": "assistant", "content": "".join(self._texts["content"]),
+                "reasoning_content": "".join(self._texts["reasoning"]), "tool_calls": list(self._calls)}  # fmt: skip
+
+    def _run(self, tokens: Sequence[int]) -> Generator[ChatPiece, None, None]:
+        started = time.monotonic()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        first: float | None = None
+        for choice in choose(self._session, tokens, self._how):
+            if first is None:
+                first = time.monotonic()
+                self.prompt_seconds = first - started
+                with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
+                    self._session.checkpoint()
+            self.n_generated += 1
+            self.generate_seconds = time.monotonic() - first
+            yield from self._take(choice, decoder)
+            if self.finish:
+                return
+
+    def _take(self, choice: Choice, decoder: codecs.IncrementalDecoder) -> Iterator[ChatPiece]:
+        kind: Kind = self._parser.kind
+        final = choice.finish is not None
+        ids = [choice.token]
+        text = decoder.decode(self._session.model.tokenizer.decode_bytes(ids, special=True), final)
+        events = self._parser.feed(text)
+        if final:
+            events += self._parser.finish()
+        pieces, stopped = self._stop(_merged(events), final)
+        finish: Finish | None = "stop" if stopped else choice.finish
+        if not pieces:
+            pieces = [encoding.Event(kind)]
+        for event in pieces[:-1]:
+            yield self._piece(choice, event, None)
+        if finish:
+            self.finish = finish
+        yield self._piece(choice, pieces[-1], finish)
+
+    def _stop(self, events: list[encoding.Event], final: bool) -> tuple[list[encoding.Event], bool]:
+        """The events up to a stop string in the content, and whether there was one."""
+        out: list[encoding.Event] = []
+        for event in events:
+            if event.kind != "content":
+                held, _ = self._stops.feed("", final=True)  # the content is over, for now
+                if held:
+                    out.append(encoding.Event("content", held))
+                out.append(event)
+                continue
+            text, stopped = self._stops.feed(event.text)
+            out.append(replace(event, text=text))
+            if stopped:
+                return out, True
+        if final and (held := self._stops.feed("", final=True)[0]):
+            out.append(encoding.Event("content", held))
+        return _merged(out), False
+
+    def _piece(self, choice: Choice, event: encoding.Event, finish: Finish | None) -> ChatPiece:
+        call = event.call
+        if call is not None:
+            call = {"id": f"call_{self.n_prompt}_{event.index}", **call}
+            self._calls.append(call)
+        self._texts[event.kind].append(event.text)
+        return ChatPiece(choice.token, event.text, choice.logprob, finish, choice.top, event.kind, call, event.index,
+                         event.name, event.problem)
+
+
+def _merged(events: Sequence[encoding.Event]) -> list[encoding.Event]:
+    """Neighbouring events of the same kind and call as one."""
+    out: list[encoding.Event] = []
+    for event in events:
+        last = out[-1] if out else None
+        if last is None or last.call or (last.kind, last.index) != (event.kind, event.index):
+            out.append(event)
+        else:
+            problem = "; ".join(filter(None, (last.problem, event.problem))) or None
+            out[-1] = replace(event, text=last.text + event.text, name=event.name or last.name, problem=problem)
+    return out
+
+
+def reply(
+    session: Session, messages: Sequence[encoding.Message], think: str, tools: Sequence[Mapping[str, Any]] | None, *,
+    release: str | None, response_format: Mapping[str, Any] | None, max_tokens: int | None,
+    stop: str | Sequence[str], logprobs: int, progress: Progress | None, sampling: SamplingOptions,
+) -> Reply:
+    """Session.chat()."""
+    if think not in THINKING_MODES:
+        raise ArgumentError(f"unknown thinking mode {think!r}; use one of {', '.join(THINKING_MODES)}")
+    if response_format is not None:
+        raise UnsupportedError("response_format needs another package: pip install 'pyflash[grammar]'")
+    if tools:
+        messages = encoding.with_tools(messages, tools)
+    thinking = think != "off"
+    pieces = encoding.segments(
+        messages, thinking=thinking, effort=think if thinking else None, release=release or session.model.release
+    )
+    prompt = session.model.tokenizer.encode_segments(pieces)
+    if len(prompt) > session.capacity:
+        raise ContextFullError(
+            f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
+            "open a session with a larger context"
+        )
+    how = plan(len(prompt), session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
+    how.sampler.accept(prompt)
+    return Reply(session, prompt, how, StopStrings(stop), thinking)

@@ -1,0 +1,59 @@
+"""Text to tokens and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyflash._native import ffi, lib
+from pyflash._values import ModelHandle, Tokens, ints, token_array
+from pyflash.chat import Segment
+from pyflash.errors import check
+
+
+class Tokenizer:
+    """Text to tokens and back, by the vocabulary in the model file. Made by Model.open(); threads may share it."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        """Not for callers: use Model.tokenizer."""
+        self._handle = handle
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of text. special: text that spells a special token becomes that token. Adds no BOS."""
+        data = text.encode("utf-8", "surrogatepass")
+        ids = np.empty(len(data) + 1, dtype=np.int32)  # a token stands for at least one byte
+        count, error = ffi.new("int64_t *"), ffi.new("pf_error *")
+        flags = lib.PF_TOKENIZE_SPECIAL if special else 0
+        with self._handle.borrow() as native:
+            check(lib.pf_tokenize(native, data, len(data), flags, ints(ids), len(ids), count, error), error)
+        return [int(token) for token in ids[: count[0]]]
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Token ids of chat.segments(): only its special pieces may become special tokens."""
+        return [token for text, special in segments for token in self.encode(text, special=special)]
+
+    def decode(self, tokens: Tokens, special: bool = False) -> str:
+        """Text of tokens; invalid UTF-8 becomes U+FFFD. special: write special tokens as their text."""
+        return self.decode_bytes(tokens, special).decode("utf-8", "replace")
+
+    def decode_bytes(self, tokens: Tokens, special: bool = False) -> bytes:
+        """Bytes of tokens, which may end within a UTF-8 character."""
+        ids = token_array(tokens)
+        size, error = ffi.new("size_t *"), ffi.new("pf_error *")
+        flags = lib.PF_DETOKENIZE_SPECIAL if special else 0
+        with self._handle.borrow() as native:
+            capacity = 16 * len(ids) + 256
+            while True:
+                out = ffi.new("char[]", capacity)
+                check(lib.pf_detokenize(native, ints(ids), len(ids), flags, out, capacity, size, error), error)
+                if size[0] <= capacity:
+                    return bytes(ffi.buffer(out, size[0]))
+                capacity = size[0]
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token whose text is exactly this one, special tokens included."""
+        data = text.encode("utf-8", "surrogatepass")
+        with self._handle.borrow() as native:
+            token = lib.pf_token_id(native, data, len(data))
+        return None if token < 0 else int(token)
