@@ -1,20 +1,23 @@
 /* Sampling from logits.
  *
  * The same seed, parameters and logits give the same tokens on every platform: the generator is xoshiro256** (Blackman
- * and Vigna, 2018) seeded through splitmix64, and exponential and logarithm are computed here in IEEE double arithmetic
- * in a fixed order, because those of the C libraries differ in their last bits. This holds as long as the compiler
- * neither contracts nor reorders floating point, see the build's flags.
+ * and Vigna, 2018) seeded through splitmix64, and all arithmetic has a fixed order, see runtime/logits.h.
  *
- * A filter works on what the one before has left:
+ * A step works on what the one before has left:
+ *   allowed      the logit of every other token becomes minus infinity;
+ *   penalties    see penalised() below;
  *   top_k        the k highest logits, the lower id first among equals;
  *   top_p        the shortest run of the highest whose share of the probability reaches top_p;
  *   min_p        those with at least min_p times the probability of the most likely token;
  *   temperature  the rest is drawn with weights exp(logit / temperature).
  * top_p and min_p look at probabilities of temperature 1. The most likely token always stays. */
+#include "base/arith.h"
 #include "base/memory.h"
 #include "base/params.h"
 #include "base/status.h"
+#include "runtime/logits.h"
 
+#include <float.h>
 #include <math.h> /* INFINITY */
 #include <stdbool.h>
 #include <string.h>
@@ -27,56 +30,18 @@ typedef struct candidate {
 struct pf_sampler {
     pf_sampler_params params;
     uint64_t state[4];
-    candidate *items; /* [capacity] */
-    double *weights;  /* [capacity] */
-    int64_t capacity;
+    int64_t n_vocab;    /* room of the next four */
+    float *logits;      /* after mask and penalties */
+    int32_t *counts;    /* of each token in history; zero between picks */
+    candidate *items;
+    double *weights;
+    int32_t *history;   /* the last n_history tokens; a ring once there are penalty_last_n of them */
+    int64_t n_history;
+    int64_t next;       /* where the ring's next token goes, over the oldest */
+    int64_t history_capacity;
 };
 
-/* ---- Arithmetic -------------------------------------------------------------------------------------------- */
-
-/* exp(x) for x <= 0, to a few units in the last place; 0 below -700. */
-static inline double exp_nonpositive(double x) {
-    if (!(x >= -700.0)) return 0.0;
-    int32_t k = (int32_t)(x * 1.4426950408889634 - 0.5);
-    double r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10; /* ln 2 in two parts; |r| <= 0.35 */
-    double sum = 1.0 / 6227020800.0; /* Taylor's series to r^13 */
-    sum = sum * r + 1.0 / 479001600.0;
-    sum = sum * r + 1.0 / 39916800.0;
-    sum = sum * r + 1.0 / 3628800.0;
-    sum = sum * r + 1.0 / 362880.0;
-    sum = sum * r + 1.0 / 40320.0;
-    sum = sum * r + 1.0 / 5040.0;
-    sum = sum * r + 1.0 / 720.0;
-    sum = sum * r + 1.0 / 120.0;
-    sum = sum * r + 1.0 / 24.0;
-    sum = sum * r + 1.0 / 6.0;
-    sum = sum * r + 0.5;
-    sum = sum * r + 1.0;
-    sum = sum * r + 1.0;
-    uint64_t bits = (uint64_t)(k + 1023) << 52;
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return sum * scale;
-}
-
-/* log(x) for x >= 1: x = m 2^e with m near 1, log m = 2 artanh((m - 1) / (m + 1)). */
-static double log_positive(double x) {
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    int32_t e = (int32_t)(bits >> 52) - 1023;
-    bits = (bits & UINT64_C(0xFFFFFFFFFFFFF)) | UINT64_C(1023) << 52;
-    double m;
-    memcpy(&m, &bits, sizeof m);
-    if (m > 1.4142135623730951) {
-        m *= 0.5;
-        e++;
-    }
-    double s = (m - 1.0) / (m + 1.0);
-    double s2 = s * s;
-    double sum = 0.0;
-    for (int n = 21; n >= 1; n -= 2) sum = sum * s2 + 1.0 / n;
-    return e * 0.6931471803691238 + (2.0 * s * sum + e * 1.9082149292705877e-10);
-}
+/* ---- Random numbers ------------------------------------------------------------------------------------------ */
 
 static inline uint64_t rotate(uint64_t x, int n) { return x << n | x >> (64 - n); }
 
@@ -151,17 +116,17 @@ static int64_t keep_top_k(candidate *items, int64_t n, int64_t k) {
 /* Returns how many are left, in order. `max` is the highest logit. */
 static int64_t keep_top_p(candidate *items, int64_t n, double top_p, double max, bool sorted) {
     double total = 0.0;
-    for (int64_t i = 0; i < n; i++) total += exp_nonpositive(items[i].logit - max);
+    for (int64_t i = 0; i < n; i++) total += pf_exp_nonpositive(items[i].logit - max);
     double wanted = top_p * total;
     double sum = 0.0;
     int64_t kept = 0;
     if (sorted) {
-        while (kept < n && (kept == 0 || sum < wanted)) sum += exp_nonpositive(items[kept++].logit - max);
+        while (kept < n && (kept == 0 || sum < wanted)) sum += pf_exp_nonpositive(items[kept++].logit - max);
         return kept;
     }
     make_heap(items, n);
     while (kept < n && (kept == 0 || sum < wanted)) {
-        sum += exp_nonpositive(items[0].logit - max);
+        sum += pf_exp_nonpositive(items[0].logit - max);
         pop_to_end(items, n - kept++);
     }
     popped_to_front(items, n, kept);
@@ -172,15 +137,111 @@ static int64_t keep_top_p(candidate *items, int64_t n, double top_p, double max,
 static int64_t keep_min_p(candidate *items, int64_t n, double min_p, double max) {
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (exp_nonpositive(items[i].logit - max) >= min_p) items[kept++] = items[i];
+        if (pf_exp_nonpositive(items[i].logit - max) >= min_p) items[kept++] = items[i];
     }
     return kept;
+}
+
+/* ---- Penalties --------------------------------------------------------------------------------------------- */
+
+static bool has_penalties(const pf_sampler_params *p) {
+    bool neutral = p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f;
+    return !neutral && p->penalty_last_n != 0;
+}
+
+/* Most tokens that the history holds. */
+static int64_t history_limit(const pf_sampler *s) {
+    return s->params.penalty_last_n < 0 ? INT64_MAX : s->params.penalty_last_n;
+}
+
+/* Room for n more tokens. */
+static pf_status reserve_history(pf_sampler *s, int64_t n, pf_error *err) {
+    int64_t limit = history_limit(s);
+    int64_t wanted = n < limit - s->n_history ? s->n_history + n : limit;
+    if (wanted <= s->history_capacity) return PF_OK;
+    int64_t capacity = pf_min_i64(limit, pf_max_i64(wanted, 2 * s->history_capacity));
+    if (capacity < 64) capacity = pf_min_i64(limit, 64);
+    int32_t *history = pf_calloc((size_t)capacity, sizeof *history);
+    if (!history) return pf_fail(err, PF_ERR_MEMORY, "out of memory for the penalties' last %lld tokens",
+                                 (long long)capacity);
+    /* It has not wrapped yet, because it grows only below its limit. */
+    if (s->n_history > 0) memcpy(history, s->history, (size_t)s->n_history * sizeof *history);
+    pf_free(s->history);
+    s->history = history;
+    s->history_capacity = capacity;
+    return PF_OK;
+}
+
+/* Needs the room. */
+static void remember(pf_sampler *s, int32_t token) {
+    if (s->n_history < s->history_capacity) {
+        s->history[s->n_history++] = token;
+        return;
+    }
+    s->history[s->next] = token;
+    s->next = (s->next + 1) % s->history_capacity;
+}
+
+/* The logit of a token that is in the history `count` times, in float32 with one rounding a step. */
+static float penalised(const pf_sampler_params *p, float logit, int32_t count) {
+    if (logit < -FLT_MAX) return logit;
+    float scaled = logit > 0.0f ? logit / p->repetition_penalty : logit * p->repetition_penalty;
+    float subtracted = (float)count * p->frequency_penalty;
+    subtracted = subtracted + p->presence_penalty;
+    float result = scaled - subtracted;
+    if (result > FLT_MAX) return FLT_MAX;
+    return result < -FLT_MAX ? -FLT_MAX : result;
+}
+
+/* Applies the penalties to s->logits. */
+static void penalise(pf_sampler *s, int64_t n_vocab) {
+    for (int64_t i = 0; i < s->n_history; i++) {
+        if (s->history[i] < n_vocab) s->counts[s->history[i]]++;
+    }
+    for (int64_t i = 0; i < s->n_history; i++) {
+        int32_t token = s->history[i];
+        if (token >= n_vocab || s->counts[token] == 0) continue;
+        s->logits[token] = penalised(&s->params, s->logits[token], s->counts[token]);
+        s->counts[token] = 0;
+    }
 }
 
 /* ---- The sampler ------------------------------------------------------------------------------------------- */
 
 void pf_sampler_params_init(pf_sampler_params *params) {
-    *params = (pf_sampler_params){.struct_size = sizeof *params, .temperature = 1.0f, .top_p = 1.0f};
+    *params = (pf_sampler_params){.struct_size = sizeof *params, .temperature = 1.0f, .top_p = 1.0f,
+                                  .repetition_penalty = 1.0f, .penalty_last_n = 64};
+}
+
+/* The comparisons are written so that a NaN fails them. */
+static pf_status check_params(const pf_sampler_params *p, pf_error *err) {
+    if (!(p->temperature >= 0.0f && p->temperature <= 1e30f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "temperature must be 0 or more, not %g", (double)p->temperature);
+    }
+    if (p->top_k < 0) return pf_fail(err, PF_ERR_ARGUMENT, "top_k must be 0 (off) or more, not %d", p->top_k);
+    if (!(p->top_p >= 0.0f && p->top_p <= 1.0f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "top_p must be between 0 and 1 (off), not %g", (double)p->top_p);
+    }
+    if (!(p->min_p >= 0.0f && p->min_p <= 1.0f)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "min_p must be between 0 (off) and 1, not %g", (double)p->min_p);
+    }
+    if (!(p->repetition_penalty > 0.0f && p->repetition_penalty <= FLT_MAX)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "repetition_penalty must be more than 0 (1: off), not %g",
+                       (double)p->repetition_penalty);
+    }
+    if (!(p->presence_penalty >= -FLT_MAX && p->presence_penalty <= FLT_MAX)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "presence_penalty must be a finite number (0: off), not %g",
+                       (double)p->presence_penalty);
+    }
+    if (!(p->frequency_penalty >= -FLT_MAX && p->frequency_penalty <= FLT_MAX)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "frequency_penalty must be a finite number (0: off), not %g",
+                       (double)p->frequency_penalty);
+    }
+    if (p->penalty_last_n < -1) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "penalty_last_n must be -1 (all), 0 (none) or more, not %d",
+                       p->penalty_last_n);
+    }
+    return PF_OK;
 }
 
 pf_status pf_sampler_open(const pf_sampler_params *given, pf_sampler **out, pf_error *err) {
@@ -189,17 +250,7 @@ pf_status pf_sampler_open(const pf_sampler_params *given, pf_sampler **out, pf_e
     if (!out || !pf_params_take(&params, sizeof params, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "sampler: fill the parameters with pf_sampler_params_init() first");
     }
-    /* The comparisons are written so that a NaN fails them. */
-    if (!(params.temperature >= 0.0f && params.temperature <= 1e30f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "temperature must be 0 or more, not %g", (double)params.temperature);
-    }
-    if (params.top_k < 0) return pf_fail(err, PF_ERR_ARGUMENT, "top_k must be 0 (off) or more, not %d", params.top_k);
-    if (!(params.top_p >= 0.0f && params.top_p <= 1.0f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "top_p must be between 0 and 1 (off), not %g", (double)params.top_p);
-    }
-    if (!(params.min_p >= 0.0f && params.min_p <= 1.0f)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "min_p must be between 0 (off) and 1, not %g", (double)params.min_p);
-    }
+    PF_TRY(check_params(&params, err));
     pf_sampler *sampler = pf_calloc(1, sizeof *sampler);
     if (!sampler) return pf_fail(err, PF_ERR_MEMORY, "out of memory for a sampler");
     sampler->params = params;
@@ -208,45 +259,54 @@ pf_status pf_sampler_open(const pf_sampler_params *given, pf_sampler **out, pf_e
     return PF_OK;
 }
 
+static void free_room(pf_sampler *s) {
+    pf_free(s->logits);
+    pf_free(s->counts);
+    pf_free(s->items);
+    pf_free(s->weights);
+}
+
 void pf_sampler_close(pf_sampler *sampler) {
     if (!sampler) return;
-    pf_free(sampler->items);
-    pf_free(sampler->weights);
+    free_room(sampler);
+    pf_free(sampler->history);
     pf_free(sampler);
 }
 
 static pf_status reserve(pf_sampler *s, int64_t n, pf_error *err) {
-    if (n <= s->capacity) return PF_OK;
-    candidate *items = pf_calloc((size_t)n, sizeof *items);
-    double *weights = pf_calloc((size_t)n, sizeof *weights);
-    if (!items || !weights) {
-        pf_free(items);
-        pf_free(weights);
+    if (n <= s->n_vocab) return PF_OK;
+    pf_sampler room = {
+        .logits = pf_calloc((size_t)n, sizeof *room.logits),
+        .counts = pf_calloc((size_t)n, sizeof *room.counts),
+        .items = pf_calloc((size_t)n, sizeof *room.items),
+        .weights = pf_calloc((size_t)n, sizeof *room.weights),
+    };
+    if (!room.logits || !room.counts || !room.items || !room.weights) {
+        free_room(&room);
         return pf_fail(err, PF_ERR_MEMORY, "out of memory for sampling from %lld logits", (long long)n);
     }
-    pf_free(s->items);
-    pf_free(s->weights);
-    s->items = items;
-    s->weights = weights;
-    s->capacity = n;
+    free_room(s);
+    s->logits = room.logits;
+    s->counts = room.counts;
+    s->items = room.items;
+    s->weights = room.weights;
+    s->n_vocab = n;
     return PF_OK;
 }
 
-/* Checks the logits and finds the highest, the lowest id among equals. */
-static pf_status find_highest(const float *logits, int64_t n, int32_t *highest, pf_error *err) {
-    const float infinity = INFINITY;
-    float max = -infinity;
-    *highest = -1;
-    for (int64_t i = 0; i < n; i++) {
-        if (logits[i] > max) {
-            max = logits[i];
-            *highest = (int32_t)i;
-        } else if (logits[i] != logits[i]) {
-            return pf_fail(err, PF_ERR_ARGUMENT, "logit %lld is not a number", (long long)i);
+pf_status pf_sampler_accept(pf_sampler *sampler, const int32_t *tokens, int64_t n_tokens, pf_error *err) {
+    if (!sampler || n_tokens < 0 || (!tokens && n_tokens > 0)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "sampler: a null pointer or a negative number of tokens was passed");
+    }
+    for (int64_t i = 0; i < n_tokens; i++) {
+        if (tokens[i] < 0) {
+            return pf_fail(err, PF_ERR_ARGUMENT, "sampler: token %lld is %d, which is no token's id", (long long)i,
+                           tokens[i]);
         }
     }
-    if (*highest < 0) return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: every logit is minus infinity");
-    if (max == infinity) return pf_fail(err, PF_ERR_ARGUMENT, "logit %d is infinite", *highest);
+    if (!has_penalties(&sampler->params)) return PF_OK;
+    PF_TRY(reserve_history(sampler, n_tokens, err));
+    for (int64_t i = 0; i < n_tokens; i++) remember(sampler, tokens[i]);
     return PF_OK;
 }
 
@@ -255,7 +315,7 @@ static int32_t draw(pf_sampler *s, int64_t n, double max) {
     double temperature = s->params.temperature;
     double total = 0.0;
     for (int64_t i = 0; i < n; i++) {
-        s->weights[i] = exp_nonpositive((s->items[i].logit - max) / temperature);
+        s->weights[i] = pf_exp_nonpositive((s->items[i].logit - max) / temperature);
         total += s->weights[i];
     }
     double target = (double)(next_random(s->state) >> 11) * 0x1p-53 * total;
@@ -280,22 +340,52 @@ static int32_t filter_and_draw(pf_sampler *s, const float *logits, int64_t n_voc
     return draw(s, n, max);
 }
 
-pf_status pf_sampler_pick(pf_sampler *sampler, const float *logits, int64_t n_vocab, int32_t *token, float *logprob,
-                          pf_error *err) {
+/* Copies the logits, those that are not allowed as minus infinity. */
+static pf_status mask(float *out, const float *logits, int64_t n_vocab, const uint32_t *allowed, pf_error *err) {
+    int64_t n_allowed = 0;
+    int64_t n_possible = 0;
+    for (int64_t i = 0; i < n_vocab; i++) {
+        bool allow = !allowed || (allowed[i / 32] >> (i % 32) & 1u) != 0;
+        out[i] = allow ? logits[i] : -INFINITY;
+        n_allowed += allow;
+        n_possible += out[i] >= -FLT_MAX;
+    }
+    if (n_possible > 0) return PF_OK;
+    if (n_allowed == 0) return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: none is allowed");
+    return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: the logits of all that are allowed are minus infinity");
+}
+
+pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int64_t n_vocab, const uint32_t *allowed,
+                                  int32_t *token, float *logprob, pf_error *err) {
     if (!sampler || !logits || !token || n_vocab < 1 || n_vocab > INT32_MAX) {
         return pf_fail(err, PF_ERR_ARGUMENT, "sampler: a null pointer or no logits were passed");
     }
-    int32_t picked;
-    pf_status status = find_highest(logits, n_vocab, &picked, err);
-    if (status == PF_OK && sampler->params.temperature > 0.0f) status = reserve(sampler, n_vocab, err);
-    if (status != PF_OK) return status;
-    double max = logits[picked];
-    if (sampler->params.temperature > 0.0f) picked = filter_and_draw(sampler, logits, n_vocab, max);
-    if (logprob) {
-        double total = 0.0;
-        for (int64_t i = 0; i < n_vocab; i++) total += exp_nonpositive(logits[i] - max);
-        *logprob = (float)((logits[picked] - max) - log_positive(total));
+    const bool penalties = has_penalties(&sampler->params);
+    const bool random = sampler->params.temperature > 0.0f;
+    int32_t highest;
+    PF_TRY(pf_logits_highest(logits, n_vocab, &highest, err));
+    if (random || penalties || allowed) PF_TRY(reserve(sampler, n_vocab, err));
+    if (penalties) PF_TRY(reserve_history(sampler, 1, err));
+
+    int32_t picked = highest;
+    const float *adjusted = logits;
+    if (penalties || allowed) {
+        PF_TRY(mask(sampler->logits, logits, n_vocab, allowed, err));
+        if (penalties) penalise(sampler, n_vocab);
+        adjusted = sampler->logits;
+        PF_TRY(pf_logits_highest(adjusted, n_vocab, &picked, err));
     }
+    if (random) picked = filter_and_draw(sampler, adjusted, n_vocab, adjusted[picked]);
+    if (logprob) {
+        double max = logits[highest];
+        *logprob = (float)((logits[picked] - max) - pf_logits_log_total(logits, n_vocab, max));
+    }
+    if (penalties) remember(sampler, picked);
     *token = picked;
     return PF_OK;
+}
+
+pf_status pf_sampler_pick(pf_sampler *sampler, const float *logits, int64_t n_vocab, int32_t *token, float *logprob,
+                          pf_error *err) {
+    return pf_sampler_pick_allowed(sampler, logits, n_vocab, NULL, token, logprob, err);
 }

@@ -7,6 +7,7 @@ opened from a file without weights; so these tests build the few sources by them
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 SOURCES = ["base/file.c", "base/memory.c", "base/status.c", "format/dtypes.c", "format/gguf.c", "format/gguf_parse.c",
-           "format/gguf_values.c", "runtime/sampler.c", "text/bpe.c", "text/pretokenize.c", "text/tokenizer.c",
+           "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c", "text/bpe.c", "text/pretokenize.c", "text/tokenizer.c",
            "text/unicode_tables.c", "text/vocab.c"]
 
 INTERNALS = """
@@ -69,6 +70,7 @@ class Native:
     def __init__(self, path: Path) -> None:
         header = (ROOT / "csrc/include/pyflash.h").read_text(encoding="utf-8")
         public = header.split("/* CDEF BEGIN */")[1].split("/* CDEF END */")[0].replace("PF_API ", "")
+        public = re.sub(r"/\*.*?\*/", " ", public, flags=re.DOTALL)
         self.ffi: Any = cffi.FFI()
         self.ffi.cdef("\n".join(line for line in public.splitlines() if not _is_flag_macro(line)) + INTERNALS)
         self.lib: Any = self.ffi.dlopen(str(path))
@@ -85,7 +87,7 @@ class Native:
 
 def _is_flag_macro(line: str) -> bool:
     """cffi takes `#define NAME 1` but not a literal with a suffix."""
-    return line.startswith("#define") and line.split("/*")[0].strip().endswith("u")
+    return line.startswith("#define") and line.rstrip().endswith("u")
 
 
 class Tokenizer:
