@@ -1,11 +1,14 @@
-"""What this machine has: memory and CPU kernel sets."""
+"""What this machine has: memory, what of it this process may use, and CPU kernel sets."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from pyflash._native import ffi, lib
 
@@ -31,26 +34,206 @@ def kernel_sets() -> list[KernelSet]:
     return sorted(found, key=lambda kernels: _BEST_FIRST.index(kernels.name))
 
 
-def total_memory() -> int | None:
-    """Physical memory in bytes, or None where the system does not tell."""
+# -- memory --
+
+
+@dataclass(frozen=True)
+class MachineMemory:
+    """Bytes; None where the system does not tell.
+
+    total: physical memory. available: what programs can take now without others being swapped out, within the limit;
+    files that the system caches count as available. limit: a container's, where it is below total.
+    """
+
+    total: int | None
+    available: int | None
+    limit: int | None
+
+    @property
+    def usable(self) -> int | None:
+        """Most that this process could ever have."""
+        return self.total if self.limit is None else self.limit
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of this process. resident: in physical memory. private: of that, what is no file's (approximately)."""
+
+    resident: int
+    private: int
+
+
+def memory(root: Path = Path("/")) -> MachineMemory:
+    """This machine's memory. root: where /proc and /sys are (for tests)."""
     if sys.platform == "win32":
         return _windows_memory()
+    if sys.platform == "darwin":
+        return MachineMemory(sysctl_int("hw.memsize"), _available_of_vm_stat(_output("vm_stat")), None)
+    return _linux_memory(root)
+
+
+def process_memory() -> ProcessMemory | None:
+    """What this process takes now, or None where the system does not tell."""
+    if sys.platform == "win32":
+        return _windows_process()
+    if sys.platform == "darwin":
+        return _mac_process()
+    sizes = _kilobyte_lines(Path("/proc/self/status"))
+    if "VmRSS" not in sizes:
+        return None
+    return ProcessMemory(sizes["VmRSS"], sizes.get("RssAnon", sizes["VmRSS"]))
+
+
+def read_text(path: Path) -> str:
+    """The file's text, or "" when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# -- Linux --
+
+
+def _kilobyte_lines(path: Path) -> dict[str, int]:
+    """Bytes by name of lines such as "MemTotal:   24682416 kB"."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", read_text(path), re.MULTILINE)
+    return {name: int(size) * 1024 for name, size in found}
+
+
+def _physical_memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
 
 
-def _windows_memory() -> int | None:
-    class MemoryStatus(ctypes.Structure):
+def _linux_memory(root: Path) -> MachineMemory:
+    sizes = _kilobyte_lines(root / "proc/meminfo")
+    total, available = sizes.get("MemTotal") or _physical_memory(), sizes.get("MemAvailable")
+    limit = None
+    for group_limit, group_free in _cgroup_limits(root):
+        if total is not None and group_limit >= total:
+            continue
+        limit = group_limit if limit is None else min(limit, group_limit)
+        available = group_free if available is None else min(available, group_free)
+    return MachineMemory(total, available, limit)
+
+
+def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
+    """(limit, what is left of it) of the control groups that this process is in, from its own one upwards.
+
+    Versions 1 and 2 name their files differently. Inside a container the path may be that of the host: then only the
+    mount's root is there, and is the container's.
+    """
+    found = []
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (mount / each for each in (group, *group.parents)):
+            limit, used = (read_text(folder / name).strip() for name in names)
+            if limit.isdecimal():
+                taken = int(used) - _cached(folder) if used.isdecimal() else 0
+                found.append((int(limit), max(0, int(limit) - max(0, taken))))
+    return found
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files in the group's memory that give way when programs need it."""
+    sizes: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", read_text(group / "memory.stat"), re.MULTILINE))
+    return sum(int(sizes.get(f"total_{name}", sizes.get(name, "0"))) for name in ("active_file", "inactive_file"))
+
+
+# -- macOS --
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _available_of_vm_stat(text: str) -> int | None:
+    """Free pages, and those that give way at once, as `vm_stat` prints them."""
+    page = re.search(r"page size of (\d+) bytes", text)
+    pages: dict[str, str] = dict(re.findall(r"^Pages ([\w ]+):\s+(\d+)\.", text, re.MULTILINE))
+    if page is None or "free" not in pages:
+        return None
+    return int(page[1]) * sum(int(pages.get(name, "0")) for name in ("free", "inactive", "speculative"))
+
+
+def sysctl_bytes(name: str) -> bytes | None:
+    """A value of macOS's sysctl as it lies in memory, or None."""
+    try:
+        call = ctypes.CDLL(None).sysctlbyname
+    except (OSError, AttributeError, TypeError):
+        return None
+    size = ctypes.c_size_t(0)
+    if call(name.encode(), None, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0 or size.value == 0:
+        return None
+    value = ctypes.create_string_buffer(size.value)
+    if call(name.encode(), value, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0:
+        return None
+    return value.raw[: size.value]
+
+
+def sysctl_int(name: str) -> int | None:
+    """An integer of macOS's sysctl, or None."""
+    value = sysctl_bytes(name)
+    return None if value is None else int.from_bytes(value, sys.byteorder)
+
+
+def _mac_process() -> ProcessMemory | None:
+    class Usage(ctypes.Structure):  # rusage_info_v0 of <sys/resource.h>
+        _fields_ = [("uuid", ctypes.c_uint8 * 16), ("values", ctypes.c_uint64 * 10)]
+
+    usage = Usage()
+    try:
+        if ctypes.CDLL(None).proc_pid_rusage(os.getpid(), 0, ctypes.byref(usage)) != 0:
+            return None
+    except (OSError, AttributeError, TypeError):
+        return None
+    resident, footprint = 6, 7  # ri_resident_size, ri_phys_footprint
+    return ProcessMemory(int(usage.values[resident]), int(usage.values[footprint]))
+
+
+# -- Windows --
+
+
+def _windows_memory() -> MachineMemory:
+    class Status(ctypes.Structure):  # MEMORYSTATUSEX
         _fields_ = [
             ("length", ctypes.c_ulong),
             ("load", ctypes.c_ulong),
             ("total", ctypes.c_ulonglong),
-            ("rest", ctypes.c_ulonglong * 6),
+            ("available", ctypes.c_ulonglong),
+            ("rest", ctypes.c_ulonglong * 5),
         ]
 
-    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    status = Status(length=ctypes.sizeof(Status))
     kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    known = kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-    return int(status.total) if known else None
+    if not kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return MachineMemory(None, None, None)
+    return MachineMemory(int(status.total), int(status.available), None)
+
+
+def _windows_process() -> ProcessMemory | None:
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS_EX
+        _fields_ = [("size", ctypes.c_ulong), ("faults", ctypes.c_ulong), ("values", ctypes.c_size_t * 9)]
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+    this = ctypes.c_void_p(kernel32.GetCurrentProcess())
+    if not kernel32.K32GetProcessMemoryInfo(this, ctypes.byref(counters), ctypes.sizeof(counters)):
+        return None
+    working_set, private = 1, 8  # WorkingSetSize, PrivateUsage
+    return ProcessMemory(int(counters.values[working_set]), int(counters.values[private]))

@@ -1,15 +1,29 @@
-"""`pyflash doctor`: what this machine offers."""
+"""`pyflash doctor`: what this machine offers, and what is wrong."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 
 import click
 
-from pyflash import machine, report
+from pyflash.diagnosis import describe, diagnose
+from pyflash.errors import Error
 
 
 @click.command()
-def doctor() -> None:
-    """Show devices, the kernel set in use, and what is skipped and why."""
-    click.echo(report.doctor(os.environ.get("PYFLASH_CPU") or None, machine.kernel_sets()))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Show what is installed, what this machine offers, and what is wrong with the settings.
+
+    Devices and CPU kernel sets are listed with the reason why one is skipped. Exits with 1 when something keeps pyflash
+    from running, and says how to put it right.
+    """
+    group = context.find_root().command
+    assert isinstance(group, click.Group)
+    found = diagnose(group, os.environ)
+    click.echo(json.dumps({**dataclasses.asdict(found), "done": True}) if as_json else describe(found))
+    if found.problems:
+        raise Error(found.problems[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import click
@@ -13,13 +12,21 @@ from pyflash.commands.options import converter_errors
 
 @click.command()
 @click.argument("file", type=click.Path())
-@click.option("--ctx", type=click.IntRange(1), help="Context in tokens to reckon with.  [default: at most 65536]")
+@click.option("--ctx", "-c", type=click.IntRange(1),
+              help="Context in tokens to plan for.  [default: the model's, at most 65536]")
+@click.option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
+              help="Precision to plan for, as of run.")
+@click.option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
+              help="Precision of the cache to plan for, as of run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(file: str, ctx: int | None, as_json: bool) -> None:
-    """Tell what a GGUF file is, what it costs, and whether it fits this machine."""
+def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: bool) -> None:
+    """Tell what a GGUF file is, what it costs, and whether it fits this machine.
+
+    The memory plan is what a run comes close to when every weight has been read and the context is full: weights, cache,
+    working buffers, checkpoints (what lets a chat go back without evaluating again) and the program itself. A container's
+    limit counts as this machine's memory. Sizes are decimal: 1 GB is 1,000,000,000 bytes; contexts are binary: 64K are
+    65,536 tokens.
+    """
     with converter_errors():
-        found = report.inspect(file, ctx)
-    if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(found), "done": True}, ensure_ascii=False))
-    else:
-        click.echo(report.describe(found))
+        found = report.inspect(file, ctx, precision, cache_type)
+    click.echo(json.dumps(report.as_json(found), ensure_ascii=False) if as_json else report.describe(found))

@@ -1,0 +1,158 @@
+"""How much memory running a model takes, what fits this machine, and what to do when it does not.
+
+The figures are upper bounds that a long run comes close to: every weight read once, a full context, all checkpoints in
+use. They come from the library itself, which knows them when a session is opened, before any of it is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pyflash import machine
+from pyflash._values import StrPath
+from pyflash.errors import MemoryLimitError
+from pyflash.model import Model
+
+SHOWN_CONTEXTS = (8192, 65536, 262144, 1048576)
+_STEP = 1024  # tokens: the longest context that fits is told in multiples of it
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that a context of n_ctx tokens costs: its cache when full, the working buffers, all checkpoints, and
+    needed_bytes, which counts weights and program too. fits: see Plan."""
+
+    n_ctx: int
+    cache_bytes: int
+    buffer_bytes: int
+    checkpoint_bytes: int
+    needed_bytes: int
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory in bytes of running one model file with one precision and cache type.
+
+    program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
+    fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's limit);
+    fits_now: in what is available at the moment; None where the system does not tell. most_tokens: the longest context
+    that fits; None when none does, or that is not known. read_bytes: what a token needs of the routed experts, which is
+    read from disk where they are not in memory. reference_fits: whether the same context fits with the reference cache,
+    which takes less; None when that is in use already.
+    """
+
+    cost: Cost
+    contexts: tuple[Cost, ...]
+    weight_bytes: int
+    program_bytes: int
+    read_bytes: int
+    memory: machine.MachineMemory
+    fits: bool | None
+    fits_now: bool | None
+    most_tokens: int | None
+    reference_fits: bool | None
+
+    @property
+    def runs(self) -> bool | None:
+        """Whether it can run at all: what is no file's must be in memory."""
+        usable = self.memory.usable
+        return None if usable is None else self.cost.needed_bytes - self.weight_bytes <= usable
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What every context costs the same."""
+
+    model: Model
+    fixed_bytes: int
+    usable: int | None
+
+    def cost(self, n_ctx: int | None, cache: str) -> Cost:
+        """Opens a session, whose memory is not taken before it is used. MemoryLimitError: the system refuses it."""
+        with self.model.session(context=n_ctx, cache=cache) as session:
+            memory = session.memory
+            needed = self.fixed_bytes + memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+            return Cost(
+                session.capacity, memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, needed,
+                None if self.usable is None else needed <= self.usable,
+            )
+
+    def fits(self, n_ctx: int, cache: str) -> bool:
+        try:
+            return bool(self.cost(n_ctx, cache).fits)
+        except MemoryLimitError:
+            return False
+
+
+def open_measured(file: StrPath, precision: str) -> tuple[Model, int]:
+    """The opened model, and Plan.program_bytes. For a fresh process: all that it takes already counts as the program's."""
+    before = machine.process_memory()
+    model = Model.open(file, precision=precision)
+    after = machine.process_memory()
+    program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
+    if before is not None and after is not None:
+        program += before.resident + max(0, after.private - before.private)
+    return model, program
+
+
+def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, read_bytes: int) -> Plan:
+    """Plans a context of n_ctx tokens; None: the default. The others: see Plan."""
+    memory = machine.memory()
+    base = _Base(model, program_bytes + model.info.weight_bytes, memory.usable)
+    cost = base.cost(n_ctx, cache)
+    more = cost.needed_bytes - program_bytes  # the program has its share already
+    with_reference = cache != "reference" and model.info.precision == "fast"
+    return Plan(
+        cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=model.info.weight_bytes,
+        program_bytes=program_bytes, read_bytes=read_bytes, memory=memory, fits=cost.fits,
+        fits_now=None if memory.available is None else more <= memory.available,
+        most_tokens=_most_tokens(lambda tokens: base.fits(tokens, cache), model.info.n_ctx_train),
+        reference_fits=base.fits(cost.n_ctx, "reference") if with_reference else None,
+    )
+
+
+def _shown_costs(base: _Base, asked: Cost, cache: str) -> Iterator[Cost]:
+    longest = base.model.info.n_ctx_train
+    for n_ctx in sorted({*(each for each in SHOWN_CONTEXTS if each <= longest), asked.n_ctx}):
+        try:
+            yield asked if n_ctx == asked.n_ctx else base.cost(n_ctx, cache)
+        except MemoryLimitError:  # as would longer ones be
+            return
+
+
+def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
+    """The longest context that fits: `longest` itself, or a multiple of _STEP, found by bisection."""
+    if fits(longest):
+        return longest
+    low, high = 0, -(-longest // _STEP)  # in steps: low fits (or is 0), high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
+    return low * _STEP or None
+
+
+def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
+    """Lines on whether it fits, what happens if not, and the way out. show: formats bytes."""
+    usable, needed = plan.memory.usable, plan.cost.needed_bytes
+    if usable is None:
+        return ["the system does not tell how much memory there is"]
+    if plan.fits:
+        if plan.fits_now is False:
+            assert plan.memory.available is not None
+            return [f"fits, but only {show(plan.memory.available)} are available now: close other programs, or weights "
+                    "will be read from disk again and again"]
+        return ["fits"]
+    if plan.runs:
+        lines = [f"does not fit, {show(needed - usable)} are missing: experts will be read from disk again and again, "
+                 f"up to {show(plan.read_bytes)} for each token"]
+    else:
+        lines = [f"cannot run: {show(needed - plan.weight_bytes)} beside the weights are more than there is"]
+    ways = []
+    if plan.most_tokens:
+        ways.append(f"--ctx {plan.most_tokens}")
+    if plan.reference_fits:
+        ways.append("--cache-type reference")
+    ways.append(f"a machine or limit with {show(needed)} of memory")
+    return [*lines, f"way out: {' or '.join(ways)}"]
