@@ -36,6 +36,11 @@ class Checkpoint:
     expert_scale: str
     is_complete: bool  # False: planned from config.json and the index, because shards are absent
 
+    @property
+    def release(self) -> str:
+        """Which chat encoding it was trained on: "0731" where its config or tensors have DSpark stages, else "preview"."""
+        return "0731" if self.config.dspark is not None or self.drafts == "dspark" else "preview"
+
     def main_weights(self) -> list[Weight]:
         return list(main_weights(self.config, self.expert_form))
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gguf_export.chat_template import CHAT_TEMPLATE
+from gguf_export.chat_template import chat_template
 from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
@@ -32,6 +32,9 @@ def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, n
     metadata.text("general.type", "model")
     folder = checkpoint.path.resolve().name.encode("utf-8", "replace").decode()  # a path need not be UTF-8
     metadata.text("general.name", name or folder or "DeepSeek-V4")
+    metadata.text("general.version", checkpoint.release)
+    if _is_mit(checkpoint.path / "LICENSE"):
+        metadata.text("general.license", "mit")
     metadata.u32("general.file_type", _FILE_TYPES[experts])
     metadata.u32("general.quantization_version", 2)
     path = checkpoint.path / "generation_config.json"
@@ -41,6 +44,14 @@ def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, n
             value = values.get(field)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
                 metadata.f32(f"general.sampling.{key}", value)
+
+
+def _is_mit(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline(100).strip().lower() == "mit license"
+    except OSError:
+        return False
 
 
 def add_model(metadata: Metadata, config: ModelConfig, *, n_blocks: int, n_nextn: int) -> None:
@@ -166,7 +177,7 @@ def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
     metadata.u32("tokenizer.ggml.padding_token_id", _pad_id(checkpoint.path, tokens, config.eos_token_id))
     metadata.flag("tokenizer.ggml.add_bos_token", False)
     metadata.flag("tokenizer.ggml.add_eos_token", False)
-    metadata.text("tokenizer.chat_template", CHAT_TEMPLATE)
+    metadata.text("tokenizer.chat_template", chat_template(checkpoint.release))
     return True
 
 

@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gguf_export.chat_texts import EFFORTS as EFFORTS
+from gguf_export.chat_texts import RESPONSE_FORMAT
+from gguf_export.chat_texts import TOOLS_TEMPLATE as TOOLS_TEMPLATE
 from pyflash.errors import ArgumentError
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -30,59 +33,6 @@ PARAMETER_BEGIN = f"<{DSML}parameter"
 PARAMETER_END = f"/{DSML}parameter"  # what parsers look for; the "<" before it is then required
 NAME = re.compile(r'^\s*name="(.*?)">\n$', re.DOTALL)
 
-_EFFORT_MAXIMUM = """\
-Reasoning Effort: Absolute maximum with no shortcuts permitted.
-You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the root cause, \
-rigorously stress-testing your logic against all potential paths, edge cases, and adversarial scenarios.
-Explicitly write out your entire deliberation process, documenting every intermediate step, considered alternative, \
-and rejected hypothesis to ensure absolutely no assumption is left unchecked.
-
-"""
-_EFFORT_BEYOND = """\
-Reasoning Effort: Beyond maximum — exhaustive, relentless, and uncompromising.
-You MUST reason with the utmost depth and rigor, leaving absolutely nothing to chance: exhaustively decompose the \
-problem into its most fundamental components, trace every causal chain to its root, and resolve the underlying cause \
-rather than any surface symptom.
-Do not stop reasoning until you have independently verified the solution from multiple angles and are certain that no \
-assumption remains unchecked and no error remains undiscovered.
-
-"""
-EFFORTS: dict[str, dict[str | None, str]] = {
-    "preview": {None: "", "high": "", "max": _EFFORT_MAXIMUM},
-    "0731": {None: "", "low": "", "high": _EFFORT_MAXIMUM, "max": _EFFORT_BEYOND},
-}
-
-TOOLS_TEMPLATE = """\
-## Tools
-
-You have access to a set of tools to help answer the user's question. You can invoke tools by writing a \
-"<{dsml_token}tool_calls>" block like the following:
-
-<{dsml_token}tool_calls>
-<{dsml_token}invoke name="$TOOL_NAME">
-<{dsml_token}parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</{dsml_token}parameter>
-...
-</{dsml_token}invoke>
-<{dsml_token}invoke name="$TOOL_NAME2">
-...
-</{dsml_token}invoke>
-</{dsml_token}tool_calls>
-
-String parameters should be specified as is and set `string="true"`. For all other types (numbers, booleans, arrays, \
-objects), pass the value in JSON format and set `string="false"`.
-
-If thinking_mode is enabled (triggered by {thinking_start_token}), you MUST output your complete reasoning inside \
-{thinking_start_token}...{thinking_end_token} BEFORE any tool calls or final response.
-
-Otherwise, output directly after {thinking_end_token} with tool calls or final response.
-
-### Available Tool Schemas
-
-{tool_schemas}
-
-You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.
-"""
-_RESPONSE_FORMAT = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
 _MARKERS = {"{dsml_token}": DSML, "{thinking_start_token}": THINK_BEGIN, "{thinking_end_token}": THINK_END}
 
 Segment = tuple[str, bool]
@@ -125,7 +75,7 @@ def tools_block(tools: Any) -> list[Segment]:
 
 def response_format_block(schema: Any) -> Segment:
     """The demand for replies of a schema, with the blank line before it."""
-    return (_RESPONSE_FORMAT + to_json(schema), False)
+    return (RESPONSE_FORMAT + to_json(schema), False)
 
 
 def _arguments(called: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from pyflash._native import __version__
 from pyflash.errors import Error, FileError
 
 MAX_TOKENS = 64  # random weights do not know when to stop
-_RECIPE = 1  # raise it when the same version would make another file
+_RECIPE = 2  # raise it when the same version would make another file
 
 
 def cache_dir() -> Path:
