@@ -72,7 +72,7 @@ pf_status pf_top_logprobs(const float *logits, int64_t n_vocab, int32_t n, int32
     if (n < 0 || n > n_vocab) {
         return pf_fail(err, PF_ERR_ARGUMENT, "top logprobs: ask for 0 to %lld, not %d", (long long)n_vocab, n);
     }
-    int32_t highest;
+    int32_t highest = 0;
     PF_TRY(pf_logits_highest(logits, n_vocab, &highest, err));
     if (n == 0) return PF_OK;
     for (int32_t i = 0; i < n; i++) tokens[i] = i;

@@ -352,7 +352,7 @@ static pf_status mask(float *out, const float *logits, int64_t n_vocab, const ui
     }
     if (n_possible > 0) return PF_OK;
     if (n_allowed == 0) return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: none is allowed");
-    return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: the logits of all that are allowed are minus infinity");
+    return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: every allowed logit is minus infinity");
 }
 
 pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int64_t n_vocab, const uint32_t *allowed,
@@ -362,7 +362,7 @@ pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int6
     }
     const bool penalties = has_penalties(&sampler->params);
     const bool random = sampler->params.temperature > 0.0f;
-    int32_t highest;
+    int32_t highest = 0;
     PF_TRY(pf_logits_highest(logits, n_vocab, &highest, err));
     if (random || penalties || allowed) PF_TRY(reserve(sampler, n_vocab, err));
     if (penalties) PF_TRY(reserve_history(sampler, 1, err));
