@@ -212,6 +212,12 @@ PF_API void pf_session_cancel(pf_session *session);
  * UNSUPPORTED when the session was opened with none. */
 PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 
+/* Writes the same text as tokens, with the session's own tokens at its beginning as far as they spell it: what a model
+ * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. For prompts that
+ * go on with a conversation, before pf_session_reuse. out has room for n_tokens + position. */
+PF_API pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
+                                  int64_t capacity, int64_t *n_out, pf_error *err);
+
 /* Rolls back as little as makes what is left a prefix of tokens, but leaves at least one of them to be evaluated.
  * *n_kept (the new position) tells how many need not be. Never fails for want of a position to return to: then
  * everything is dropped and *n_kept is 0. */

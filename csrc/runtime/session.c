@@ -3,6 +3,7 @@
 #include "base/arith.h"
 #include "base/memory.h"
 #include "base/params.h"
+#include "text/align.h"
 
 #include <string.h>
 
@@ -226,6 +227,27 @@ pf_status pf_session_checkpoint(pf_session *session, pf_error *err) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was opened without checkpoints: set n_checkpoint");
     }
     pf_cache_checkpoint(&session->cache);
+    return PF_OK;
+}
+
+pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
+                           int64_t capacity, int64_t *n_out, pf_error *err) {
+    const int64_t position = session->cache.position;
+    if (tokens == NULL || n_tokens < 0 || out == NULL || n_out == NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_align: tokens, out and n_out are needed");
+    }
+    if (capacity - position < n_tokens) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld tokens, up to %lld are written", (long long)capacity,
+                       (long long)(n_tokens + position));
+    }
+    PF_TRY(check_tokens(session, tokens, n_tokens, err));
+    if (session->model->tokenizer == NULL) {
+        memcpy(out, tokens, (size_t)n_tokens * sizeof *out);
+        *n_out = n_tokens;
+        return PF_OK;
+    }
+    *n_out = pf_align_tokens(pf_tokenizer_vocab(session->model->tokenizer), session->tokens, position, tokens,
+                             n_tokens, out);
     return PF_OK;
 }
 

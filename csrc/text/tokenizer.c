@@ -209,6 +209,8 @@ void pf_tokenizer_close(pf_tokenizer *tokenizer) {
     pf_free(tokenizer);
 }
 
+const pf_vocab *pf_tokenizer_vocab(const pf_tokenizer *tokenizer) { return &tokenizer->vocab; }
+
 int32_t pf_tokenizer_n_tokens(const pf_tokenizer *tokenizer) { return tokenizer->vocab.n_tokens; }
 int32_t pf_tokenizer_bos(const pf_tokenizer *tokenizer) { return tokenizer->bos; }
 int32_t pf_tokenizer_eos(const pf_tokenizer *tokenizer) { return tokenizer->eos; }
@@ -347,7 +349,9 @@ pf_status pf_tokenizer_decode(const pf_tokenizer *tokenizer, const int32_t *toke
     }
     size_t total = 0;
     for (int64_t i = 0; i < n_tokens; i++) {
-        if (vocab->type[tokens[i]] != PF_TOKEN_NORMAL && !(flags & PF_DETOKENIZE_SPECIAL)) continue;
+        uint8_t type = vocab->type[tokens[i]];
+        bool is_written = type == PF_TOKEN_NORMAL || type == PF_TOKEN_USER_DEFINED || (flags & PF_DETOKENIZE_SPECIAL);
+        if (!is_written) continue;
         size_t token_len;
         const uint8_t *bytes = pf_vocab_bytes(vocab, tokens[i], &token_len);
         size_t room = total < capacity ? capacity - total : 0;
@@ -360,4 +364,9 @@ pf_status pf_tokenizer_decode(const pf_tokenizer *tokenizer, const int32_t *toke
 
 int32_t pf_tokenizer_token_id(const pf_tokenizer *tokenizer, const char *text, size_t len) {
     return text && len > 0 ? pf_vocab_find(&tokenizer->vocab, (const uint8_t *)text, len) : -1;
+}
+
+int32_t pf_tokenizer_special_id(const pf_tokenizer *tokenizer, const char *text, size_t len) {
+    int32_t id = pf_tokenizer_token_id(tokenizer, text, len);
+    return id >= 0 && is_special(tokenizer, id) ? id : -1;
 }

@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "format/gguf.h"
+#include "text/vocab.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +20,7 @@ typedef struct pf_tokenizer pf_tokenizer;
 pf_status pf_tokenizer_open(const pf_gguf *gguf, pf_tokenizer **out, pf_error *err);
 void pf_tokenizer_close(pf_tokenizer *tokenizer); /* NULL is allowed */
 
+const pf_vocab *pf_tokenizer_vocab(const pf_tokenizer *tokenizer);
 int32_t pf_tokenizer_n_tokens(const pf_tokenizer *tokenizer);
 int32_t pf_tokenizer_bos(const pf_tokenizer *tokenizer); /* -1 when the file names none */
 int32_t pf_tokenizer_eos(const pf_tokenizer *tokenizer);
@@ -28,12 +30,14 @@ int32_t pf_tokenizer_eos(const pf_tokenizer *tokenizer);
 pf_status pf_tokenizer_encode(const pf_tokenizer *tokenizer, const char *text, size_t len, uint32_t flags,
                               int32_t *out, int64_t capacity, int64_t *n, pf_error *err);
 
-/* As pf_detokenize(), flags PF_DETOKENIZE_*. Errors: ARGUMENT (an id outside the vocabulary, unknown flags); then
- * nothing has been written. */
+/* As pf_detokenize(), flags PF_DETOKENIZE_*; placeholders (UNUSED) are left out like control tokens. Errors: ARGUMENT
+ * (an id outside the vocabulary, unknown flags); then nothing has been written. */
 pf_status pf_tokenizer_decode(const pf_tokenizer *tokenizer, const int32_t *tokens, int64_t n_tokens, uint32_t flags,
                               char *out, size_t capacity, size_t *len, pf_error *err);
 
 /* Id of the token that decodes to exactly this text, special ones included, or -1. */
 int32_t pf_tokenizer_token_id(const pf_tokenizer *tokenizer, const char *text, size_t len);
+/* The same of special tokens only. */
+int32_t pf_tokenizer_special_id(const pf_tokenizer *tokenizer, const char *text, size_t len);
 
 #endif
