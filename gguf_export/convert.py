@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
@@ -82,6 +83,11 @@ class ConversionPlan:
         from gguf_export.summary import summarize
 
         return summarize(self)
+
+    def as_json(self) -> dict[str, Any]:
+        from gguf_export.summary import plan_as_json
+
+        return plan_as_json(self)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,15 @@ def _parse(cursor: _Cursor) -> GGUFFile:
     return GGUFFile(keys, tensors)
 
 
+def shard_paths(path: Path, gguf: GGUFFile) -> list[Path]:
+    """The files that read_gguf(path) read: path alone, or all shards in order."""
+    match = _SHARD.fullmatch(path.name)
+    count = gguf.keys.get("split.count", 1)
+    if match is None or count in (0, 1):
+        return [path]
+    return [path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
+
+
 def read_gguf(path: Path) -> GGUFFile:
     """The directory of a file, or of all shards when `path` is the first of them."""
     first = _read_one(path)

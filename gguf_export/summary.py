@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.writer import FileLayout
@@ -76,3 +76,24 @@ def summarize(plan: ConversionPlan) -> str:
     lines += [f"note: {note}" for note in plan.notes]
     lines.append(f"total: {gigabytes(plan.total_bytes)}")
     return "\n".join(lines)
+
+
+def plan_as_json(plan: ConversionPlan) -> dict[str, Any]:
+    """The same for programs; sizes in bytes."""
+    checkpoint, options = plan.checkpoint, plan.options
+    files = []
+    for file in plan.files:
+        layouts = file.layouts("OUT.gguf", options.shard_bytes)
+        sizes: Counter[str] = Counter()
+        for tensor in file.tensors:
+            sizes[tensor.info.kind.name] += tensor.info.nbytes
+        files.append({
+            "kind": "mtp" if file.prefix else "model", "bytes": sum(layout.size for layout in layouts),
+            "n_tensors": len(file.tensors), "bytes_by_type": dict(sizes.most_common()),
+            "shard_bytes": [layout.size for layout in layouts],
+        })
+    return {
+        "checkpoint": str(checkpoint.path), "release": checkpoint.release, "complete": checkpoint.is_complete,
+        "profile": options.profile, "drafts": checkpoint.drafts, "files": files, "total_bytes": plan.total_bytes,
+        "notes": plan.notes,
+    }

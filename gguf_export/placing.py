@@ -1,0 +1,173 @@
+"""A GGUF file, with its shards, put into another folder: hard-linked, symlinked or copied."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_export.engine import ProgressFn
+from gguf_export.errors import ConvertError
+from gguf_export.metadata import ARCH
+from gguf_export.reader import GGUFFile, read_gguf, shard_paths
+from gguf_export.summary import gigabytes
+
+_COPY_BYTES = 8 << 20
+
+
+def open_for_programs(path: Path, program: str) -> tuple[GGUFFile, list[Path]]:
+    """The directory and the files, shards in order, of a GGUF that llama.cpp can run. ConvertError for any other."""
+    if path.is_dir():
+        raise ConvertError(f"{path} is a folder; give the GGUF file")
+    gguf = read_gguf(path)
+    arch = gguf.keys.get("general.architecture")
+    if arch != ARCH:
+        raise ConvertError(f"{path} holds a model of architecture {arch!r:.40}; this exports {ARCH} files only")
+    if gguf.keys.get("pyflash.profile") == "native":
+        raise ConvertError(
+            f"{path} is of the native profile, which {program} cannot read; "
+            "convert the checkpoint with --profile compat"
+        )
+    if f"{ARCH}.nextn_predict_layers" in gguf.keys:
+        raise ConvertError(f"{path} is an MTP file, which is no model by itself; give the model's own file")
+    if "tokenizer.ggml.tokens" not in gguf.keys:
+        raise ConvertError(
+            f"{path} has no tokenizer, which {program} needs; convert the checkpoint again with its tokenizer.json"
+        )
+    return gguf, shard_paths(path, gguf)
+
+
+def text_key(gguf: GGUFFile, key: str) -> str:
+    """A string value of the metadata, "" where there is none. Bytes that are not UTF-8 become question marks."""
+    value = gguf.keys.get(key)
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def number_key(gguf: GGUFFile, key: str, default: float) -> float:
+    value: Any = gguf.keys.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+
+
+def check_replaceable(target: Path, sources: Sequence[Path], force: bool) -> None:
+    """ConvertError where writing target would replace something that it must not."""
+    if target.is_dir() and not target.is_symlink():
+        raise ConvertError(f"{target} is a folder, where a file has to go; remove it or choose another place")
+    if os.path.lexists(target) and not force:
+        raise ConvertError(f"{target} exists already; --force replaces it")
+    place = os.path.join(os.path.realpath(target.parent), target.name)
+    if place in [os.path.realpath(source) for source in sources]:
+        raise ConvertError(f"{target} is the file to export itself; choose another place")
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes the folder and those above it. Returns the new ones, the outermost first, for remove_folders()."""
+    missing: list[Path] = []
+    current = folder
+    while not os.path.lexists(current):
+        missing.append(current)
+        current = current.parent
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        if not folder.is_dir():
+            raise ConvertError(f"{current} is no folder; choose another place")
+    except OSError as error:
+        remove_folders(made)
+        raise ConvertError(f"cannot make the folder {folder}: {error.strerror}") from None
+    except ConvertError:
+        remove_folders(made)
+        raise
+    return made
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Removes folders that are still empty, the innermost first."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def pending_file(target: Path) -> Iterator[Path]:
+    """A name beside target to create; it becomes target at the end, or goes on any error."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ConvertError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _try_link(source: Path, target: Path) -> str | None:
+    """How target came to stand for source: "hard link" or "symlink"; None where the file system has neither."""
+    try:
+        os.link(os.path.realpath(source), target)
+        return "hard link"
+    except OSError:
+        pass
+    try:
+        os.symlink(os.path.realpath(source), target)
+        return "symlink"
+    except (OSError, NotImplementedError):  # Windows lets only some users make symlinks
+        return None
+
+
+def _copy(source: Path, target: Path, done: int, total: int, progress: ProgressFn | None) -> int:
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        while chunk := reader.read(_COPY_BYTES):
+            writer.write(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+    shutil.copystat(source, target)
+    return done
+
+
+def _check_space(folder: Path, sources: Sequence[Path]) -> int:
+    needed = sum(path.stat().st_size for path in sources)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConvertError(f"{folder} has {gigabytes(free)} free, a copy of the model needs {gigabytes(needed)}")
+    return needed
+
+
+def place_files(
+    sources: Sequence[Path], folder: Path, *, copy: bool, force: bool, progress: ProgressFn | None = None
+) -> tuple[list[Path], str]:
+    """Puts the files into an existing folder under their own names. Returns their new paths and how they got there.
+
+    copy: copy them; else hard link where the file system can, else symlink, else copy ("hard link", "symlink",
+    "copy"). progress(done, total) gets the bytes copied. force: replace files that stand there. Each file gets its name
+    only when all of them are there; until then an error or Ctrl-C leaves nothing.
+    """
+    targets = [folder / path.name for path in sources]
+    for target in targets:
+        check_replaceable(target, sources, force)
+    with contextlib.ExitStack() as stack:
+        pending = [stack.enter_context(pending_file(target)) for target in targets]
+        how = None if copy else _link_all(sources, pending)
+        if how is None:
+            how = "copy"
+            done, total = 0, _check_space(folder, sources)
+            for source, path in zip(sources, pending, strict=True):
+                done = _copy(source, path, done, total, progress)
+    return targets, how
+
+
+def _link_all(sources: Sequence[Path], targets: Sequence[Path]) -> str | None:
+    how = None
+    for source, target in zip(sources, targets, strict=True):
+        how = _try_link(source, target)
+        if how is None:
+            for path in targets:
+                path.unlink(missing_ok=True)
+            return None
+    return how
