@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "base/params.h"
+#include "text/chat.h"
 
 #include <string.h>
 
@@ -179,6 +180,13 @@ pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_
                         size_t capacity, size_t *len, pf_error *err) {
     PF_TRY(need_tokenizer(model, err));
     return pf_tokenizer_decode(model->tokenizer, tokens, n_tokens, flags, out, capacity, len, err);
+}
+
+pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages, int32_t think,
+                           int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err) {
+    PF_TRY(need_tokenizer(model, err));
+    return pf_chat_encode(model->tokenizer, pf_chat_release_of(model->gguf), messages, n_messages, think, tokens,
+                          capacity, n_tokens, err);
 }
 
 int32_t pf_token_id(const pf_model *model, const char *text, size_t len) {

@@ -10,7 +10,7 @@
 
 /* Values of tokenizer.ggml.token_type. */
 #define PF_TOKEN_NORMAL 1       /* written in the byte alphabet, made by merges */
-#define PF_TOKEN_CONTROL 3      /* plain text; special */
+#define PF_TOKEN_CONTROL 3      /* plain text; special, and no part of an answer's text */
 #define PF_TOKEN_USER_DEFINED 4 /* plain text; special */
 #define PF_TOKEN_UNUSED 5       /* a placeholder: never produced */
 

@@ -19,6 +19,8 @@ import cffi
 import gguf
 import pytest
 
+from .sampling import OpenSampler, Sampler
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SOURCES = ["base/file.c", "base/memory.c", "base/status.c", "format/dtypes.c", "format/gguf.c", "format/gguf_parse.c",
@@ -236,3 +238,16 @@ def open_spec(native: Native, tmp_path: Path) -> Iterator[Callable[[Spec], Token
     yield open_
     for tokenizer in opened:
         tokenizer.close()
+
+
+@pytest.fixture
+def sampler(native: Native) -> Iterator[OpenSampler]:
+    opened: list[Sampler] = []
+
+    def open_(**params: float) -> Sampler:
+        opened.append(Sampler(native, **params))
+        return opened[-1]
+
+    yield open_
+    for item in opened:
+        native.lib.pf_sampler_close(item.handle)

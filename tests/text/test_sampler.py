@@ -1,9 +1,8 @@
-"""The sampler: filters against a plain numpy rendering of their definition, distributions, determinism, bad input."""
+"""The sampler: steps against a plain numpy rendering of their definition, distributions, determinism, bad input."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,53 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from .conftest import ARGUMENT, Native, NativeError
-
-Logits = NDArray[np.float32]
-
-
-class Sampler:
-    def __init__(self, native: Native, **params: float) -> None:
-        self.native = native
-        ffi = native.ffi
-        values = ffi.new("pf_sampler_params *")
-        native.lib.pf_sampler_params_init(values)
-        for name, value in params.items():
-            setattr(values, name, value)
-        out = ffi.new("pf_sampler **")
-        native.call("pf_sampler_open", values, out)
-        self.handle = out[0]
-        self.token = ffi.new("int32_t *", -7)
-        self.logprob = ffi.new("float *", 5.0)
-
-    def pick(self, logits: Logits) -> int:
-        pointer = self.native.ffi.from_buffer("float[]", logits)
-        self.native.call("pf_sampler_pick", self.handle, pointer, len(logits), self.token, self.logprob)
-        return int(self.token[0])
-
-    def picks(self, logits: Logits, count: int) -> list[int]:
-        return [self.pick(logits) for _ in range(count)]
-
-
-OpenSampler = Callable[..., Sampler]
-
-
-@pytest.fixture
-def sampler(native: Native) -> Iterator[OpenSampler]:
-    opened: list[Sampler] = []
-
-    def open_(**params: float) -> Sampler:
-        opened.append(Sampler(native, **params))
-        return opened[-1]
-
-    yield open_
-    for item in opened:
-        native.lib.pf_sampler_close(item.handle)
-
-
-def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    scaled = (logits.astype(np.float64) - logits.max()) / temperature
-    weights = np.exp(scaled)
-    return np.asarray(weights / weights.sum())
+from .sampling import FILTERS, Logits, OpenSampler, Sampler, softmax
 
 
 def expected_distribution(logits: Logits, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
@@ -86,14 +39,6 @@ def chi_square_is_plausible(counts: NDArray[Any], probabilities: NDArray[np.floa
     freedom = len(expected) - 1
     statistic = float(((observed - expected) ** 2 / expected).sum())
     return abs(statistic - freedom) <= 5 * math.sqrt(2 * max(freedom, 1))
-
-
-FILTERS: list[dict[str, Any]] = [
-    {}, {"temperature": 0.5}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 7}, {"top_k": 7, "temperature": 3.0},
-    {"top_p": 0.9}, {"top_p": 0.3, "temperature": 1.7}, {"top_p": 0.0}, {"min_p": 0.2}, {"min_p": 1.0},
-    {"min_p": 0.05, "temperature": 2.0}, {"top_k": 12, "top_p": 0.8}, {"top_k": 20, "top_p": 0.95, "min_p": 0.1},
-    {"top_k": 1000, "top_p": 0.7},
-]
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=str)
@@ -224,12 +169,18 @@ def test_bad_logits_are_refused_and_change_nothing(sampler: OpenSampler, params:
 
 @pytest.mark.parametrize("params", [
     {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": -0.1},
-    {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5}, {"min_p": math.nan}, {"struct_size": 0},
-    {"struct_size": 3}], ids=str)
+    {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5}, {"min_p": math.nan},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}, {"repetition_penalty": math.inf},
+    {"repetition_penalty": math.nan}, {"presence_penalty": math.inf}, {"presence_penalty": math.nan},
+    {"frequency_penalty": -math.inf}, {"frequency_penalty": math.nan}, {"penalty_last_n": -2},
+    {"struct_size": 0}, {"struct_size": 3}], ids=str)
 def test_bad_parameters(native: Native, params: dict[str, float]) -> None:
+    name, value = next(iter(params.items()))
     with pytest.raises(NativeError) as caught:
         Sampler(native, **params)
     assert caught.value.code == ARGUMENT
+    assert ("pf_sampler_params_init" if name == "struct_size" else f"{name} must be ") in caught.value.message
+    assert name == "struct_size" or f"not {value:g}" in caught.value.message
 
 
 def test_callers_of_other_versions(sampler: OpenSampler) -> None:
@@ -239,6 +190,8 @@ def test_callers_of_other_versions(sampler: OpenSampler) -> None:
     assert len(set(older.picks(flat, 50))) > 1
     newer = sampler(struct_size=4096, temperature=0.0)
     assert set(newer.picks(flat, 50)) == {0}
+    before_penalties = sampler(struct_size=32, temperature=0.0, repetition_penalty=9.0, presence_penalty=9.0)
+    assert set(before_penalties.picks(flat, 50)) == {0}
 
 
 def test_bad_calls(native: Native, sampler: OpenSampler) -> None:
