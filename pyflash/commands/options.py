@@ -11,6 +11,7 @@ import click
 
 import pyflash
 from pyflash.progress import format_bytes
+from pyflash.repl.settings import MAX_TOKENS, SAMPLING
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -43,16 +44,14 @@ def model_options(command: _F) -> _F:
 
 
 def sampling_options(command: _F) -> _F:
-    unit = click.FloatRange(0, 1)
-    for add in (
-        option("--max-tokens", "-n", type=click.IntRange(1), help="Most tokens to generate."),
-        option("--temp", type=click.FloatRange(0), default=1.0, show_default=True, help="Temperature; 0: likeliest."),
-        option("--top-p", type=unit, default=1.0, show_default=True, help="Nucleus sampling; 1: off."),
-        option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Keep the k likeliest; 0: all."),
-        option("--min-p", type=unit, default=0.0, show_default=True, help="Drop tokens less likely than this share "
-               "of the likeliest; 0: off."),
-        option("--seed", type=int, help="Makes the answer repeatable.  [default: random]"),
-    ):
+    """Options for how tokens are chosen, by the names in repl.settings."""
+    command = option("--stop", multiple=True, help=r"End the answer before this text; may be given several times. "
+                     r"\n is a line end.")(command)
+    for setting in reversed((MAX_TOKENS, *SAMPLING)):
+        names = [f"--{setting.name.replace('_', '-')}", *([setting.short] if setting.short else [])]
+        shown = {"show_default": True} if setting.default is not None else {}
+        random = "  [default: random]" if setting.name == "seed" else ""
+        add = option(*names, type=setting.kind, default=setting.default, help=setting.help + random, **shown)
         command = add(command)
     return command
 

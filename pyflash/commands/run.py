@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,17 @@ import click
 from click.core import ParameterSource
 
 import pyflash
-from pyflash import demo
+from pyflash import demo, machine
 from pyflash.commands.options import model_options, option, sampling_options
-from pyflash.progress import Progress
-from pyflash.terminal import Answer, chat_loop
+from pyflash.progress import Progress, format_bytes
+from pyflash.repl.conversation import Conversation, read_text
+from pyflash.repl.lines import History, LineReader, state_dir
+from pyflash.repl.loop import Chat, SessionFile, leaving_on_signals, say
+from pyflash.repl.prompt import piped_text, read_stdin
+from pyflash.repl.settings import SAMPLING, Settings, stop_strings
+from pyflash.repl.view import JsonView, TextView
+
+_THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
 
 
 @click.command()
@@ -23,45 +33,87 @@ from pyflash.terminal import Answer, chat_loop
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
 @option("--model", "-m", type=click.Path(), help="GGUF file.  [default: a tiny built-in demo]")
 @option("--prompt", "-p", help="Prompt.")
-@option("--file", "-f", type=click.Path(), help="Read the prompt from a file.")
+@option("--file", "-f", type=click.Path(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1),
-         help="Context in tokens.  [default: the model's, at most 65536]")
+        help="Context in tokens.  [default: the model's, at most 65536]")
 @option("--system", help="System message.")
 @option("--think", is_flag=True, help="Let the model think before it answers.")
 @option("--no-think", is_flag=True, help="Answer at once (default).")
+@option("--think-low", is_flag=True, help="Let the model think a little (release 0731 only).")
 @option("--think-max", is_flag=True, help="Let the model think as hard as it can.")
+@option("--hide-thinking", is_flag=True, help="Show only that the model thinks, not what.")
 @sampling_options
+@option("--json-object", is_flag=True, help="Make the answer a JSON object.")
+@option("--json-schema", metavar="FILE|JSON", help="Make the answer JSON of this schema.")
+@option("--tools", type=click.Path(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
+        "Calls are shown as JSON.")
+@option("--session", type=click.Path(), help="Continue the conversation in this file, if there is one, and keep it "
+        "there after each answer.")
+@option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
+@option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
+        "N likeliest tokens.", metavar="N")
 @model_options
 def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any) -> None:
-    """Answer PROMPT, or chat when there is none ("-": read it from stdin).
+    """Answer PROMPT, or chat when there is none. PROMPT "-" is what comes on stdin.
 
     One argument alone is a MODEL when it names a file or ends with .gguf, else a PROMPT for the built-in demo model,
     which is tiny and random and talks nonsense.
+
+    Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
+    each line of it is a turn of a chat. In a chat /help lists the commands.
     """
     model_path, prompt = _model_and_prompt(model_or_prompt, prompt_argument, options)
-    think = _think_mode(options)
+    if options["logprobs"] and not options["as_json"]:
+        raise click.UsageError("--logprobs needs --json, which has a place for them")
+    interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive and options["as_json"]:
+        raise click.UsageError("--json needs a prompt")
+    settings = _settings(options, stats=interactive)
+    tools, response_format = _tools(options["tools"]), _response_format(options)
     if options["verbose"]:
         logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
-    max_tokens = options["max_tokens"]
+    if model_path is None:
+        settings.max_tokens = settings.max_tokens or demo.MAX_TOKENS
+    with leaving_on_signals(), _session(model_path, options) as session:
+        conversation = Conversation(session, settings, tools=tools, response_format=response_format,
+                                    logprobs=options["logprobs"])
+        session_file = SessionFile(options["session"], conversation) if options["session"] else None
+        if options["system"] and options["system"] != conversation.system:
+            conversation.system = options["system"]
+        view = JsonView(settings, options["logprobs"]) if options["as_json"] else TextView(settings)
+        chat = Chat(conversation, view, session_file, options["verbose"])
+        finished = chat.answer_once(prompt) if prompt is not None else chat.run(_reader(chat, interactive))
+    if not finished:
+        raise KeyboardInterrupt
+
+
+def _reader(chat: Chat, interactive: bool) -> LineReader:
+    if not interactive:
+        with contextlib.suppress(AttributeError):
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    history = History(state_dir() / "history") if interactive else None
+    return LineReader(interactive, history, chat.commands.complete)
+
+
+@contextlib.contextmanager
+def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflash.Session]:
     if model_path is None:
         with Progress("making the demo model", sys.stderr) as progress:
             model_path = str(demo.path(progress.update))
-        max_tokens = max_tokens or demo.MAX_TOKENS
-    messages: list[dict[str, str]] = []
-    if options["system"]:
-        messages.append({"role": "system", "content": options["system"]})
-    with (
-        pyflash.Model.open(model_path, threads=options["threads"], precision=options["precision"]) as model,
-        model.session(context=options["context"], cache=options["cache_type"]) as session,
-    ):
-        answer = Answer(
-            session, think=think, verbose=options["verbose"], max_tokens=max_tokens, temperature=options["temp"],
-            top_k=options["top_k"], top_p=options["top_p"], min_p=options["min_p"], seed=options["seed"],
-        )
-        if prompt is None:
-            chat_loop(answer, messages)
-        else:
-            answer.stream([*messages, {"role": "user", "content": prompt}])
+    with pyflash.Model.open(model_path, threads=options["threads"], precision=options["precision"]) as model:
+        _warn_of_size(model.info.weight_bytes)
+        with model.session(context=options["context"], cache=options["cache_type"]) as session:
+            yield session
+
+
+def _warn_of_size(weight_bytes: int) -> None:
+    usable = machine.memory().usable
+    if usable is not None and weight_bytes > usable:
+        say(f"pyflash: warning: the model has {format_bytes(weight_bytes)} of weights and this machine "
+            f"{format_bytes(usable)} of memory: it is read from disk again and again, which is slow")  # fmt: skip
+
+
+# -- what is asked --
 
 
 def _typed(name: str) -> bool:
@@ -81,26 +133,88 @@ def _model_and_prompt(
         model, prompt = first, second
     elif first is not None and not _typed("model") and (first.endswith(".gguf") or os.path.isfile(first)):
         model, prompt = first, None
-    typed = [name for name in ("prompt", "file") if _typed(name)]
-    if len(typed) + (prompt is not None) > 1:
-        raise click.UsageError("give the prompt once: as an argument, with --prompt or with --file")
-    if prompt is None:
-        named = typed or [name for name in ("prompt", "file") if options[name] is not None]
-        if named == ["file"]:
-            prompt = Path(options["file"]).read_text(encoding="utf-8", errors="replace")
-        elif named:
-            prompt = options["prompt"]
-    if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
-    if prompt is not None and not prompt.strip():
+    if prompt is not None and _typed("prompt"):
+        raise click.UsageError("give the prompt once: as an argument or with --prompt")
+    return model, _prompt(prompt, options)
+
+
+def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
+    """The prompt with what goes after it; None for a chat."""
+    file = options["file"] if _typed("file") else None
+    if prompt is None and (_typed("prompt") or file is None):
+        prompt = options["prompt"]
+    if prompt is None and file is None:
+        file = options["file"]
+    if prompt is None and file is None:
+        return None
+    if prompt == "-" or file == "-":
+        text = read_stdin()
+        parts = [text] if prompt in ("-", None) else [prompt, text]
+        if prompt == "-" and file not in ("-", None):
+            parts.append(read_text(file))
+    elif file is not None:
+        parts = [read_text(file)] if prompt is None else [prompt, read_text(file)]
+    else:
+        parts = [prompt or "", piped_text(say)]
+    whole = "\n\n".join(part for part in parts if part and part.strip())
+    if not whole:
         raise click.UsageError("the prompt is empty")
-    return model, prompt
+    return whole
+
+
+def _settings(options: dict[str, Any], stats: bool) -> Settings:
+    try:
+        stop = stop_strings(options["stop"]) if options["stop"] else ()
+    except pyflash.ArgumentError as error:
+        raise click.UsageError(f"--stop: {error}") from None
+    return Settings(
+        {setting.name: options[setting.name] for setting in SAMPLING}, options["max_tokens"], _think_mode(options),
+        stop, options["hide_thinking"], stats,
+    )
 
 
 def _think_mode(options: dict[str, Any]) -> str:
-    modes = {"no_think": "off", "think": "high", "think_max": "max"}
-    chosen = [name for name in modes if options[name]]
+    chosen = [name for name in _THINKING if options[name]]
     chosen = [name for name in chosen if _typed(name)] or chosen
     if len(chosen) > 1:
-        raise click.UsageError("choose one of --think, --no-think and --think-max")
-    return modes[chosen[0]] if chosen else "off"
+        raise click.UsageError("choose one of --think, --no-think, --think-low and --think-max")
+    return _THINKING[chosen[0]] if chosen else "off"
+
+
+def _response_format(options: dict[str, Any]) -> dict[str, Any] | None:
+    text = options["json_schema"]
+    if text is None:
+        return {"type": "json_object"} if options["json_object"] else None
+    if options["json_object"]:
+        raise click.UsageError("choose one of --json-object and --json-schema")
+    source = "--json-schema"
+    if not text.lstrip().startswith(("{", "[")):
+        source, text = text, read_text(text)
+    schema = _json(text, source)
+    if not isinstance(schema, dict):
+        raise pyflash.ArgumentError(f'{source}: a JSON schema is an object such as {{"type": "object"}}')
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def _tools(path: str | None) -> list[dict[str, Any]] | None:
+    if path is None:
+        return None
+    tools = _json(read_text(path), path)
+    tools = tools if isinstance(tools, list) else [tools]
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise pyflash.FormatError(
+                f'{path}: a tool is written as {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}'
+            )
+    return tools
+
+
+def _json(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise pyflash.FormatError(f"{source} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+                                  ) from None
+    except RecursionError:
+        raise pyflash.FormatError(f"{source} is nested too deeply") from None

@@ -1,0 +1,199 @@
+"""Reading what a person types: several lines, history, completion by Tab, all without a terminal too."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+_QUOTES = '"""'
+_MAX_ENTRIES = 1000
+_MAX_ENTRY_CHARACTERS = 20_000
+
+
+def state_dir() -> Path:
+    """Where pyflash keeps what it cannot make again: $PYFLASH_STATE or the platform's place."""
+    override = os.environ.get("PYFLASH_STATE")
+    if override:
+        return Path(override)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return (Path(base) if base else Path.home() / "AppData" / "Local") / "pyflash"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "pyflash"
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "pyflash"
+
+
+class History:
+    """What was typed, in a file that only its owner may read: an entry a line, the oldest dropped at the start.
+
+    A file that cannot be read or written costs the history, never the chat.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.entries: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            self.entries = [_decoded(line) for line in lines[-_MAX_ENTRIES:]]
+            if len(lines) > 2 * _MAX_ENTRIES:
+                self._rewrite(lines[-_MAX_ENTRIES:])
+
+    def add(self, entry: str) -> bool:
+        """Appends an entry at once, so that a chat that is killed loses nothing; False when it is not worth it."""
+        if not entry.strip() or len(entry) > _MAX_ENTRY_CHARACTERS or self.entries[-1:] == [entry]:
+            return False
+        self.entries.append(entry)
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(file, (_encoded(entry) + "\n").encode("utf-8", "replace"))
+            finally:
+                os.close(file)
+        return True
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        file, beside = tempfile.mkstemp(dir=self._path.parent, prefix="history-")  # 0600
+        try:
+            with os.fdopen(file, "w", encoding="utf-8") as out:
+                out.writelines(line + "\n" for line in lines)
+            os.replace(beside, self._path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+
+
+def _encoded(entry: str) -> str:
+    return entry.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _decoded(line: str) -> str:
+    # A doubled backslash must not lend its second half to an n: it waits as a character that no terminal sends.
+    plain = line.replace("\\\\", "\0").replace("\\n", "\n").replace("\\r", "\r")
+    return plain.replace("\0", "\\")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was typed at one prompt. quoted: it is no command, whatever it begins with."""
+
+    text: str
+    quoted: bool
+
+
+class LineReader:
+    """Reads entries from stdin. A line ending with a backslash goes on in the next, and so does anything in \"\"\"."""
+
+    def __init__(self, terminal: bool, history: History | None, complete: Callable[[str], list[str]]) -> None:
+        """complete: the possible endings of a line, each with its beginning."""
+        self.keep_history = True
+        self._terminal = terminal
+        self._history = history
+        self._readline = _readline(complete) if terminal else None
+        if self._readline is not None and history is not None:
+            for entry in history.entries:
+                self._readline.add_history(entry)
+
+    def read(self) -> Entry | None:
+        """The next entry; None at the end of the input. KeyboardInterrupt drops what has been typed of it."""
+        line = self._line(">>> ")
+        if line is None:
+            return None
+        if line.lstrip().startswith(_QUOTES):
+            return self._quoted("", line.lstrip()[len(_QUOTES) :])
+        is_command = line.lstrip().startswith("/") and "\n" not in line  # a pasted text may begin with a slash
+        if is_command and line.count(_QUOTES) == 1:  # /system """...
+            command, _, rest = line.strip().partition(_QUOTES)
+            return self._quoted(command, rest)
+        while line.endswith("\\") and not is_command:
+            more = self._line("... ")
+            if more is None:
+                break
+            line = f"{line[:-1]}\n{more}"
+        text = line.strip()
+        self._remember(text)
+        return Entry(text, quoted=not is_command)
+
+    def _quoted(self, command: str, line: str) -> Entry | None:
+        """The rest of a text of several lines, the first of which is line; it may be what a command takes."""
+        lines = []
+        while not line.rstrip().endswith(_QUOTES):
+            lines.append(line)
+            more = self._line("... ")
+            if more is None:
+                return None
+            line = more
+        lines.append(line.rstrip()[: -len(_QUOTES)])
+        text = "\n".join(lines).strip("\n")
+        self._remember(f"{command}{_QUOTES}{text}{_QUOTES}")
+        return Entry(command + text, quoted=not command)
+
+    def _remember(self, entry: str) -> None:
+        if not self._terminal or not self.keep_history:
+            return
+        if (self._history is None or self._history.add(entry)) and entry and self._readline is not None:
+            self._readline.add_history(entry)
+
+    def _line(self, prompt: str) -> str | None:
+        try:
+            return input(prompt if self._terminal else "")
+        except EOFError:
+            if self._terminal:
+                click.echo()
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:  # the terminal is gone
+                return None
+            raise
+
+
+def _readline(complete: Callable[[str], list[str]]) -> ModuleType | None:
+    """The module, set up; None where there is none: Windows' console edits lines by itself."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    if sys.platform == "win32":  # a stand-in: it can complete, but has not all that follows
+        return None
+    readline.set_auto_history(False)
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(_completer(readline, complete))
+    if "libedit" in (readline.__doc__ or ""):
+        readline.parse_and_bind("bind ^I rl_complete")
+    else:
+        readline.parse_and_bind("tab: complete")
+        # A pasted text of several lines comes as one entry; Python has switched this off for its own prompt.
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    return readline
+
+
+def _completer(readline: ModuleType, complete: Callable[[str], list[str]]) -> Callable[[str, int], str | None]:
+    """readline completes a word, from the last space on, and asks for the candidates one by one."""
+    found: list[str] = []
+
+    def candidate(_word: str, index: int) -> str | None:
+        if index == 0:
+            begin = readline.get_begidx()
+            found[:] = [line[begin:] for line in complete(readline.get_line_buffer()[: readline.get_endidx()])]
+        return found[index] if index < len(found) else None
+
+    return candidate
+
+
+def complete_path(typed: str) -> list[str]:
+    """Paths that begin as typed, folders with a slash at the end."""
+    expanded = os.path.expanduser(typed)
+    found = sorted(glob.glob(glob.escape(expanded) + "*"))
+    kept = len(expanded)
+    return [typed + path[kept:] + ("/" if os.path.isdir(path) else "") for path in found]

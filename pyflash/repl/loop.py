@@ -1,0 +1,158 @@
+"""The chat: reads entries, runs commands, answers questions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+
+from pyflash.errors import ArgumentError, Error, FileError
+from pyflash.repl.commands import Commands, Leave, loaded
+from pyflash.repl.conversation import Answer, Conversation
+from pyflash.repl.lines import Entry, LineReader
+from pyflash.repl.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line
+
+
+class SessionFile:
+    """The file of --session: continued when there is one, written after each answer."""
+
+    def __init__(self, path: str, conversation: Conversation) -> None:
+        self._path = path
+        self._conversation = conversation
+        self.resumed = os.path.exists(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
+        if self.resumed:
+            conversation.load(path)
+        else:  # better told now than after a long answer
+            folder = os.path.dirname(path) or "."
+            if not os.path.isdir(folder):
+                raise FileError(f"{folder} is no folder: --session cannot write {path}")
+            if not os.access(folder, os.W_OK):
+                raise FileError(f"--session cannot write {path}: permission denied")
+
+    def write(self) -> None:
+        self._conversation.save(self._path)
+
+
+def say(line: str) -> None:
+    """A line about the chat rather than of it."""
+    click.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the program as if it had decided so: everything open is closed."""
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Chat:
+    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal."""
+
+    def __init__(self, conversation: Conversation, view: TextView | JsonView, session_file: SessionFile | None,
+                 verbose: bool) -> None:
+        self._conversation = conversation
+        self._view = view
+        self._session_file = session_file
+        self._verbose = verbose
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self.commands = Commands(conversation, view, say)
+
+    def answer_once(self, question: str) -> bool:
+        """Answers one question; False when Ctrl-C ended it."""
+        with self._kept():
+            answer = self._conversation.ask(question, self._view)
+        self._after(answer)
+        return not answer.interrupted
+
+    def run(self, reader: LineReader) -> bool:
+        """Answers until the end of the input or /bye. False when Ctrl-C ended a chat without a terminal."""
+        self._greet()
+        interrupts = 0
+        while True:
+            reader.keep_history = self._conversation.settings.history
+            try:
+                entry = reader.read()
+                interrupts = 0
+                if entry is None or not self._take(entry):
+                    return True
+            except KeyboardInterrupt:
+                if not self._interactive:
+                    return False
+                interrupts += 1
+                click.echo(err=True)
+                if interrupts == 2:
+                    say(dimmed("(Ctrl-D or /bye leaves)"))
+
+    def _greet(self) -> None:
+        if not self._interactive:
+            return
+        session = self._conversation.session
+        name = session.model.info.name or "a model without a name"
+        say(f"{name}, a context of {session.capacity:,} tokens. /help lists the commands, /bye leaves.")
+        if self._session_file is not None and self._session_file.resumed:
+            say(f"continues {loaded(self._conversation)}.")
+
+    def _take(self, entry: Entry) -> bool:
+        """Does what was asked; False to leave."""
+        try:
+            if entry.text.startswith("/") and not entry.quoted:
+                with self._kept():
+                    answer = self.commands.run(entry.text)
+            elif entry.text or self._conversation.attached:
+                with self._kept():
+                    answer = self._conversation.ask(entry.text, self._view)
+            else:
+                return True
+            if answer is not None:
+                self._after(answer)
+                return self._interactive or not answer.interrupted
+        except Leave:
+            return False
+        except (Error, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            say(f"pyflash: error: {_one_line(error)}")
+        return True
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Writes the session file when the conversation has changed, also when a signal ends the answer."""
+        before = self._conversation.messages
+        try:
+            yield
+        finally:
+            if self._session_file is not None and self._conversation.messages is not before:
+                self._session_file.write()
+
+    def _after(self, answer: Answer) -> None:
+        if isinstance(self._view, JsonView):
+            self._view.finished(answer)
+        for line in remarks(answer, stopped=self._interactive):
+            say(line)
+        settings = self._conversation.settings
+        if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
+            line = stats_line(answer)
+            say(dimmed(f"[{line}]") if on_terminal(sys.stderr) else f"pyflash: {line}")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, ArgumentError):
+        reason = error.strerror or str(error)
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return " ".join(str(error).split())
