@@ -10,6 +10,7 @@
 #endif
 
 #include "backend/cpu/ops.h"
+#include "base/cpus.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,14 +1,14 @@
-/* Matrix product with float activations, for the x86 kernel files. With one token a row's columns go from memory
+/* Matrix product with float activations, for the vector kernel files. With one token a row's columns go from memory
  * through registers into the sums; with more, a tile of 4 rows is expanded to floats a chunk of columns at a time and
  * meets a batch of tokens, so that a weight is read and expanded once a batch.
  *
- * The including file defines the vector (as for x86_rows.h, and pf_vec_zero, _load, _load_part, _fma, _sum) and
+ * The including file defines the vector (as for vector_rows.h, and pf_vec_zero, _load, _load_part, _fma, _sum) and
  * TILE_TOKENS, the tokens whose 4 sums each fit in registers. Every (row, token) pair has one vector of partial sums
  * that runs over the columns in order, whatever the tile. */
 #ifndef PF_BACKEND_CPU_GEMM_F32_TILE_H
 #define PF_BACKEND_CPU_GEMM_F32_TILE_H
 
-#include "backend/cpu/x86_rows.h"
+#include "backend/cpu/vector_rows.h"
 
 enum { TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
 

@@ -5,8 +5,6 @@
 
 #include "backend/cpu/x86_intrinsics.h"
 
-#include "format/floats.h"
-
 #include <string.h>
 
 /* ---- Vectors ----------------------------------------------------------------------------------------------- */
@@ -51,7 +49,7 @@ static void scale(float *y, float s, int64_t n) {
 /* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 typedef __m256 pf_vec;
-enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3 };
+enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, INT_ROWS = 8 };
 static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256 pf_vec_load_part(const float *p, int64_t n) {
@@ -59,6 +57,9 @@ static inline __m256 pf_vec_load_part(const float *p, int64_t n) {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)(n < 8 ? n : 8)), index));
 }
 static inline void pf_vec_store(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
+static inline __m256 pf_vec_set1(float v) { return _mm256_set1_ps(v); }
+static inline __m256 pf_vec_add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+static inline __m256 pf_vec_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 static inline __m256 pf_vec_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline float pf_vec_sum(__m256 v) { return sum8(v); }
 
@@ -67,12 +68,12 @@ PF_INLINE void from_f32(const uint8_t *in, __m256 *v) {
 }
 
 PF_INLINE void from_f16(const uint8_t *in, __m256 *v) {
-    for (int j = 0; j < 4; ++j) v[j] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+    for (int j = 0; j < 4; ++j) v[j] = _mm256_cvtph_ps(load128(in + 16 * j));
 }
 
 PF_INLINE void from_bf16(const uint8_t *in, __m256 *v) {
     for (int j = 0; j < 4; ++j) {
-        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+        const __m256i bits = _mm256_cvtepu16_epi32(load128(in + 16 * j));
         v[j] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
     }
 }
@@ -88,7 +89,7 @@ PF_INLINE void from_e4m3(const uint8_t *in, float scale, __m256 *v) {
     const __m256 vscale = _mm256_set1_ps(256.0f * scale);
     for (int j = 0; j < 2; ++j) {
         /* Sign extension leaves the sign in bits 15 and 14, above the magnitude. */
-        const __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(in + 16 * j)));
+        const __m256i code = _mm256_cvtepi8_epi16(load128(in + 16 * j));
         const __m256i half = _mm256_and_si256(_mm256_slli_epi16(code, 7), _mm256_set1_epi16((int16_t)0xbf80));
         v[2 * j] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), vscale);
         v[2 * j + 1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), vscale);
@@ -102,8 +103,94 @@ PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m256 *v) {
     for (int j = 0; j < 4; ++j) v[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight[j])), vscale);
 }
 
+/* ---- Integers ---------------------------------------------------------------------------------------------- */
+
+typedef __m256i pf_ivec;
+static inline __m256i pf_ivec_set1(int32_t v) { return _mm256_set1_epi32(v); }
+static inline __m256i pf_ivec_add(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
+static inline __m256i pf_ivec_sub(__m256i a, __m256i b) { return _mm256_sub_epi32(a, b); }
+static inline __m256i pf_ivec_max(__m256i a, __m256i b) { return _mm256_max_epi32(a, b); }
+static inline __m256i pf_ivec_low32(__m256i a, __m256i b) { return _mm256_unpacklo_epi32(a, b); }
+static inline __m256i pf_ivec_high32(__m256i a, __m256i b) { return _mm256_unpackhi_epi32(a, b); }
+static inline __m256i pf_ivec_low64(__m256i a, __m256i b) { return _mm256_unpacklo_epi64(a, b); }
+static inline __m256i pf_ivec_high64(__m256i a, __m256i b) { return _mm256_unpackhi_epi64(a, b); }
+static inline __m256i pf_ivec_table(__m128i bytes) { return _mm256_broadcastsi128_si256(bytes); }
+static inline __m256i pf_ivec_lookup(__m256i table, __m256i i) { return _mm256_shuffle_epi8(table, i); }
+static inline __m256i pf_ivec_low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+static inline __m256i pf_ivec_high_nibbles(__m256i v) { return pf_ivec_low_nibbles(_mm256_srli_epi16(v, 4)); }
+PF_INLINE __m256i pf_ivec_left(__m256i v, int n) { return _mm256_slli_epi32(v, n); }
+static inline __m256 pf_vec_of_ints(__m256i v) { return _mm256_cvtepi32_ps(v); }
+static inline __m256 pf_vec_of_bits(__m256i v) { return _mm256_castsi256_ps(v); }
+
+PF_INLINE __m256i rows_16bytes(const uint8_t *const *rows, int64_t at) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(rows[0] + at)), load128(rows[4] + at), 1);
+}
+
+/* Two chains of insertions each. */
+PF_INLINE __m256 rows_halves(const uint8_t *const *rows, int64_t at) {
+    __m128i a = _mm_cvtsi32_si128(pf_load_u16(rows[0] + at)), b = _mm_cvtsi32_si128(pf_load_u16(rows[4] + at));
+    a = _mm_insert_epi16(a, pf_load_u16(rows[1] + at), 1);
+    b = _mm_insert_epi16(b, pf_load_u16(rows[5] + at), 1);
+    a = _mm_insert_epi16(a, pf_load_u16(rows[2] + at), 2);
+    b = _mm_insert_epi16(b, pf_load_u16(rows[6] + at), 2);
+    a = _mm_insert_epi16(a, pf_load_u16(rows[3] + at), 3);
+    b = _mm_insert_epi16(b, pf_load_u16(rows[7] + at), 3);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b));
+}
+
+PF_INLINE __m256i rows_bytes(const uint8_t *const *rows, int64_t at) {
+    __m128i a = _mm_cvtsi32_si128(rows[0][at]), b = _mm_cvtsi32_si128(rows[4][at]);
+    a = _mm_insert_epi8(a, rows[1][at], 1);
+    b = _mm_insert_epi8(b, rows[5][at], 1);
+    a = _mm_insert_epi8(a, rows[2][at], 2);
+    b = _mm_insert_epi8(b, rows[6][at], 2);
+    a = _mm_insert_epi8(a, rows[3][at], 3);
+    b = _mm_insert_epi8(b, rows[7][at], 3);
+    return _mm256_cvtepu8_epi32(_mm_unpacklo_epi32(a, b));
+}
+
+#include "backend/cpu/x86_blocks.h"
+
+PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) { return load_i8(rows, b); }
+
+PF_INLINE __m256i dot_q8_0(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const uint8_t *const planes[2] = {hi, lo};
+    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    (void)act_sum;
+    for (int i = 0; i < 8; ++i) {
+        const __m256i size = _mm256_abs_epi8(block->w[i]);
+        for (int p = 0; p < 2; ++p) {
+            /* |w| times a with w's sign: pairs stay below 2 * 128 * 127, so nothing saturates. */
+            const __m256i a = _mm256_sign_epi8(broadcast4(planes[p] + 4 * i), block->w[i]);
+            sum[p] = _mm256_add_epi32(sum[p], _mm256_madd_epi16(_mm256_maddubs_epi16(size, a), ones));
+        }
+    }
+    return join_planes(sum[0], sum[1]);
+}
+
+PF_INLINE __m256i dot_mxfp4(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const uint8_t *const planes[2] = {hi, lo};
+    __m256i sum[2];
+    for (int p = 0; p < 2; ++p) {
+        __m256i s[2];
+        for (int half = 0; half < 2; ++half) {
+            /* Four pairs stay below 4 * 2 * 24 * 127 in 16 bits. */
+            s[half] = _mm256_maddubs_epi16(block->w[4 * half], broadcast4(planes[p] + 16 * half));
+            for (int i = 1; i < 4; ++i) {
+                const __m256i a = broadcast4(planes[p] + 16 * half + 4 * i);
+                s[half] = _mm256_add_epi16(s[half], _mm256_maddubs_epi16(block->w[4 * half + i], a));
+            }
+        }
+        sum[p] = _mm256_add_epi32(_mm256_madd_epi16(s[0], ones), _mm256_madd_epi16(s[1], ones));
+    }
+    return _mm256_sub_epi32(join_planes(sum[0], sum[1]), _mm256_set1_epi32(12 * act_sum));
+}
+
 #include "backend/cpu/gemm_f32_tile.h"
-#include "backend/cpu/x86_rows.h"
+#include "backend/cpu/gemm_q16_tile.h"
+#include "backend/cpu/vector_rows.h"
 
 PF_F32_ENTRIES(f32)
 PF_F32_ENTRIES(f16)
@@ -167,179 +254,6 @@ static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
         store_bytes(out, hi);
         store_bytes(out + n, lo);
     }
-}
-
-/* ---- Integer products -------------------------------------------------------------------------------------- */
-
-/* Eight rows at a time, one 32-bit lane each: a block's weights are transposed so that a vector holds four columns of
- * every row, and four activations are broadcast against it. */
-enum { INT_ROWS = 8, INT_BATCH = 16 };
-
-/* Rows 0..3 in the low, 4..7 in the high half; 16 bytes of each from `at` on, transposed to four vectors. */
-static inline void load_transposed(const uint8_t *const *rows, int64_t at, __m256i *out) {
-    __m256i v[4];
-    for (int j = 0; j < 4; ++j) {
-        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(rows[j] + at));
-        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(rows[j + 4] + at));
-        v[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-    }
-    const __m256i t0 = _mm256_unpacklo_epi32(v[0], v[1]), t1 = _mm256_unpackhi_epi32(v[0], v[1]);
-    const __m256i t2 = _mm256_unpacklo_epi32(v[2], v[3]), t3 = _mm256_unpackhi_epi32(v[2], v[3]);
-    out[0] = _mm256_unpacklo_epi64(t0, t2);
-    out[1] = _mm256_unpackhi_epi64(t0, t2);
-    out[2] = _mm256_unpacklo_epi64(t1, t3);
-    out[3] = _mm256_unpackhi_epi64(t1, t3);
-}
-
-static inline __m256i broadcast4(const uint8_t *act) {
-    int32_t four;
-    memcpy(&four, act, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-
-typedef struct int_block {
-    __m256i w[8];
-    __m256 scale;
-} int_block;
-
-PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) {
-    const int64_t at = b * Q8_0_BYTES;
-    int_block block;
-    load_transposed(rows, at + 2, block.w);
-    load_transposed(rows, at + 18, block.w + 4);
-    int16_t d[INT_ROWS];
-    for (int r = 0; r < INT_ROWS; ++r) memcpy(&d[r], rows[r] + at, sizeof d[r]);
-    block.scale = _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]));
-    return block;
-}
-
-/* PF_Q16_BASE hi + lo. */
-static inline __m256i join_planes(__m256i hi, __m256i lo) {
-    return _mm256_add_epi32(_mm256_sub_epi32(_mm256_slli_epi32(hi, 8), _mm256_slli_epi32(hi, 1)), lo);
-}
-
-PF_INLINE __m256i dot_q8_0(const int_block *block, const uint8_t *const planes[2], int32_t act_sum) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    (void)act_sum;
-    for (int i = 0; i < 8; ++i) {
-        const __m256i size = _mm256_abs_epi8(block->w[i]);
-        for (int p = 0; p < 2; ++p) {
-            /* |w| times a with w's sign: pairs stay below 2 * 128 * 127, so nothing saturates. */
-            const __m256i a = _mm256_sign_epi8(broadcast4(planes[p] + 4 * i), block->w[i]);
-            sum[p] = _mm256_add_epi32(sum[p], _mm256_madd_epi16(_mm256_maddubs_epi16(size, a), ones));
-        }
-    }
-    return join_planes(sum[0], sum[1]);
-}
-
-/* 2^(e - 128). */
-static inline __m256 half_e8m0(__m256i e) {
-    const __m256i denormal = _mm256_set1_epi32(0x00400000);
-    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)), denormal);
-    const __m256i bits = _mm256_or_si256(_mm256_max_epi32(_mm256_slli_epi32(e, 23), denormal), nan);
-    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0.5f));
-}
-
-/* Weights are held as 12 + w, without a sign. */
-PF_INLINE int_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
-    const int64_t at = b * MXFP4_BYTES;
-    const __m256i table = _mm256_add_epi8(_mm256_broadcastsi128_si256(e2m1_table()), _mm256_set1_epi8(12));
-    const __m256i low = _mm256_set1_epi8(15);
-    int_block block;
-    __m256i codes[4];
-    load_transposed(rows, at + 1, codes);
-    for (int i = 0; i < 4; ++i) {
-        block.w[i] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes[i], low));
-        block.w[i + 4] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes[i], 4), low));
-    }
-    char e[INT_ROWS];
-    for (int r = 0; r < INT_ROWS; ++r) e[r] = (char)rows[r][at];
-    const __m128i bytes = _mm_setr_epi8(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], 0, 0, 0, 0, 0, 0, 0, 0);
-    block.scale = half_e8m0(_mm256_cvtepu8_epi32(bytes));
-    return block;
-}
-
-PF_INLINE __m256i dot_mxfp4(const int_block *block, const uint8_t *const planes[2], int32_t act_sum) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum[2];
-    for (int p = 0; p < 2; ++p) {
-        __m256i s[2];
-        for (int half = 0; half < 2; ++half) {
-            /* Four pairs stay below 4 * 2 * 24 * 127 in 16 bits. */
-            s[half] = _mm256_maddubs_epi16(block->w[4 * half], broadcast4(planes[p] + 16 * half));
-            for (int i = 1; i < 4; ++i) {
-                const __m256i a = broadcast4(planes[p] + 16 * half + 4 * i);
-                s[half] = _mm256_add_epi16(s[half], _mm256_maddubs_epi16(block->w[4 * half + i], a));
-            }
-        }
-        sum[p] = _mm256_add_epi32(_mm256_madd_epi16(s[0], ones), _mm256_madd_epi16(s[1], ones));
-    }
-    return _mm256_sub_epi32(join_planes(sum[0], sum[1]), _mm256_set1_epi32(12 * act_sum));
-}
-
-typedef int_block (*load_fn)(const uint8_t *const *rows, int64_t b);
-typedef __m256i (*block_dot_fn)(const int_block *block, const uint8_t *const planes[2], int32_t act_sum);
-
-/* One token waits for memory: with every block its share of the next tile, which lies behind this one, is asked for. */
-PF_INLINE void prefetch_next(const uint8_t *tile, int64_t row_bytes, int64_t b, int64_t block_bytes) {
-    const uint8_t *at = tile + INT_ROWS * (row_bytes + b * block_bytes);
-    for (int64_t i = 0; i < INT_ROWS * block_bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
-}
-
-/* Rows [row, row + n_row), n_row <= 8, times tokens [token, token + n_token). */
-PF_INLINE void q16_tile(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, load_fn load,
-                       block_dot_fn dot_block, int64_t block_bytes) {
-    const int64_t cols = g->w->cols;
-    const uint8_t *rows[INT_ROWS], *act[INT_BATCH];
-    __m256 sums[INT_BATCH];
-    for (int64_t r = 0; r < INT_ROWS; ++r) {
-        rows[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
-    }
-    for (int64_t t = 0; t < n_token; ++t) {
-        act[t] = pf_gemm_act(g, token + t);
-        sums[t] = _mm256_setzero_ps();
-    }
-    for (int64_t b = 0; b < cols / BLOCK; ++b) {
-        if (n_token == 1) prefetch_next(rows[0], g->w->row_bytes, b, block_bytes);
-        const int_block block = load(rows, b);
-        for (int64_t t = 0; t < n_token; ++t) {
-            const __m256 d = _mm256_mul_ps(block.scale, _mm256_set1_ps(pf_q16_scales(act[t], cols)[b]));
-            const uint8_t *const planes[2] = {act[t] + b * BLOCK, act[t] + cols + b * BLOCK};
-            const __m256i i = dot_block(&block, planes, pf_q16_sums(act[t], cols)[b]);
-            sums[t] = _mm256_add_ps(sums[t], _mm256_mul_ps(d, _mm256_cvtepi32_ps(i)));
-        }
-    }
-    for (int64_t t = 0; t < n_token; ++t) {
-        float v[INT_ROWS];
-        _mm256_storeu_ps(v, sums[t]);
-        for (int64_t r = 0; r < n_row; ++r) pf_gemm_put(g, token + t, row + r, v[r]);
-    }
-}
-
-PF_INLINE void q16_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, load_fn load, block_dot_fn dot_block,
-                       int64_t block_bytes) {
-    for (int64_t token = 0; token < g->n; token += INT_BATCH) {
-        const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
-        for (int64_t row = row_begin; row < row_end; row += INT_ROWS) {
-            const int64_t n_row = pf_min_i64(INT_ROWS, row_end - row);
-            if (n_token == 1) {
-                q16_tile(g, row, n_row, token, 1, load, dot_block, block_bytes); /* the sum stays in a register */
-            } else {
-                q16_tile(g, row, n_row, token, n_token, load, dot_block, block_bytes);
-            }
-        }
-    }
-}
-
-static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    q16_gemm(g, row_begin, row_end, load_q8_0, dot_q8_0, Q8_0_BYTES);
-}
-
-static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    q16_gemm(g, row_begin, row_end, load_mxfp4, dot_mxfp4, MXFP4_BYTES);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */

@@ -1,4 +1,4 @@
-/* The intrinsics of the x86 kernel files: the compiler's, or with PF_SIMDE the SIMDe emulation of tests/backend (a test
+/* The intrinsics of the x86 kernel files, and helpers of 128 and 256 bits that both use. The intrinsics are the compiler's, or with PF_SIMDE the SIMDe emulation of tests/backend (a test
  * build that runs the AVX-512 kernels on a machine without AVX-512). */
 #ifndef PF_BACKEND_CPU_X86_INTRINSICS_H
 #define PF_BACKEND_CPU_X86_INTRINSICS_H
@@ -9,27 +9,24 @@
 #  include <immintrin.h>
 #endif
 
+#include "backend/cpu/inline.h"
+
+#include "format/floats.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
-/* For loops of a constant, small count whose arrays should live in registers, and for functions that take functions. */
-#if defined(__clang__)
-#  define PF_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#  define PF_UNROLL _Pragma("GCC unroll 16")
-#else
-#  define PF_UNROLL
-#endif
-#if defined(_MSC_VER)
-#  define PF_INLINE static __forceinline
-#else
-#  define PF_INLINE static inline __attribute__((always_inline))
-#endif
+static inline __m128i load128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
+static inline __m256i load256(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+
+static inline __m128i e2m1_table(void) { return load128((const uint8_t *)pf_e2m1_doubled); }
+
+/* Forced inline: gcc drops a call to a function that only prefetches. */
+PF_INLINE void pf_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
 
 /* Whether 32 e4m3 codes hold a NaN, or 2^8 scale may overflow: cases that the vector conversions leave to scalar. */
 PF_INLINE bool e4m3_is_odd(const uint8_t *codes, float scale) {
-    const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)codes);
-    const __m256i nan = _mm256_cmpeq_epi8(_mm256_or_si256(v, _mm256_set1_epi8(-128)), _mm256_set1_epi8(-1));
+    const __m256i nan = _mm256_cmpeq_epi8(_mm256_or_si256(load256(codes), _mm256_set1_epi8(-128)), _mm256_set1_epi8(-1));
     return !(scale < 0x1p119f && scale > -0x1p119f) || _mm256_movemask_epi8(nan) != 0;
 }
 

@@ -1,24 +1,20 @@
-/* Weight and cache rows to floats, for the x86 kernel files.
+/* Weight and cache rows to floats, for the vector kernel files.
  *
- * The including file defines pf_vec, PF_VEC_LANES, PF_VECS (32 columns of vectors), pf_vec_store, and, for 32 columns,
- * from_f32, from_f16, from_bf16, from_e4m3 and from_i8 at its own vector width. */
-#ifndef PF_BACKEND_CPU_X86_ROWS_H
-#define PF_BACKEND_CPU_X86_ROWS_H
+ * The including file defines pf_vec, PF_VEC_LANES, PF_VECS (vectors in 32 columns), pf_vec_store, and for 32 columns at
+ * its own vector width: from_f32, from_f16, from_bf16, from_e4m3, from_q8_0 and from_mxfp4 (one block of the format),
+ * and from_idx_fp4 (one group of an index row). */
+#ifndef PF_BACKEND_CPU_VECTOR_ROWS_H
+#define PF_BACKEND_CPU_VECTOR_ROWS_H
 
+#include "backend/cpu/blocks.h"
+#include "backend/cpu/inline.h"
 #include "backend/cpu/kernels.h"
-#include "backend/cpu/x86_intrinsics.h"
 
 #include "base/arith.h"
 #include "format/floats.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
-
-static inline __m128i load128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-
-static inline __m128i e2m1_table(void) { return load128((const uint8_t *)pf_e2m1_doubled); }
 
 /* ---- A row of a weight ------------------------------------------------------------------------------------- */
 
@@ -61,17 +57,11 @@ PF_INLINE float take_one_fp8(const row_source *s, int64_t col) {
 }
 
 PF_INLINE void take_q8_0(const row_source *s, int64_t col, pf_vec *v) {
-    const uint8_t *in = s->in + col / BLOCK * Q8_0_BYTES;
-    const float scale = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(pf_load_u16(in))));
-    from_i8(load128(in + 2), load128(in + 18), scale, v);
+    from_q8_0(s->in + col / BLOCK * Q8_0_BYTES, v);
 }
 
 PF_INLINE void take_mxfp4(const row_source *s, int64_t col, pf_vec *v) {
-    const uint8_t *in = s->in + col / BLOCK * MXFP4_BYTES;
-    const __m128i low = _mm_set1_epi8(15), codes = load128(in + 1);
-    from_i8(_mm_shuffle_epi8(e2m1_table(), _mm_and_si128(codes, low)),
-            _mm_shuffle_epi8(e2m1_table(), _mm_and_si128(_mm_srli_epi16(codes, 4), low)),
-            0.5f * pf_e8m0_to_f32(in[0]), v);
+    from_mxfp4(s->in + col / BLOCK * MXFP4_BYTES, v);
 }
 
 /* Rows of blocks have whole blocks. */
@@ -118,15 +108,11 @@ static void load_row_kv_fp8(const uint8_t *row, int64_t width, int64_t rope, flo
 }
 
 static void load_row_idx_fp4(const uint8_t *row, int64_t width, float *out) {
-    const __m128i table = e2m1_table(), low = _mm_set1_epi8(15);
     const uint8_t *scales = row + width / 2;
     int64_t i = 0;
     for (; i + IDX_GROUP <= width; i += IDX_GROUP, row += IDX_GROUP / 2) {
-        const __m128i codes = load128(row);
-        const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(codes, low));
-        const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low));
         pf_vec v[PF_VECS];
-        from_i8(_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd), 0.5f * pf_e8m0_to_f32(*scales++), v);
+        from_idx_fp4(row, 0.5f * pf_e8m0_to_f32(*scales++), v);
         store_block(out + i, v);
     }
     for (int64_t j = 0; i + j < width; ++j) {

@@ -1,0 +1,19 @@
+/* What the compilers call forced inlining and unrolling. */
+#ifndef PF_BACKEND_CPU_INLINE_H
+#define PF_BACKEND_CPU_INLINE_H
+
+/* For loops of a constant, small count whose arrays should live in registers, and for functions that take functions. */
+#if defined(__clang__)
+#  define PF_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#  define PF_UNROLL _Pragma("GCC unroll 16")
+#else
+#  define PF_UNROLL
+#endif
+#if defined(_MSC_VER) && !defined(__clang__)
+#  define PF_INLINE static __forceinline
+#else
+#  define PF_INLINE static inline __attribute__((always_inline))
+#endif
+
+#endif
