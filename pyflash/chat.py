@@ -54,6 +54,7 @@ __all__ = [
     "encode",
     "parse",
     "segments",
+    "with_response_format",
     "with_tools",
 ]
 
@@ -248,7 +249,16 @@ def encode(
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The messages with tools offered: by the system message that opens them, or by an empty one put before them."""
+    return _with(messages, "tools", list(entries(tools, "tools")))
+
+
+def with_response_format(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
+    """The messages with replies of a JSON schema demanded, as with_tools() offers tools."""
+    return _with(messages, "response_format", schema)
+
+
+def _with(messages: Sequence[Message], key: str, value: object) -> list[Message]:
     rest = list(messages)
     has_opening = bool(rest) and isinstance(rest[0], Mapping) and rest[0].get("role") == "system"
     opening = rest.pop(0) if has_opening else {"role": "system", "content": ""}
-    return [{**opening, "tools": list(tools)}, *rest]
+    return [{**opening, key: value}, *rest]

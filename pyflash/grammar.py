@@ -1,44 +1,154 @@
-"""Grammars that an answer must match, by llguidance (the extra "grammar")."""
+"""Grammars that a generated text must match, by llguidance: the extra "grammar" of the package."""
 
 from __future__ import annotations
 
+import json
+import threading
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyflash.errors import UnsupportedError
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.errors import ArgumentError, Error, UnsupportedError
 
 if TYPE_CHECKING:
-    from pyflash.generation import Constraint
     from pyflash.model import Model
+    from pyflash.tokenizer import Tokenizer
+
+# Between JSON's tokens: nothing, a space, or a new line with its indentation. Without a bound, models happen to write
+# white space for ever.
+_JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
+
+_vocabularies: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+_vocabularies_lock = threading.Lock()
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+        import llguidance.numpy
+    except ImportError as error:
+        raise UnsupportedError("grammars and JSON output need another package: pip install 'pyflash[grammar]'") from error
+    return llguidance
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 class Grammar:
-    """What a generated text must match. Threads and models may share one."""
+    """What a generated text must match as a whole. Sessions, models and threads may share one.
+
+    The four ways to make one raise ArgumentError for what is not understood, and UnsupportedError without the extra.
+    """
 
     def __init__(self, source: str) -> None:
         """Not for callers: use json_schema(), json(), regex() or lark()."""
+        problem = _llguidance().LLMatcher.validate_grammar(source)
+        if problem:
+            raise ArgumentError(f"the grammar cannot be used: {_one_line(problem)}")
         self._source = source
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Grammar:
-        """JSON that a JSON schema allows."""
-        raise UnsupportedError("grammars need another package: pip install 'pyflash[grammar]'")
+        """JSON that a JSON schema, given as a mapping or as JSON text, allows; object members in its order.
+
+        ArgumentError for keywords that cannot be enforced, such as "not".
+        """
+        text = schema_text(schema)
+        return cls(_llguidance().LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
 
     @classmethod
     def json(cls) -> Grammar:
-        """A JSON object."""
+        """Any JSON object."""
         return cls.json_schema({"type": "object"})
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        """Text that a regular expression matches as a whole."""
-        raise UnsupportedError("grammars need another package: pip install 'pyflash[grammar]'")
+        """Text that a regular expression matches; the notation of Rust's regex package, without look-around."""
+        return cls(_llguidance().LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
     def lark(cls, text: str) -> Grammar:
-        """Text of a context-free grammar in the Lark notation, beginning with its rule "start"."""
-        raise UnsupportedError("grammars need another package: pip install 'pyflash[grammar]'")
+        """Text of a context-free grammar in llguidance's variant of the Lark notation; it begins with rule "start"."""
+        return cls(_llguidance().LLMatcher.grammar_from_lark(text))
 
-    def matcher(self, model: Model) -> Constraint:
-        """A new match of this grammar from its beginning."""
-        raise UnsupportedError("grammars need another package: pip install 'pyflash[grammar]'")
+    def matcher(self, model: Model) -> Matcher:
+        """A new match of this grammar, from its beginning, by the tokens of model."""
+        return Matcher(self._source, model)
+
+
+def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
+    """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
+    inline = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+    return Grammar.lark(f"""\
+start: answer | calls
+answer: %json {inline}
+calls: "\\n\\n<" <[{marker}]> (TEXT | <[{marker}]>)*
+TEXT: /(?s:.)+/
+""")
+
+
+def schema_text(schema: Mapping[str, Any] | str) -> str:
+    """A JSON schema as JSON text. ArgumentError for what is none."""
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"the schema is not JSON: {_one_line(str(error))}") from None
+    if not isinstance(value, dict):
+        raise ArgumentError(f"a JSON schema must be an object, not {_one_line(text)[:40]}")
+    return text
+
+
+class Matcher:
+    """A text on its way through a grammar. For one thread."""
+
+    def __init__(self, source: str, model: Model) -> None:
+        module = _llguidance()
+        self._fill = module.numpy.fill_next_token_bitmask
+        self._matcher = module.LLMatcher(_vocabulary(model), source, log_level=0)
+        self._mask = np.zeros((1, (model.info.n_vocab + 31) // 32), dtype=np.int32)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise Error(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
+
+    def allowed(self) -> npt.NDArray[np.uint32]:
+        """A bit for each token that may come next, the lowest first; valid until the next call."""
+        self._fill(self._matcher, self._mask)
+        self._check()
+        words: npt.NDArray[np.uint32] = self._mask[0].view(np.uint32)
+        return words
+
+    def consume(self, token: int) -> None:
+        """Goes on by a token that was allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+
+class _Vocabulary:
+    """A model's tokens in the form that llguidance asks for."""
+
+    def __init__(self, model: Model) -> None:
+        self.tokens, self.special_token_ids = model.tokenizer.vocabulary()
+        self.eos_token_id = model.info.eos_token
+        self.bos_token_id = model.info.bos_token if model.info.bos_token >= 0 else None
+        self._encode = model.tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
+def _vocabulary(model: Model) -> Any:
+    """llguidance's form of a model's vocabulary: made once a model, because that takes about a second."""
+    with _vocabularies_lock:
+        found = _vocabularies.get(model.tokenizer)
+        if found is None:
+            module = _llguidance()
+            found = module.LLTokenizer(module.TokenizerWrapper(_Vocabulary(model)), n_vocab=model.info.n_vocab)
+            _vocabularies[model.tokenizer] = found
+        return found

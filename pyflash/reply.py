@@ -9,12 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from pyflash import chat as encoding
 from pyflash.errors import ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
-from pyflash.generation import Choice, Finish, Piece, Plan, Progress, StopStrings, choose, plan
+from pyflash.generation import Choice, Constraint, Finish, Piece, Plan, Progress, StopStrings, choose, plan
+from pyflash.grammar import Grammar, json_or_calls
 from pyflash.sampling import SamplingOptions
 
 if TYPE_CHECKING:
+    from pyflash.model import Model
     from pyflash.session import Session
 
 Kind = Literal["reasoning", "content", "tool_call"]
@@ -47,12 +52,16 @@ class Reply(Iterator[ChatPiece]):
     once the answer is complete, else None.
     """
 
-    def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings, thinking: bool) -> None:
+    def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings, thinking: bool,
+                 constraint: Constraint | None) -> None:
         """Not for callers: use Session.chat()."""
         self._session = session
         self._how = how
         self._stops = stops
+        self._constraint = constraint
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._parser = encoding.StreamParser(thinking)
+        self._markers = _markers(session)
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
         self._calls: list[dict[str, Any]] = []
         self.n_prompt = len(prompt)
@@ -87,9 +96,8 @@ class Reply(Iterator[ChatPiece]):
 
     def _run(self, tokens: Sequence[int]) -> Generator[ChatPiece, None, None]:
         started = time.monotonic()
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         first: float | None = None
-        for choice in choose(self._session, tokens, self._how):
+        for choice in choose(self._session, tokens, self._how, self._constraint):
             if first is None:
                 first = time.monotonic()
                 self.prompt_seconds = first - started
@@ -97,27 +105,36 @@ class Reply(Iterator[ChatPiece]):
                     self._session.checkpoint()
             self.n_generated += 1
             self.generate_seconds = time.monotonic() - first
-            yield from self._take(choice, decoder)
+            yield from self._take(choice)
             if self.finish:
                 return
 
-    def _take(self, choice: Choice, decoder: codecs.IncrementalDecoder) -> Iterator[ChatPiece]:
+    def _take(self, choice: Choice) -> Iterator[ChatPiece]:
         kind: Kind = self._parser.kind
-        final = choice.finish is not None
-        ids = [choice.token]
-        text = decoder.decode(self._session.model.tokenizer.decode_bytes(ids, special=True), final)
-        events = self._parser.feed(text)
-        if final:
-            events += self._parser.finish()
-        pieces, stopped = self._stop(_merged(events), final)
+        pieces, stopped = self._stop(_merged(self._events(choice)), choice.finish is not None)
         finish: Finish | None = "stop" if stopped else choice.finish
-        if not pieces:
-            pieces = [encoding.Event(kind)]
+        pieces = pieces or [encoding.Event(kind)]
         for event in pieces[:-1]:
             yield self._piece(choice, event, None)
-        if finish:
-            self.finish = finish
+        self.finish = finish
         yield self._piece(choice, pieces[-1], finish)
+
+    def _events(self, choice: Choice) -> list[encoding.Event]:
+        """What a token adds to the answer. Special tokens of the format never come out as text."""
+        final = choice.finish is not None
+        marker = self._markers.get(choice.token)
+        if marker is None:
+            data = self._session.model.tokenizer.decode_bytes([choice.token])
+            events = self._parser.feed(self._decoder.decode(data, final))
+        else:
+            events = self._parser.feed(self._decoder.decode(b"", True))  # no character reaches across it
+            kind = self._parser.kind
+            if kind == "tool_call" or marker in (encoding.EOS, encoding.DSML) or (
+                    marker == encoding.THINK_END and kind == "reasoning"):
+                events += self._parser.feed(marker)
+            else:
+                events.append(encoding.Event(kind, problem=f"{marker!r} does not belong here"))
+        return events + self._parser.finish() if final else events
 
     def _stop(self, events: list[encoding.Event], final: bool) -> tuple[list[encoding.Event], bool]:
         """The events up to a stop string in the content, and whether there was one."""
@@ -160,6 +177,54 @@ def _merged(events: Sequence[encoding.Event]) -> list[encoding.Event]:
     return out
 
 
+def _markers(session: Session) -> dict[int, str]:
+    """The special tokens that structure an answer, as far as the vocabulary has them."""
+    texts = (encoding.EOS, encoding.THINK_BEGIN, encoding.THINK_END, encoding.DSML)
+    ids = (session.model.tokenizer.token_id(text) for text in texts)
+    return {token: text for token, text in zip(ids, texts, strict=True) if token is not None}
+
+
+class _AfterThinking:
+    """Lets a model think freely, if it thinks, and binds what comes then to a grammar."""
+
+    def __init__(self, grammar: Constraint, model: Model, thinking: bool) -> None:
+        self._grammar = grammar
+        self._end = model.tokenizer.token_id(encoding.THINK_END) if thinking else None
+        bits = np.ones(model.info.n_vocab, dtype=np.uint8)
+        bits[model.info.eos_token] = 0  # an answer must follow
+        bits = np.pad(bits, (0, -len(bits) % 32))
+        self._all_but_eos: npt.NDArray[np.uint32] = np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        return self._grammar.allowed() if self._end is None else self._all_but_eos
+
+    def consume(self, token: int) -> None:
+        if self._end is None:
+            self._grammar.consume(token)
+        elif token == self._end:
+            self._end = None
+
+
+def _response_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The JSON schema that a response_format asks for; None for plain text."""
+    if response_format is None:
+        return None
+    if not isinstance(response_format, Mapping):
+        raise ArgumentError(f"response_format must be a mapping, not {type(response_format).__name__}")
+    kind = response_format.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        return response_format
+    inner = response_format.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ArgumentError('response_format must be {"type": "json_schema", "json_schema": {"schema": {...}}}')
+    return schema
+
+
 def reply(
     session: Session, messages: Sequence[encoding.Message], think: str, tools: Sequence[Mapping[str, Any]] | None, *,
     release: str | None, response_format: Mapping[str, Any] | None, max_tokens: int | None,
@@ -168,15 +233,20 @@ def reply(
     """Session.chat()."""
     if think not in THINKING_MODES:
         raise ArgumentError(f"unknown thinking mode {think!r}; use one of {', '.join(THINKING_MODES)}")
-    if response_format is not None:
-        raise UnsupportedError("response_format needs another package: pip install 'pyflash[grammar]'")
+    model = session.model
+    thinking = think != "off"
     if tools:
         messages = encoding.with_tools(messages, tools)
-    thinking = think != "off"
+    constraint = None
+    if (schema := _response_schema(response_format)) is not None:
+        messages = encoding.with_response_format(messages, schema)
+        marker = model.tokenizer.token_id(encoding.DSML) if tools else None
+        grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
+        constraint = _AfterThinking(grammar.matcher(model), model, thinking)
     pieces = encoding.segments(
-        messages, thinking=thinking, effort=think if thinking else None, release=release or session.model.release
+        messages, thinking=thinking, effort=think if thinking else None, release=release or model.release
     )
-    prompt = session.model.tokenizer.encode_segments(pieces)
+    prompt = model.tokenizer.encode_segments(pieces)
     if len(prompt) > session.capacity:
         raise ContextFullError(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
@@ -184,4 +254,4 @@ def reply(
         )
     how = plan(len(prompt), session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
-    return Reply(session, prompt, how, StopStrings(stop), thinking)
+    return Reply(session, prompt, how, StopStrings(stop), thinking, constraint)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyflash.grammar import Grammar
     from pyflash.model import Model
 
+_CANCELLABLE = (lib.pf_session_eval, lib.pf_session_draft)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
 
@@ -60,34 +61,46 @@ class Session:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[Any]:
-        if not self._call_lock.acquire(blocking=False):
+        if self._call_lock.locked():
             raise BusyError("the session is running another call")
-        try:
+        with self._call_lock:  # unlike acquire() it cannot keep the lock when Ctrl-C comes at this very moment
             if self._handle is None:
                 raise ClosedError("the session is closed")
             yield self._handle
-        finally:
-            self._call_lock.release()
 
-    def _call(self, function: Any, *arguments: Any) -> None:
+    def _call(self, function: Any, handle: Any, *arguments: Any) -> None:
         """One native call that Ctrl-C can cancel. The caller holds _exclusive()."""
         error = ffi.new("pf_error *")
-        status = self._attempt(function, *arguments, error)
-        if status == lib.PF_ERR_CANCELLED and self._stale_cancel:
-            status = self._attempt(function, *arguments, error)
-        self._stale_cancel = False
+        status = self._attempt(function, handle, *arguments, error)
         if self._tap_error is not None:
             tap_error, self._tap_error = self._tap_error, None
             raise tap_error
         check(status, error)
 
-    def _attempt(self, function: Any, *arguments: Any) -> int:
+    def _attempt(self, function: Any, handle: Any, *arguments: Any) -> int:
         statuses: list[int] = []
+        cancelled = False
+
+        def call() -> None:
+            # All of it here, where no Ctrl-C comes between the call and what is known about it.
+            status = function(handle, *arguments)
+            if status == lib.PF_ERR_CANCELLED and self._stale_cancel:
+                status = function(handle, *arguments)
+            if function in _CANCELLABLE:
+                self._stale_cancel = False
+            self._position = int(lib.pf_session_position(handle))
+            statuses.append(status)
+
+        def cancel() -> None:
+            nonlocal cancelled
+            cancelled = True
+            self.cancel()
+
         try:
-            self._runner.run(lambda: statuses.append(function(*arguments)), self.cancel)
+            self._runner.run(call, cancel)
         except KeyboardInterrupt:
-            # When the call finished before it saw the request, that waits for the next call, which _call() repeats.
-            self._stale_cancel = statuses != [lib.PF_ERR_CANCELLED]
+            # When the call finished before it saw the request, that waits for the next one, which is repeated.
+            self._stale_cancel |= cancelled and statuses != [lib.PF_ERR_CANCELLED]
             raise
         return statuses[0]
 
@@ -105,9 +118,10 @@ class Session:
         with contextlib.suppress(ClosedError):
             if self._call_lock.locked():
                 self.cancel()
-        with self._call_lock, self._handle_lock:
-            handle, self._handle = self._handle, None
-        self._runner.close()
+        with self._call_lock:
+            self._runner.close()
+            with self._handle_lock:
+                handle, self._handle = self._handle, None
         if handle is not None:
             ffi.release(handle)
 
@@ -176,11 +190,8 @@ class Session:
         while done < len(ids):
             rest = ids[done:]
             out = logits[done:] if all_logits else logits
-            try:
-                self._call(lib.pf_session_eval, handle, ints(rest), len(rest), mode, floats(out), out.size, n_done)
-            finally:  # after Ctrl-C the step may have finished all the same
-                done += int(lib.pf_session_position(handle)) - self._position
-                self._position = int(lib.pf_session_position(handle))
+            self._call(lib.pf_session_eval, handle, ints(rest), len(rest), mode, floats(out), out.size, n_done)
+            done += int(n_done[0])
             if progress is not None:
                 progress(done, len(ids))
 
@@ -196,7 +207,6 @@ class Session:
         """Drops the last n tokens. RebuildError beyond rollback_limit, with nothing changed."""
         with self._exclusive() as handle:
             self._call(lib.pf_session_rollback, handle, integer("the number of tokens to drop", n, 0, 2**63 - 1))
-            self._position = int(lib.pf_session_position(handle))
 
     @property
     def rollback_limit(self) -> int:
@@ -212,6 +222,18 @@ class Session:
         with self._exclusive() as handle:
             self._call(lib.pf_session_checkpoint, handle)
 
+    def align(self, tokens: Tokens) -> list[int]:
+        """Tokens of the same text, with this session's own at its beginning as far as they spell it.
+
+        What a model generates is not always what the tokenizer makes of its text, and would be evaluated again.
+        """
+        ids = token_array(tokens)
+        count, error = ffi.new("int64_t *"), ffi.new("pf_error *")
+        with self._exclusive() as handle:
+            out = np.empty(len(ids) + self._position, dtype=np.int32)
+            check(lib.pf_session_align(handle, ints(ids), len(ids), ints(out), len(out), count, error), error)
+        return [int(token) for token in out[: count[0]]]
+
     def reuse(self, tokens: Tokens) -> int:
         """Rolls back as little as makes what is left a beginning of tokens, short of all of them.
 
@@ -221,7 +243,6 @@ class Session:
         n_kept = ffi.new("int64_t *")
         with self._exclusive() as handle:
             self._call(lib.pf_session_reuse, handle, ints(ids), len(ids), n_kept)
-            self._position = int(lib.pf_session_position(handle))
         return int(n_kept[0])
 
     @property
@@ -246,7 +267,6 @@ class Session:
         """Replaces the cache by a saved one, of the same model file and precision."""
         with self._exclusive() as handle:
             self._call(lib.pf_session_load, handle, c_path(path))
-            self._position = int(lib.pf_session_position(handle))
 
     @property
     def memory(self) -> Memory:

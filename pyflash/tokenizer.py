@@ -57,3 +57,26 @@ class Tokenizer:
         with self._handle.borrow() as native:
             token = lib.pf_token_id(native, data, len(data))
         return None if token < 0 else int(token)
+
+    def vocabulary(self) -> tuple[list[bytes], list[int]]:
+        """The bytes of every token, by id, and the ids of the special ones, which ordinary text never gives."""
+        texts = []
+        special = []
+        buffer, one, count = ffi.new("char[]", 4096), ffi.new("int32_t *"), ffi.new("int64_t *")
+        size, error, info = ffi.new("size_t *"), ffi.new("pf_error *"), ffi.new("pf_model_info *")
+        info.struct_size = ffi.sizeof("pf_model_info")
+        with self._handle.borrow() as native:
+            check(lib.pf_model_get_info(native, info, error), error)
+            for token in range(info.n_vocab):
+                one[0] = token
+                check(lib.pf_detokenize(native, one, 1, lib.PF_DETOKENIZE_SPECIAL, buffer, 4096, size, error), error)
+                length = min(size[0], 4096)
+                texts.append(bytes(ffi.buffer(buffer, length)))
+
+                def gives_it(flags: int, length: int = length, token: int = token) -> bool:
+                    check(lib.pf_tokenize(native, buffer, length, flags, one, 1, count, error), error)
+                    return bool(count[0] == 1 and one[0] == token)
+
+                if not gives_it(0) and gives_it(lib.PF_TOKENIZE_SPECIAL):
+                    special.append(token)
+        return texts, special
