@@ -1,16 +1,15 @@
 #if !defined(_WIN32) && !defined(_GNU_SOURCE)
-#  define _GNU_SOURCE /* sched_getaffinity, CPU_ALLOC */
+#  define _GNU_SOURCE /* pthread_setaffinity_np, CPU_ALLOC */
 #endif
 
 #include "base/pool.h"
 
+#include "base/cpus.h"
 #include "base/memory.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <string.h>
 
 #if defined(_WIN32)
 #  define WIN32_LEAN_AND_MEAN
@@ -19,12 +18,8 @@
 #else
 #  include <pthread.h>
 #  include <signal.h>
-#  include <unistd.h>
 #  if defined(__linux__)
 #    include <sched.h>
-#  elif defined(__APPLE__)
-#    include <sys/sysctl.h>
-#    include <sys/types.h>
 #  endif
 #endif
 
@@ -60,6 +55,10 @@ static void pf_thread_join(pf_thread thread) {
     CloseHandle(thread);
 }
 
+static bool pf_thread_pin(pf_thread thread, int cpu) {
+    return cpu < (int)(8 * sizeof(DWORD_PTR)) && SetThreadAffinityMask(thread, (DWORD_PTR)1 << cpu) != 0;
+}
+
 #else
 
 typedef pthread_mutex_t pf_mutex;
@@ -92,6 +91,22 @@ static bool pf_thread_start(pf_thread *thread, void *(*fn)(void *), void *arg) {
 }
 
 static void pf_thread_join(pf_thread thread) { pthread_join(thread, NULL); }
+
+static bool pf_thread_pin(pf_thread thread, int cpu) {
+#  if defined(__linux__)
+    const size_t bytes = CPU_ALLOC_SIZE(PF_MAX_CPUS);
+    cpu_set_t *set = CPU_ALLOC(PF_MAX_CPUS);
+    if (!set) return false;
+    CPU_ZERO_S(bytes, set);
+    CPU_SET_S((size_t)cpu, bytes, set);
+    const bool pinned = pthread_setaffinity_np(thread, bytes, set) == 0;
+    CPU_FREE(set);
+    return pinned;
+#  else
+    (void)thread, (void)cpu; /* macOS takes no orders */
+    return false;
+#  endif
+}
 
 #endif
 
@@ -250,9 +265,6 @@ void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *a
     pf_mutex_unlock(&pool->run_lock);
 }
 
-/* Hardware threads this process may run on: spinning helps only where every worker has one. */
-static int pf_logical_cpus(void);
-
 pf_pool *pf_pool_new(int n_threads) {
     if (n_threads < 1 || n_threads > PF_MAX_THREADS) return NULL;
     pf_pool *pool = pf_calloc(1, sizeof *pool);
@@ -267,7 +279,7 @@ pf_pool *pf_pool_new(int n_threads) {
     /* On the systems we build for these cannot fail once the first has not. */
     ready = pf_mutex_init(&pool->run_lock) && pf_cond_init(&pool->wake_workers) && pf_cond_init(&pool->wake_caller);
     pool->n_threads = n_threads;
-    pool->spins = n_threads <= pf_logical_cpus() ? PF_SPINS : 0;
+    pool->spins = n_threads <= pf_logical_cpus() ? PF_SPINS : 0; /* helps only where every worker can run at once */
     for (int i = 1; ready && i < n_threads; i++) {
         pf_worker *worker = &pool->workers[i];
         worker->pool = pool;
@@ -299,109 +311,17 @@ void pf_pool_delete(pf_pool *pool) {
 
 int pf_pool_threads(const pf_pool *pool) { return pool ? pool->n_threads : 1; }
 
-/* ---- Processors -------------------------------------------------------------------------------------------- */
-
-#if defined(__linux__)
-
-#define PF_MAX_CPUS 8192
-
-/* CPUs of this process's affinity mask as one byte each; returns how many. */
-static int pf_allowed_cpus(uint8_t allowed[PF_MAX_CPUS]) {
-    memset(allowed, 0, PF_MAX_CPUS);
-    size_t bytes = CPU_ALLOC_SIZE(PF_MAX_CPUS);
-    cpu_set_t *set = CPU_ALLOC(PF_MAX_CPUS);
-    if (!set) return 0;
-    CPU_ZERO_S(bytes, set);
-    int count = 0;
-    if (sched_getaffinity(0, bytes, set) == 0) {
-        for (int cpu = 0; cpu < PF_MAX_CPUS; cpu++) {
-            allowed[cpu] = CPU_ISSET_S((size_t)cpu, bytes, set) ? 1 : 0;
-            count += allowed[cpu];
-        }
+bool pf_pool_pin(pf_pool *pool) {
+    int16_t *cpus = pf_alloc(PF_MAX_CPUS * sizeof *cpus);
+    if (!cpus) return false;
+    int n_cores = 0;
+    const int n_cpus = pf_cpu_list(cpus, &n_cores);
+    const int n_used = pool->n_threads <= n_cores ? n_cores : n_cpus;
+    bool pinned = n_cpus > 0;
+    for (int i = 1; pinned && i <= pool->n_started; i++) {
+        const int64_t at = pool->n_threads <= n_used ? (int64_t)i * n_used / pool->n_threads : i % n_used;
+        pinned = pf_thread_pin(pool->workers[i].thread, cpus[at]);
     }
-    CPU_FREE(set);
-    return count;
+    pf_free(cpus);
+    return pinned;
 }
-
-static int pf_logical_cpus(void) {
-    uint8_t allowed[PF_MAX_CPUS];
-    int count = pf_allowed_cpus(allowed);
-    return count > 0 ? count : 1;
-}
-
-/* The lowest CPU of the core that holds `cpu`, or cpu itself where the kernel does not tell (some containers). */
-static int pf_core_of(int cpu) {
-    char path[96];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-    FILE *file = fopen(path, "re");
-    if (!file) return cpu;
-    int first = cpu;
-    if (fscanf(file, "%d", &first) != 1 || first < 0 || first >= PF_MAX_CPUS) first = cpu;
-    fclose(file);
-    return first;
-}
-
-int pf_cpu_count(void) {
-    uint8_t allowed[PF_MAX_CPUS], seen[PF_MAX_CPUS] = {0};
-    pf_allowed_cpus(allowed);
-    int cores = 0;
-    for (int cpu = 0; cpu < PF_MAX_CPUS; cpu++) {
-        if (!allowed[cpu]) continue;
-        int core = pf_core_of(cpu);
-        cores += !seen[core];
-        seen[core] = 1;
-    }
-    return cores > 0 ? cores : 1;
-}
-
-#elif defined(__APPLE__)
-
-static int pf_sysctl_int(const char *name) {
-    int value = 0;
-    size_t size = sizeof value;
-    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value > 0 ? value : 1;
-}
-
-static int pf_logical_cpus(void) { return pf_sysctl_int("hw.logicalcpu"); }
-int pf_cpu_count(void) { return pf_sysctl_int("hw.physicalcpu"); }
-
-#elif defined(_WIN32)
-
-/* CPUs of this process within its processor group; 0 where Windows does not tell. */
-static DWORD_PTR pf_affinity(void) {
-    DWORD_PTR process = 0, machine = 0;
-    return GetProcessAffinityMask(GetCurrentProcess(), &process, &machine) ? process : 0;
-}
-
-static int pf_logical_cpus(void) {
-    int count = 0;
-    for (DWORD_PTR mask = pf_affinity(); mask; mask &= mask - 1) count++;
-    return count > 0 ? count : 1;
-}
-
-int pf_cpu_count(void) {
-    DWORD bytes = 0;
-    GetLogicalProcessorInformation(NULL, &bytes);
-    SYSTEM_LOGICAL_PROCESSOR_INFORMATION *info = bytes ? pf_calloc(1, bytes) : NULL;
-    int cores = 0;
-    if (info && GetLogicalProcessorInformation(info, &bytes)) {
-        DWORD_PTR affinity = pf_affinity();
-        for (DWORD i = 0; i < bytes / sizeof *info; i++) {
-            bool usable = affinity == 0 || (info[i].ProcessorMask & affinity) != 0;
-            if (info[i].Relationship == RelationProcessorCore && usable) cores++;
-        }
-    }
-    pf_free(info);
-    return cores > 0 ? cores : pf_logical_cpus();
-}
-
-#else
-
-static int pf_logical_cpus(void) {
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count > 0 ? (int)count : 1;
-}
-
-int pf_cpu_count(void) { return pf_logical_cpus(); }
-
-#endif

@@ -93,6 +93,8 @@ typedef struct pf_model_params {
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
     void *log_user;
+    int32_t pin_threads;    /* 1: keep each worker thread on a core of its own; UNSUPPORTED where the system does not */
+    int32_t reserved2;
 } pf_model_params;
 
 PF_API void pf_model_params_init(pf_model_params *params);
@@ -103,6 +105,15 @@ PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, 
 PF_API pf_model *pf_model_retain(pf_model *model);
 /* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
 PF_API void pf_model_release(pf_model *model);
+
+#define PF_PREFAULT_LOCK 1u /* also keep them there (mlock) until the model is freed; MEMORY when that is not allowed */
+
+/* Reads the weights into memory, so that evaluating waits for no disk: one bounded step, from byte `offset` of all
+ * weights. *n_done tells how many bytes it read; go on with offset + *n_done, until that is 0. *n_total (may be NULL):
+ * all weights. Threads read in parallel, and so spread the weights over the memory of several sockets where the system
+ * does not have them yet. */
+PF_API pf_status pf_model_prefault(pf_model *model, uint32_t flags, uint64_t offset, uint64_t *n_done,
+                                   uint64_t *n_total, pf_error *err);
 
 /* Sizes follow the symbols of the model's description (D, L, H, ...). Grows at its end only. */
 typedef struct pf_model_info {
@@ -333,6 +344,11 @@ PF_API pf_status pf_top_logprobs(const float *logits, int64_t n_vocab, int32_t n
 PF_API const char *pf_cpu_isa_name(int32_t index);
 /* NULL when usable on this machine, else the reason. */
 PF_API const char *pf_cpu_isa_problem(int32_t index);
+
+/* How fast the model's threads read memory: the best of three passes over `bytes` bytes of fresh memory, which should
+ * be far more than the caches hold. What a benchmark holds the speed of decoding against. */
+PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second,
+                                         pf_error *err);
 
 /* ---- Block codecs, used by the converter -------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include "base/cpus.h"
 #include "base/memory.h"
 #include "base/params.h"
 #include "text/chat.h"
@@ -80,6 +81,9 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
     if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
+    if (params->pin_threads && !pf_pool_pin(model->pool)) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "this system does not keep threads on processors: do without pinning");
+    }
     pf_log_line(&model->log, PF_LOG_INFO, "%s: %d layers, %lld tensors, %d threads, %s kernels", path,
                 model->net.config.n_layer, (long long)pf_gguf_n_tensors(model->gguf), threads, model->backend->name);
     return PF_OK;

@@ -1,5 +1,6 @@
-/* Unit tests of csrc/base and csrc/format: `test_format status|memory|pool|files|gguf FOLDER`, `test_format cpus`.
- * tests/format/test_c_units.py builds and runs it. */
+/* Unit tests of csrc/base and csrc/format: `test_format status|memory|pool|files|gguf FOLDER`.
+ * tests/format/test_c_units.py builds and runs it. `test_format cpus` prints pf_cpu_count(), `test_format quota ROOT`
+ * what control groups under ROOT allow. */
 #if !defined(_WIN32) && !defined(_GNU_SOURCE)
 #  define _GNU_SOURCE
 #endif
@@ -7,8 +8,10 @@
 #include "units.h"
 
 #include "base/arith.h"
+#include "base/cpus.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/pages.h"
 #include "base/pool.h"
 #include "base/status.h"
 
@@ -19,7 +22,9 @@
 
 #if !defined(_WIN32)
 #  include <pthread.h>
+#  include <sched.h>
 #  include <signal.h>
+#  include <sys/mman.h>
 #  include <sys/resource.h>
 #  include <sys/stat.h>
 #  include <unistd.h>
@@ -319,6 +324,58 @@ static void test_sleep(void) {
 }
 #endif
 
+#if defined(__linux__)
+/* Processors that the thread may run on. */
+static int cpus_of_thread(int *first) {
+    cpu_set_t set;
+    CHECK(pthread_getaffinity_np(pthread_self(), sizeof set, &set) == 0);
+    for (*first = 0; !CPU_ISSET(*first, &set); ++*first) {}
+    return CPU_COUNT(&set);
+}
+
+typedef struct places {
+    atomic_int arrived;
+    int n_cpus[MAX_WORKERS], cpu[MAX_WORKERS];
+} places;
+
+static void note_place(void *arg, int64_t begin, int64_t end, int worker) {
+    places *p = arg;
+    (void)begin, (void)end;
+    p->n_cpus[worker] = cpus_of_thread(&p->cpu[worker]);
+    atomic_fetch_add(&p->arrived, 1);
+    for (int i = 0; i < 20000 && atomic_load(&p->arrived) < 3; i++) usleep(1000); /* so that each worker takes one */
+}
+
+/* Workers have one processor each, different ones as far as there are enough; the caller keeps all of its own. */
+static void test_pin(void) {
+    places p = {0};
+    int first = 0;
+    const int before = cpus_of_thread(&first);
+    pf_pool *pool = pf_pool_new(3);
+    CHECK(pf_pool_pin(pool));
+    pf_pool_run(pool, 3, 1, note_place, &p);
+    CHECK(p.n_cpus[0] == before && p.n_cpus[1] == 1 && p.n_cpus[2] == 1);
+    CHECK(before < 3 || p.cpu[1] != p.cpu[2]);
+    pf_pool_delete(pool);
+    pool = pf_pool_new(1);
+    CHECK(pf_pool_pin(pool) && cpus_of_thread(&first) == before);
+    pf_pool_delete(pool);
+}
+
+static void test_cpu_list(void) {
+    static int16_t cpus[PF_MAX_CPUS];
+    static bool seen[PF_MAX_CPUS];
+    int cores = 0;
+    const int n = pf_cpu_list(cpus, &cores);
+    CHECK(cores >= 1 && cores <= n && pf_cpu_count() <= cores && pf_logical_cpus() <= n);
+    for (int i = 0; i < n; i++) {
+        CHECK(cpus[i] >= 0 && cpus[i] < PF_MAX_CPUS && !seen[cpus[i]]);
+        CHECK(i == 0 || i == cores || cpus[i] > cpus[i - 1]);
+        seen[cpus[i]] = true;
+    }
+}
+#endif
+
 void test_pool(void) {
     CHECK(pf_pool_new(0) == NULL && pf_pool_new(-3) == NULL && pf_pool_new(1 << 20) == NULL);
     CHECK(pf_pool_threads(NULL) == 1 && pf_cpu_count() >= 1);
@@ -346,6 +403,10 @@ void test_pool(void) {
     test_two_callers();
     test_all_take_part();
     test_sleep();
+#endif
+#if defined(__linux__)
+    test_pin();
+    test_cpu_list();
 #endif
 }
 
@@ -392,12 +453,37 @@ static void test_maps(const char *folder) {
 #endif
 }
 
+/* Parts that begin and end within a page, as tensors do. */
+static void test_pages(const char *folder) {
+    char path[4096], text[20001];
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    snprintf(path, sizeof path, "%s/pages", folder);
+    write_file(path, text);
+    pf_map map;
+    CHECK(pf_map_open(path, &map, NULL) == PF_OK);
+    pf_pages_announce(map.data + 5000, 10000);
+    CHECK(pf_pages_fetch(map.data + 5000, 15000) && pf_pages_fetch(map.data, 1) && pf_pages_fetch(map.data, map.size));
+    CHECK(pf_pages_lock(map.data + 5000, 10000)); /* less than any system's limit */
+#if defined(__linux__)
+    unsigned char resident[5] = {0};
+    uint8_t *begin = (uint8_t *)(uintptr_t)map.data;
+    CHECK(mincore(begin, (size_t)map.size, resident) == 0 && (resident[0] & resident[4] & 1));
+    struct rlimit limit = {0, 0};
+    if (geteuid() != 0 && setrlimit(RLIMIT_MEMLOCK, &limit) == 0) CHECK(!pf_pages_lock(map.data, 20000));
+#endif
+    CHECK(map.data[19999] == 'x');
+    pf_map_close(&map);
+    remove(path);
+}
+
 /* The folder holds nothing but `path`'s files when the writer is done: tests/format checks that afterwards. */
 void test_files(const char *folder) {
     char path[4096], other[4096];
     pf_error err = {0};
     pf_writer *writer = NULL, *second = NULL;
     test_maps(folder);
+    test_pages(folder);
     snprintf(path, sizeof path, "%s/out", folder);
     CHECK(pf_writer_open(path, &writer, &err) == PF_OK);
     CHECK(pf_writer_write(writer, "one ", 4, &err) == PF_OK && pf_writer_write(writer, "two", 3, &err) == PF_OK);
@@ -450,8 +536,11 @@ int main(int argc, char **argv) {
         test_gguf(folder);
     } else if (strcmp(part, "cpus") == 0) {
         printf("%d\n", pf_cpu_count());
+    } else if (strcmp(part, "quota") == 0) {
+        printf("%d\n", pf_cpu_quota(folder));
     } else {
-        fprintf(stderr, "usage: test_format status|memory|pool|files|gguf FOLDER, test_format cpus\n");
+        fprintf(stderr, "usage: test_format status|memory|pool|files|gguf FOLDER, test_format cpus, "
+                        "test_format quota ROOT\n");
         return 2;
     }
     return test_failures != 0;

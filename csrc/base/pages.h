@@ -1,0 +1,16 @@
+/* Memory pages of a mapped file: into memory before they are used, and kept there. */
+#ifndef PF_BASE_PAGES_H
+#define PF_BASE_PAGES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Tells the system that the bytes at data will be read soon. */
+void pf_pages_announce(const void *data, uint64_t bytes);
+/* Reads them, so that using them will wait for no disk. False when the disk fails. */
+bool pf_pages_fetch(const void *data, uint64_t bytes);
+/* Reads them and keeps them in memory until they are unmapped. False when the disk fails or the system's limit on
+ * locked memory does not allow it. */
+bool pf_pages_lock(const void *data, uint64_t bytes);
+
+#endif
