@@ -74,7 +74,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "file": report.file, "model": dataclasses.asdict(report.model), "part_bytes": report.part_bytes,
         **{name: value for name, value in plan.pop("cost").items() if name != "fits"},
         **plan, "machine_bytes": memory["total"], "available_bytes": memory["available"],
-        "limit_bytes": memory["limit"], "done": True,
+        "limit_bytes": memory["limit"],
     }
 
 

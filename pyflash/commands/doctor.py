@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 
 import click
 
+from pyflash.commands.output import print_done
 from pyflash.diagnosis import describe, diagnose
 from pyflash.errors import Error
 
@@ -24,6 +24,9 @@ def doctor(context: click.Context, as_json: bool) -> None:
     group = context.find_root().command
     assert isinstance(group, click.Group)
     found = diagnose(group, os.environ)
-    click.echo(json.dumps({**dataclasses.asdict(found), "done": True}) if as_json else describe(found))
+    if as_json:
+        print_done(dataclasses.asdict(found))
+    else:
+        click.echo(describe(found))
     if found.problems:
         raise Error(found.problems[0])

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import converter_errors, print_written
 from pyflash.commands.output import print_done
 from pyflash.progress import Progress
@@ -30,7 +31,7 @@ def export() -> None:
 
 
 @export.command("ollama")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=GGUFFile())
 @click.argument("dest", type=click.Path())
 @click.option("--name", help="The model's name in Ollama.  [default: from the file]")
 @click.option("--link", "place", flag_value="link", help="Link the file beside the Modelfile, which can then move.")
@@ -60,7 +61,7 @@ def export_ollama(file: str, dest: str, name: str | None, place: str | None, for
 
 
 @export.command("lmstudio")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=GGUFFile())
 @click.argument("dest", type=click.Path())
 @click.option("--publisher", help="Folder below DEST.  [default: from the file, else deepseek-ai]")
 @click.option("--model", help="Folder below that.  [default: from the file]")
@@ -96,7 +97,7 @@ def export_lmstudio(
 
 
 @export.command("hf")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=GGUFFile())
 @click.argument("dest", type=click.Path())
 @_as_json
 def export_hf(file: str, dest: str, as_json: bool) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from pyflash import report
+from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import converter_errors
+from pyflash.commands.output import print_done
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=GGUFFile())
 @click.option("--ctx", "-c", type=click.IntRange(1),
               help="Context in tokens to plan for.  [default: the model's, at most 65536]")
 @click.option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
@@ -29,4 +29,7 @@ def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: b
     """
     with converter_errors():
         found = report.inspect(file, ctx, precision, cache_type)
-    click.echo(json.dumps(report.as_json(found), ensure_ascii=False) if as_json else report.describe(found))
+    if as_json:
+        print_done(report.as_json(found))
+    else:
+        click.echo(report.describe(found))

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 import pyflash
 from pyflash import demo, machine
+from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import model_options, option, sampling_options
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.conversation import Conversation, read_text
@@ -29,9 +30,9 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 
 
 @click.command()
-@click.argument("model_or_prompt", required=False, metavar="[MODEL]")
+@click.argument("model_or_prompt", required=False, metavar="[MODEL]", shell_complete=GGUFFile().shell_complete)
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
-@option("--model", "-m", type=click.Path(), help="GGUF file.  [default: a tiny built-in demo]")
+@option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: a tiny built-in demo]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=click.Path(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1),
@@ -74,6 +75,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
     if model_path is None:
         settings.max_tokens = settings.max_tokens or demo.MAX_TOKENS
+        if interactive:
+            say("The built-in demo model: tiny, random, talks nonsense. `pyflash run model.gguf` runs yours.")
     with leaving_on_signals(), _session(model_path, options) as session:
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])
