@@ -24,8 +24,8 @@ from .sampling import OpenSampler, Sampler
 ROOT = Path(__file__).resolve().parents[2]
 
 SOURCES = ["base/file.c", "base/memory.c", "base/status.c", "format/dtypes.c", "format/gguf.c", "format/gguf_parse.c",
-           "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c", "text/bpe.c", "text/pretokenize.c", "text/tokenizer.c",
-           "text/unicode_tables.c", "text/vocab.c"]
+           "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c", "text/bpe.c", "text/chat.c", "text/pretokenize.c",
+           "text/tokenizer.c", "text/unicode_tables.c", "text/utf8.c", "text/vocab.c"]
 
 INTERNALS = """
 size_t pf_pretokenize_next(const uint8_t *text, size_t begin, size_t end);
@@ -43,6 +43,10 @@ pf_status pf_tokenizer_encode(const pf_tokenizer *tokenizer, const char *text, s
 pf_status pf_tokenizer_decode(const pf_tokenizer *tokenizer, const int32_t *tokens, int64_t n_tokens, uint32_t flags,
                               char *out, size_t capacity, size_t *len, pf_error *err);
 int32_t pf_tokenizer_token_id(const pf_tokenizer *tokenizer, const char *text, size_t len);
+int pf_chat_release_of(const pf_gguf *gguf);
+pf_status pf_chat_encode(const pf_tokenizer *tokenizer, int release, const pf_chat_message *messages,
+                         int64_t n_messages, int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens,
+                         pf_error *err);
 """
 
 OK, ARGUMENT, FORMAT, UNSUPPORTED = 0, 1, 3, 4
@@ -146,6 +150,7 @@ class Spec:
     pre: str | None = "joyai-llm"
     bos: int | None = None
     eos: int | None = None
+    chat_template: str | None = None
 
     def but(self, **changes: Any) -> Spec:
         return replace(self, **changes)
@@ -166,6 +171,8 @@ class Spec:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
             writer.add_eos_token_id(self.eos)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()

@@ -61,8 +61,16 @@ def test_special_tokens_only_when_asked(open_spec: OpenSpec, small_spec: Spec) -
     plain = tokenizer.encode(text)
     assert plain[0] == 256 and max(plain) < 258
     assert tokenizer.decode(plain) == text.encode()
-    assert tokenizer.decode([256, 259, 257, 258]) == b"ababc"
     assert tokenizer.decode([256, 259, 257, 258], special=True) == text.encode()
+
+
+def test_user_defined_tokens_are_text(open_spec: OpenSpec, small_spec: Spec, deepseek: Tokenizer) -> None:
+    """They are written always; control tokens only when asked for."""
+    assert open_spec(small_spec).decode([256, 259, 257, 258]) == b"ab<tag>abc"
+    for text in ("<think>", "</think>", "｜DSML｜", "<dsml:", "</dsml:"):
+        assert deepseek.decode([deepseek.token_id(text)]).decode() == text
+    for text in ("<｜User｜>", "<｜end▁of▁sentence｜>", "<｜action｜>", "<｜place▁holder▁no▁0｜>"):
+        assert deepseek.decode([deepseek.token_id(text)]) == b""
 
 
 def test_longest_special_token_that_starts_first(open_spec: OpenSpec, small_spec: Spec) -> None:
