@@ -61,7 +61,8 @@ _TEMPLATE = """
         {%- if other.role not in ['user', 'tool'] -%}
           {%- set ns.merges = false -%}
         {%- elif ns.merges and other.role == 'tool' -%}
-          {%- if other.tool_call_id == id or (is_first and other.tool_call_id not in ns.calls) -%}
+          {%- set answers = other.tool_call_id if other.tool_call_id else '' -%}
+          {%- if answers == id or (is_first and answers not in ns.calls) -%}
             {%- set ns.results = ns.results + [other] -%}
           {%- endif -%}
         {%- endif -%}
