@@ -37,7 +37,7 @@ def folder_name(text: str) -> str:
 def _chosen(option: str, given: str | None, *defaults: str) -> str:
     if given is None:
         return next(name for text in defaults if (name := folder_name(text)))
-    if folder_name(given) != given:
+    if not given or folder_name(given) != given:
         raise ConvertError(f"{option} {given!r} is no plain folder name; use letters, digits, '-', '_' and '.'")
     return given
 
