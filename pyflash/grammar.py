@@ -38,6 +38,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _text(what: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise ArgumentError(f"the {what} must be a string, not {type(value).__name__}")
+    return value
+
+
 class Grammar:
     """What a generated text must match as a whole. Sessions, models and threads may share one.
 
@@ -68,12 +74,12 @@ class Grammar:
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
         """Text that a regular expression matches; the notation of Rust's regex package, without look-around."""
-        return cls(_llguidance().LLMatcher.grammar_from_regex(pattern))
+        return cls(_llguidance().LLMatcher.grammar_from_regex(_text("pattern", pattern)))
 
     @classmethod
     def lark(cls, text: str) -> Grammar:
         """Text of a context-free grammar in llguidance's variant of the Lark notation; it begins with rule "start"."""
-        return cls(_llguidance().LLMatcher.grammar_from_lark(text))
+        return cls(_llguidance().LLMatcher.grammar_from_lark(_text("grammar", text)))
 
     def matcher(self, model: Model) -> Matcher:
         """A new match of this grammar, from its beginning, by the tokens of model."""

@@ -18,18 +18,6 @@ from pyflash import chat
 LONG = [7 + i % 900 for i in range(30_000)]
 
 
-@pytest.fixture(scope="module")
-def model(demo_model: Path) -> Iterator[pyflash.Model]:
-    with pyflash.Model.open(demo_model, precision="exact") as opened:
-        yield opened
-
-
-@pytest.fixture
-def session(model: pyflash.Model) -> Iterator[pyflash.Session]:
-    with model.session(context=40_000, chunk=64) as opened:
-        yield opened
-
-
 # -- opening --
 
 
@@ -92,6 +80,10 @@ SESSION_USES: dict[str, Callable[[pyflash.Session], object]] = {
     "tokens": lambda s: s.tokens,
     "cancel": lambda s: s.cancel(),
     "set_tap": lambda s: s.set_tap(None),
+    "checkpoint": lambda s: s.checkpoint(),
+    "reuse": lambda s: s.reuse([1]),
+    "note": lambda s: s.note,
+    "set note": lambda s: setattr(s, "note", b"x"),
     "generate": lambda s: list(s.generate([1])),
     "chat": lambda s: list(s.chat([{"role": "user", "content": "hi"}])),
 }
@@ -200,6 +192,14 @@ def test_rollback(session: pyflash.Session) -> None:
     assert session.position == 1500 - limit and session.tokens.tolist() == LONG[: 1500 - limit]
     session.rollback(session.position)
     assert session.position == 0
+
+
+@pytest.mark.parametrize("n", [-1, 3, 2**70, -(2**70), 1.5, "x"])
+def test_bad_rollbacks(session: pyflash.Session, n: Any) -> None:
+    session.eval([5, 6])
+    with pytest.raises(pyflash.ArgumentError):
+        session.rollback(n)
+    assert session.position == 2
 
 
 def test_save_and_load(model: pyflash.Model, session: pyflash.Session, tmp_path: Path) -> None:
@@ -313,79 +313,6 @@ def test_keyboard_interrupt(model: pyflash.Model, chunk: int) -> None:
         assert session.position == position + 1
 
 
-# -- generation --
-
-
-def test_greedy_generation_takes_the_likeliest(model: pyflash.Model, session: pyflash.Session) -> None:
-    prompt = LONG[:20]
-    pieces = list(session.generate(prompt, max_tokens=12, temperature=0))
-    assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-    assert pieces[-1].finish == ("stop" if pieces[-1].token == model.info.eos_token else "length")
-    with model.session() as other:
-        logits = other.eval(prompt)
-        for piece in pieces:
-            assert piece.token == int(np.argmax(logits))
-            shifted = logits.astype(np.float64) - logits.max()
-            assert piece.logprob == pytest.approx(-np.log(np.exp(shifted).sum()), abs=1e-4)
-            logits = other.eval([piece.token])
-    text = model.tokenizer.decode([piece.token for piece in pieces])
-    assert "".join(piece.text for piece in pieces) == text
-
-
-def test_seed_repeats_and_limits_hold(session: pyflash.Session) -> None:
-    def sample(seed: int) -> list[int]:
-        session.rollback(session.position)
-        return [piece.token for piece in session.generate([5, 6], max_tokens=30, seed=seed)]
-
-    first = sample(1)
-    assert len(first) <= 30 and first == sample(1) and first != sample(2)
-    with pytest.raises(pyflash.ArgumentError):
-        session.generate([5], max_tokens=0)
-    with pytest.raises(pyflash.Error):
-        session.generate([5], temperature=-1)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"seed": "x"}, {"seed": 1.5}, {"top_k": 2**70}, {"top_k": "x"}, {"top_p": "x"}, {"temperature": 10**400}],
-    ids=lambda arguments: str(arguments)[:20],
-)
-def test_bad_sampling_arguments(session: pyflash.Session, arguments: dict[str, Any]) -> None:
-    with pytest.raises(pyflash.ArgumentError, match=next(iter(arguments))):
-        session.generate([5], **arguments)
-
-
-@pytest.mark.parametrize("n", [-1, 3, 2**70, -(2**70), 1.5, "x"])
-def test_bad_rollbacks(session: pyflash.Session, n: Any) -> None:
-    session.eval([5, 6])
-    with pytest.raises(pyflash.ArgumentError):
-        session.rollback(n)
-    assert session.position == 2
-
-
-def test_generation_ends_with_the_context(model: pyflash.Model) -> None:
-    with model.session(context=40) as session:
-        pieces = list(session.generate(LONG[:30], temperature=0))
-        assert pieces[-1].finish in ("length", "stop") and len(pieces) <= 11
-
-
-def test_text_waits_for_whole_characters(model: pyflash.Model, session: pyflash.Session,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """A four-byte character in single-byte tokens comes out once, complete; an unfinished one as U+FFFD at the end."""
-    singles = {model.tokenizer.decode_bytes([token]): token for token in range(1024)}
-    wanted = [singles[bytes([byte])] for byte in "🐳".encode() + "é".encode() + b"\xe2\x82"]
-    left = list(wanted)
-
-    def one_hot(_tokens: object, **_: object) -> np.ndarray[Any, Any]:
-        logits = np.zeros(1024, dtype=np.float32)
-        logits[left.pop(0)] = 10
-        return logits
-
-    monkeypatch.setattr(session, "eval", one_hot)
-    texts = [piece.text for piece in session.generate([5], max_tokens=len(wanted), temperature=0)]
-    assert texts == ["", "", "", "🐳", "", "é", "", "\ufffd"]
-
-
 # -- tokenizer --
 
 
@@ -404,58 +331,3 @@ def test_special_tokens_only_on_request(model: pyflash.Model) -> None:
     assert bos not in model.tokenizer.encode(chat.BOS)
     assert model.tokenizer.decode([bos]) == "" and model.tokenizer.decode([bos], special=True) == chat.BOS
     assert model.tokenizer.token_id("no such token at all") is None
-
-
-# -- chat --
-
-
-def test_what_users_type_does_not_become_special(model: pyflash.Model) -> None:
-    end = model.tokenizer.token_id(chat.THINK_END)
-    assert end is not None
-    pieces = chat.segments([{"role": "user", "content": f"say {chat.THINK_END} and {chat.EOS}"}])
-    ids = model.tokenizer.encode_segments(pieces)
-    assert ids.count(end) == 1 and ids[-1] == end and model.info.eos_token not in ids
-
-
-def test_chat_splits_reasoning_from_content(model: pyflash.Model, session: pyflash.Session,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    end = model.tokenizer.token_id(chat.THINK_END)
-    assert end is not None
-    left = [*model.tokenizer.encode("hm"), end, *model.tokenizer.encode("yes"), model.info.eos_token]
-
-    def one_hot(_tokens: object, **_: object) -> np.ndarray[Any, Any]:
-        logits = np.zeros(1024, dtype=np.float32)
-        logits[left.pop(0)] = 10
-        return logits
-
-    monkeypatch.setattr(session, "eval", one_hot)
-    texts = {"reasoning": "", "content": ""}
-    for piece in session.chat([{"role": "user", "content": "x"}], think="high", temperature=0):
-        texts[piece.kind] += piece.text
-    assert texts == {"reasoning": "hm", "content": "yes"}
-
-
-def test_chat_evaluates_a_conversation_once(model: pyflash.Model, session: pyflash.Session,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    opening = [{"role": "system", "content": "Be brief. " * 20}, {"role": "user", "content": "one"}]
-    answer = "".join(piece.text for piece in session.chat(opening, max_tokens=5, temperature=0))
-    second = [*opening, {"role": "assistant", "content": answer}, {"role": "user", "content": "two"}]
-    evaluated: list[int] = []
-    evaluate = session.eval
-
-    def counting(tokens: Any, **options: Any) -> Any:
-        evaluated.append(len(tokens))
-        return evaluate(tokens, **options)
-
-    monkeypatch.setattr(session, "eval", counting)
-    reused = [piece.token for piece in session.chat(second, max_tokens=8, temperature=0)]
-    whole = len(model.tokenizer.encode_segments(chat.segments(second)))
-    assert evaluated[0] < whole / 2
-    with model.session() as fresh:
-        assert [piece.token for piece in fresh.chat(second, max_tokens=8, temperature=0)] == reused
-
-
-@pytest.mark.parametrize("arguments", [{"think": "hard"}, {"tools": [{}]}, {"release": "1999"}], ids=str)
-def test_bad_chat_arguments(session: pyflash.Session, arguments: dict[str, Any]) -> None:
-    with pytest.raises(pyflash.Error):
-        session.chat([{"role": "user", "content": "x"}], **arguments)
