@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,16 @@ def _read_info(native: Any) -> ModelInfo:
     return ModelInfo(**values, layer_ratios=ratios)
 
 
+@dataclass(frozen=True)
+class ExpertReads:
+    """How a model's expert_budget has worked out so far: pf_expert_reads of pyflash.h, with the same names."""
+
+    n_wanted: int
+    n_read: int
+    bytes_read: int
+    expert_bytes: int
+
+
 class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
@@ -88,13 +99,18 @@ class Model:
     @classmethod
     def open(
         cls, path: StrPath, device: str = "auto", threads: int | None = None, precision: str = "fast",
-        isa: str | None = None, mtp: StrPath | None = None,
+        isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
+        mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
         device: "auto" or "cpu". threads: None for one per physical core. precision: "fast", or "exact" for float32
         activations and cache. isa: the CPU kernel set, "scalar", "avx2" or "avx512"; None takes $PYFLASH_CPU or else
-        the best of this machine. mtp: a GGUF of the MTP block that belongs to the model.
+        the best of this machine. mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread
+        on a core of its own (Linux and Windows). prefault: read all weights into memory now; mlock: and keep them
+        there; progress is called meanwhile with the bytes read and all there are. expert_budget: for files larger than
+        memory: bytes of routed experts that are kept there, the others being read ahead from disk when they are chosen;
+        0 leaves it to the system.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:
@@ -113,12 +129,41 @@ class Model:
         params.n_threads = n_threads
         params.device = c_string(device.encode())
         params.cpu_isa = c_string(isa.encode()) if isa else ffi.NULL
+        params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log
+        params.pin_threads = bool(pin)
         out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
         encoded = c_path(path)
         open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
-        return cls(ModelHandle(out[0]))
+        model = cls(ModelHandle(out[0]))
+        if prefault or mlock:
+            try:
+                model._read_weights(mlock, progress)
+            except BaseException:
+                model.close()
+                raise
+        return model
+
+    def _read_weights(self, lock: bool, progress: Callable[[int, int], None] | None) -> None:
+        done, total, error = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("pf_error *")
+        flags = lib.PF_PREFAULT_LOCK if lock else 0
+        position = 0
+        while True:
+            with self._handle.borrow() as native:
+                check(lib.pf_model_prefault(native, flags, position, done, total, error), error)
+            if done[0] == 0:
+                return
+            position += done[0]
+            if progress is not None:
+                progress(position, total[0])
+
+    def read_bandwidth(self, size: int = 1 << 29) -> float:
+        """Bytes a second that the model's threads read from memory: the best of three passes over size fresh bytes."""
+        rate, error = ffi.new("double *"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            check(lib.pf_model_read_bandwidth(native, integer("size", size, 1 << 20), rate, error), error)
+        return float(rate[0])
 
     def session(
         self, context: int | None = None, chunk: int | None = None, poison: bool = False, cache: str = "auto",
@@ -145,6 +190,16 @@ class Model:
         with self._handle.borrow() as native:
             open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
+
+    @property
+    def expert_reads(self) -> ExpertReads:
+        """Experts wanted and read from disk so far under an expert_budget, and the bytes of all routed experts."""
+        reads = ffi.new("pf_expert_reads *")
+        reads.struct_size = ffi.sizeof("pf_expert_reads")
+        error = ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            check(lib.pf_model_get_expert_reads(native, reads, error), error)
+        return ExpertReads(reads.n_wanted, reads.n_read, reads.bytes_read, reads.expert_bytes)
 
     def metadata(self, key: str) -> str | None:
         """A string value of the file by its key, such as "tokenizer.chat_template"; None when it has none."""

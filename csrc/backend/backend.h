@@ -165,6 +165,8 @@ typedef struct pf_experts_args {
     const int32_t *chosen; /* [T, A] */
     const float *weight;   /* [T, A] */
     int64_t n_token, n_used;
+    int32_t expert_begin, expert_end; /* only these experts are used. Calls over ascending ranges give the same bits as
+                                         one over all */
     float limit;           /* SwiGLU clamp */
     float *out;            /* [T, D]; the routed sum is ADDED to it */
 } pf_experts_args;

@@ -95,6 +95,8 @@ typedef struct pf_model_params {
     void *log_user;
     int32_t pin_threads;    /* 1: keep each worker thread on a core of its own; UNSUPPORTED where the system does not */
     int32_t reserved2;
+    uint64_t expert_budget; /* bytes of routed experts kept in memory, the others being read ahead from disk when they are
+                               chosen; 0: the system decides. For files larger than memory */
 } pf_model_params;
 
 PF_API void pf_model_params_init(pf_model_params *params);
@@ -147,6 +149,17 @@ typedef struct pf_model_info {
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);
+
+/* How the expert_budget worked out so far. Zeros without one. */
+typedef struct pf_expert_reads {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t n_wanted;     /* experts that steps asked for, counted once a step and layer */
+    uint64_t n_read;       /* those of them that had to be read */
+    uint64_t bytes_read;
+    uint64_t expert_bytes; /* of all routed experts, also without a budget */
+} pf_expert_reads;
+PF_API pf_status pf_model_get_expert_reads(const pf_model *model, pf_expert_reads *reads, pf_error *err);
 
 /* Layer kind of layer `layer`: its compression ratio, 0, 4 or 128; -1 when out of range. */
 PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);

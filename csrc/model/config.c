@@ -65,8 +65,9 @@ static pf_status read_arch(const reader *r) {
     if (arch.len != strlen(ARCH) || memcmp(arch.data, ARCH, arch.len) != 0) {
         const int shown = arch.len < 40 ? (int)arch.len : 40;
         return pf_fail(r->err, PF_ERR_UNSUPPORTED,
-                       "the file holds a model of architecture \"%.*s\": this library runs " ARCH " only", shown,
-                       arch.data);
+                       "the file holds a model of architecture \"%.*s\", and pyflash runs " ARCH
+                       " (DeepSeek-V4) only: run it with llama.cpp, Ollama or LM Studio",
+                       shown, arch.data);
     }
     return PF_OK;
 }

@@ -1,6 +1,8 @@
 /* Mixture of experts: hash or score routing, routed experts, shared expert. */
 #include "model/step.h"
 
+#include "base/arith.h"
+
 #include <string.h>
 
 /* Hash layers look their experts up by token id. The table comes from the file, so its ids are checked here. */
@@ -16,6 +18,41 @@ static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_w
             }
         }
         memcpy(chosen + t * c->n_expert_used, entry, (size_t)c->n_expert_used * sizeof *chosen);
+    }
+    return PF_OK;
+}
+
+/* The experts that the step's tokens chose, ascending, into scratch. */
+static pf_status distinct_experts(const pf_step *s, const int32_t *chosen, int32_t **out, int64_t *n_out) {
+    const pf_config *c = &s->net->config;
+    PF_SCRATCH(bool, is_chosen, s, c->n_expert);
+    PF_SCRATCH(int32_t, ids, s, c->n_expert);
+    memset(is_chosen, 0, (size_t)c->n_expert * sizeof *is_chosen);
+    for (int64_t i = 0; i < s->n * c->n_expert_used; ++i) is_chosen[chosen[i]] = true;
+    *n_out = 0;
+    for (int32_t e = 0; e < c->n_expert; ++e) {
+        if (is_chosen[e]) ids[(*n_out)++] = e;
+    }
+    *out = ids;
+    return PF_OK;
+}
+
+/* Has the batch of experts that begins at `begin` read. */
+static void want_batch(const pf_step *s, int32_t layer, const int32_t *experts, int64_t n, int64_t begin) {
+    const int64_t end = pf_min_i64(n, begin + pf_expert_stream_batch(s->net->experts, layer));
+    if (begin < end) pf_expert_stream_want(s->net->experts, s->ex->pool, layer, experts + begin, end - begin);
+}
+
+/* Batch by batch; while one computes, the next is read. The first has been asked for already. */
+static pf_status streamed_experts(const pf_step *s, int32_t layer, const int32_t *experts, int64_t n,
+                                  pf_experts_args *args) {
+    const int64_t batch = pf_expert_stream_batch(s->net->experts, layer);
+    for (int64_t begin = 0; begin < n; begin += batch) {
+        const int64_t end = pf_min_i64(n, begin + batch);
+        want_batch(s, layer, experts, n, end);
+        args->expert_begin = experts[begin];
+        args->expert_end = experts[end - 1] + 1;
+        PF_TRY(s->ex->backend->experts(s->ex, args));
     }
     return PF_OK;
 }
@@ -43,6 +80,13 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
     for (int64_t t = 0; t < n; ++t) pf_step_tap_ints(s, "experts", layer, t, chosen + t * n_used, n_used);
     pf_step_tap(s, "expert_w", layer, weight, n_used);
 
+    int32_t *wanted = NULL;
+    int64_t n_wanted = 0;
+    if (s->net->experts != NULL && !s->ex->dry) {
+        PF_TRY(distinct_experts(s, chosen, &wanted, &n_wanted));
+        want_batch(s, layer, wanted, n_wanted, 0); /* is read while the shared expert computes */
+    }
+
     PF_SCRATCH(float, gate, s, n * ff);
     PF_SCRATCH(float, up, s, n * ff);
     PF_TRY(be->linear(s->ex, &w->shared_gate, x, width, n, gate, ff));
@@ -50,9 +94,10 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
     PF_TRY(be->swiglu(s->ex, gate, up, n * ff, lw->limit_shared, gate));
     PF_TRY(be->linear(s->ex, &w->shared_down, gate, ff, n, y, width));
 
-    const pf_experts_args experts = {
+    pf_experts_args experts = {
         .gate = &w->gate, .up = &w->up, .down = &w->down, .x = x, .chosen = chosen, .weight = weight, .n_token = n,
-        .n_used = n_used, .limit = lw->limit_routed, .out = y,
+        .n_used = n_used, .expert_end = c->n_expert, .limit = lw->limit_routed, .out = y,
     };
-    return be->experts(s->ex, &experts);
+    if (wanted == NULL) return be->experts(s->ex, &experts);
+    return streamed_experts(s, layer, wanted, n_wanted, &experts);
 }

@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "kv/cache.h"
 #include "model/config.h"
+#include "model/expert_stream.h"
 #include "model/weights.h"
 
 /* What a loaded model computes with: immutable, shared by all its sessions. */
@@ -15,6 +16,7 @@ typedef struct pf_network {
     pf_weights weights;
     double *rope_freq;            /* [r/2] of layers with ratio 0; owned */
     double *rope_freq_compressed; /* [r/2] of the others; owned */
+    pf_expert_stream *experts;    /* NULL when all experts may stay in memory; owned */
 } pf_network;
 
 typedef struct pf_step {

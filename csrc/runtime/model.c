@@ -76,6 +76,10 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
     PF_TRY(open_network(model, params->mtp_path, err));
+    if (params->expert_budget > 0) {
+        PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
+                                    &model->net.experts, err));
+    }
     PF_TRY(open_tokenizer(model, err));
     PF_TRY(copy_name(model, err));
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
@@ -92,6 +96,7 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
 static void delete_model(pf_model *model) {
     pf_pool_delete(model->pool);
     pf_tokenizer_close(model->tokenizer);
+    pf_expert_stream_delete(model->net.experts);
     pf_weights_free(&model->net.weights);
     pf_free(model->net.rope_freq);
     pf_free(model->net.rope_freq_compressed);
@@ -195,4 +200,17 @@ pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *message
 
 int32_t pf_token_id(const pf_model *model, const char *text, size_t len) {
     return model->tokenizer != NULL ? pf_tokenizer_token_id(model->tokenizer, text, len) : -1;
+}
+
+pf_status pf_model_get_expert_reads(const pf_model *model, pf_expert_reads *reads, pf_error *err) {
+    const pf_expert_counts counts =
+        model->net.experts != NULL ? pf_expert_stream_counts(model->net.experts) : (pf_expert_counts){0, 0, 0};
+    const pf_expert_reads full = {
+        .n_wanted = counts.wanted, .n_read = counts.read, .bytes_read = counts.bytes_read,
+        .expert_bytes = pf_expert_stream_total(&model->net.config, &model->net.weights),
+    };
+    if (!pf_params_give(reads, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_expert_reads: set reads->struct_size first");
+    }
+    return PF_OK;
 }

@@ -175,15 +175,20 @@ static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, do
     }
 }
 
-static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t n, output *out) {
+/* All experts at once, or first those before `split`. */
+static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t n, int32_t split, output *out) {
     pf_experts_args args = {
         .gate = &c->gate.w, .up = &c->up.w, .down = &c->down.w, .x = c->x + first * D, .chosen = c->chosen + first * A,
-        .weight = c->weight + first * A, .n_token = n, .n_used = A, .limit = LIMIT, .out = out->y,
+        .weight = c->weight + first * A, .n_token = n, .n_used = A, .expert_end = split, .limit = LIMIT, .out = out->y,
     };
     memcpy(out->y, c->before + first * D, (size_t)(n * D) * sizeof(float));
     const size_t mark = pf_arena_mark(r->ex.arena);
-    const pf_status status = r->ex.backend->experts(&r->ex, &args);
-    CHECK(status == PF_OK && pf_arena_mark(r->ex.arena) == mark, "experts returned %d", status);
+    const int32_t cut = n == 1 ? E / 2 : E; /* in two ranges or in one: the same bits */
+    for (args.expert_begin = 0; args.expert_begin < E; args.expert_begin += cut) {
+        args.expert_end = args.expert_begin + cut;
+        const pf_status status = r->ex.backend->experts(&r->ex, &args);
+        CHECK(status == PF_OK && pf_arena_mark(r->ex.arena) == mark, "experts returned %d", status);
+    }
     CHECK(gate_output_intact(out), "wrote outside");
 }
 
@@ -191,7 +196,7 @@ static void check_experts(runner **r, const experts_case *c, bool exact) {
     output y[RUNNERS];
     for (int i = 0; i < RUNNERS; ++i) {
         y[i] = gate_output(c->n * D);
-        run_experts(r[i], c, 0, c->n, &y[i]);
+        run_experts(r[i], c, 0, c->n, E, &y[i]);
     }
     CHECK(gate_same(y[0].y, y[1].y, c->n * D) && gate_same(y[0].y, y[2].y, c->n * D), "threads change the result");
     double *want = malloc((size_t)(c->n * D) * sizeof *want);
@@ -212,10 +217,14 @@ static void check_experts(runner **r, const experts_case *c, bool exact) {
     free(want);
     for (int64_t t = 0; t < c->n; ++t) {
         output one = gate_output(D);
-        run_experts(r[t % 3], c, t, 1, &one);
+        run_experts(r[t % 3], c, t, 1, E, &one);
         CHECK(gate_same(one.y, y[0].y + t * D, D), "token %lld alone differs", (long long)t);
         gate_output_free(&one);
     }
+    output halves = gate_output(c->n * D);
+    run_experts(r[1], c, 0, c->n, 3, &halves);
+    CHECK(gate_same(halves.y, y[0].y, c->n * D), "two ranges of experts differ from all at once");
+    gate_output_free(&halves);
     for (int i = 0; i < RUNNERS; ++i) gate_output_free(&y[i]);
 }
 
@@ -261,7 +270,7 @@ static void cancelling(const pf_backend *backend) {
     const int32_t chosen[1] = {3}, outside[1] = {E};
     const float one = 1.0f;
     pf_experts_args args = {.gate = &w.w, .up = &w.w, .down = &w.w, .x = x, .chosen = chosen, .weight = &one,
-                            .n_token = 1, .n_used = 1, .limit = 1.0f, .out = out};
+                            .n_token = 1, .n_used = 1, .expert_end = E, .limit = 1.0f, .out = out};
     gate_context("cancel");
     atomic_store(&r->cancel, 1);
     const size_t mark = pf_arena_mark(r->ex.arena);

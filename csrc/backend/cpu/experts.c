@@ -36,6 +36,15 @@ typedef struct experts_job {
     int64_t scratch_floats;
 } experts_job;
 
+/* A dry run gives every token the same experts, which takes the most memory. */
+static int64_t expert_of(const pf_exec *ex, const pf_experts_args *args, int64_t pair) {
+    return ex->dry ? args->expert_begin + pair % args->n_used : args->chosen[pair];
+}
+
+static bool in_range(const pf_experts_args *args, int64_t expert) {
+    return args->expert_begin <= expert && expert < args->expert_end;
+}
+
 static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list *out) {
     const int64_t n_expert = args->gate->count, n_pair = args->n_token * args->n_used;
     int64_t *next = pf_arena_alloc(ex->arena, (size_t)(n_expert + 1) * sizeof *next);
@@ -47,11 +56,10 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
 
     memset(next, 0, (size_t)(n_expert + 1) * sizeof *next);
     for (int64_t p = 0; p < n_pair; ++p) {
-        const int32_t e = ex->dry ? (int32_t)(p % args->n_used) : args->chosen[p];
+        const int64_t e = expert_of(ex, args, p);
         if (e < 0 || e >= n_expert) return PF_ERR_INTERNAL;
-        next[e + 1]++;
+        if (in_range(args, e)) next[e + 1]++;
     }
-    out->n_pair = n_pair;
     out->n_active = out->most = 0;
     for (int64_t e = 0; e < n_expert; ++e) {
         const int64_t count = next[e + 1];
@@ -61,9 +69,11 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
         out->start[out->n_active++] = next[e];
         out->most = pf_max_i64(out->most, count);
     }
-    out->start[out->n_active] = n_pair;
+    out->n_pair = out->start[out->n_active] = next[n_expert];
     for (int64_t p = 0; p < n_pair; ++p) {
-        const int64_t at = next[ex->dry ? p % args->n_used : args->chosen[p]]++;
+        const int64_t e = expert_of(ex, args, p);
+        if (!in_range(args, e)) continue;
+        const int64_t at = next[e]++;
         out->token[at] = (int32_t)(p / args->n_used);
         out->weight[at] = args->weight[p];
     }

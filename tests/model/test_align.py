@@ -1,0 +1,77 @@
+"""Prompts written with the tokens that a session already has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pyflash
+import pyflash.demo
+import pytest
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[pyflash.Session]:
+    with pyflash.Model.open(pyflash.demo.path()) as model, model.session(context=600) as session:
+        yield session
+
+
+def start(session: pyflash.Session, tokens: list[int]) -> None:
+    session.rollback(session.position)
+    session.eval(tokens)
+
+
+def in_single_bytes(session: pyflash.Session, text: str) -> list[int]:
+    """The longest of all spellings."""
+    tokenizer = session.model.tokenizer
+    by_bytes = {tokenizer.decode_bytes([token]): token for token in range(1024)}
+    return [by_bytes[bytes([byte])] for byte in text.encode()]
+
+
+def test_other_spellings_of_the_same_text_are_kept(session: pyflash.Session) -> None:
+    tokenizer = session.model.tokenizer
+    text = "The weather is fine today, isn't it? Ünïcode too: 你好."
+    spelled, canonical = in_single_bytes(session, text), tokenizer.encode(text)
+    assert len(spelled) > len(canonical)
+    eos = session.model.info.eos_token
+    start(session, [0, *spelled, eos])
+    assert session.align([0, *canonical, eos, *canonical]) == [0, *spelled, eos, *canonical]
+    assert session.reuse(session.align([0, *canonical, eos, *canonical])) == session.position == len(spelled) + 2
+
+
+def test_a_text_that_goes_on_differently_keeps_what_both_share(session: pyflash.Session) -> None:
+    tokenizer = session.model.tokenizer
+    spelled = in_single_bytes(session, "one two three")
+    start(session, [0, *spelled])
+    aligned = session.align([0, *tokenizer.encode("one two four")])
+    assert tokenizer.decode(aligned) == "one two four"
+    assert aligned[: len("one two") + 1] == [0, *spelled[: len("one two")]]
+
+
+def test_special_tokens_equal_only_themselves(session: pyflash.Session) -> None:
+    tokenizer = session.model.tokenizer
+    marker = pyflash.chat.THINK_END
+    special = tokenizer.encode(marker, special=True)
+    text = tokenizer.encode(marker)
+    assert len(special) == 1 < len(text)
+    start(session, [0, *text])
+    assert session.align([0, *special]) == [0, *special]
+    start(session, [0, *special])
+    assert session.align([0, *text]) == [0, *text]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_text_never_changes(session: pyflash.Session, seed: int) -> None:
+    rng = random.Random(seed)
+    n_vocab = session.model.info.n_vocab
+    decode = session.model.tokenizer.decode_bytes
+    known = [rng.randrange(n_vocab) for _ in range(rng.randint(1, 60))]
+    start(session, known)
+    text = decode(known).decode("utf-8", "ignore")
+    wanted = session.model.tokenizer.encode(text[: rng.randint(0, len(text))] + rng.choice(["", "x", " and more"]))
+    for prompt in (wanted, known[: rng.randint(1, len(known))] + wanted, known, [*known, 5]):
+        aligned = session.align(prompt)
+        assert decode(aligned, special=True) == decode(prompt, special=True)
+        common = next((i for i, (a, b) in enumerate(zip(prompt, known)) if a != b), min(len(prompt), len(known)))
+        assert aligned[:common] == known[:common]
+    assert session.align(known) == known and session.align([]) == []
