@@ -160,8 +160,8 @@ def _bad_limits(limits: Mapping[str, str]) -> Iterator[str]:
     if space != "unlimited":
         yield f"address space is limited to {space}, and a model larger than that cannot be opened: ulimit -v unlimited"
     if limits.get("overcommit") == "never":
-        yield ("the system promises no memory beyond what it has (vm.overcommit_memory is 2), so that large contexts may "
-               "be refused: use a smaller --ctx, or set it to 0")
+        yield ("the system promises no memory beyond what it has (vm.overcommit_memory is 2), so that large contexts "
+               "may be refused: use a smaller --ctx, or set it to 0")
 
 
 # -- lines --

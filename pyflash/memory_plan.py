@@ -36,11 +36,11 @@ class Plan:
     """Memory in bytes of running one model file with one precision and cache type.
 
     program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
-    fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's limit);
-    fits_now: in what is available at the moment; None where the system does not tell. most_tokens: the longest context
-    that fits; None when none does, or that is not known. read_bytes: what a token needs of the routed experts, which is
-    read from disk where they are not in memory. reference_fits: whether the same context fits with the reference cache,
-    which takes less; None when that is in use already.
+    fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
+    limit); fits_now: in what is available at the moment; None where the system does not tell. most_tokens: the longest
+    context that fits; None when none does, or that is not known. read_bytes: what a token needs of the routed experts,
+    which is read from disk where they are not in memory. reference_fits: whether the same context fits with the
+    reference cache, which takes less; None when that is in use already.
     """
 
     cost: Cost
@@ -87,7 +87,7 @@ class _Base:
 
 
 def open_measured(file: StrPath, precision: str) -> tuple[Model, int]:
-    """The opened model, and Plan.program_bytes. For a fresh process: all that it takes already counts as the program's."""
+    """The opened model, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
     before = machine.process_memory()
     model = Model.open(file, precision=precision)
     after = machine.process_memory()

@@ -170,6 +170,7 @@ static const char *pf_hint(int code) {
     case ENAMETOOLONG: return "the name is too long: choose a shorter one";
     case EROFS: return "the disk is read-only: choose another folder";
     case ENOSPC: return "the disk is full: free some space or choose another disk";
+    case EFBIG: return "the file would be larger than is allowed: check ulimit -f and the file system";
     case EDQUOT: return "the disk quota is used up: free some space or choose another disk";
     case ENOMEM: return "not enough memory or address space: check ulimit -v";
     case EMFILE:
@@ -193,8 +194,9 @@ pf_status pf_map_open(const char *path, pf_map *out, pf_error *err) {
     if (fstat(fd, &info) != 0) {
         status = pf_file_error(err, "read the size of", path);
     } else if (!S_ISREG(info.st_mode)) {
-        const char *what = S_ISDIR(info.st_mode) ? "a folder" : "not a regular file";
-        status = pf_fail(err, PF_ERR_FILE, "cannot open '%s': it is %s: name a file", pf_shown_path(path), what);
+        const char *what = S_ISDIR(info.st_mode) ? "a folder: name a file (pyflash convert makes one of a checkpoint)"
+                                                 : "not a regular file: name one that is";
+        status = pf_fail(err, PF_ERR_FILE, "cannot open '%s': it is %s", pf_shown_path(path), what);
     } else if ((uint64_t)info.st_size > SIZE_MAX) {
         status = pf_fail(err, PF_ERR_UNSUPPORTED, "'%s' is too large for a 32-bit program", pf_shown_path(path));
     } else if (info.st_size > 0) {

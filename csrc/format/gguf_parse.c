@@ -146,6 +146,52 @@ static pf_status pf_parse_version(pf_reader *reader, uint32_t version) {
                           "is GGUF version %" PRIu32 ", versions 2 and 3 are supported: update pyflash", version);
 }
 
+/* Skips white space, and a byte order mark before it. */
+static bool pf_looks_like_web_page(const pf_reader *reader) {
+    static const char *const openings[] = {"<!doctype", "<html", "<head", "<?xml"};
+    uint64_t at = reader->size >= 3 && memcmp(reader->data, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    while (at < reader->size && strchr(" \t\r\n", reader->data[at]) != NULL && reader->data[at] != 0) at++;
+    for (size_t i = 0; i < sizeof openings / sizeof openings[0]; i++) {
+        uint64_t n = 0;
+        while (openings[i][n] != '\0' && at + n < reader->size) {
+            uint8_t c = reader->data[at + n];
+            if (c >= 'A' && c <= 'Z') c = (uint8_t)(c + ('a' - 'A'));
+            if (c != (uint8_t)openings[i][n]) break;
+            n++;
+        }
+        if (openings[i][n] == '\0') return true;
+    }
+    return false;
+}
+
+/* What a file without GGUF's magic is, as far as its first bytes tell, and what to do then. */
+static const char *pf_what_else(const pf_reader *reader) {
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *what;
+    } known[] = {
+        {"PK\3\4", 4, " but a zip archive: unpack it, or convert a folder of safetensors files: pyflash convert"},
+        {"\x1F\x8B", 2, " but a gzip archive: unpack it first"},
+        {"\x28\xB5\x2F\xFD", 4, " but a zstd archive: unpack it first"},
+        {"\xFD" "7zXZ", 5, " but an xz archive: unpack it first"},
+        {"lmgg", 4, " but of a format before GGUF: get the model as GGUF"},
+        {"fmgg", 4, " but of a format before GGUF: get the model as GGUF"},
+        {"tjgg", 4, " but of a format before GGUF: get the model as GGUF"},
+        {"PFSESSIO", 8, " but a saved session: give it with --session, and the model's file as the model"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (reader->size >= known[i].n && memcmp(reader->data, known[i].bytes, known[i].n) == 0) return known[i].what;
+    }
+    if (pf_looks_like_web_page(reader)) {
+        return " but a web page: the download failed or led to a page, download the file itself";
+    }
+    if (reader->size > 9 && reader->data[8] == '{' && pf_load_u64(reader->data) <= reader->size - 8) {
+        return " but a safetensors file: convert the folder that it is in: pyflash convert FOLDER OUT.gguf";
+    }
+    return ": give a .gguf file, or convert a checkpoint's folder: pyflash convert FOLDER OUT.gguf";
+}
+
 static pf_status pf_parse_header(pf_reader *reader) {
     static const char lfs[] = "version https://git-lfs";
     if (reader->size >= sizeof lfs - 1 && memcmp(reader->data, lfs, sizeof lfs - 1) == 0) {
@@ -154,8 +200,7 @@ static pf_status pf_parse_header(pf_reader *reader) {
     if (reader->size == 0) return pf_reader_fail(reader, PF_ERR_FORMAT, "is empty: download it again");
     uint64_t n_magic = reader->size < 4 ? reader->size : 4;
     if (memcmp(reader->data, "GGUF", (size_t)n_magic) != 0) {
-        return pf_reader_fail(reader, PF_ERR_FORMAT,
-                              "is not a GGUF file: give a .gguf file, or convert the checkpoint first");
+        return pf_reader_fail(reader, PF_ERR_FORMAT, "is not a GGUF file%s", pf_what_else(reader));
     }
     if (reader->size < PF_GGUF_HEADER_BYTES) return pf_truncated(reader, "its header");
     reader->pos = PF_GGUF_HEADER_BYTES;
@@ -383,8 +428,23 @@ static pf_status pf_parse_tensor(pf_reader *reader, uint64_t index) {
     return PF_OK;
 }
 
-/* Checks that the tensor lies within the file and points it at its bytes. */
-static pf_status pf_place_tensor(const pf_reader *reader, uint64_t alignment, uint64_t data_start,
+/* Bytes of the whole file, by the entries from `first` on: at least, where a type is unknown. */
+static uint64_t pf_whole_size(const pf_reader *reader, uint64_t data_start, uint64_t first) {
+    const pf_gguf_table *table = &reader->gguf->tensors;
+    uint64_t whole = 0;
+    for (uint64_t i = first; i < table->count; i++) {
+        const pf_gguf_entry *entry = (const pf_gguf_entry *)(const void *)table->items + i;
+        uint64_t end;
+        if (pf_add_u64(data_start, entry->offset, &end) && pf_add_u64(end, entry->tensor.bytes, &end) && end > whole) {
+            whole = end;
+        }
+    }
+    return whole;
+}
+
+/* Checks that the tensor lies within the file and points it at its bytes. `first`: the index of this shard's first
+ * entry. */
+static pf_status pf_place_tensor(const pf_reader *reader, uint64_t alignment, uint64_t data_start, uint64_t first,
                                  pf_gguf_entry *entry) {
     pf_gguf_tensor *tensor = &entry->tensor;
     pf_shown shown;
@@ -402,10 +462,12 @@ static pf_status pf_place_tensor(const pf_reader *reader, uint64_t alignment, ui
                               pf_show(tensor->name, &shown), entry->offset);
     }
     if (needed > reader->size) {
+        uint64_t whole = pf_whole_size(reader, data_start, first);
         return pf_reader_fail(reader, PF_ERR_FORMAT,
-                              "truncated: the file has %" PRIu64 " bytes, tensor '%s' needs %s%" PRIu64
-                              ": download it again",
-                              reader->size, pf_show(tensor->name, &shown), known ? "" : "at least ", needed);
+                              "truncated: it has %" PRIu64 " of %s%" PRIu64
+                              " bytes, tensor '%s' needs more: download it again",
+                              reader->size, known ? "" : "at least ", whole > needed ? whole : needed,
+                              pf_show(tensor->name, &shown));
     }
     if (known) tensor->data = reader->data + begin;
     return PF_OK;
@@ -445,7 +507,7 @@ static pf_status pf_parse_tensors(pf_reader *reader, uint64_t alignment, pf_gguf
     pf_status status = PF_OK;
     for (uint64_t i = 0; i < n && status == PF_OK; i++) {
         pf_gguf_entry *entry = (pf_gguf_entry *)(void *)reader->gguf->tensors.items + before + i;
-        status = pf_place_tensor(reader, alignment, data_start, entry);
+        status = pf_place_tensor(reader, alignment, data_start, before, entry);
         spans[i] = (pf_span){entry->offset, &entry->tensor};
     }
     if (status == PF_OK) status = pf_check_overlap(reader, spans, n);

@@ -1,8 +1,8 @@
 """`pyflash completion`: what makes a shell complete this command.
 
-The shell asks for each word: it runs `pyflash` with _PYFLASH_COMPLETE=<shell>_complete and the words so far in COMP_WORDS
-and COMP_CWORD, and click answers with lines of kind and value. Of the kinds, "file", "dir" and GGUF leave it to the shell
-to look for files, because it knows about quotes, tildes and slashes.
+For each word the shell runs `pyflash` with _PYFLASH_COMPLETE=<shell>_complete and what has been typed in COMP_WORDS and
+COMP_CWORD, and click answers with lines of kind and value. The kinds "file", "dir" and "gguf" leave it to the shell to
+look for files, because it knows about quotes, tildes and slashes.
 """
 
 from __future__ import annotations

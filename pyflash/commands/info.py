@@ -22,10 +22,10 @@ from pyflash.commands.output import print_done
 def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: bool) -> None:
     """Tell what a GGUF file is, what it costs, and whether it fits this machine.
 
-    The memory plan is what a run comes close to when every weight has been read and the context is full: weights, cache,
-    working buffers, checkpoints (what lets a chat go back without evaluating again) and the program itself. A container's
-    limit counts as this machine's memory. Sizes are decimal: 1 GB is 1,000,000,000 bytes; contexts are binary: 64K are
-    65,536 tokens.
+    The memory plan is what a run comes close to when every weight has been read and the context is full: weights,
+    cache, working buffers, checkpoints (what lets a chat go back without evaluating again) and the program itself. A
+    container's limit counts as this machine's memory. Sizes are decimal: 1 GB is 1,000,000,000 bytes; contexts are
+    binary: 64K are 65,536 tokens.
     """
     with converter_errors():
         found = report.inspect(file, ctx, precision, cache_type)
