@@ -17,7 +17,7 @@ from click.core import ParameterSource
 import pyflash
 from pyflash import demo, machine
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import model_options, option, sampling_options
+from pyflash.commands.options import model_options, open_model, option, sampling_options
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.conversation import Conversation, read_text
 from pyflash.repl.lines import History, LineReader, state_dir
@@ -103,7 +103,7 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
     if model_path is None:
         with Progress("making the demo model", sys.stderr) as progress:
             model_path = str(demo.path(progress.update))
-    with pyflash.Model.open(model_path, threads=options["threads"], precision=options["precision"]) as model:
+    with open_model(model_path, options) as model:
         _warn_of_size(model.info.weight_bytes)
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
             yield session

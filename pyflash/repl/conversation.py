@@ -18,7 +18,7 @@ from pyflash.session import Session
 MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
 _SESSION_MAGIC = b"PFSESSIO"
-_WAY_OUT = "/undo and /clear make room, a larger -c more of it"
+_WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
 
 
 class View(Protocol):
@@ -201,7 +201,7 @@ class Conversation:
         )
         view.progress(0, reply.n_prompt - reply.n_reused)
         for piece in reply:
-            if piece.problem:
+            if piece.problem and piece.finish != "length":  # an answer that was cut short has no proper end
                 running.problems.append(piece.problem)
             view.piece(piece)
 

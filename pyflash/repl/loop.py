@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from pyflash.errors import ArgumentError, Error, FileError
+from pyflash.errors import Error, FileError
 from pyflash.repl.commands import Commands, Leave, loaded
 from pyflash.repl.conversation import Answer, Conversation
 from pyflash.repl.lines import Entry, LineReader
@@ -104,30 +104,34 @@ class Chat:
             return
         session = self._conversation.session
         name = session.model.info.name or "a model without a name"
-        say(f"{name}, a context of {session.capacity:,} tokens. /help lists the commands, /bye leaves.")
+        say(f"{name} | context {session.capacity:,} tokens | /help lists the commands, /bye leaves")
         if self._session_file is not None and self._session_file.resumed:
-            say(f"continues {loaded(self._conversation)}.")
+            say(f"continues {loaded(self._conversation)}")
 
     def _take(self, entry: Entry) -> bool:
         """Does what was asked; False to leave."""
+        is_command = entry.text.startswith("/") and not entry.quoted
         try:
-            if entry.text.startswith("/") and not entry.quoted:
-                with self._kept():
+            with self._kept():
+                if is_command:
                     answer = self.commands.run(entry.text)
-            elif entry.text or self._conversation.attached:
-                with self._kept():
+                elif entry.text or self._conversation.attached:
                     answer = self._conversation.ask(entry.text, self._view)
-            else:
-                return True
-            if answer is not None:
-                self._after(answer)
-                return self._interactive or not answer.interrupted
+                else:
+                    return True
         except Leave:
             return False
+        except BrokenPipeError:
+            raise
         except (Error, OSError) as error:
-            if isinstance(error, BrokenPipeError):
+            if not is_command and not self._interactive:  # what a script asks next may build on it
                 raise
             say(f"pyflash: error: {_one_line(error)}")
+            return True
+        if answer is not None:
+            self._after(answer)
+            if answer.interrupted and not self._interactive:
+                raise KeyboardInterrupt
         return True
 
     @contextlib.contextmanager
@@ -149,10 +153,12 @@ class Chat:
         if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
             line = stats_line(answer)
             say(dimmed(f"[{line}]") if on_terminal(sys.stderr) else f"pyflash: {line}")
+        if self._interactive:
+            say("")
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, ArgumentError):
+    if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{error.filename}: {reason}" if error.filename else reason
     return " ".join(str(error).split())

@@ -31,8 +31,7 @@ def on_terminal(stream: Any) -> bool:
 
 
 def dimmed(text: str) -> str:
-    """Dim, unless the user wants no colours (no-color.org)."""
-    return text if os.environ.get("NO_COLOR") else click.style(text, dim=True)
+    return click.style(text, dim=True)
 
 
 class StatusLine:
@@ -97,7 +96,7 @@ class TextView:
     def piece(self, piece: ChatPiece) -> None:
         if piece.kind == "reasoning" and self._settings.hide_thinking:
             self._n_hidden += 1
-            self._status.show(f"thinking... {self._n_hidden} tokens")
+            self._status.show(f"thinking... {self._n_hidden}", at_once=self._n_hidden == 1)
         elif piece.kind == "tool_call":
             self._tool_call(piece)
         elif piece.text:
@@ -218,18 +217,17 @@ def _print_json(line: dict[str, Any]) -> None:
 
 def stats_line(answer: Answer) -> str:
     """Counts, speed and context of an answer."""
-    parts = [f"{answer.n_generated} {'token' if answer.n_generated == 1 else 'tokens'}"]
+    made = f"{answer.n_generated} {'token' if answer.n_generated == 1 else 'tokens'}"
+    if answer.finish == "length" and not answer.context_full:
+        made += " (max_tokens)"
     if answer.n_generated > 1 and answer.generate_seconds > 0:
-        parts[0] += f", {_rate(answer.n_generated - 1, answer.generate_seconds)}"  # the first one is the prompt's work
-    prompt = f"prompt {answer.n_evaluated:,} evaluated"
+        made += f", {_rate(answer.n_generated - 1, answer.generate_seconds)}"  # the first one is the prompt's work
+    prompt = f"prompt {answer.n_evaluated:,}"
     if answer.n_reused:
         prompt += f" + {answer.n_reused:,} reused"
     if answer.n_evaluated and answer.prompt_seconds > 0:
         prompt += f", {_rate(answer.n_evaluated, answer.prompt_seconds)}"
-    parts += [prompt, f"context {answer.used:,} of {answer.capacity:,}"]
-    if answer.finish == "length" and not answer.context_full:
-        parts.append("cut short by max_tokens")
-    return " | ".join(parts)
+    return f"{made} | {prompt} | context {answer.used:,} of {answer.capacity:,}"
 
 
 def _rate(count: int, seconds: float) -> str:
