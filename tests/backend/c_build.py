@@ -2,7 +2,8 @@
 
 Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmark, and this folder's own. The
 vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
-libsimde-dev) instead, so that its logic runs on any AVX2 machine.
+libsimde-dev) instead, so that its logic runs on any AVX2 machine. Mode "arm64" is a cross build of the gate for qemu-user
+(Debian: gcc-aarch64-linux-gnu and qemu-user).
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+ARM64 = platform.machine().lower() in ("aarch64", "arm64")
+CROSS = "aarch64-linux-gnu-gcc"
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
 FLAGS = ["-std=c11", "-g", "-ffp-contract=off", "-pthread", "-fPIC", "-DPF_STATIC"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+NEON_DOT = ["-march=armv8.2-a+dotprod"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 GATE = ["gate.c", "gate_kernels.c", "gate_linear.c", "gate_model.c"]
 GLUE = ["glue.c"]
@@ -31,6 +35,7 @@ MODES = {
     "native": ["-O2", *WARNINGS],
     "sanitized": ["-O1", *SANITIZE, *WARNINGS],
     "emulated": ["-O2", "-DPF_SIMDE", "-Wno-psabi"],
+    "arm64": ["-O2", *WARNINGS],
 }
 
 
@@ -57,9 +62,22 @@ def _builds(cc: str, flags: list[str], folder: Path, text: str, link: bool) -> b
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+def _isa_flags(source: Path, mode: str) -> list[str]:
+    if (X86 and mode != "arm64") and source.stem.endswith("_avx2"):
+        return AVX2
+    if (X86 and mode != "arm64") and source.stem.endswith("_avx512"):
+        return AVX2 if mode == "emulated" else AVX512
+    if (ARM64 or mode == "arm64") and source.stem.endswith("_neon_dot"):
+        return NEON_DOT
+    return []
+
+
 def build(folder: Path, mode: str) -> tuple[Path, Path]:
-    """Compiles in `folder`; returns the gate's program and the glue library. Skips where the mode lacks its tools."""
-    cc = compiler()
+    """Compiles in `folder`; returns the gate's program and the glue library (which mode arm64 does not build). Skips
+    where the mode lacks its tools."""
+    if mode == "arm64" and not shutil.which(CROSS):
+        pytest.skip(f"no {CROSS} (Debian: gcc-aarch64-linux-gnu)")
+    cc = CROSS if mode == "arm64" else compiler()
     include = [f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{HERE}"]
     flags = [*FLAGS, *MODES[mode], *include]
     main = "int main(void) { return 0; }\n"
@@ -71,20 +89,19 @@ def build(folder: Path, mode: str) -> tuple[Path, Path]:
         pytest.skip(f"{cc} cannot link with {SANITIZE[0]}")
 
     def compile_one(source: Path) -> Path:
-        isa = []
-        if X86 and source.stem.endswith("_avx2"):
-            isa = AVX2
-        if X86 and source.stem.endswith("_avx512"):
-            isa = AVX2 if mode == "emulated" else AVX512
         out = folder / f"{source.stem}.o"
-        done = subprocess.run([cc, *flags, *isa, "-c", str(source), "-o", str(out)], capture_output=True, text=True)
+        done = subprocess.run([cc, *flags, *_isa_flags(source, mode), "-c", str(source), "-o", str(out)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return out
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources([*GATE, *GLUE])))
     outputs = []
-    for name, own, others in (("gate", [], GLUE), ("glue.so", ["-shared"], GATE)):
+    static = ["-static"] if mode == "arm64" else []  # needs no libraries of that machine
+    for name, own, others in (("gate", static, GLUE), ("glue.so", ["-shared"], GATE)):
+        if mode == "arm64" and name == "glue.so":
+            outputs.append(folder / name)
+            continue
         used = [str(path) for path in objects if f"{path.stem}.c" not in others]
         command = [cc, *flags, *own, *used, "-o", str(folder / name), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)

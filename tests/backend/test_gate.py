@@ -1,10 +1,13 @@
 """Gate 3: every kernel and operation of every instruction set against the scalar ones (see gate.h and gate_*.c).
 
-The AVX-512 kernels run natively where the machine has AVX-512, and emulated by SIMDe on every other x86-64 machine.
+The AVX-512 kernels run natively where the machine has AVX-512, and emulated by SIMDe on every other x86-64 machine; the
+NEON kernels natively on an arm64 machine, and under qemu-user where it and a cross compiler are installed.
 """
 
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,15 +18,18 @@ from .conftest import Builds
 CANNOT_RUN = 77  # the program's exit status
 
 
-def run(program: Path, *isas: str) -> None:
-    done = subprocess.run([str(program), *isas], capture_output=True, text=True, timeout=500)
+NATIVE = ["scalar", "neon"] if platform.machine().lower() in ("aarch64", "arm64") else ["scalar", "avx2", "avx512"]
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=500)
     print(done.stdout)
     if done.returncode == CANNOT_RUN:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", NATIVE)
 def test_native(builds: Builds, isa: str) -> None:
     run(builds.get("native")[0], isa)
 
@@ -32,6 +38,15 @@ def test_avx512_emulated(builds: Builds) -> None:
     run(builds.get("emulated")[0], "avx512")
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("processor", ["cortex-a53", "max"])
+def test_neon_under_qemu(builds: Builds, processor: str) -> None:
+    """The first has no dot product instructions, the second every one that qemu knows."""
+    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if qemu is None:
+        pytest.skip("no qemu-aarch64 (Debian: qemu-user)")
+    run(qemu, "-cpu", processor, builds.get("arm64")[0], "neon")
+
+
+@pytest.mark.parametrize("isa", NATIVE)
 def test_sanitized(builds: Builds, isa: str) -> None:
     run(builds.get("sanitized")[0], isa)

@@ -17,11 +17,28 @@
 #  define PF_X86 0
 #endif
 
+#if defined(__aarch64__) || defined(_M_ARM64)
+#  define PF_ARM64 1
+#  if defined(_WIN32)
+#    define WIN32_LEAN_AND_MEAN
+#    include <windows.h>
+#  elif defined(__APPLE__)
+#    include <sys/types.h>
+#    include <sys/sysctl.h>
+#  elif defined(__linux__)
+#    include <sys/auxv.h>
+#  endif
+#else
+#  define PF_ARM64 0
+#endif
+
 /* Best first. */
 enum {
 #if PF_X86
     ISA_AVX512,
     ISA_AVX2,
+#elif PF_ARM64
+    ISA_NEON,
 #endif
     ISA_SCALAR,
     ISA_COUNT
@@ -31,6 +48,8 @@ static const char *const isa_names[ISA_COUNT] = {
 #if PF_X86
     [ISA_AVX512] = "avx512",
     [ISA_AVX2] = "avx2",
+#elif PF_ARM64
+    [ISA_NEON] = "neon",
 #endif
     [ISA_SCALAR] = "scalar",
 };
@@ -93,6 +112,23 @@ static const char *avx512_problem(void) {
     return NULL;
 }
 
+#elif PF_ARM64
+
+/* The dot product instructions (SDOT): not a set of their own, since they change no result. */
+static bool has_neon_dot(void) {
+#  if defined(_WIN32)
+    return IsProcessorFeaturePresent(43) != 0; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which old headers lack */
+#  elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, NULL, 0) == 0 && value != 0;
+#  elif defined(__linux__)
+    return (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+#  else
+    return false;
+#  endif
+}
+
 #endif
 
 static const char *isa_problem(int isa) {
@@ -125,6 +161,9 @@ static void fill_tables(void) {
 #if PF_X86
         if (isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
         if (isa == ISA_AVX512) pf_kernels_avx512_init(k);
+#elif PF_ARM64
+        if (isa == ISA_NEON) pf_kernels_neon_init(k);
+        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_neon_dot_init(k);
 #endif
         k->name = isa_names[isa];
         backends[isa] = (pf_backend){

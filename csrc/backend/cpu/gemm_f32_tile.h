@@ -144,4 +144,11 @@ PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, ta
         expand(&s, 0, w->cols, out, take_##type, take_one_##type);                                               \
     }
 
+PF_F32_ENTRIES(f32)
+PF_F32_ENTRIES(f16)
+PF_F32_ENTRIES(bf16)
+PF_F32_ENTRIES(q8_0)
+PF_F32_ENTRIES(mxfp4)
+PF_F32_ENTRIES(fp8)
+
 #endif

@@ -7,61 +7,30 @@
 
 #include <string.h>
 
-/* ---- Vectors ----------------------------------------------------------------------------------------------- */
-
-static float sum8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-static float dot(const float *a, const float *b, int64_t n) {
-    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        s0 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s0);
-        s1 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
-        s2 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
-        s3 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 24), _mm256_loadu_ps(b + i + 24), s3);
-    }
-    for (; i + 8 <= n; i += 8) s0 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s0);
-    float sum = sum8(_mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3)));
-    for (; i < n; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
-static void axpy(float *y, float s, const float *x, int64_t n) {
-    const __m256 vs = _mm256_set1_ps(s);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(vs, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
-    }
-    for (; i < n; ++i) y[i] += s * x[i];
-}
-
-static void scale(float *y, float s, int64_t n) {
-    const __m256 vs = _mm256_set1_ps(s);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(vs, _mm256_loadu_ps(y + i)));
-    for (; i < n; ++i) y[i] *= s;
-}
-
-/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
+/* ---- Floats ------------------------------------------------------------------------------------------------ */
 
 typedef __m256 pf_vec;
 enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, INT_ROWS = 8 };
 static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline __m256 pf_vec_load_part(const float *p, int64_t n) {
+static inline __m256i first_lanes(int64_t n) {
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)(n < 8 ? n : 8)), index));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)(n < 8 ? n : 8)), index);
 }
+static inline __m256 pf_vec_load_part(const float *p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 static inline void pf_vec_store(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
+static inline void pf_vec_store_part(float *p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
 static inline __m256 pf_vec_set1(float v) { return _mm256_set1_ps(v); }
 static inline __m256 pf_vec_add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
 static inline __m256 pf_vec_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 static inline __m256 pf_vec_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-static inline float pf_vec_sum(__m256 v) { return sum8(v); }
+static inline float pf_vec_sum(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 PF_INLINE void from_f32(const uint8_t *in, __m256 *v) {
     for (int j = 0; j < 4; ++j) v[j] = _mm256_loadu_ps((const float *)(const void *)(in + 32 * j));
@@ -188,16 +157,7 @@ PF_INLINE __m256i dot_mxfp4(const int_block *block, const uint8_t *hi, const uin
     return _mm256_sub_epi32(join_planes(sum[0], sum[1]), _mm256_set1_epi32(12 * act_sum));
 }
 
-#include "backend/cpu/gemm_f32_tile.h"
-#include "backend/cpu/gemm_q16_tile.h"
-#include "backend/cpu/vector_rows.h"
-
-PF_F32_ENTRIES(f32)
-PF_F32_ENTRIES(f16)
-PF_F32_ENTRIES(bf16)
-PF_F32_ENTRIES(q8_0)
-PF_F32_ENTRIES(mxfp4)
-PF_F32_ENTRIES(fp8)
+#include "backend/cpu/vector_ops.h"
 
 /* ---- Quantised activations --------------------------------------------------------------------------------- */
 
@@ -261,14 +221,8 @@ static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx2",
-        .dot = dot,
-        .axpy = axpy,
-        .scale = scale,
-        .dequant = PF_WEIGHT_ENTRIES(dequant),
-        .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),
-        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        PF_VECTOR_ENTRIES,
         .quantize_q16 = quantize_q16,
-        .load_row = load_row,
     };
 }
 

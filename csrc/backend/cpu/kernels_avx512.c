@@ -7,53 +7,10 @@
 
 #include <string.h>
 
-/* ---- Vectors ----------------------------------------------------------------------------------------------- */
+/* ---- Floats ------------------------------------------------------------------------------------------------ */
 
 /* The first n of 16 lanes; all for n >= 16. */
 static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u); }
-
-static inline float sum16(__m512 v) {
-    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
-    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256(v), high);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-static float dot(const float *a, const float *b, int64_t n) {
-    __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-    int64_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        s0 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), s0);
-        s1 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16), _mm512_loadu_ps(b + i + 16), s1);
-        s2 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 32), _mm512_loadu_ps(b + i + 32), s2);
-        s3 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 48), _mm512_loadu_ps(b + i + 48), s3);
-    }
-    for (; i < n; i += 16) {
-        const __mmask16 m = lanes(n - i);
-        s0 = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, a + i), _mm512_maskz_loadu_ps(m, b + i), s0);
-    }
-    return sum16(_mm512_add_ps(_mm512_add_ps(s0, s1), _mm512_add_ps(s2, s3)));
-}
-
-static void axpy(float *y, float s, const float *x, int64_t n) {
-    const __m512 vs = _mm512_set1_ps(s);
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 m = lanes(n - i);
-        const __m512 sum = _mm512_fmadd_ps(vs, _mm512_maskz_loadu_ps(m, x + i), _mm512_maskz_loadu_ps(m, y + i));
-        _mm512_mask_storeu_ps(y + i, m, sum);
-    }
-}
-
-static void scale(float *y, float s, int64_t n) {
-    const __m512 vs = _mm512_set1_ps(s);
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 m = lanes(n - i);
-        _mm512_mask_storeu_ps(y + i, m, _mm512_mul_ps(vs, _mm512_maskz_loadu_ps(m, y + i)));
-    }
-}
-
-/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 typedef __m512 pf_vec;
 enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, INT_ROWS = 16 };
@@ -61,11 +18,20 @@ static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 static inline void pf_vec_store(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
+static inline void pf_vec_store_part(float *p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), v); }
 static inline __m512 pf_vec_set1(float v) { return _mm512_set1_ps(v); }
 static inline __m512 pf_vec_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 static inline __m512 pf_vec_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 static inline __m512 pf_vec_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-static inline float pf_vec_sum(__m512 v) { return sum16(v); }
+static inline float pf_vec_sum(__m512 v) {
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256(v), high);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
 
 PF_INLINE void from_f32(const uint8_t *in, __m512 *v) {
     for (int j = 0; j < 2; ++j) v[j] = _mm512_loadu_ps((const float *)(const void *)(in + 64 * j));
@@ -170,16 +136,7 @@ PF_INLINE __m512i dot_mxfp4(const int_block *block, const uint8_t *hi, const uin
     return dot_offset(block, hi, lo, -12 * act_sum);
 }
 
-#include "backend/cpu/gemm_f32_tile.h"
-#include "backend/cpu/gemm_q16_tile.h"
-#include "backend/cpu/vector_rows.h"
-
-PF_F32_ENTRIES(f32)
-PF_F32_ENTRIES(f16)
-PF_F32_ENTRIES(bf16)
-PF_F32_ENTRIES(q8_0)
-PF_F32_ENTRIES(mxfp4)
-PF_F32_ENTRIES(fp8)
+#include "backend/cpu/vector_ops.h"
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
@@ -187,14 +144,8 @@ PF_F32_ENTRIES(fp8)
 void pf_kernels_avx512_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx512",
-        .dot = dot,
-        .axpy = axpy,
-        .scale = scale,
-        .dequant = PF_WEIGHT_ENTRIES(dequant),
-        .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),
-        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        PF_VECTOR_ENTRIES,
         .quantize_q16 = k->quantize_q16,
-        .load_row = load_row,
     };
 }
 

@@ -129,9 +129,4 @@ static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
     }
 }
 
-/* One entry per weight type. */
-#define PF_WEIGHT_ENTRIES(prefix)                                                                                \
-    {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
-     [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
-
 #endif

@@ -1,0 +1,142 @@
+/* Kernels for NEON as every 64-bit ARM processor has it. */
+#include "backend/cpu/kernels.h"
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+
+#include "backend/cpu/neon_vectors.h"
+
+#include <stdbool.h>
+
+/* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
+
+PF_INLINE float32x4_t of_halves(uint16x4_t v) { return vcvt_f32_f16(vreinterpret_f16_u16(v)); }
+/* Unaligned; a vector of bytes is loaded wherever it lies. */
+PF_INLINE uint16x8_t load_u16s(const uint8_t *in) { return vreinterpretq_u16_u8(vld1q_u8(in)); }
+
+PF_INLINE void from_f32(const uint8_t *in, float32x4_t *v) {
+    for (int j = 0; j < 8; ++j) v[j] = vreinterpretq_f32_u8(vld1q_u8(in + 16 * j));
+}
+
+PF_INLINE void from_f16(const uint8_t *in, float32x4_t *v) {
+    for (int j = 0; j < 4; ++j) {
+        const uint16x8_t halves = load_u16s(in + 16 * j);
+        v[2 * j] = of_halves(vget_low_u16(halves));
+        v[2 * j + 1] = of_halves(vget_high_u16(halves));
+    }
+}
+
+PF_INLINE void from_bf16(const uint8_t *in, float32x4_t *v) {
+    for (int j = 0; j < 4; ++j) {
+        const uint16x8_t bits = load_u16s(in + 16 * j);
+        v[2 * j] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16));
+        v[2 * j + 1] = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(bits), 16));
+    }
+}
+
+/* int8 times scale. */
+PF_INLINE void from_i8(int8x16_t low, int8x16_t high, float scale, float32x4_t *v) {
+    const int8x8_t eight[4] = {vget_low_s8(low), vget_high_s8(low), vget_low_s8(high), vget_high_s8(high)};
+    for (int j = 0; j < 4; ++j) {
+        const int16x8_t wide = vmovl_s8(eight[j]);
+        v[2 * j] = vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), scale);
+        v[2 * j + 1] = vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))), scale);
+    }
+}
+
+/* Whether 32 e4m3 codes hold a NaN, or 2^8 scale may overflow: cases left to scalar. */
+PF_INLINE bool e4m3_is_odd(uint8x16_t a, uint8x16_t b, float scale) {
+    const uint8x16_t nan = vdupq_n_u8(0x7f);
+    const uint8x16_t largest = vmaxq_u8(vandq_u8(a, nan), vandq_u8(b, nan));
+    return !(scale < 0x1p119f && scale > -0x1p119f) || vmaxvq_u8(largest) == 0x7f;
+}
+
+/* An e4m3 code moved into a half float reads as the value times 2^-8, except for NaN. */
+PF_INLINE void from_e4m3(const uint8_t *in, float scale, float32x4_t *v) {
+    const uint8x16_t codes[2] = {vld1q_u8(in), vld1q_u8(in + 16)};
+    if (e4m3_is_odd(codes[0], codes[1], scale)) {
+        float plain[32];
+        for (int i = 0; i < 32; ++i) plain[i] = pf_e4m3_to_f32(in[i]) * scale;
+        from_f32((const uint8_t *)plain, v);
+        return;
+    }
+    for (int j = 0; j < 4; ++j) {
+        /* Sign extension leaves the sign in bits 15 and 14, above the magnitude. */
+        const int8x16_t sixteen = vreinterpretq_s8_u8(codes[j / 2]);
+        const int16x8_t code = vmovl_s8(j % 2 ? vget_high_s8(sixteen) : vget_low_s8(sixteen));
+        const uint16x8_t half = vandq_u16(vreinterpretq_u16_s16(vshlq_n_s16(code, 7)), vdupq_n_u16(0xbf80));
+        v[2 * j] = vmulq_n_f32(of_halves(vget_low_u16(half)), 256.0f * scale);
+        v[2 * j + 1] = vmulq_n_f32(of_halves(vget_high_u16(half)), 256.0f * scale);
+    }
+}
+
+PF_INLINE void from_q8_0(const uint8_t *in, float32x4_t *v) {
+    const float scale = vgetq_lane_f32(of_halves(vdup_n_u16(pf_load_u16(in))), 0);
+    from_i8(vreinterpretq_s8_u8(vld1q_u8(in + 2)), vreinterpretq_s8_u8(vld1q_u8(in + 18)), scale, v);
+}
+
+PF_INLINE void from_mxfp4(const uint8_t *in, float32x4_t *v) {
+    int8x16_t low, high;
+    e2m1_nibbles(in + 1, &low, &high);
+    from_i8(low, high, 0.5f * pf_e8m0_to_f32(in[0]), v);
+}
+
+PF_INLINE void from_idx_fp4(const uint8_t *in, float scale, float32x4_t *v) {
+    int8x16_t even, odd;
+    e2m1_nibbles(in, &even, &odd);
+    from_i8(vzip1q_s8(even, odd), vzip2q_s8(even, odd), scale, v);
+}
+
+#include "backend/cpu/vector_ops.h"
+
+/* ---- Quantised activations --------------------------------------------------------------------------------- */
+
+/* 16 integers within a byte's range, as bytes in order. */
+PF_INLINE void store_bytes(uint8_t *out, const int32x4_t *q) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+    const int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+    vst1q_u8(out, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high))));
+}
+
+static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+    const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
+    float *scales = (float *)(void *)(out + 2 * n);
+    int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
+    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
+        float32x4_t v[8];
+        int32x4_t hi[8], lo[8], sum = vdupq_n_s32(0);
+        uint32x4_t amax = vdupq_n_u32(0);
+        for (int i = 0; i < 8; ++i) {
+            v[i] = vld1q_f32(x + 4 * i);
+            amax = vmaxq_u32(amax, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffffu)));
+        }
+        const float d = pf_f32_from_bits(vmaxvq_u32(amax)) / most;
+        scales[b] = d;
+        if (d == 0.0f) {
+            memset(out, 0, BLOCK);
+            memset(out + n, 0, BLOCK);
+            sums[b] = 0;
+            continue;
+        }
+        for (int i = 0; i < 8; ++i) {
+            /* These take the number where the other is a NaN, which so becomes the lowest value as in scalar. */
+            const float32x4_t low = vmaxnmq_f32(vdivq_f32(v[i], vdupq_n_f32(d)), vdupq_n_f32(-most));
+            const int32x4_t q = vcvtnq_s32_f32(vminnmq_f32(low, vdupq_n_f32(most)));
+            hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q), per_base));
+            lo[i] = vmlsq_n_s32(q, hi[i], PF_Q16_BASE);
+            sum = vaddq_s32(sum, q);
+        }
+        sums[b] = vaddvq_s32(sum);
+        for (int half = 0; half < 2; ++half) {
+            store_bytes(out + 16 * half, hi + 4 * half);
+            store_bytes(out + n + 16 * half, lo + 4 * half);
+        }
+    }
+}
+
+/* ---- Table ------------------------------------------------------------------------------------------------- */
+
+void pf_kernels_neon_init(pf_cpu_kernels *k) {
+    *k = (pf_cpu_kernels){.name = "neon", PF_VECTOR_ENTRIES, .quantize_q16 = quantize_q16};
+}
+
+#endif
