@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -110,7 +110,8 @@ def plan(n_prompt: int, room: int, max_tokens: int | None, logprobs: int, progre
     return Plan(limit, Sampler(sampling), integer("logprobs", logprobs, 0, MAX_LOGPROBS), progress)
 
 
-def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint | None = None) -> Iterator[Choice]:
+def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint | None = None
+           ) -> Generator[Choice, None, None]:
     """Evaluates tokens, then picks and evaluates one token after the other. The last one stays unevaluated."""
     eos = session.model.info.eos_token
     logits = session.eval(tokens, progress=how.progress)
@@ -134,8 +135,10 @@ def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ..
                  for token, logprob in top_logprobs(logits, n))  # fmt: skip
 
 
-def generate(session: Session, tokens: Tokens, max_tokens: int | None, stop: str | Sequence[str], logprobs: int,
-             grammar: Grammar | None, progress: Progress | None, sampling: SamplingOptions) -> Iterator[Piece]:
+def generate(
+    session: Session, tokens: Tokens, max_tokens: int | None, stop: str | Sequence[str], logprobs: int,
+    grammar: Grammar | None, progress: Progress | None, sampling: SamplingOptions,
+) -> Generator[Piece, None, None]:
     """Session.generate()."""
     prompt = token_array(tokens)
     how = plan(len(prompt), session.capacity - session.position - len(prompt), max_tokens, logprobs, progress,
@@ -145,7 +148,7 @@ def generate(session: Session, tokens: Tokens, max_tokens: int | None, stop: str
     return _pieces(session, choose(session, prompt, how, constraint), StopStrings(stop))
 
 
-def _pieces(session: Session, choices: Iterator[Choice], stops: StopStrings) -> Iterator[Piece]:
+def _pieces(session: Session, choices: Iterator[Choice], stops: StopStrings) -> Generator[Piece, None, None]:
     decode_bytes = session.model.tokenizer.decode_bytes
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for choice in choices:

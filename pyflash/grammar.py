@@ -30,7 +30,8 @@ def _llguidance() -> Any:
         import llguidance
         import llguidance.numpy
     except ImportError as error:
-        raise UnsupportedError("grammars and JSON output need another package: pip install 'pyflash[grammar]'") from error
+        raise UnsupportedError("grammars and JSON output need one more package: pip install 'pyflash[grammar]'"
+                               ) from error  # fmt: skip
     return llguidance
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,17 +49,15 @@ class Reply(Iterator[ChatPiece]):
     """An answer: an iterator over its pieces, which are generated as they are asked for. Made by Session.chat().
 
     n_prompt: tokens of the prompt. n_reused: those of them that the session had evaluated before. n_generated: tokens
-    so far. prompt_seconds, generate_seconds: time spent until the first token, and since. finish: "stop" or "length"
-    once the answer is complete, else None.
+    so far. prompt_seconds, generate_seconds: time spent on the first token, and on the others. finish: "stop" or
+    "length" once the answer is complete, else None.
     """
 
     def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings, thinking: bool,
                  constraint: Constraint | None) -> None:
         """Not for callers: use Session.chat()."""
         self._session = session
-        self._how = how
         self._stops = stops
-        self._constraint = constraint
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._parser = encoding.StreamParser(thinking)
         self._markers = _markers(session)
@@ -70,17 +69,31 @@ class Reply(Iterator[ChatPiece]):
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
         self.finish: Finish | None = None
-        self._pieces = self._run(prompt[self.n_reused :])
+        self._choices = choose(session, prompt[self.n_reused :], how, constraint)
+        self._ready: deque[ChatPiece] = deque()
 
     def __iter__(self) -> Reply:
         return self
 
     def __next__(self) -> ChatPiece:
-        return next(self._pieces)
+        while not self._ready:
+            started = time.monotonic()
+            choice = next(self._choices)
+            seconds = time.monotonic() - started
+            if self.n_generated == 0:
+                self.prompt_seconds = seconds
+                with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
+                    self._session.checkpoint()
+            else:
+                self.generate_seconds += seconds
+            self.n_generated += 1
+            self._ready.extend(self._take(choice))
+        return self._give(self._ready.popleft())
 
     def close(self) -> None:
         """Ends the answer here. What there is of it stays in the session and in message."""
-        self._pieces.close()
+        self._choices.close()
+        self._ready.clear()
 
     def __enter__(self) -> Reply:
         return self
@@ -94,30 +107,15 @@ class Reply(Iterator[ChatPiece]):
         return {"role": "assistant", "content": "".join(self._texts["content"]),
                 "reasoning_content": "".join(self._texts["reasoning"]), "tool_calls": list(self._calls)}  # fmt: skip
 
-    def _run(self, tokens: Sequence[int]) -> Generator[ChatPiece, None, None]:
-        started = time.monotonic()
-        first: float | None = None
-        for choice in choose(self._session, tokens, self._how, self._constraint):
-            if first is None:
-                first = time.monotonic()
-                self.prompt_seconds = first - started
-                with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
-                    self._session.checkpoint()
-            self.n_generated += 1
-            self.generate_seconds = time.monotonic() - first
-            yield from self._take(choice)
-            if self.finish:
-                return
-
-    def _take(self, choice: Choice) -> Iterator[ChatPiece]:
+    def _take(self, choice: Choice) -> list[ChatPiece]:
+        """The pieces that a token gives."""
         kind: Kind = self._parser.kind
-        pieces, stopped = self._stop(_merged(self._events(choice)), choice.finish is not None)
+        events, stopped = self._stop(_merged(self._events(choice)), choice.finish is not None)
+        if stopped:
+            self._choices.close()
+        events = events or [encoding.Event(kind)]
         finish: Finish | None = "stop" if stopped else choice.finish
-        pieces = pieces or [encoding.Event(kind)]
-        for event in pieces[:-1]:
-            yield self._piece(choice, event, None)
-        self.finish = finish
-        yield self._piece(choice, pieces[-1], finish)
+        return [self._piece(choice, event, finish if event is events[-1] else None) for event in events]
 
     def _events(self, choice: Choice) -> list[encoding.Event]:
         """What a token adds to the answer. Special tokens of the format never come out as text."""
@@ -156,12 +154,18 @@ class Reply(Iterator[ChatPiece]):
 
     def _piece(self, choice: Choice, event: encoding.Event, finish: Finish | None) -> ChatPiece:
         call = event.call
-        if call is not None:
+        if call is not None:  # the format has no ids; these are different within a conversation
             call = {"id": f"call_{self.n_prompt}_{event.index}", **call}
-            self._calls.append(call)
-        self._texts[event.kind].append(event.text)
         return ChatPiece(choice.token, event.text, choice.logprob, finish, choice.top, event.kind, call, event.index,
-                         event.name, event.problem)
+                         event.name, event.problem)  # fmt: skip
+
+    def _give(self, piece: ChatPiece) -> ChatPiece:
+        """The piece, now part of the message."""
+        self._texts[piece.kind].append(piece.text)
+        if piece.call is not None:
+            self._calls.append(piece.call)
+        self.finish = piece.finish
+        return piece
 
 
 def _merged(events: Sequence[encoding.Event]) -> list[encoding.Event]:
@@ -252,6 +256,9 @@ def reply(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
             "open a session with a larger context"
         )
+    known = session.align(prompt)  # what a model generated is not always how the tokenizer spells it
+    if len(known) <= session.capacity:
+        prompt = known
     how = plan(len(prompt), session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), thinking, constraint)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,32 @@ class Memory:
     checkpoint_bytes: int
 
 
+class _TapCall:
+    """Calls a tap from C. Knows nothing of the Session, which would else need the garbage collector to go."""
+
+    def __init__(self, tap: Tap, handle: Any) -> None:
+        self._tap = tap
+        self._handle = handle
+        self.error: BaseException | None = None         # what the tap raised
+        self.thread: threading.Thread | None = None  # where it runs just now
+        state = weakref.proxy(self)
+        self.callback = ffi.callback("pf_tap_fn", lambda *arguments: state.forward(*arguments))
+
+    def forward(self, _user: Any, name: Any, layer: int, position: int, data: Any, n: int, is_int: int) -> None:
+        if self.error is not None:
+            return
+        dtype: Any = np.int32 if is_int else np.float32
+        array = np.frombuffer(ffi.buffer(data, 4 * n), dtype=dtype).copy() if n else np.empty(0, dtype=dtype)
+        self.thread = threading.current_thread()
+        try:
+            self._tap(string(name), layer, position, array)
+        except BaseException as error:
+            self.error = error
+            lib.pf_session_cancel(self._handle)
+        finally:
+            self.thread = None
+
+
 class Session:
     """One token timeline with its cache. Made by Model.session()."""
 
@@ -51,9 +78,7 @@ class Session:
         self._runner = InterruptibleRunner()
         self._position = 0
         self._stale_cancel = False
-        self._tap: Any = ffi.NULL
-        self._tap_error: BaseException | None = None
-        self._tap_thread: threading.Thread | None = None
+        self._tap: _TapCall | None = None
         self.capacity = int(lib.pf_session_capacity(handle))
         self.chunk = int(lib.pf_session_chunk(handle))
 
@@ -72,8 +97,8 @@ class Session:
         """One native call that Ctrl-C can cancel. The caller holds _exclusive()."""
         error = ffi.new("pf_error *")
         status = self._attempt(function, handle, *arguments, error)
-        if self._tap_error is not None:
-            tap_error, self._tap_error = self._tap_error, None
+        if self._tap is not None and self._tap.error is not None:
+            tap_error, self._tap.error = self._tap.error, None
             raise tap_error
         check(status, error)
 
@@ -113,7 +138,7 @@ class Session:
 
     def close(self) -> None:
         """Frees the cache; a call that runs on another thread is cancelled first."""
-        if threading.current_thread() is self._tap_thread:
+        if self._tap is not None and threading.current_thread() is self._tap.thread:
             raise BusyError("a tap cannot close its session")
         with contextlib.suppress(ClosedError):
             if self._call_lock.locked():
@@ -283,31 +308,17 @@ class Session:
         The array is a copy, float32, or int32 for "topk" and "experts". An exception in the tap ends the evaluation
         and comes out of it.
         """
-        def forward(_user: Any, name: Any, layer: int, position: int, data: Any, n: int, is_int: int) -> None:
-            if self._tap_error is not None or tap is None:
-                return
-            dtype: Any = np.int32 if is_int else np.float32
-            array = np.frombuffer(ffi.buffer(data, 4 * n), dtype=dtype).copy() if n else np.empty(0, dtype=dtype)
-            self._tap_thread = threading.current_thread()
-            try:
-                tap(string(name), layer, position, array)
-            except BaseException as error:
-                self._tap_error = error
-                lib.pf_session_cancel(self._handle)
-            finally:
-                self._tap_thread = None
-
         with self._exclusive() as handle:
-            callback = ffi.NULL if tap is None else ffi.callback("pf_tap_fn", forward)
-            lib.pf_session_set_tap(handle, callback, ffi.NULL)
-            self._tap = callback
+            call = None if tap is None else _TapCall(tap, handle)
+            lib.pf_session_set_tap(handle, ffi.NULL if call is None else call.callback, ffi.NULL)
+            self._tap = call
 
     # -- generation --
 
     def generate(
         self, tokens: Tokens, max_tokens: int | None = None, *, stop: str | Sequence[str] = (), logprobs: int = 0,
         grammar: Grammar | None = None, progress: Progress | None = None, **sampling: Unpack[SamplingOptions],
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Evaluates tokens and yields one Piece for each token generated, the end token included.
 
         max_tokens: None for as many as the context holds. stop: strings that end the text; they are not part of it.
