@@ -1,96 +1,193 @@
-/* Continues a text with a model, from C alone: embed MODEL.gguf TEXT [TOKENS] */
-#include <pyflash.h>
+/* Chats with a model, from C alone:
+ *
+ *   embed MODEL.gguf [--think] [-n TOKENS] [--temp T] [--seed N] [MESSAGE...]
+ *
+ * Answers MESSAGE, or else every line of the standard input, as one conversation. The answer goes to stdout and, with
+ * --think, the reasoning before it to stderr. Ctrl-C stops an answer and keeps what there is of it.
+ * Exit codes: 0 done, 1 failed, 2 usage, 130 the answer to MESSAGE was stopped. */
+#include "chat.h"
+#include "console.h"
 
-#include <stdio.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-typedef struct app {
-    pf_model *model;
-    pf_session *session;
-    pf_sampler *sampler;
-    float *logits;
-    int64_t n_vocab;
-    int32_t end_token;
-    pf_error error;
-} app;
+typedef struct arguments {
+    const char *model;
+    chat_options options;
+    char **words; /* [n_words] of MESSAGE */
+    int n_words;
+} arguments;
 
-static pf_status open_all(app *a, const char *path) {
-    pf_status status = pf_model_open(path, NULL, &a->model, &a->error);
-    if (status != PF_OK) return status;
-    pf_model_info info = {.struct_size = sizeof info};
-    status = pf_model_get_info(a->model, &info, &a->error);
-    if (status != PF_OK) return status;
-    status = pf_session_open(a->model, NULL, &a->session, &a->error);
-    if (status != PF_OK) return status;
-    pf_sampler_params sampling;
-    pf_sampler_params_init(&sampling);
-    sampling.temperature = 0;
-    a->n_vocab = info.n_vocab;
-    a->end_token = info.eos_token;
-    a->logits = malloc((size_t)info.n_vocab * sizeof *a->logits);
-    if (a->logits == NULL) return PF_ERR_MEMORY;
-    return pf_sampler_open(&sampling, &a->sampler, &a->error);
+/* ---- Arguments ---------------------------------------------------------------------------------------------- */
+
+static bool parse_number(const char *text, double least, double most, double *out) {
+    char *end = NULL;
+    errno = 0;
+    *out = strtod(text, &end);
+    return end != text && *end == '\0' && errno == 0 && *out >= least && *out <= most;
 }
 
-/* Evaluates all tokens, one bounded step after the other. A program with a window to draw would do so between them. */
-static pf_status evaluate(app *a, const int32_t *tokens, int64_t n) {
-    while (n > 0) {
-        int64_t done = 0;
-        pf_status status = pf_session_eval(a->session, tokens, n, PF_LOGITS_LAST, a->logits, a->n_vocab, &done,
-                                           &a->error);
-        if (status != PF_OK) return status;
-        tokens += done;
-        n -= done;
+/* Takes the option argv[0] and its value; returns how many of the n_left arguments it took, 0 when it is wrong. */
+static int parse_option(int n_left, char **argv, chat_options *options) {
+    double value = 0.0;
+    if (strcmp(argv[0], "--think") == 0) {
+        options->think = PF_THINK_HIGH;
+        return 1;
     }
-    return PF_OK;
+    if (n_left < 2) return 0;
+    if (strcmp(argv[0], "-n") == 0 && parse_number(argv[1], 1.0, 1e9, &value)) {
+        options->max_tokens = (int64_t)value;
+    } else if (strcmp(argv[0], "--temp") == 0 && parse_number(argv[1], 0.0, 100.0, &value)) {
+        options->temperature = (float)value;
+    } else if (strcmp(argv[0], "--seed") == 0 && parse_number(argv[1], 0.0, 9e15, &value)) {
+        options->seed = (uint64_t)value;
+    } else {
+        return 0;
+    }
+    return 2;
 }
 
-static pf_status evaluate_text(app *a, const char *text) {
-    const size_t len = strlen(text);
-    int32_t *tokens = malloc((len + 1) * sizeof *tokens); /* a token stands for at least one byte */
-    if (tokens == NULL) return PF_ERR_MEMORY;
-    int64_t n = 0;
-    pf_status status = pf_tokenize(a->model, text, len, 0, tokens, (int64_t)len + 1, &n, &a->error);
-    if (status == PF_OK) status = evaluate(a, tokens, n);
-    free(tokens);
+static bool parse(int argc, char **argv, arguments *a) {
+    a->options = (chat_options){.think = PF_THINK_OFF, .temperature = 1.0f, .seed = (uint64_t)time(NULL)};
+    if (argc < 2 || argv[1][0] == '-') return false;
+    a->model = argv[1];
+    int i = 2;
+    while (i < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0) {
+        const int taken = parse_option(argc - i, argv + i, &a->options);
+        if (taken == 0) return false;
+        i += taken;
+    }
+    if (i < argc && strcmp(argv[i], "--") == 0) ++i;
+    a->words = argv + i;
+    a->n_words = argc - i;
+    return true;
+}
+
+/* The words with spaces between, to be freed; NULL when out of memory. */
+static char *join(char **words, int n) {
+    size_t size = 1;
+    for (int i = 0; i < n; ++i) size += strlen(words[i]) + 1;
+    char *text = malloc(size);
+    size_t len = 0;
+    for (int i = 0; text != NULL && i < n; ++i) {
+        const size_t word = strlen(words[i]);
+        if (i > 0) text[len++] = ' ';
+        memcpy(text + len, words[i], word);
+        len += word;
+    }
+    if (text != NULL) text[len] = '\0';
+    return text;
+}
+
+/* ---- Answers ------------------------------------------------------------------------------------------------ */
+
+typedef struct printer {
+    bool dims; /* stderr is a terminal */
+    bool is_dim;
+} printer;
+
+static void end_reasoning(printer *p) {
+    if (!p->is_dim) return;
+    fputs(p->dims ? "\033[0m\n\n" : "\n\n", stderr);
+    fflush(stderr);
+    p->is_dim = false;
+}
+
+static void write_piece(void *user, bool is_reasoning, const char *text, size_t len) {
+    printer *p = user;
+    FILE *file = is_reasoning ? stderr : stdout;
+    if (!is_reasoning) {
+        end_reasoning(p);
+    } else if (!p->is_dim) {
+        if (p->dims) fputs("\033[2m", stderr);
+        p->is_dim = true;
+    }
+    fwrite(text, 1, len, file);
+    fflush(file);
+}
+
+static pf_status answer(chat *c, const char *question) {
+    printer p = {.dims = console_is_terminal(stderr)};
+    (void)console_cancels(c->session);
+    const pf_status status = chat_ask(c, question, write_piece, &p);
+    const bool came = console_cancels(NULL);
+    c->late_cancel = came && !c->stopped;
+    end_reasoning(&p);
+    putchar('\n');
+    fflush(stdout);
     return status;
 }
 
-static pf_status print_tokens(app *a, int count) {
-    for (int i = 0; i < count; ++i) {
-        int32_t token = 0;
-        char text[256];
-        size_t len = 0;
-        pf_status status = pf_sampler_pick(a->sampler, a->logits, a->n_vocab, &token, NULL, &a->error);
-        if (status == PF_OK && token == a->end_token) break;
-        if (status == PF_OK) status = pf_detokenize(a->model, &token, 1, 0, text, sizeof text, &len, &a->error);
-        if (status != PF_OK) return status;
-        fwrite(text, 1, len < sizeof text ? len : sizeof text, stdout);
-        fflush(stdout);
-        status = evaluate(a, &token, 1);
-        if (status != PF_OK) return status;
+/* ---- Lines -------------------------------------------------------------------------------------------------- */
+
+/* The next line without its end, to be freed; NULL at the end of the input or out of memory. */
+static char *read_line(FILE *file) {
+    size_t len = 0;
+    size_t capacity = 256;
+    char *line = malloc(capacity);
+    while (line != NULL && fgets(line + len, (int)(capacity - len), file) != NULL) {
+        len += strlen(line + len);
+        if (len > 0 && line[len - 1] == '\n') break;
+        if (capacity - len > 1) continue; /* the last line, or one with a zero byte */
+        char *longer = capacity < (1u << 30) ? realloc(line, 2 * capacity) : NULL;
+        if (longer == NULL) len = 0;
+        if (longer == NULL) break;
+        line = longer;
+        capacity *= 2;
     }
-    putchar('\n');
-    return PF_OK;
+    if (line != NULL && len == 0) {
+        free(line);
+        return NULL;
+    }
+    if (line != NULL) line[strcspn(line, "\r\n")] = '\0';
+    return line;
+}
+
+static pf_status answer_lines(chat *c) {
+    const bool prompts = console_is_terminal(stdin);
+    pf_status status = PF_OK;
+    while (status == PF_OK) {
+        if (prompts) fputs("> ", stderr);
+        char *line = read_line(stdin);
+        if (line == NULL) break;
+        if (line[0] != '\0') status = answer(c, line);
+        free(line);
+    }
+    if (prompts) fputc('\n', stderr);
+    return status;
+}
+
+static pf_status answer_words(chat *c, const arguments *a) {
+    char *question = join(a->words, a->n_words);
+    if (question == NULL) return PF_ERR_MEMORY;
+    const pf_status status = answer(c, question);
+    free(question);
+    return status;
 }
 
 int main(int argc, char **argv) {
-    if (argc < 3) {
-        fprintf(stderr, "usage: %s MODEL.gguf TEXT [TOKENS]\n", argv[0]);
+    arguments a = {0};
+    if (!console_start(&argc, &argv)) {
+        fputs("embed: out of resources\n", stderr);
+        return 1;
+    }
+    if (!parse(argc, argv, &a)) {
+        fputs("usage: embed MODEL.gguf [--think] [-n TOKENS] [--temp T] [--seed N] [MESSAGE...]\n", stderr);
         return 2;
     }
-    app a = {0};
-    pf_status status = open_all(&a, argv[1]);
-    if (status == PF_OK) status = evaluate_text(&a, argv[2]);
-    if (status == PF_OK) status = print_tokens(&a, argc > 3 ? atoi(argv[3]) : 32);
+    chat c = {0};
+    pf_status status = chat_open(&c, a.model, &a.options);
+    if (status == PF_OK) status = a.n_words > 0 ? answer_words(&c, &a) : answer_lines(&c);
     if (status != PF_OK) {
-        const char *message = a.error.message[0] != '\0' ? a.error.message : "out of memory"; /* our own malloc */
-        fprintf(stderr, "error %d: %s\n", (int)status, message);
+        fprintf(stderr, "embed: %s\n", c.error.message[0] != '\0' ? c.error.message : "out of memory");
+    } else if (fflush(stdout) != 0 || ferror(stdout)) {
+        fputs("embed: cannot write the answer\n", stderr);
+        status = PF_ERR_FILE;
     }
-    free(a.logits);
-    pf_sampler_close(a.sampler);
-    pf_session_close(a.session);
-    pf_model_release(a.model);
-    return status == PF_OK ? 0 : 1;
+    const bool stopped = a.n_words > 0 && c.stopped;
+    chat_close(&c);
+    if (status != PF_OK) return 1;
+    return stopped ? 130 : 0;
 }

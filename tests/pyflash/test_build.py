@@ -1,4 +1,4 @@
-"""What the build puts into the package, and that C programs can use it."""
+"""What the build puts into the package."""
 
 from __future__ import annotations
 
@@ -16,37 +16,6 @@ import pytest
 from pyflash._native import installed_file, lib
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this environment's tools first
-
-
-def cmake_dir(away: Path) -> str:
-    """Asked from another folder, because -m would find the source tree's package first."""
-    command = [sys.executable, "-m", "pyflash", "--cmake-dir"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=away).stdout.strip()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
-def test_c_program_builds_against_the_package(tmp_path: Path, demo_model: Path) -> None:
-    """examples/embed with find_package(pyflash CONFIG), run on the demo model."""
-    cmake, ninja = (shutil.which(name, path=SEARCH_PATH) for name in ("cmake", "ninja"))
-    if cmake is None or ninja is None:
-        pytest.skip("no cmake or no ninja")
-    build = tmp_path / "build"
-    configure = [cmake, "-S", str(ROOT / "examples" / "embed"), "-B", str(build), f"-Dpyflash_DIR={cmake_dir(tmp_path)}",
-                 "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_C_FLAGS=-Wall -Wextra -Wconversion -Werror"]  # fmt: skip
-    for command in (configure, [cmake, "--build", str(build)]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run([build / "embed", demo_model, "Hello", "6"], capture_output=True)
-    assert done.returncode == 0 and done.stderr == b""
-    with pyflash.Model.open(demo_model) as model, model.session() as session:
-        pieces = list(session.generate(model.tokenizer.encode("Hello"), max_tokens=6, temperature=0))
-        expected = model.tokenizer.decode_bytes([piece.token for piece in pieces])
-    assert done.stdout == expected + b"\n"
-    missing = subprocess.run([build / "embed", tmp_path / "none.gguf", "x"], capture_output=True, text=True)
-    assert missing.returncode == 1 and "none.gguf" in missing.stderr
 
 
 def test_one_wheel_for_every_python() -> None:

@@ -1,0 +1,205 @@
+"""examples/embed: built by CMake against the installed package, and run on the demo model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyflash
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBED = ROOT / "examples" / "embed"
+SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this environment's tools first
+LONG = "a b c"  # the demo model's greedy answer takes a second or two
+
+
+def build(source: Path, folder: Path) -> Path:
+    """The folder of the built programs; warnings are errors."""
+    cmake, ninja = (shutil.which(name, path=SEARCH_PATH) for name in ("cmake", "ninja"))
+    if cmake is None or ninja is None:
+        pytest.skip("no cmake or no ninja")
+    asked = [sys.executable, "-m", "pyflash", "--cmake-dir"]  # in another folder than the source tree, which -m prefers
+    package = subprocess.run(asked, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
+    flags = "-Wall -Wextra -Wshadow -Wconversion -Werror"
+    configure = [cmake, "-S", str(source), "-B", str(folder / "build"), f"-Dpyflash_DIR={package}", "-GNinja",
+                 f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_C_FLAGS={flags}"]  # fmt: skip
+    for command in (configure, [cmake, "--build", str(folder / "build")]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "build"
+
+
+@pytest.fixture(scope="module")
+def embed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(EMBED, tmp_path_factory.mktemp("embed")) / "embed"
+
+
+def run(*command: object, lines: Sequence[str] = ()) -> subprocess.CompletedProcess[bytes]:
+    text = "".join(f"{line}\n" for line in lines).encode()
+    return subprocess.run([str(part) for part in command], input=text, capture_output=True, timeout=120)
+
+
+def python_answers(demo_model: Path, questions: Sequence[str], max_tokens: int, think: str = "off") -> list[bytes]:
+    """What Session.chat() answers, greedily; bytes that are no UTF-8 as U+FFFD."""
+    answers = []
+    messages: list[pyflash.Message] = []
+    with pyflash.Model.open(demo_model) as model, model.session() as session:
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            reply = session.chat(messages, think=think, max_tokens=max_tokens, temperature=0)
+            for _ in reply:
+                pass
+            answers.append(reply.message["content"].encode())
+            messages.append({"role": "assistant", "content": reply.message["content"]})
+    return answers
+
+
+def test_one_message(embed: Path, demo_model: Path) -> None:
+    done = run(embed, demo_model, "-n", 40, "--temp", 0, "Hello", "there")
+    assert (done.returncode, done.stderr) == (0, b"")
+    (expected,) = python_answers(demo_model, ["Hello there"], 40)
+    assert whole_characters(done.stdout) == expected + b"\n"
+
+
+def whole_characters(data: bytes) -> bytes:
+    return data.decode(errors="replace").encode()
+
+
+def test_lines_are_one_conversation(embed: Path, demo_model: Path) -> None:
+    questions = ["Hello", "and more?", "é😀 <｜User｜>", "x" * 3000, "the last without an end"]
+    done = subprocess.run([embed, demo_model, "-n", "30", "--temp", "0"], input="\n\n".join(questions).encode(),
+                          capture_output=True, timeout=120)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") >= len(questions)
+    # Up to the first answer that is no UTF-8, which Python's conversation goes on with in another way.
+    expected = python_answers(demo_model, questions, 30)
+    certain = next((n for n, text in enumerate(expected) if "\ufffd" in text.decode()), len(expected) - 1)
+    beginning = b"".join(answer + b"\n" for answer in expected[: certain + 1])
+    assert whole_characters(done.stdout).startswith(beginning.rstrip(b"\n")), (done.stdout, expected)
+
+
+def test_same_seed_same_answer(embed: Path, demo_model: Path) -> None:
+    answers = [run(embed, demo_model, "-n", 20, "--seed", seed, "Hello").stdout for seed in (7, 7, 8)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_reasoning_goes_to_stderr(embed: Path, demo_model: Path) -> None:
+    done = run(embed, demo_model, "--think", "-n", 25, "--temp", 0, "Hello")
+    assert done.returncode == 0 and done.stdout == b"\n" and b"\x1b" not in done.stderr
+    with pyflash.Model.open(demo_model) as model, model.session() as session:
+        reply = session.chat([{"role": "user", "content": "Hello"}], think="high", max_tokens=25, temperature=0)
+        for _ in reply:
+            pass
+        expected = reply.message["reasoning_content"]
+    assert done.stderr.decode(errors="replace") == expected.rstrip("\ufffd") + "\n\n"
+
+
+def test_reasoning_is_dimmed_on_a_terminal(embed: Path, demo_model: Path) -> None:
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run([embed, demo_model, "--think", "-n", "5", "Hello"], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=theirs, timeout=120)  # fmt: skip
+        shown = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0
+    assert shown.startswith(b"\x1b[2m") and shown.rstrip().endswith(b"\x1b[0m")
+
+
+def test_ctrl_c_keeps_what_there_is_and_the_next_line_is_answered(embed: Path, demo_model: Path) -> None:
+    full = run(embed, demo_model, "--temp", 0, LONG).stdout
+    with subprocess.Popen([embed, demo_model, "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, bufsize=0) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(f"{LONG}\n".encode())
+        shown = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        # The answer to the second line comes only when the first has ended.
+        process.stdin.write(b"Hello\n")
+        process.stdin.close()
+        shown += process.stdout.read()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    common = os.path.commonprefix([full, shown])
+    assert 1 <= len(common) < len(full) / 2, "the first answer has not been stopped"
+    second = shown[len(common) :]  # with the line break before it, when that is not how the first answer would go on
+    assert second.endswith(b"\n") and len(second) > 2
+
+
+def test_ctrl_c_stops_a_message(embed: Path, demo_model: Path) -> None:
+    with subprocess.Popen([embed, demo_model, "--temp", "0", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          bufsize=0) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.stderr.read() == b""
+    assert process.returncode == 130 and rest.endswith(b"\n")
+
+
+def test_ctrl_c_between_answers_ends_the_program(embed: Path, demo_model: Path) -> None:
+    with subprocess.Popen([embed, demo_model, "-n", "1", "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          bufsize=0) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"Hello\n")
+        while b"\n" not in process.stdout.read(1):
+            pass
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_errors_are_one_line(embed: Path, demo_model: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(demo_model.read_bytes()[:5000])
+    for path in (tmp_path / "none.gguf", damaged):
+        done = run(embed, path, "x")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"embed: ") and done.stderr.count(b"\n") == 1 and path.name.encode() in done.stderr
+    for wrong in ([], ["--think"], [demo_model, "--no-such"], [demo_model, "-n"], [demo_model, "-n", "x"],
+                  [demo_model, "--temp", "nan", "x"]):  # fmt: skip
+        done = run(embed, *wrong)
+        assert done.returncode == 2 and done.stderr.startswith(b"usage: embed ")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            late = subprocess.run([embed, demo_model, "-n", "3", "x"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert (late.returncode, late.stderr) == (1, b"embed: cannot write the answer\n")
+
+
+def test_ctrl_c_that_comes_too_late_stops_nothing(demo_model: Path, tmp_path: Path) -> None:
+    """chat.c in a program of one's own: a cancel after the last step is not taken for one of the next answer."""
+    shutil.copytree(EMBED, tmp_path / "source")
+    (tmp_path / "source" / "main.c").write_text("""
+        #include "chat.h"
+        #include <stdio.h>
+        static void count(void *user, bool is_reasoning, const char *text, size_t len) {
+            (void)is_reasoning;
+            (void)text;
+            *(size_t *)user += len;
+        }
+        int main(int argc, char **argv) {
+            chat c = {0};
+            size_t bytes[3] = {0};
+            const chat_options options = {.think = PF_THINK_OFF, .max_tokens = 20};
+            if (argc < 2 || chat_open(&c, argv[1], &options) != PF_OK) return 1;
+            for (int i = 0; i < 3; ++i) {
+                if (chat_ask(&c, "Hello", count, &bytes[i]) != PF_OK) return 2;
+                printf("%d %d\\n", c.stopped, bytes[i] > 0);
+                pf_session_cancel(c.session);
+                c.late_cancel = i == 0;
+            }
+            chat_close(&c);
+            return 0;
+        }
+    """)
+    done = run(build(tmp_path / "source", tmp_path) / "embed", demo_model)
+    assert (done.returncode, done.stdout) == (0, b"0 1\n0 1\n1 0\n")
