@@ -268,12 +268,15 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
 
 pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err) {
     if (len > max_note) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "a note of %zu bytes: at most %zu are kept", len, max_note);
+        return pf_fail(err, PF_ERR_ARGUMENT, "a note of %llu bytes: at most %llu are kept",
+                       (unsigned long long)len, (unsigned long long)max_note);
     }
     void *copy = NULL;
     if (len > 0) {
         copy = pf_alloc(len);
-        if (copy == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for a note of %zu bytes", len);
+        if (copy == NULL) {
+            return pf_fail(err, PF_ERR_MEMORY, "out of memory for a note of %llu bytes", (unsigned long long)len);
+        }
         memcpy(copy, data, len);
     }
     pf_free(session->note);
