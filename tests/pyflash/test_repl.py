@@ -172,7 +172,7 @@ def tame(talk: Conversation, n_prompt: int) -> bool:
     """Whether the demo model kept to text in the last answer, as a real one does: no control tokens."""
     assert talk.last is not None
     tokenizer, said = talk.session.model.tokenizer, talk.last.message["content"]
-    return (all(tokenizer.decode([token]) for token in talk.session.tokens[n_prompt:])
+    return (not talk.last.problems and all(tokenizer.decode([token]) for token in talk.session.tokens[n_prompt:])
             and len(tokenizer.encode(said)) <= talk.last.n_generated)  # fmt: skip
 
 
