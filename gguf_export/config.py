@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_export.errors import ConvertError, several
+from gguf_export.errors import ConvertError, reason, several
 
 MOST_CONFIG_BYTES = 16 << 20
 RATIOS = (0, 4, 128)
@@ -273,7 +273,7 @@ def read_json_object(path: Path, most: int = MOST_CONFIG_BYTES) -> tuple[dict[st
         with open(path, "rb") as file:
             data = file.read(most + 1)
     except OSError as error:
-        raise ConvertError(f"cannot read {path}: {error.strerror}") from None
+        raise ConvertError(f"cannot read {path}: {reason(error)}") from None
     if len(data) > most:
         raise ConvertError(f"{path} has more than {most:,} bytes, which is no {path.name}")
     return parse_json_object(data, str(path)), data

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_export.errors import ConvertError
+from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 
 ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
@@ -81,7 +81,7 @@ class Io:
                     raise ConvertError(f"{ref.path} became shorter while it was read (tensor {ref.name})")
                 view = view[got:]
         except OSError as error:
-            raise ConvertError(f"cannot read {ref.path}: {error.strerror} (tensor {ref.name})") from None
+            raise ConvertError(f"cannot read {ref.path}: {reason(error)} (tensor {ref.name})") from None
         return out
 
     def write(self, path: Path, offset: int, data: NDArray[Any]) -> None:
@@ -92,7 +92,7 @@ class Io:
             while view:
                 view = view[file.write(view) :]
         except OSError as error:
-            raise ConvertError(f"cannot write {path}: {error.strerror}") from None
+            raise ConvertError(f"cannot write {path}: {reason(error)}") from None
 
 
 class Job(Protocol):
@@ -187,14 +187,14 @@ def files_beside(targets: Sequence[Path], sizes: Sequence[int]) -> Iterator[list
                     created.append(path)
                     file.truncate(size)
             except OSError as error:
-                raise ConvertError(f"cannot write {path}: {error.strerror}") from None
+                raise ConvertError(f"cannot write {path}: {reason(error)}") from None
         yield temporary
         renames = list(zip(temporary, targets, strict=True))
         try:
             for path, target in renames:
                 os.replace(path, target)
         except OSError as error:
-            raise ConvertError(f"cannot write {target}: {error.strerror}") from None
+            raise ConvertError(f"cannot write {target}: {reason(error)}") from None
     finally:
         for path in created:
             path.unlink(missing_ok=True)
@@ -206,4 +206,4 @@ def write_header(path: Path, header: bytes) -> None:
         with open(path, "r+b") as file:
             file.write(header)
     except OSError as error:
-        raise ConvertError(f"cannot write {path}: {error.strerror}") from None
+        raise ConvertError(f"cannot write {path}: {reason(error)}") from None

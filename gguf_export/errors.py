@@ -1,7 +1,8 @@
-"""The one error of this package."""
+"""The one error of this package, and what to do about the system's."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -10,6 +11,29 @@ class ConvertError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+_WAYS_OUT = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "name a file",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.EPERM: "check the permissions of the file and its folder",
+    errno.EROFS: "choose another folder",
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+    errno.EFBIG: "check ulimit -f, and what the file system allows",
+    errno.EMFILE: "close some or raise ulimit -n",
+    errno.ENOMEM: "close other programs",
+    errno.EIO: "check the disk",
+}
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, and the way out where there is a usual one."""
+    why = error.strerror or str(error)
+    way = _WAYS_OUT.get(error.errno or 0)
+    return f"{why}: {way}" if way else why
 
 
 MOST_NAMED = 8

@@ -13,7 +13,7 @@ import numpy as np
 from gguf_export.checkpoint import INDEX
 from gguf_export.config import ModelConfig, parse_config, parse_json_object
 from gguf_export.engine import Io, Job, ProgressFn, run_jobs, write_header
-from gguf_export.errors import ConvertError, several
+from gguf_export.errors import ConvertError, reason, several
 from gguf_export.inventory import E8M0, Weight, dspark_weights, main_weights, mtp_weights, shard_of, tensors_of
 from gguf_export.metadata import SIDE_FILES, SIDE_PREFIX
 from gguf_export.names import gguf_name, native_scale_name
@@ -210,14 +210,14 @@ def export_hf(gguf_path: Path | str, dest: Path | str, progress: ProgressFn | No
     try:
         work.mkdir()
     except OSError as error:
-        raise ConvertError(f"cannot write {work}: {error.strerror}") from None
+        raise ConvertError(f"cannot write {work}: {reason(error)}") from None
     try:
         names = _write_folder(export, work, progress)
         if dest.exists():
             dest.rmdir()
         os.replace(work, dest)
     except OSError as error:
-        raise ConvertError(f"cannot write {dest}: {error.strerror}") from None
+        raise ConvertError(f"cannot write {dest}: {reason(error)}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return [dest / name for name in names]

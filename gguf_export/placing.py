@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.engine import ProgressFn
-from gguf_export.errors import ConvertError
+from gguf_export.errors import ConvertError, reason
 from gguf_export.metadata import ARCH
 from gguf_export.reader import GGUFFile, read_gguf, shard_paths
 from gguf_export.summary import gigabytes
@@ -78,7 +78,7 @@ def make_folder(folder: Path) -> list[Path]:
             raise ConvertError(f"{current} is no folder; choose another place")
     except OSError as error:
         remove_folders(made)
-        raise ConvertError(f"cannot make the folder {folder}: {error.strerror}") from None
+        raise ConvertError(f"cannot make the folder {folder}: {reason(error)}") from None
     except ConvertError:
         remove_folders(made)
         raise
@@ -100,7 +100,7 @@ def pending_file(target: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise ConvertError(f"cannot write {target}: {error.strerror}") from None
+        raise ConvertError(f"cannot write {target}: {reason(error)}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf_export.errors import ConvertError
+from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
 from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
@@ -45,7 +45,7 @@ class _Cursor:
 
     def bytes(self, n: int) -> bytes:
         if n > self.size - self.position:
-            raise ConvertError(f"{self.path} is truncated: it ends inside its header")
+            raise ConvertError(f"{self.path} is truncated: it ends inside its header; download it again")
         self.position += n
         return self.file.read(n)
 
@@ -101,15 +101,15 @@ def _read_one(path: Path) -> GGUFFile:
         with open(path, "rb") as file:
             return _parse(_Cursor(path, file))
     except OSError as error:
-        raise ConvertError(f"cannot read {path}: {error.strerror}") from None
+        raise ConvertError(f"cannot read {path}: {reason(error)}") from None
 
 
 def _parse(cursor: _Cursor) -> GGUFFile:
     if cursor.bytes(4) != MAGIC:
-        raise ConvertError(f"{cursor.path} is no GGUF file")
+        raise ConvertError(f"{cursor.path} is no GGUF file: give a .gguf file, or convert a checkpoint first")
     version = cursor.unpack("<I")
     if version not in (2, 3):
-        raise ConvertError(f"{cursor.path} is GGUF version {version}, only 2 and 3 are supported")
+        raise ConvertError(f"{cursor.path} is GGUF version {version}, only 2 and 3 are supported: update pyflash")
     n_tensors, n_keys = cursor.count(24), cursor.count(13)
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
@@ -130,7 +130,7 @@ def _parse(cursor: _Cursor) -> GGUFFile:
             raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
         nbytes = row_bytes(kind, ne[0]) * math.prod(ne[1:])
         if nbytes > cursor.size - start - offset:
-            raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end")
+            raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
         tensors[name] = TensorRef(name, kind.name, ne, cursor.path, start + offset, nbytes)
         position = offset + nbytes
     return GGUFFile(keys, tensors)

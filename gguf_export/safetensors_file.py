@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.config import parse_json_object
-from gguf_export.errors import ConvertError
+from gguf_export.errors import ConvertError, reason
 
 MOST_HEADER_BYTES = 100_000_000
 MOST_DIMS = 8
@@ -83,7 +83,7 @@ def read_header(path: Path) -> dict[str, TensorRef]:
                 raise ConvertError(f"{path} is damaged: its header claims {length:,} bytes")
             header = parse_json_object(file.read(length), str(path))
     except OSError as error:
-        raise ConvertError(f"cannot read {path}: {error.strerror}") from None
+        raise ConvertError(f"cannot read {path}: {reason(error)}") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConvertError(f"{path} is damaged: __metadata__ does not map strings to strings")

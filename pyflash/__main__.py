@@ -14,6 +14,8 @@ def run() -> None:
         from pyflash.cli import main
     except ImportError as error:
         sys.exit(f"pyflash: error: {' '.join(str(error).split())}")
+    except MemoryError:
+        sys.exit("pyflash: error: not enough memory to start: close other programs, or raise ulimit -v")
     main()
 
 

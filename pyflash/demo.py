@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from gguf_export.errors import reason
 from pyflash._native import __version__
 from pyflash.errors import Error, FileError
 
@@ -54,7 +55,7 @@ def path(progress: Callable[[int, int], None] | None = None) -> Path:
             convert(checkpoint, made, ConvertOptions(), progress=progress)
             os.replace(made, target)
     except OSError as error:
-        raise FileError(f"cannot make the demo model in {target.parent}: {error.strerror or error}; "
+        raise FileError(f"cannot make the demo model in {target.parent}: {reason(error)}; "
                         "set PYFLASH_CACHE to a folder that can be written") from error
     except ConvertError as error:
         raise Error(f"cannot make the demo model: {error}") from error

@@ -143,9 +143,9 @@ def _limits() -> dict[str, str]:
     if sys.platform != "win32":
         import resource
 
-        bytes_allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-        unlimited = bytes_allowed == resource.RLIM_INFINITY
-        limits["address space"] = "unlimited" if unlimited else format_bytes(bytes_allowed)
+        for name, limit in (("address space", resource.RLIMIT_AS), ("locked memory", resource.RLIMIT_MEMLOCK)):
+            allowed, _ = resource.getrlimit(limit)
+            limits[name] = "unlimited" if allowed == resource.RLIM_INFINITY else format_bytes(allowed)
     if sys.platform == "linux":
         if (overcommit := machine.read_text(Path("/proc/sys/vm/overcommit_memory")).strip()):
             limits["overcommit"] = {"0": "heuristic", "1": "always", "2": "never"}.get(overcommit, overcommit)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gguf_export.errors import reason
 from pyflash.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 from pyflash.reply import ChatPiece, Reply
 from pyflash.repl.settings import Settings
@@ -125,12 +126,6 @@ class Conversation:
                 self.last = None
                 return question
         return None
-
-    def attach(self, path: str) -> str:
-        """Puts a file's text before the next question, and returns it."""
-        text = read_text(path)
-        self.attached.append(text)
-        return text
 
     def open_calls(self) -> list[dict[str, Any]]:
         """Tool calls of the latest answer that have no result yet."""
@@ -271,7 +266,7 @@ def read_text(path: str) -> str:
             raise FileError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB, which no context holds")
         data = file.read_bytes()
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {path}: {reason(error)}") from error
     if b"\0" in data:
         raise FileError(f"{path} is not a text file")
     text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")

@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from gguf_export.errors import reason
 from pyflash.errors import Error, FileError
 from pyflash.repl.commands import Commands, Leave, loaded
 from pyflash.repl.conversation import Answer, Conversation
@@ -77,7 +78,7 @@ class Chat:
         """Answers one question; False when Ctrl-C ended it."""
         with self._kept():
             answer = self._conversation.ask(question, self._view)
-        self._after(answer)
+            self._after(answer)
         return not answer.interrupted
 
     def run(self, reader: LineReader) -> bool:
@@ -119,6 +120,8 @@ class Chat:
                     answer = self._conversation.ask(entry.text, self._view)
                 else:
                     return True
+                if answer is not None:
+                    self._after(answer)
         except Leave:
             return False
         except BrokenPipeError:
@@ -128,10 +131,8 @@ class Chat:
                 raise
             say(f"pyflash: error: {_one_line(error)}")
             return True
-        if answer is not None:
-            self._after(answer)
-            if answer.interrupted and not self._interactive:
-                raise KeyboardInterrupt
+        if answer is not None and answer.interrupted and not self._interactive:
+            raise KeyboardInterrupt
         return True
 
     @contextlib.contextmanager
@@ -159,6 +160,5 @@ class Chat:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        return f"{error.filename}: {reason}" if error.filename else reason
+        return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
     return " ".join(str(error).split())
