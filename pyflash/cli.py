@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import click
 
 import pyflash
+from gguf_export.errors import reason
+from pyflash.commands.bench import bench
 from pyflash.commands.completion import completion
 from pyflash.commands.convert import convert
 from pyflash.commands.doctor import doctor
@@ -49,8 +51,9 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except pyflash.Error as error:
         return _failed(str(error))
     except OSError as error:
-        reason = error.strerror or str(error)
-        return _failed(f"{error.filename}: {reason}" if error.filename else reason)
+        return _failed(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    except MemoryError:
+        return _failed("out of memory: close other programs, or take a smaller --ctx")
 
 
 def _failed(message: str) -> int:
@@ -64,5 +67,5 @@ def cli() -> None:
     """Run DeepSeek-V4-Flash on this machine."""
 
 
-for _command in (completion, convert, doctor, export, info, run):
+for _command in (bench, completion, convert, doctor, export, info, run):
     cli.add_command(_command)

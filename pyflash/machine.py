@@ -92,6 +92,16 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def outer_cache_bytes(root: Path = Path("/")) -> int:
+    """All caches of the third level together; 0 where the system does not tell. root: where /sys is (for tests)."""
+    groups = {}
+    for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        size = re.fullmatch(r"(\d+)K", read_text(folder / "size").strip())
+        if size is not None:
+            groups[read_text(folder / "shared_cpu_list")] = 1024 * int(size[1])
+    return sum(groups.values())
+
+
 # -- Linux --
 
 

@@ -18,7 +18,7 @@
 
 /* ---- Weights ----------------------------------------------------------------------------------------------- */
 
-enum { STEP_BYTES = 64 << 20, PIECE_BYTES = 4 << 20 };
+enum { STEP_BYTES = 32 << 20, PIECE_BYTES = 4 << 20 };
 
 typedef struct pf_fetch {
     const uint8_t *data;

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 import pyflash
-from pyflash.progress import format_bytes
+from pyflash.progress import Progress, format_bytes
 from pyflash.repl.settings import MAX_TOKENS, SAMPLING
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -37,10 +38,22 @@ def model_options(command: _F) -> _F:
                help="exact: float32 activations and cache."),
         option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
                help="Precision of the cache; reference: about half the memory of f16."),
+        option("--prefault", is_flag=True, help="Read all weights into memory first."),
+        option("--mlock", is_flag=True, help="The same, and keep them there."),
+        option("--pin", is_flag=True, help="Keep each worker thread on a core of its own."),
         option("--verbose", is_flag=True, help="Tell on stderr what happens, and the speed."),
     ):
         command = add(command)
     return command
+
+
+def open_model(file: str, options: Mapping[str, Any]) -> pyflash.Model:
+    """The model, opened as model_options say."""
+    with Progress("reading the weights", sys.stderr) as progress:
+        return pyflash.Model.open(
+            file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
+            prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
+        )
 
 
 def sampling_options(command: _F) -> _F:
