@@ -38,7 +38,7 @@ class Checkpoint:
 
     @property
     def release(self) -> str:
-        """Which chat encoding it was trained on: "0731" where its config or tensors have DSpark stages, else "preview"."""
+        """Whose chat encoding it was trained on: "0731" where the config or tensors have DSpark stages, or "preview"."""
         return "0731" if self.config.dspark is not None or self.drafts == "dspark" else "preview"
 
     def main_weights(self) -> list[Weight]:

@@ -1,7 +1,7 @@
 """A Modelfile, by which `ollama create` takes a GGUF file in.
 
 Ollama since 0.30 hands chats to llama.cpp with the Jinja template inside the GGUF wherever that can do more than the
-Modelfile's TEMPLATE. Ours leaves tools out for that reason: Ollama reads the calls of a TEMPLATE model as JSON and would
+Modelfile's TEMPLATE. Ours leaves tools out for that reason: with a TEMPLATE Ollama itself reads calls, as JSON, and would
 swallow DeepSeek's markup, which llama.cpp understands. TEMPLATE serves plain chats where OLLAMA_GO_TEMPLATE demands it.
 """
 
@@ -82,7 +82,8 @@ class OllamaExport:
 
     def commands(self) -> list[str]:
         """What to run next."""
-        return [_command("ollama", "create", self.name, "-f", str(self.modelfile)), _command("ollama", "run", self.name)]
+        create = _command("ollama", "create", self.name, "-f", str(self.modelfile))
+        return [create, _command("ollama", "run", self.name)]
 
 
 def _command(*words: str) -> str:
@@ -94,7 +95,9 @@ def _command(*words: str) -> str:
 def go_template(release: str) -> str:
     """The TEMPLATE for a release, "preview" or "0731", in Go's text/template."""
     branches = [
-        f'{{{{- if eq .ThinkLevel "{effort}" }}}}{text}{{{{ end }}}}' for effort, text in EFFORTS[release].items() if text
+        f'{{{{- if eq .ThinkLevel "{effort}" }}}}{text}{{{{ end }}}}'
+        for effort, text in EFFORTS[release].items()
+        if text
     ]
     return _TEMPLATE.replace("@EFFORTS@", "\n".join(["", *branches]) if branches else "")
 
@@ -164,7 +167,7 @@ def export_ollama(
     gguf, sources = open_for_programs(source, "Ollama")
     chosen = default_name(gguf, source) if name is None else name
     if not _NAME.fullmatch(chosen):
-        raise ConvertError(f"{chosen!r} is no name for Ollama; use letters, digits, '-', '_' and '.', and :TAG at the end")
+        raise ConvertError(f"{chosen!r} is no name for Ollama; use letters, digits, '-', '_' and '.', then :TAG")
     target = dest / MODELFILE
     check_replaceable(target, (), force)
     paths = [f"./{path.name}" if place != "stay" else os.path.abspath(path) for path in sources]

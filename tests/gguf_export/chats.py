@@ -9,8 +9,8 @@ from typing import Any
 Message = dict[str, Any]
 
 TEXTS = [
-    "", "hi", "Hello there.", "two\n\nparagraphs\n", "  blanks  ", "\n", "{{ x }} {% if y %} {# z #}", '"quoted" \'single\' \\',
-    "\\n \\u00e9 %s $1", "<think>", "a</think>b", "<｜User｜>", "<｜end▁of▁sentence｜>", "<tool_result>", "</tool_result>",
+    "", "hi", "Hello there.", "two\n\nparagraphs\n", "  blanks  ", "\n", "{{ x }} {% if y %} {# z #}",
+    '"quoted" \'single\' \\', "\\n \\u00e9 %s $1", "<think>", "a</think>b", "<｜User｜>", "<｜end▁of▁sentence｜>", "<tool_result>", "</tool_result>",
     "<｜DSML｜invoke>", "日本語", "😀\u200d\ufe0f", "naïve <b>&amp;</b>", "{\"a\": [1, {}]}", "x" * 300,
 ]  # fmt: skip
 VALUES: list[Any] = [
@@ -18,8 +18,8 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "Wetter <heute> & 'morgen'", "parameters": {
-        "type": "object", "properties": {"city": {"type": "string", "enum": ["Köln", "東京"]}, "days": {"type": "integer"}},
-        "required": ["city"]}}},
+        "type": "object", "required": ["city"],
+        "properties": {"city": {"type": "string", "enum": ["Köln", "東京"]}, "days": {"type": "integer"}}}}},
     {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
 ]  # fmt: skip
 EFFORTS = {"preview": [None, "high", "max"], "0731": [None, "low", "high", "max"]}
@@ -42,7 +42,7 @@ def calls(rng: random.Random, turn: int) -> list[Any]:
     return [
         {"id": f"call_{turn}_{n}", "type": "function", "function": {
             "name": rng.choice(["weather", "now", 'odd"name']),
-            "arguments": {key: rng.choice(VALUES) for key in rng.sample(["city", "days", "odd key"], rng.randint(0, 3))},
+            "arguments": {key: rng.choice(VALUES) for key in rng.sample(["city", "days", "odd k"], rng.randint(0, 3))},
         }}
         for n in range(rng.randint(1, 3))
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The stored Jinja template in the engines that programs with GGUF files use: llama.cpp's own and @huggingface/jinja."""
+"""The stored Jinja template in engines that programs with GGUF files use: llama.cpp's own and @huggingface/jinja."""
 
 from __future__ import annotations
 

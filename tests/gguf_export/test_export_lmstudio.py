@@ -34,7 +34,8 @@ def test_layout(tmp_path: Path, demo_model: Path, run: Run) -> None:
     ran = run("export", "lmstudio", demo_model, tmp_path / "models")
     assert ran.code == 0 and "hard link" in ran.stderr
     path = tmp_path / "models" / "deepseek-ai" / "demo-random-weights" / demo_model.name
-    assert ran.stdout == f"{path}\n" and files_below(tmp_path / "models") == [str(path.relative_to(tmp_path / "models"))]
+    assert ran.stdout == f"{path}\n"
+    assert files_below(tmp_path / "models") == [str(path.relative_to(tmp_path / "models"))]
     assert os.path.samefile(path, demo_model)
     with pyflash.Model.open(path) as model, model.session(context=8) as session:
         assert session.eval([1, 2]).shape == (model.info.n_vocab,)

@@ -20,6 +20,7 @@ from conftest import Ran
 from gguf import GGUFWriter
 
 from gguf_export.chat_template import chat_template
+from gguf_export.convert import ConvertOptions, convert
 from gguf_export.errors import ConvertError
 from gguf_export.ollama import export_ollama, go_template
 from gguf_export.reader import read_gguf
@@ -134,7 +135,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, demo_model: Path, run: Run)
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_refusals(tmp_path: Path, converted: Convert, run: Run) -> None:
+def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run: Run) -> None:
     other = tmp_path / "other.gguf"
     writer = GGUFWriter(other, arch="llama")
     writer.write_header_to_file()
@@ -142,6 +143,9 @@ def test_refusals(tmp_path: Path, converted: Convert, run: Run) -> None:
     writer.close()
     (tmp_path / "text.gguf").write_text("no model")
     main = converted(mtp=True)
+    bare = Path(shutil.copytree(tiny_checkpoint, tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    convert(bare, tmp_path / "bare.gguf", ConvertOptions())
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(main.read_bytes()[:-1000])
     for source, reason in (
@@ -149,6 +153,7 @@ def test_refusals(tmp_path: Path, converted: Convert, run: Run) -> None:
         (main.with_name("mtp-tiny.gguf"), "MTP file"),
         (other, "architecture 'llama'"),
         (tmp_path / "text.gguf", "no GGUF file"),
+        (tmp_path / "bare.gguf", "has no tokenizer"),
         (tmp_path / "absent.gguf", "No such file"),
         (cut, "truncated"),
         (tmp_path, "is a folder"),
