@@ -1,6 +1,6 @@
 """Builds the C programs of this folder straight from the sources they need.
 
-Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmark, and this folder's own. The
+Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own. The
 vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
 libsimde-dev) instead, so that its logic runs on any AVX2 machine. Mode "arm64" is a cross build of the gate for qemu-user
 (Debian: gcc-aarch64-linux-gnu and qemu-user).
@@ -51,7 +51,7 @@ def compiler() -> str:
 
 def sources(tests: list[str]) -> list[Path]:
     base = [CSRC / "base" / name for name in ("cpus.c", "memory.c", "pool.c", "status.c")]
-    cpu = [path for path in sorted((CSRC / "backend" / "cpu").glob("*.c")) if path.name != "bench_kernels.c"]
+    cpu = [path for path in sorted((CSRC / "backend" / "cpu").glob("*.c")) if not path.name.startswith("bench_")]
     return base + cpu + [HERE / name for name in tests]
 
 
