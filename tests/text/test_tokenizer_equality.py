@@ -113,6 +113,23 @@ def test_every_added_token(deepseek: Tokenizer, reference: Any) -> None:
         assert deepseek.encode(f"a {text}{text} b", special=True) == reference.encode(f"a {text}{text} b").ids
 
 
+def test_plain_text_never_gives_added_tokens(deepseek: Tokenizer, reference: Any) -> None:
+    """Whatever it spells, and however special tokens are cut, joined and nested in it."""
+    added = {token.content: id_ for id_, token in reference.get_added_tokens_decoder().items()}
+    rng = random.Random(20255)
+    spellings = [*added, *(80 * SPECIAL_SAMPLE)]
+    cuts = [text[: rng.randint(1, len(text))] for text in spellings]
+    cuts += [text[rng.randrange(len(text)) :] for text in spellings]
+    texts = ["".join(added), " ".join(added), "".join(text[:3] + text + text[3:] for text in added)]
+    texts += ["".join(rng.choices(spellings + cuts + FRAGMENTS, k=rng.randint(1, 8))) for _ in range(20_000)]
+    ids = set(added.values())
+    assert len(ids) == 1283
+    for text in texts:
+        tokens = deepseek.encode(text, special=False)
+        assert ids.isdisjoint(tokens), text
+        assert deepseek.decode(tokens) == text.encode()
+
+
 def test_pieces(native: Native, plain_reference: Any) -> None:
     """The cuts themselves, because the vocabulary hides those that no merge crosses: of random strings, and with each
     code point where its class decides. Of the planes without characters and of private use, every 61st."""
