@@ -169,7 +169,7 @@ def export_ollama(
     if not _NAME.fullmatch(chosen):
         raise ConvertError(f"{chosen!r} is no name for Ollama; use letters, digits, '-', '_' and '.', then :TAG")
     target = dest / MODELFILE
-    check_replaceable(target, (), force)
+    check_replaceable(target, sources, force)
     paths = [f"./{path.name}" if place != "stay" else os.path.abspath(path) for path in sources]
     text = modelfile(gguf, paths, chosen)
     made = make_folder(dest)

@@ -53,13 +53,13 @@ def number_key(gguf: GGUFFile, key: str, default: float) -> float:
 
 def check_replaceable(target: Path, sources: Sequence[Path], force: bool) -> None:
     """ConvertError where writing target would replace something that it must not."""
+    place = os.path.join(os.path.realpath(target.parent), target.name)
+    if place in [os.path.realpath(source) for source in sources]:
+        raise ConvertError(f"{target} is the file to export itself; choose another place")
     if target.is_dir() and not target.is_symlink():
         raise ConvertError(f"{target} is a folder, where a file has to go; remove it or choose another place")
     if os.path.lexists(target) and not force:
         raise ConvertError(f"{target} exists already; --force replaces it")
-    place = os.path.join(os.path.realpath(target.parent), target.name)
-    if place in [os.path.realpath(source) for source in sources]:
-        raise ConvertError(f"{target} is the file to export itself; choose another place")
 
 
 def make_folder(folder: Path) -> list[Path]:

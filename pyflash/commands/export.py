@@ -81,7 +81,7 @@ def export_lmstudio(
 
         with Progress("copying", sys.stderr) as progress:
             done = write(
-                Path(file), Path(dest), publisher=publisher, model=model, copy=copy, force=force,
+                Path(file), Path(dest).expanduser(), publisher=publisher, model=model, copy=copy, force=force,
                 progress=progress.update,
             )
     for path in done.left_out:

@@ -144,6 +144,15 @@ def test_refusals(tmp_path: Path, converted: Convert, demo_model: Path, run: Run
     assert run("export", "lmstudio", demo_model).code == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the home folder is named by another variable")
+def test_home_folder(tmp_path: Path, demo_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every shell knows "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert run("export", "lmstudio", demo_model, "~/models", cwd=tmp_path).code == 0
+    assert os.listdir(tmp_path) == ["home"] and files_below(tmp_path / "home" / "models")
+
+
 @pytest.mark.parametrize(
     "text, name",
     [("DeepSeek-V4-Flash", "DeepSeek-V4-Flash"), ("a/b\\c: d?", "a-b-c-d"), (" ..weiß.. ", "wei"), ("con", ""),

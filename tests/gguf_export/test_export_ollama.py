@@ -132,7 +132,13 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, demo_model: Path, run: Run)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(ConvertError, match="the file to export itself"):
         export_ollama(tmp_path / "source.gguf", tmp_path, place="link", force=True)
-    assert sorted(os.listdir(tmp_path)) == before
+    source = Path(shutil.copy(demo_model, tmp_path / "out.gguf"))
+    os.makedirs(tmp_path / "own")
+    source.rename(tmp_path / "own" / "Modelfile")
+    with pytest.raises(ConvertError, match="the file to export itself"):
+        export_ollama(tmp_path / "own" / "Modelfile", tmp_path / "own", force=True)
+    assert (tmp_path / "own" / "Modelfile").stat().st_size == demo_model.stat().st_size
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "own"])
 
 
 def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run: Run) -> None:
