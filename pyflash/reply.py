@@ -17,6 +17,7 @@ from pyflash import chat as encoding
 from pyflash.errors import ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
 from pyflash.generation import Choice, Constraint, Finish, Piece, Plan, Progress, StopStrings, choose, plan
 from pyflash.grammar import Grammar, json_or_calls
+from pyflash.prompt import encode_prompt
 from pyflash.sampling import SamplingOptions
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def reply(
     pieces = encoding.segments(
         messages, thinking=thinking, effort=think if thinking else None, release=release or model.release
     )
-    prompt = model.tokenizer.encode_segments(pieces)
+    prompt = encode_prompt(model.tokenizer, pieces, session.tokens.tolist())
     if len(prompt) > session.capacity:
         raise ContextFullError(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "

@@ -1,0 +1,77 @@
+"""The code of docs/python.md runs, from top to bottom, and does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyflash
+import pytest
+
+pytest.importorskip("llguidance")
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+Say = Callable[..., list[int]]  # the fixture's
+
+
+@pytest.fixture(scope="module")
+def namespace(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the page's blocks define, all run in order."""
+    page = PAGE.read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+        for match in BLOCK.finditer(page):
+            line = page[: match.start()].count("\n") + 1
+            code = compile("\n" * line + match[1], str(PAGE), "exec")  # errors show the page's own line
+            exec(code, names)
+    yield names
+
+
+def test_page_runs(namespace: dict[str, Any]) -> None:
+    assert len(BLOCK.findall(PAGE.read_text(encoding="utf-8"))) >= 14
+    saved, resumed = namespace["messages"], namespace["resumed"]
+    assert resumed[:-1] == saved
+    assert namespace["reply"].n_reused > namespace["reply"].n_prompt / 2  # after load()
+    assert namespace["known"] > 5
+    assert namespace["shown"][-1]["role"] == "assistant"
+
+
+def test_page_names_every_error_and_option() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    errors = [name for name in pyflash.__all__ if isinstance(getattr(pyflash, name), type)
+              and issubclass(getattr(pyflash, name), pyflash.Error)]  # fmt: skip
+    assert len(errors) > 10 and all(f"`{'pyflash.' * (name == 'Error')}{name}`" in page for name in errors)
+    assert all(f"`{name}`" in page for name in pyflash.SamplingOptions.__annotations__)
+    anchors = re.findall(r"\]\(#([a-z-]+)\)", page)
+    titles = [re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)$", page, re.M)]
+    assert anchors == titles
+
+
+def test_tool_loop_of_the_page(namespace: dict[str, Any], session: pyflash.Session, say: Say) -> None:
+    """With a model that calls its tools, once rightly and once wrongly, and then answers."""
+    call = ('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">{}'
+            "</｜DSML｜parameter>\n{}</｜DSML｜invoke>\n</｜DSML｜tool_calls>")  # fmt: skip
+    wrong = '<｜DSML｜parameter name="hour" string="false">5</｜DSML｜parameter>\n'
+    say(session, "hm</think>" + call.format("Rome", ""))
+    others = iter(["so</think>" + call.format("Rome", wrong), "</think>Yes."])
+    chat = session.chat
+
+    def scripted(*arguments: Any, **options: Any) -> pyflash.Reply:
+        if len(arguments[0]) > 1:
+            say(session, next(others))
+        return chat(*arguments, **options)
+
+    session.chat = scripted  # type: ignore[method-assign]
+    messages = namespace["ask"](session, [{"role": "user", "content": "Is it warm in Rome?"}], think="high")
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert messages[2]["content"] == "sunny in Rome, for 1 days"
+    assert messages[4]["content"].startswith("error: TypeError")
+    assert messages[5]["content"] == "Yes."
+    assert json.loads(messages[3]["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome", "hour": 5}
