@@ -30,10 +30,12 @@ def _refuse_gpu_layers(_context: click.Context, _option: click.Parameter, layers
 
 
 def model_options(command: _F) -> _F:
-    for add in (
-        option("--threads", "-t", type=click.IntRange(1, 4096), help="Worker threads.  [default: one a core]"),
-        option("--gpu-layers", "-ngl", type=click.IntRange(0), default=0, show_default=True, expose_value=False,
-               callback=_refuse_gpu_layers, help="Layers on the GPU; this build can do 0."),
+    """How a model is opened and run."""
+    options = (
+        option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
+               help="Worker threads.  [default: one a core]"),
+        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", default=0, show_default=True,
+               expose_value=False, callback=_refuse_gpu_layers, help="Layers on the GPU; this build can do 0."),
         option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
                help="exact: float32 activations and cache."),
         option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
@@ -42,7 +44,8 @@ def model_options(command: _F) -> _F:
         option("--mlock", is_flag=True, help="The same, and keep them there."),
         option("--pin", is_flag=True, help="Keep each worker thread on a core of its own."),
         option("--verbose", is_flag=True, help="Tell on stderr what happens, and the speed."),
-    ):
+    )
+    for add in reversed(options):  # the help lists them from the last one added
         command = add(command)
     return command
 
@@ -64,7 +67,9 @@ def sampling_options(command: _F) -> _F:
         names = [f"--{setting.name.replace('_', '-')}", *([setting.short] if setting.short else [])]
         shown = {"show_default": True} if setting.default is not None else {}
         random = "  [default: random]" if setting.name == "seed" else ""
-        add = option(*names, type=setting.kind, default=setting.default, help=setting.help + random, **shown)
+        metavar = "X" if isinstance(setting.default, float) else "N"
+        add = option(*names, type=setting.kind, metavar=metavar, default=setting.default, help=setting.help + random,
+                     **shown)
         command = add(command)
     return command
 

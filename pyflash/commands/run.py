@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +37,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: a tiny built-in demo]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=click.Path(), help="Put this text file after the prompt; alone it is the prompt.")
-@option("--ctx", "-c", "context", type=click.IntRange(1),
+@option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
         help="Context in tokens.  [default: the model's, at most 65536]")
 @option("--system", help="System message.")
 @option("--think", is_flag=True, help="Let the model think before it answers.")
@@ -50,6 +52,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
         "Calls are shown as JSON.")
 @option("--session", type=click.Path(), help="Continue the conversation in this file, if there is one, and keep it "
         "there after each answer.")
+@option("--no-history", is_flag=True, help="Do not keep what is typed in a chat for the next one.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
         "N likeliest tokens.", metavar="N")
@@ -57,8 +60,8 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any) -> None:
     """Answer PROMPT, or chat when there is none. PROMPT "-" is what comes on stdin.
 
-    One argument alone is a MODEL when it names a file or ends with .gguf, else a PROMPT for the built-in demo model,
-    which is tiny and random and talks nonsense.
+    One argument alone is a MODEL when it names a file or looks like it, as ./m and m.gguf do, else a PROMPT for the
+    built-in demo model, which is tiny and random and talks nonsense.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
     each line of it is a turn of a chat. In a chat /help lists the commands.
@@ -91,9 +94,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
 
 
 def _reader(chat: Chat, interactive: bool) -> LineReader:
-    if not interactive:
-        with contextlib.suppress(AttributeError):
-            sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=None if interactive else "utf-8", errors="replace")
     history = History(state_dir() / "history") if interactive else None
     return LineReader(interactive, history, chat.commands.complete)
 
@@ -134,11 +136,17 @@ def _model_and_prompt(
         if _typed("model"):
             raise click.UsageError("the model is given twice: as an argument and with --model")
         model, prompt = first, second
-    elif first is not None and not _typed("model") and (first.endswith(".gguf") or os.path.isfile(first)):
+    elif first is not None and not _typed("model") and _names_a_file(first):
         model, prompt = first, None
     if prompt is not None and _typed("prompt"):
         raise click.UsageError("give the prompt once: as an argument or with --prompt")
     return model, _prompt(prompt, options)
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether it does, or was meant to: a mistyped path is no prompt."""
+    is_path = re.match(r"(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*$", text) is not None
+    return text.endswith(".gguf") or is_path or os.path.exists(text)
 
 
 def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
@@ -172,7 +180,7 @@ def _settings(options: dict[str, Any], stats: bool) -> Settings:
         raise click.UsageError(f"--stop: {error}") from None
     return Settings(
         {setting.name: options[setting.name] for setting in SAMPLING}, options["max_tokens"], _think_mode(options),
-        stop, options["hide_thinking"], stats,
+        stop, options["hide_thinking"], stats, not options["no_history"],
     )
 
 

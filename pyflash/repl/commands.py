@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pyflash.errors import ArgumentError
 from pyflash.progress import format_bytes
-from pyflash.repl.conversation import Answer, Conversation, View
+from pyflash.repl.conversation import Answer, Conversation, View, read_text
 from pyflash.repl.lines import complete_path
 from pyflash.repl.settings import THINKING, canonical, helps
 from pyflash.repl.view import stats_line
@@ -77,8 +77,13 @@ class Commands:
 
     def _read(self, argument: str) -> None:
         path = _path(argument, "/read FILE")
-        text = self._conversation.attach(path)
-        n_tokens = len(self._conversation.session.model.tokenizer.encode(text))
+        text = read_text(path)
+        session = self._conversation.session
+        n_tokens = len(session.model.tokenizer.encode(text))
+        if n_tokens >= session.capacity:
+            raise ArgumentError(f"{path} has {n_tokens:,} tokens, and the context holds {session.capacity:,}: "
+                                "a larger -c holds more")  # fmt: skip
+        self._conversation.attached.append(text)
         self._say(f"read {path}: {n_tokens:,} tokens; they go before your next question (Enter alone sends them)")
 
     def _system(self, argument: str) -> None:

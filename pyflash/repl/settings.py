@@ -14,14 +14,25 @@ from pyflash.errors import ArgumentError
 THINKING = ("off", "low", "high", "max")
 
 
+def _finite(number: Any, kind: click.ParamType[Any], param: click.Parameter | None, ctx: click.Context | None) -> float:
+    """click lets NaN and infinity pass."""
+    if not math.isfinite(number):
+        kind.fail(f"{number} is not a number", param, ctx)
+    return float(number)
+
+
 class FiniteRange(click.FloatRange):
-    """click's range lets NaN and infinity pass."""
+    """A number within bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return number
+        return _finite(super().convert(value, param, ctx), self, param, ctx)
+
+
+class FiniteFloat(click.types.FloatParamType):
+    """Any number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return _finite(super().convert(value, param, ctx), self, param, ctx)
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,13 @@ _UNIT = FiniteRange(0, 1)
 # In the order in which they act.
 SAMPLING = (
     Setting("repeat_penalty", "repetition_penalty", FiniteRange(0, min_open=True), 1.0,
-            "Make tokens less likely that were there lately; 1: off."),
-    Setting("presence_penalty", "presence_penalty", FiniteRange(), 0.0, "Subtract this from their logits; 0: off."),
-    Setting("frequency_penalty", "frequency_penalty", FiniteRange(), 0.0,
-            "Subtract this for each time they were there; 0: off."),
+            "Divide the logit of each token that was there lately by this; 1: off."),
+    Setting("presence_penalty", "presence_penalty", FiniteFloat(), 0.0,
+            "Subtract this from the logit of each such token; 0: off."),
+    Setting("frequency_penalty", "frequency_penalty", FiniteFloat(), 0.0,
+            "Subtract this for each time it was there; 0: off."),
     Setting("repeat_last_n", "penalty_last_n", click.IntRange(-1), 64,
-            "How many tokens \"lately\" means; 0: none, -1: all."),
+            "How many tokens \"lately\" is for the penalties; 0: none, -1: all."),
     Setting("top_k", "top_k", click.IntRange(0, 2**31 - 1), 0, "Keep the k likeliest; 0: all."),
     Setting("top_p", "top_p", _UNIT, 1.0, "Nucleus sampling; 1: off."),
     Setting("min_p", "min_p", _UNIT, 0.0, "Drop tokens less likely than this share of the likeliest; 0: off."),

@@ -86,6 +86,12 @@ def test_only_pipes_files_and_sockets_are_read(monkeypatch: pytest.MonkeyPatch, 
         assert stdin_text.piped_text(pytest.fail) == "zwölf\n"
 
 
+@pytest.mark.parametrize("path", ["./model", "../models/flash", "~/model", "/no/model", "C:\\models\\flash", "."])
+def test_a_mistyped_model_is_no_prompt(path: str) -> None:
+    done = run(path, stdin="Hello")
+    assert isinstance(done.exception, pyflash.Error) and path in str(done.exception) and done.stdout == ""
+
+
 def test_a_scripted_chat(demo_model: Path) -> None:
     script = '/set max_tokens 3\n"""two\nlines"""\n/what\n/undo\nHello\n/set temp 0\n/regen\n/stats\n/bye\nnot read\n'
     done = run(demo_model, "--verbose", stdin=script)

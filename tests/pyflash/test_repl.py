@@ -115,7 +115,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Entry]:
 
 
 def test_lines_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'one\n\n"""two\n  lines"""\n"""one"""\n/set temp 1\n/save C:\\dir\\\na\\\nb\n/system """x\ny"""\nsay """hi"""\n'
+    text = ('one\n\n"""two\n  lines"""\n"""one"""\n/set temp 1\n/save C:\\dir\\\na\\\nb\n'
+            '/system """x\ny"""\nsay """hi"""\n')
     assert typed(monkeypatch, text) == [
         Entry("one", True), Entry("", True), Entry("two\n  lines", True), Entry("one", True),
         Entry("/set temp 1", False), Entry("/save C:\\dir\\", False), Entry("a\nb", True),
@@ -255,7 +256,8 @@ def test_results_of_tools(model: pyflash.Model) -> None:
     with pytest.raises(pyflash.ArgumentError):
         talk.give_result("sunny", Silent())
     calls = [CALL, {**CALL, "id": "call_2"}]
-    talk.messages = [{"role": "user", "content": "How is it?"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    talk.messages = [{"role": "user", "content": "How is it?"},
+                     {"role": "assistant", "content": "", "tool_calls": calls}]  # fmt: skip
     assert talk.give_result("sunny", Silent()) is None
     assert [call["id"] for call in talk.open_calls()] == ["call_2"]
     assert talk.give_result("rainy", Silent()) is not None
@@ -345,7 +347,8 @@ def piece(kind: Any, text: str, **more: Any) -> ChatPiece:
 
 PIECES = [
     piece("reasoning", "Hm"), piece("reasoning", "..."), piece("content", "Let me "), piece("content", "look."),
-    piece("tool_call", '{"city"', index=0, name="weather"), piece("tool_call", '"}', index=0, name="weather", call=CALL),
+    piece("tool_call", '{"city"', index=0, name="weather"),
+    piece("tool_call", '"}', index=0, name="weather", call=CALL),
 ]  # fmt: skip
 LINE = '{"id": "call_1", "name": "weather", "arguments": {"city": "Köln"}}'
 

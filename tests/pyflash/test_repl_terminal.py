@@ -73,6 +73,8 @@ def test_each_command(tmp_path: Path, demo_model: Path) -> None:
         assert "notes.txt: " in terminal.enter("/read notes.txt")
         assert "no-notes.txt" in terminal.enter("/read no-notes.txt")
         assert "which file" in terminal.enter("/read")
+        terminal.type(b"/read caf\xe9\r")  # not UTF-8
+        assert "cannot read" in terminal.prompt()
         assert "| context" in terminal.enter("")  # sends what was read
         assert "took back: Some notes to read." in terminal.enter("/undo")
 
