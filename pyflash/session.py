@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +79,8 @@ class Session:
         self._position = 0
         self._stale_cancel = False
         self._tap: _TapCall | None = None
-        self.capacity = int(lib.pf_session_capacity(handle))
-        self.chunk = int(lib.pf_session_chunk(handle))
+        self.capacity: Final = int(lib.pf_session_capacity(handle))
+        self.chunk: Final = int(lib.pf_session_chunk(handle))
 
     # -- calls into the library --
 
