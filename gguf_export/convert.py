@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from gguf_export.engine import ProgressFn, files_beside, run_jobs, write_header
+from gguf_export.engine import ProgressFn, check_space, files_beside, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError
 from gguf_export.hf import export_hf
 from gguf_export.inventory import Weight
@@ -256,12 +255,6 @@ def _names(weight: Weight) -> list[str]:
     return [weight.data_name, weight.scale_name] if weight.is_scaled else [weight.data_name]
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ConvertError(f"{folder} has {free / 1e9:.1f} GB free, the output needs {needed / 1e9:.1f} GB")
-
-
 def convert(
     checkpoint: Path | str, out: Path | str, options: ConvertOptions, progress: ProgressFn | None = None
 ) -> ConvertReport:
@@ -287,7 +280,7 @@ def convert(
     for target in targets:
         if target.is_dir():
             raise ConvertError(f"{target} is a folder, give a new name")
-    _check_space(out.parent, total)
+    check_space(out.parent, total)
     check = ValueCheck(plan.checkpoint, plan.weights)
     report = _Offset(progress, check.total_bytes + total)
     check.run(report)

@@ -7,6 +7,7 @@ another computes. Files are read with plain reads into reused buffers, not mappe
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.summary import gigabytes
 
 ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -170,6 +172,14 @@ def run_jobs(
                 worker.join()
     if run.error is not None:
         raise run.error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """ConvertError when the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConvertError(f"{folder} has {gigabytes(free)} free and the output needs {gigabytes(needed)}: free some "
+                           "space or choose another disk")
 
 
 @contextmanager

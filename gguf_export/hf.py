@@ -12,7 +12,7 @@ import numpy as np
 
 from gguf_export.checkpoint import INDEX
 from gguf_export.config import ModelConfig, parse_config, parse_json_object
-from gguf_export.engine import Io, Job, ProgressFn, run_jobs, write_header
+from gguf_export.engine import Io, Job, ProgressFn, check_space, run_jobs, write_header
 from gguf_export.errors import ConvertError, reason, several
 from gguf_export.inventory import E8M0, Weight, dspark_weights, main_weights, mtp_weights, shard_of, tensors_of
 from gguf_export.metadata import SIDE_FILES, SIDE_PREFIX
@@ -236,9 +236,7 @@ def _write_folder(export: _Export, work: Path, progress: ProgressFn | None) -> l
         targets |= {ref.name: ref for ref in refs}
         files.append(path.name)
     total = sum(ref.nbytes for ref in targets.values())
-    needed, free = total, shutil.disk_usage(work).free
-    if free < needed:
-        raise ConvertError(f"{work.parent} has {free / 1e9:.1f} GB free, the export needs {needed / 1e9:.1f} GB")
+    check_space(work.parent, total)
     run_jobs(export.jobs(targets), total, progress)
     if len(shards) > 1:
         places = {ref.name: ref.path.name for ref in targets.values() if ref.path is not None}
