@@ -1,0 +1,35 @@
+"""What `pip install .` puts into an environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import pytest
+
+
+@pytest.fixture
+def distribution() -> importlib.metadata.Distribution:
+    found = importlib.metadata.distribution("pyflash")
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        pytest.skip("an editable install has no files of its own, and may be older than pyproject.toml")
+    return found
+
+
+def test_contents(distribution: importlib.metadata.Distribution) -> None:
+    files = {path.as_posix() for path in distribution.files or ()}
+    files -= {path for path in files if path.startswith("../") or "/__pycache__/" in path or ".dist-info/" in path}
+    assert {path.split("/")[0] for path in files} == {"pyflash", "quantize", "gguf_export"}
+    assert {"pyflash/py.typed", "pyflash/include/pyflash.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
+            "pyflash/_pyflash_cffi.py", "pyflash/demo.py"} <= files  # fmt: skip
+    rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", "/pyflash.h"))}
+    assert len(rest) == 1 and "libpyflash" in rest.pop()
+    assert not any("test" in path for path in files)
+
+
+def test_metadata(distribution: importlib.metadata.Distribution) -> None:
+    metadata = distribution.metadata
+    needed = [line.split(";")[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert {line.split(">")[0].strip() for line in needed} == {"numpy", "cffi", "click"}
+    assert {"test", "grammar"} <= set(metadata.get_all("Provides-Extra", []))
