@@ -79,7 +79,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     if model_path is None:
         settings.max_tokens = settings.max_tokens or demo.MAX_TOKENS
         if interactive:
-            say("The built-in demo model: tiny, random, talks nonsense. `pyflash run model.gguf` runs yours.")
+            say("Demo model: tiny, random, talks nonsense. Yours: pyflash run model.gguf")
     with leaving_on_signals(), _session(model_path, options) as session:
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])

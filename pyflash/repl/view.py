@@ -227,7 +227,7 @@ def stats_line(answer: Answer) -> str:
         prompt += f" + {answer.n_reused:,} reused"
     if answer.n_evaluated and answer.prompt_seconds > 0:
         prompt += f", {_rate(answer.n_evaluated, answer.prompt_seconds)}"
-    return f"{made} | {prompt} | context {answer.used:,} of {answer.capacity:,}"
+    return f"{made} | {prompt} | context {answer.used:,}/{answer.capacity:,}"
 
 
 def _rate(count: int, seconds: float) -> str:

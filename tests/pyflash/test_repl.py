@@ -413,7 +413,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_lines_about_an_answer() -> None:
     answer = Answer({}, False, "length", 1500, 500, 21, 2.0, 4.0, 1520, 60_000, ("odd", "odd"))
     line = stats_line(answer)
-    assert line == "21 tokens (max_tokens), 5.0 tok/s | prompt 1,000 + 500 reused, 500 tok/s | context 1,520 of 60,000"
+    assert line == "21 tokens (max_tokens), 5.0 tok/s | prompt 1,000 + 500 reused, 500 tok/s | context 1,520/60,000"
     assert remarks(answer) == ["pyflash: the answer's format is broken: odd"]
     broken = {**CALL, "function": {"name": "f", "arguments": "{broken"}}
     assert json.loads(call_line(broken))["arguments"] == "{broken"
