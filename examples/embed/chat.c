@@ -110,11 +110,9 @@ static pf_status evaluate(chat *c, const int32_t *tokens, int64_t n) {
 
 /* Evaluates the prompt, less what the session holds of it already. */
 static pf_status evaluate_prompt(chat *c, const int32_t *tokens, int64_t n_tokens, int32_t *aligned, int64_t capacity) {
-    int64_t n = 0;
-    int64_t n_kept = 0;
-    TRY(pf_session_align(c->session, tokens, n_tokens, aligned, capacity, &n, &c->error));
-    TRY(pf_session_reuse(c->session, aligned, n, &n_kept, &c->error));
-    TRY(evaluate(c, aligned + n_kept, n - n_kept));
+    TRY(pf_session_align(c->session, tokens, n_tokens, aligned, capacity, &c->n_prompt, &c->error));
+    TRY(pf_session_reuse(c->session, aligned, c->n_prompt, &c->n_reused, &c->error));
+    TRY(evaluate(c, aligned + c->n_reused, c->n_prompt - c->n_reused));
     /* The next prompt begins like this one, but without the reasoning that follows now: come back to here then. */
     return pf_session_checkpoint(c->session, &c->error);
 }

@@ -28,6 +28,8 @@ typedef struct chat {
     pf_chat_message *messages; /* [n_messages], contents owned */
     int64_t n_messages;
     int64_t message_capacity;
+    int64_t n_prompt;    /* tokens of the last prompt */
+    int64_t n_reused;    /* of them, those that the session held already */
     bool stopped;        /* the last answer was stopped */
     bool late_cancel;    /* set it when a pf_session_cancel() came and the answer was not stopped */
     pf_error error;      /* of the last call that failed */

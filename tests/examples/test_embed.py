@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyflash
 import pytest
+from pyflash._native import ffi, lib
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
 
@@ -47,43 +48,47 @@ def run(*command: object, lines: Sequence[str] = ()) -> subprocess.CompletedProc
     return subprocess.run([str(part) for part in command], input=text, capture_output=True, timeout=120)
 
 
-def python_answers(demo_model: Path, questions: Sequence[str], max_tokens: int, think: str = "off") -> list[bytes]:
-    """What Session.chat() answers, greedily; bytes that are no UTF-8 as U+FFFD."""
-    answers = []
-    messages: list[pyflash.Message] = []
+def prompt_tokens(model: pyflash.Model, turns: Sequence[tuple[bytes, bytes]]) -> list[int]:
+    """pf_chat_tokenize(), because answers of random weights are rarely UTF-8, which Python's messages are."""
+    texts = [ffi.new("char[]", text) for turn in turns for text in turn]
+    array = ffi.new("pf_chat_message[]", len(turns))
+    for i in range(len(turns)):
+        array[i].role, array[i].content = texts[2 * i], texts[2 * i + 1]
+    out, count, error = ffi.new("int32_t[]", 20_000), ffi.new("int64_t *"), ffi.new("pf_error *")
+    with model._handle.borrow() as native:
+        assert lib.pf_chat_tokenize(native, array, len(turns), 0, out, 20_000, count, error) == 0
+    return list(out[0 : count[0]])
+
+
+def greedy_answers(demo_model: Path, questions: Sequence[str], max_tokens: int) -> list[bytes]:
+    """What a conversation of these questions answers; whole characters, as they are shown and remembered."""
+    answers: list[bytes] = []
+    turns: list[tuple[bytes, bytes]] = []
     with pyflash.Model.open(demo_model) as model, model.session() as session:
         for question in questions:
-            messages.append({"role": "user", "content": question})
-            reply = session.chat(messages, think=think, max_tokens=max_tokens, temperature=0)
-            for _ in reply:
-                pass
-            answers.append(reply.message["content"].encode())
-            messages.append({"role": "assistant", "content": reply.message["content"]})
+            turns.append((b"user", question.encode()))
+            prompt = session.align(prompt_tokens(model, turns))
+            kept = session.reuse(prompt)
+            pieces = session.generate(prompt[kept:], max_tokens, temperature=0)
+            data = model.tokenizer.decode_bytes([piece.token for piece in pieces if piece.finish != "stop"])
+            answers.append(data[: lib.pf_utf8_complete(data, len(data))])
+            turns.append((b"assistant", answers[-1].replace(b"\0", b"")))
     return answers
 
 
 def test_one_message(embed: Path, demo_model: Path) -> None:
     done = run(embed, demo_model, "-n", 40, "--temp", 0, "Hello", "there")
     assert (done.returncode, done.stderr) == (0, b"")
-    (expected,) = python_answers(demo_model, ["Hello there"], 40)
-    assert whole_characters(done.stdout) == expected + b"\n"
-
-
-def whole_characters(data: bytes) -> bytes:
-    return data.decode(errors="replace").encode()
+    assert done.stdout == greedy_answers(demo_model, ["Hello there"], 40)[0] + b"\n"
 
 
 def test_lines_are_one_conversation(embed: Path, demo_model: Path) -> None:
-    questions = ["Hello", "and more?", "é😀 <｜User｜>", "x" * 3000, "the last without an end"]
+    """Also empty lines, long ones, and a last one without an end."""
+    questions = ["Hello", "and more?", "é😀 <｜User｜>", "x" * 3000, "the last"]
     done = subprocess.run([embed, demo_model, "-n", "30", "--temp", "0"], input="\n\n".join(questions).encode(),
                           capture_output=True, timeout=120)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.count(b"\n") >= len(questions)
-    # Up to the first answer that is no UTF-8, which Python's conversation goes on with in another way.
-    expected = python_answers(demo_model, questions, 30)
-    certain = next((n for n, text in enumerate(expected) if "\ufffd" in text.decode()), len(expected) - 1)
-    beginning = b"".join(answer + b"\n" for answer in expected[: certain + 1])
-    assert whole_characters(done.stdout).startswith(beginning.rstrip(b"\n")), (done.stdout, expected)
+    assert done.stdout == b"".join(answer + b"\n" for answer in greedy_answers(demo_model, questions, 30))
 
 
 def test_same_seed_same_answer(embed: Path, demo_model: Path) -> None:
@@ -175,31 +180,69 @@ def test_errors_are_one_line(embed: Path, demo_model: Path, tmp_path: Path) -> N
         assert (late.returncode, late.stderr) == (1, b"embed: cannot write the answer\n")
 
 
-def test_ctrl_c_that_comes_too_late_stops_nothing(demo_model: Path, tmp_path: Path) -> None:
-    """chat.c in a program of one's own: a cancel after the last step is not taken for one of the next answer."""
-    shutil.copytree(EMBED, tmp_path / "source")
-    (tmp_path / "source" / "main.c").write_text("""
-        #include "chat.h"
-        #include <stdio.h>
-        static void count(void *user, bool is_reasoning, const char *text, size_t len) {
-            (void)is_reasoning;
-            (void)text;
-            *(size_t *)user += len;
-        }
-        int main(int argc, char **argv) {
-            chat c = {0};
-            size_t bytes[3] = {0};
-            const chat_options options = {.think = PF_THINK_OFF, .max_tokens = 20};
-            if (argc < 2 || chat_open(&c, argv[1], &options) != PF_OK) return 1;
-            for (int i = 0; i < 3; ++i) {
-                if (chat_ask(&c, "Hello", count, &bytes[i]) != PF_OK) return 2;
-                printf("%d %d\\n", c.stopped, bytes[i] > 0);
-                pf_session_cancel(c.session);
-                c.late_cancel = i == 0;
-            }
-            chat_close(&c);
-            return 0;
-        }
-    """)
-    done = run(build(tmp_path / "source", tmp_path) / "embed", demo_model)
+DRIVER = """
+#include "chat.h"
+#include <stdio.h>
+#include <string.h>
+static void count(void *user, bool is_reasoning, const char *text, size_t len) {
+    (void)is_reasoning;
+    (void)text;
+    *(size_t *)user += len;
+}
+static int late_cancels(chat *c) {
+    for (int i = 0; i < 3; ++i) {
+        size_t bytes = 0;
+        if (chat_ask(c, "Hello", count, &bytes) != PF_OK) return 1;
+        printf("%d %d\\n", c->stopped, bytes > 0);
+        pf_session_cancel(c->session);
+        c->late_cancel = i == 0;
+    }
+    return 0;
+}
+static int reuses(chat *c) {
+    char question[4000];
+    memset(question, 'x', sizeof question - 1);
+    question[sizeof question - 1] = 0;
+    for (int i = 0; i < 3; ++i) {
+        size_t bytes = 0;
+        if (chat_ask(c, i == 0 ? question : "and?", count, &bytes) != PF_OK) return 1;
+        printf("%d %d\\n", (int)c->n_prompt, (int)c->n_reused);
+    }
+    return 0;
+}
+int main(int argc, char **argv) {
+    chat c = {0};
+    const bool thinks = argc > 2;
+    const chat_options options = {.think = thinks ? PF_THINK_HIGH : PF_THINK_OFF, .max_tokens = thinks ? 400 : 20};
+    if (argc < 2 || chat_open(&c, argv[1], &options) != PF_OK) return 1;
+    const int failed = thinks ? reuses(&c) : late_cancels(&c);
+    chat_close(&c);
+    return failed;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """chat.c in a program of one's own."""
+    folder = tmp_path_factory.mktemp("driver")
+    shutil.copytree(EMBED, folder / "source")
+    (folder / "source" / "main.c").write_text(DRIVER)
+    return build(folder / "source", folder) / "embed"
+
+
+def test_ctrl_c_that_comes_too_late_stops_nothing(driver: Path, demo_model: Path) -> None:
+    """A cancel after the last step is not taken for one of the next answer."""
+    done = run(driver, demo_model)
     assert (done.returncode, done.stdout) == (0, b"0 1\n0 1\n1 0\n")
+
+
+def test_prompts_are_not_evaluated_again(driver: Path, demo_model: Path) -> None:
+    """Although the reasoning of the answer before, farther than the session can roll back, is left out."""
+    done = run(driver, demo_model, "think")
+    assert done.returncode == 0
+    (first, none), (second, reused), (third, reused_again) = (
+        map(int, line.split()) for line in done.stdout.splitlines()
+    )
+    assert none == 0 and first > 1000 and second > 3 and third > 3
+    assert reused >= first - 20 and reused_again >= reused
