@@ -57,7 +57,8 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
     usable = [each.name for each in kernels if each.problem is None]
     kernel_set: str | None = environment.get("PYFLASH_CPU") or usable[0]
     ours = {name: value for name, value in sorted(environment.items()) if name.startswith("PYFLASH_")}
-    problems, warnings = list(_bad_options(cli, ours)), list(_odd_variables(cli, ours))
+    problems, warnings = _bad_options(cli, ours)
+    warnings += _odd_variables(cli, ours)
     if kernel_set not in usable:
         problems.append(f"PYFLASH_CPU is {kernel_set!r}, which cannot be used here, so that models will not open: "
                         f"unset it, or set it to {' or '.join(usable)}")
@@ -100,21 +101,32 @@ def _options(command: click.Command, context: click.Context) -> Iterator[tuple[s
             yield from _options(inner, click.Context(inner, parent=context, info_name=name))
 
 
-def _bad_options(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
-    """Values that their options refuse, one line for each variable."""
-    told = set()
+def _bad_options(cli: click.Group, ours: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Values that an option refuses: problems where `run` does, else warnings; one line for each variable."""
+    problems: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     for variable, option, context in _options(cli, click.Context(cli, info_name="pyflash")):
-        if not ours.get(variable) or variable in told:
+        refusal = _refusal(option, context) if ours.get(variable) else None
+        if refusal is None:
             continue
-        try:
-            with context.scope(cleanup=False):
-                option.process_value(context, option.value_from_envvar(context))
-        except click.UsageError as error:
-            told.add(variable)
-            yield f"{variable} cannot be {ours[variable]!r}: {error.message.rstrip('.')}: change or unset it"
-        except Error as error:
-            told.add(variable)
-            yield f"{variable} cannot be {ours[variable]!r}: {error}"
+        what = f"{variable} cannot be {ours[variable]!r}"
+        if context.info_name == "run":
+            problems[variable] = f"{what}: {refusal}"
+        else:
+            warnings.setdefault(variable, f"{what} for {context.command_path}: {refusal}")
+    return list(problems.values()), [line for variable, line in warnings.items() if variable not in problems]
+
+
+def _refusal(option: click.Parameter, context: click.Context) -> str | None:
+    """Why the option does not take what its variable says, and the way out; None when it does."""
+    try:
+        with context.scope(cleanup=False):
+            option.process_value(context, option.value_from_envvar(context))
+    except click.UsageError as error:
+        return f"{error.message.rstrip('.')}: change or unset it"
+    except Error as error:
+        return str(error)
+    return None
 
 
 def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:

@@ -89,6 +89,7 @@ def test_settings_that_keep_it_from_running(tmp_path: Path, name: str, value: st
     [
         ("PYFLASH_TEMPP", "1", ["no effect", "PYFLASH_TEMP"]),
         ("PYFLASH_MODEL", "nowhere.gguf", ["nowhere.gguf", "no file"]),
+        ("PYFLASH_REPEAT", "often", ["pyflash bench", "often", "change or unset it"]),
         ("PYFLASH_CACHE", "{here}/file/cache", ["file", "PYFLASH_CACHE"]),
     ],
 )
