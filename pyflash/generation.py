@@ -130,7 +130,7 @@ def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint |
 def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ...]:
     if n == 0:
         return ()
-    decode = session.model.tokenizer.decode
+    decode = session.tokenizer.decode
     return tuple(TokenLogprob(token, decode([token], special=True), logprob)
                  for token, logprob in top_logprobs(logits, n))  # fmt: skip
 
@@ -144,12 +144,12 @@ def generate(
     how = plan(len(prompt), session.capacity - session.position - len(prompt), max_tokens, logprobs, progress,
                sampling)
     how.sampler.accept(prompt)
-    constraint = grammar.matcher(session.model) if grammar is not None else None
+    constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None
     return _pieces(session, choose(session, prompt, how, constraint), StopStrings(stop))
 
 
 def _pieces(session: Session, choices: Iterator[Choice], stops: StopStrings) -> Generator[Piece, None, None]:
-    decode_bytes = session.model.tokenizer.decode_bytes
+    decode_bytes = session.tokenizer.decode_bytes
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for choice in choices:
         final = choice.finish is not None

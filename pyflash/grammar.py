@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,14 @@ import numpy.typing as npt
 from pyflash.errors import ArgumentError, Error, UnsupportedError
 
 if TYPE_CHECKING:
-    from pyflash.model import Model
+    from pyflash.model import ModelInfo
     from pyflash.tokenizer import Tokenizer
 
 # Between JSON's tokens: nothing, a space, or a new line with its indentation. Without a bound, models happen to write
 # white space for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 
-_vocabularies: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
-_vocabularies_lock = threading.Lock()
+_making = threading.Lock()
 
 
 def _llguidance() -> Any:
@@ -82,9 +80,9 @@ class Grammar:
         """Text of a context-free grammar in llguidance's variant of the Lark notation; it begins with rule "start"."""
         return cls(_llguidance().LLMatcher.grammar_from_lark(_text("grammar", text)))
 
-    def matcher(self, model: Model) -> Matcher:
-        """A new match of this grammar, from its beginning, by the tokens of model."""
-        return Matcher(self._source, model)
+    def matcher(self, tokenizer: Tokenizer, info: ModelInfo) -> Matcher:
+        """A new match of this grammar, from its beginning, by the tokens of a model."""
+        return Matcher(self._source, tokenizer, info)
 
 
 def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
@@ -113,16 +111,16 @@ def schema_text(schema: Mapping[str, Any] | str) -> str:
 class Matcher:
     """A text on its way through a grammar. For one thread."""
 
-    def __init__(self, source: str, model: Model) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, info: ModelInfo) -> None:
         module = _llguidance()
         self._fill = module.numpy.fill_next_token_bitmask
-        self._matcher = module.LLMatcher(_vocabulary(model), source, log_level=0)
-        self._mask = np.zeros((1, (model.info.n_vocab + 31) // 32), dtype=np.int32)
+        self._matcher = module.LLMatcher(_vocabulary(tokenizer, info), source, log_level=0)
+        self._mask = np.zeros((1, (info.n_vocab + 31) // 32), dtype=np.int32)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise Error(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
+            raise Error(f"the grammar cannot go on: {_one_line(self._matcher.get_error())[:200]}")
 
     def allowed(self) -> npt.NDArray[np.uint32]:
         """A bit for each token that may come next, the lowest first; valid until the next call."""
@@ -140,22 +138,23 @@ class Matcher:
 class _Vocabulary:
     """A model's tokens in the form that llguidance asks for."""
 
-    def __init__(self, model: Model) -> None:
-        self.tokens, self.special_token_ids = model.tokenizer.vocabulary()
-        self.eos_token_id = model.info.eos_token
-        self.bos_token_id = model.info.bos_token if model.info.bos_token >= 0 else None
-        self._encode = model.tokenizer.encode
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        self.tokens, self.special_token_ids = tokenizer.vocabulary()
+        self.eos_token_id = info.eos_token
+        self.bos_token_id = info.bos_token if info.bos_token >= 0 else None
+        # One of its own: it is called from where Python's garbage collector sees no cycles.
+        self._encode = tokenizer.retained(share=False).encode
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)
 
 
-def _vocabulary(model: Model) -> Any:
-    """llguidance's form of a model's vocabulary: made once a model, because that takes about a second."""
-    with _vocabularies_lock:
-        found = _vocabularies.get(model.tokenizer)
+def _vocabulary(tokenizer: Tokenizer, info: ModelInfo) -> Any:
+    """llguidance's form of a vocabulary: made once a model, because that takes seconds."""
+    with _making:
+        found = tokenizer.made.get("llguidance")
         if found is None:
             module = _llguidance()
-            found = module.LLTokenizer(module.TokenizerWrapper(_Vocabulary(model)), n_vocab=model.info.n_vocab)
-            _vocabularies[model.tokenizer] = found
+            wrapped = module.TokenizerWrapper(_Vocabulary(tokenizer, info))
+            found = tokenizer.made["llguidance"] = module.LLTokenizer(wrapped, n_vocab=info.n_vocab)
         return found

@@ -211,6 +211,7 @@ class Model:
     def close(self) -> None:
         """Lets go of the weights. Open sessions keep working and keep them in memory."""
         self._handle.close()
+        self.tokenizer.made.clear()
 
     def __enter__(self) -> Model:
         return self

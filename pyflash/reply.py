@@ -21,7 +21,6 @@ from pyflash.prompt import encode_prompt
 from pyflash.sampling import SamplingOptions
 
 if TYPE_CHECKING:
-    from pyflash.model import Model
     from pyflash.session import Session
 
 Kind = Literal["reasoning", "content", "tool_call"]
@@ -123,7 +122,7 @@ class Reply(Iterator[ChatPiece]):
         final = choice.finish is not None
         marker = self._markers.get(choice.token)
         if marker is None:
-            data = self._session.model.tokenizer.decode_bytes([choice.token])
+            data = self._session.tokenizer.decode_bytes([choice.token])
             events = self._parser.feed(self._decoder.decode(data, final))
         else:
             events = self._parser.feed(self._decoder.decode(b"", True))  # no character reaches across it
@@ -185,18 +184,18 @@ def _merged(events: Sequence[encoding.Event]) -> list[encoding.Event]:
 def _markers(session: Session) -> dict[int, str]:
     """The special tokens that structure an answer, as far as the vocabulary has them."""
     texts = (encoding.EOS, encoding.THINK_BEGIN, encoding.THINK_END, encoding.DSML)
-    ids = (session.model.tokenizer.token_id(text) for text in texts)
+    ids = (session.tokenizer.token_id(text) for text in texts)
     return {token: text for token, text in zip(ids, texts, strict=True) if token is not None}
 
 
 class _AfterThinking:
     """Lets a model think freely, if it thinks, and binds what comes then to a grammar."""
 
-    def __init__(self, grammar: Constraint, model: Model, thinking: bool) -> None:
+    def __init__(self, grammar: Constraint, session: Session, thinking: bool) -> None:
         self._grammar = grammar
-        self._end = model.tokenizer.token_id(encoding.THINK_END) if thinking else None
-        bits = np.ones(model.info.n_vocab, dtype=np.uint8)
-        bits[model.info.eos_token] = 0  # an answer must follow
+        self._end = session.tokenizer.token_id(encoding.THINK_END) if thinking else None
+        bits = np.ones(session.model.info.n_vocab, dtype=np.uint8)
+        bits[session.model.info.eos_token] = 0  # an answer must follow
         bits = np.pad(bits, (0, -len(bits) % 32))
         self._all_but_eos: npt.NDArray[np.uint32] = np.packbits(bits, bitorder="little").view(np.uint32)
 
@@ -245,13 +244,13 @@ def reply(
     constraint = None
     if (schema := _response_schema(response_format)) is not None:
         messages = encoding.with_response_format(messages, schema)
-        marker = model.tokenizer.token_id(encoding.DSML) if tools else None
+        marker = session.tokenizer.token_id(encoding.DSML) if tools else None
         grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
-        constraint = _AfterThinking(grammar.matcher(model), model, thinking)
+        constraint = _AfterThinking(grammar.matcher(session.tokenizer, model.info), session, thinking)
     pieces = encoding.segments(
         messages, thinking=thinking, effort=think if thinking else None, release=release or model.release
     )
-    prompt = encode_prompt(model.tokenizer, pieces, session.tokens.tolist())
+    prompt = encode_prompt(session.tokenizer, pieces, session.tokens.tolist())
     if len(prompt) > session.capacity:
         raise ContextFullError(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "

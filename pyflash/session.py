@@ -72,6 +72,7 @@ class Session:
     def __init__(self, model: Model, handle: Any) -> None:
         """Not for callers: use Model.session()."""
         self._model = model
+        self.tokenizer: Final = model.tokenizer.retained()  # works on when the model is closed
         self._handle: Any = handle
         self._call_lock = threading.Lock()    # held while a native call runs
         self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
@@ -84,17 +85,19 @@ class Session:
 
     # -- calls into the library --
 
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[Any]:
+    def _free(self) -> threading.Lock:
+        """The lock of this session's calls, for a with statement: that alone cannot lose it to a Ctrl-C."""
         if self._call_lock.locked():
             raise BusyError("the session is running another call")
-        with self._call_lock:  # unlike acquire() it cannot keep the lock when Ctrl-C comes at this very moment
-            if self._handle is None:
-                raise ClosedError("the session is closed")
-            yield self._handle
+        return self._call_lock
+
+    def _native(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("the session is closed")
+        return self._handle
 
     def _call(self, function: Any, handle: Any, *arguments: Any) -> None:
-        """One native call that Ctrl-C can cancel. The caller holds _exclusive()."""
+        """One native call that Ctrl-C can cancel. The caller holds _free()."""
         error = ffi.new("pf_error *")
         status = self._attempt(function, handle, *arguments, error)
         if self._tap is not None and self._tap.error is not None:
@@ -132,9 +135,7 @@ class Session:
     def cancel(self) -> None:
         """From any thread: the running call, or else the next one, raises CancelledError."""
         with self._handle_lock:
-            if self._handle is None:
-                raise ClosedError("the session is closed")
-            lib.pf_session_cancel(self._handle)
+            lib.pf_session_cancel(self._native())
 
     def close(self) -> None:
         """Frees the cache; a call that runs on another thread is cancelled first."""
@@ -149,6 +150,7 @@ class Session:
                 handle, self._handle = self._handle, None
         if handle is not None:
             ffi.release(handle)
+            self.tokenizer.close()
 
     def __enter__(self) -> Session:
         return self
@@ -165,14 +167,14 @@ class Session:
     @property
     def position(self) -> int:
         """Tokens evaluated so far; the next token gets this position."""
-        if self._handle is None:
-            raise ClosedError("the session is closed")
+        self._native()
         return self._position
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
         """The tokens evaluated so far, [position], as a copy."""
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             if self._position == 0:
                 return np.empty(0, dtype=np.int32)
             data = ffi.buffer(lib.pf_session_tokens(handle), 4 * self._position)
@@ -194,7 +196,8 @@ class Session:
             raise ArgumentError("there are no tokens to evaluate")
         if ids.max() >= n_vocab:
             raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             if len(ids) > self.capacity - self._position:
                 raise ContextFullError(
                     f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used; "
@@ -224,19 +227,22 @@ class Session:
         """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
         logits = np.empty(self._model.info.n_vocab, dtype=np.float32)
         ids = token_array([next_token])
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_draft, handle, int(ids[0]), floats(logits), logits.size)
         return logits
 
     def rollback(self, n: int) -> None:
         """Drops the last n tokens. RebuildError beyond rollback_limit, with nothing changed."""
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_rollback, handle, integer("the number of tokens to drop", n, 0, 2**63 - 1))
 
     @property
     def rollback_limit(self) -> int:
         """How many tokens can be dropped now, short of all of them."""
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             return int(lib.pf_session_rollback_limit(handle))
 
     def checkpoint(self) -> None:
@@ -244,7 +250,8 @@ class Session:
 
         Worth it where a prompt ends. UnsupportedError when the session was opened with checkpoints=0.
         """
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_checkpoint, handle)
 
     def align(self, tokens: Tokens) -> list[int]:
@@ -254,7 +261,8 @@ class Session:
         """
         ids = token_array(tokens)
         count, error = ffi.new("int64_t *"), ffi.new("pf_error *")
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             out = np.empty(len(ids) + self._position, dtype=np.int32)
             check(lib.pf_session_align(handle, ints(ids), len(ids), ints(out), len(out), count, error), error)
         return [int(token) for token in out[: count[0]]]
@@ -265,8 +273,11 @@ class Session:
         Returns how many of tokens need not be evaluated again, which is the new position.
         """
         ids = token_array(tokens)
+        if len(ids) == 0:
+            raise ArgumentError("there are no tokens to compare with")
         n_kept = ffi.new("int64_t *")
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_reuse, handle, ints(ids), len(ids), n_kept)
         return int(n_kept[0])
 
@@ -274,23 +285,30 @@ class Session:
     def note(self) -> bytes:
         """Bytes of the caller's own that travel with the session through save() and load(), b"" at first."""
         size = ffi.new("size_t *")
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             data = lib.pf_session_note(handle, size)
             return bytes(ffi.buffer(data, size[0])) if data else b""
 
     @note.setter
     def note(self, data: bytes) -> None:
-        with self._exclusive() as handle:
-            self._call(lib.pf_session_set_note, handle, data, len(data))
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise ArgumentError(f"a note must be bytes, not {type(data).__name__}")
+        copy = bytes(data)
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_set_note, handle, copy, len(copy))
 
     def save(self, path: StrPath) -> None:
         """Writes the cache to a file, which appears under its name only when complete."""
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_save, handle, c_path(path))
 
     def load(self, path: StrPath) -> None:
         """Replaces the cache by a saved one, of the same model file and precision."""
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
 
     @property
@@ -298,7 +316,8 @@ class Session:
         memory = ffi.new("pf_session_memory *")
         memory.struct_size = ffi.sizeof("pf_session_memory")
         error = ffi.new("pf_error *")
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             check(lib.pf_session_get_memory(handle, memory, error), error)
         return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes)
 
@@ -308,7 +327,8 @@ class Session:
         The array is a copy, float32, or int32 for "topk" and "experts". An exception in the tap ends the evaluation
         and comes out of it.
         """
-        with self._exclusive() as handle:
+        with self._free():
+            handle = self._native()
             call = None if tap is None else _TapCall(tap, handle)
             lib.pf_session_set_tap(handle, ffi.NULL if call is None else call.callback, ffi.NULL)
             self._tap = call

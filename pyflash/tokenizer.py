@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,19 @@ from pyflash.errors import check
 class Tokenizer:
     """Text to tokens and back, by the vocabulary in the model file. Made by Model.open(); threads may share it."""
 
-    def __init__(self, handle: ModelHandle) -> None:
+    def __init__(self, handle: ModelHandle, made: dict[str, Any] | None = None) -> None:
         """Not for callers: use Model.tokenizer."""
         self._handle = handle
+        self.made = {} if made is None else made  # what others have made from this vocabulary, once for all
+
+    def retained(self, share: bool = True) -> Tokenizer:
+        """Another one for the same vocabulary, which keeps the native model even when this one's is closed."""
+        with self._handle.borrow() as native:
+            return Tokenizer(ModelHandle(lib.pf_model_retain(native)), self.made if share else None)
+
+    def close(self) -> None:
+        """Lets go of the native model. Not for callers: Model.close() does it."""
+        self._handle.close()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of text. special: text that spells a special token becomes that token. Adds no BOS."""

@@ -124,6 +124,8 @@ def test_session_outlives_its_model(demo_model: Path) -> None:
         model.close()
         session.rollback(2)
         assert np.array_equal(session.eval([5, 6]), first)
+        assert list(session.generate([7], max_tokens=3)) and list(session.chat([{"role": "user", "content": "x"}],
+                                                                               max_tokens=3))  # fmt: skip
 
 
 def test_session_serves_one_call_at_a_time(session: pyflash.Session) -> None:
@@ -214,6 +216,31 @@ def test_save_and_load(model: pyflash.Model, session: pyflash.Session, tmp_path:
         with pytest.raises(pyflash.Error):
             other.load(tmp_path / "state")
         assert other.position == 334
+
+
+def test_checkpoints_reuse_and_notes(model: pyflash.Model, session: pyflash.Session, tmp_path: Path) -> None:
+    session.eval(LONG[:400])
+    session.checkpoint()
+    session.eval(LONG[1000:2500])
+    assert session.reuse(LONG[:1500]) == session.position == 400
+    expected = session.eval(LONG[400:430])
+    assert session.note == b""
+    session.note = bytearray(b"\0 any bytes")
+    session.save(tmp_path / "state")
+    with model.session() as other:
+        other.load(tmp_path / "state")
+        assert other.note == b"\0 any bytes" and other.position == 430
+        assert other.reuse(LONG[:430]) == 429
+        assert np.array_equal(other.eval(LONG[429:430]), expected)
+        assert other.reuse([3]) == other.position == 0
+    for use in (lambda: session.reuse([]), lambda: session.reuse([-1]), lambda: setattr(session, "note", "text")):
+        with pytest.raises(pyflash.ArgumentError):
+            use()
+    assert session.position == 430 and session.note == b"\0 any bytes"
+    with model.session(checkpoints=0) as without:
+        without.eval([5])
+        with pytest.raises(pyflash.UnsupportedError):
+            without.checkpoint()
 
 
 def test_draft_without_an_mtp_block(session: pyflash.Session) -> None:

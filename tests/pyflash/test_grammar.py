@@ -241,7 +241,7 @@ def test_bad_response_formats(session: pyflash.Session, response_format: Any) ->
 
 
 def test_masks_reach_the_last_token(model: pyflash.Model) -> None:
-    allowed = Grammar.regex("(?s:.*)").matcher(model).allowed()
+    allowed = Grammar.regex("(?s:.*)").matcher(model.tokenizer, model.info).allowed()
     bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")
     tokens, special = model.tokenizer.vocabulary()
     ordinary = [token for token in range(len(tokens)) if token not in special]

@@ -180,12 +180,15 @@ def test_a_thousand_models_leave_nothing(demo_model: Path) -> None:
 
 
 def test_what_is_not_closed_goes_with_its_last_reference(demo_model: Path) -> None:
+    pytest.importorskip("llguidance")
+    grammar = pyflash.Grammar.regex("[a-z]+")
+
     def leave(seed: int) -> None:
         model = pyflash.Model.open(demo_model, threads=2)
         session = model.session(context=256)
         session.set_tap(lambda *_: None)
         next(session.chat(QUESTION, max_tokens=5, seed=seed))
-        next(session.generate([1], seed=seed))
+        next(session.generate([1], seed=seed, grammar=grammar))
 
     for seed in range(20):
         leave(seed)
