@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 import pyflash
-from pyflash import demo, machine
+from pyflash import demo, memory_plan
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import model_options, open_model, option, sampling_options
 from pyflash.progress import Progress, format_bytes
@@ -64,7 +64,10 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     built-in demo model, which is tiny and random and talks nonsense.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
-    each line of it is a turn of a chat. In a chat /help lists the commands.
+    each line of it is a turn of a chat.
+
+    In a chat /help lists the commands. Nothing of it is dropped when the context is full: the chat says so, /undo and
+    /clear make room, and a larger --ctx holds more.
     """
     model_path, prompt = _model_and_prompt(model_or_prompt, prompt_argument, options)
     if options["logprobs"] and not options["as_json"]:
@@ -106,16 +109,10 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
         with Progress("making the demo model", sys.stderr) as progress:
             model_path = str(demo.path(progress.update))
     with open_model(model_path, options) as model:
-        _warn_of_size(model.info.weight_bytes)
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
+            if warning := memory_plan.warning_of(model, session, format_bytes):
+                say(f"pyflash: warning: {warning}")
             yield session
-
-
-def _warn_of_size(weight_bytes: int) -> None:
-    usable = machine.memory().usable
-    if usable is not None and weight_bytes > usable:
-        say(f"pyflash: warning: the model has {format_bytes(weight_bytes)} of weights and this machine "
-            f"{format_bytes(usable)} of memory: it is read from disk again and again, which is slow")  # fmt: skip
 
 
 # -- what is asked --

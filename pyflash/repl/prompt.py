@@ -7,9 +7,11 @@ import queue
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 PATIENCE_SECONDS = 5.0
+_POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
 
 
 def read_stdin() -> str:
@@ -28,16 +30,19 @@ def piped_text(say: Callable[[str], None], patience: float = PATIENCE_SECONDS) -
     chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     thread = threading.Thread(target=_read_into, args=(chunks,), daemon=True)
     thread.start()
-    try:
-        chunk = chunks.get(timeout=patience)
-    except queue.Empty:
-        say(f"pyflash: nothing came on stdin for {patience:g} s: answering without it (-f - waits for it)")
-        return ""
-    data = b""
-    while chunk:
-        data += chunk
-        chunk = chunks.get()
-    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    deadline = time.monotonic() + patience
+    data: list[bytes] = []
+    while True:
+        try:
+            chunk = chunks.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            if data or time.monotonic() < deadline:
+                continue
+            say(f"pyflash: nothing came on stdin for {patience:g} s: answering without it (-f - waits for it)")
+            return ""
+        if not chunk:
+            return b"".join(data).decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        data.append(chunk)
 
 
 def _is_piped() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -109,47 +108,6 @@ def test_verbose_counts_what_was_evaluated(tmp_path: Path, demo_model: Path) -> 
         first = chat.segments([{"role": "user", "content": turns[0].strip()}])
         assert counts[0] == len(model.tokenizer.encode_segments(first))
     assert counts[1] < counts[0] and counts[2] < counts[0]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_chat_on_a_terminal(tmp_path: Path, demo_model: Path) -> None:
-    """Ctrl-C at the prompt and during an answer keeps the chat going; Ctrl-D leaves."""
-    import pty
-
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "run", str(demo_model), "-n", "60000", "--seed", "4", "--think"], cwd=tmp_path, stdin=slave,
-        stdout=slave, stderr=slave, start_new_session=True,
-    )
-    os.close(slave)
-
-    def wait_for(text: bytes, at_least: int = 0) -> bytes:
-        seen = b""
-        while text not in seen or len(seen) < at_least:
-            assert select.select([master], [], [], 60)[0], seen
-            seen += os.read(master, 4096)
-        return seen
-
-    def interrupt() -> bytes:
-        """What comes until the next prompt. Python sleeps through a signal that comes just before it waits for keys."""
-        for _ in range(20):
-            process.send_signal(signal.SIGINT)
-            if select.select([master], [], [], 3)[0]:
-                break
-        return wait_for(b">>> ")
-
-    assert b"/bye" in wait_for(b">>> ")
-    interrupt()
-    for _ in range(ATTEMPTS):
-        os.write(master, b"hello\n")
-        wait_for(b"\x1b[2m", at_least=200)  # dimmed thinking
-        if b"(stopped)" in interrupt():  # else the answer had ended by itself
-            break
-    else:
-        pytest.fail("no answer was stopped")
-    os.write(master, b"\x04")
-    assert process.wait(timeout=60) == 0
-    os.close(master)
 
 
 def test_thinking_stays_out_of_piped_output(tmp_path: Path, demo_model: Path) -> None:

@@ -149,6 +149,12 @@ def test_json_lines(demo_model: Path) -> None:
     assert last["n_reused"] == 0 and last["prompt_seconds"] > 0 and last["context_used"] == last["n_prompt"] + 11
 
 
+def test_json_lines_of_a_scripted_chat(demo_model: Path) -> None:
+    found = lines(run(demo_model, "-n", 4, "--temp", 0, "--json", stdin="Hello\nAnd then?\n"))
+    assert [line["n_generated"] for line in found if line.get("done")] == [4, 4]
+    assert found[-1]["n_reused"] > 0
+
+
 def test_logprobs(demo_model: Path) -> None:
     *pieces, last = lines(run(demo_model, "Hello", "-n", 8, "--temp", 0, "--json", "--logprobs", 3))
     assert len(pieces) == last["n_generated"] == 8
