@@ -13,6 +13,7 @@ from pyflash import machine
 from pyflash._values import StrPath
 from pyflash.errors import MemoryLimitError
 from pyflash.model import Model
+from pyflash.session import Session
 
 SHOWN_CONTEXTS = (8192, 65536, 262144, 1048576)
 _STEP = 1024  # tokens: the longest context that fits is told in multiples of it
@@ -131,6 +132,27 @@ def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
     return low * _STEP or None
+
+
+def warning_of(model: Model, session: Session, show: Callable[[int], str]) -> str | None:
+    """A line to show before a run that does not fit this machine, or None. show: formats bytes.
+
+    MemoryLimitError where the context cannot be filled at all: the system would end the program, without a word.
+    """
+    usable, process = machine.memory().usable, machine.process_memory()
+    if usable is None:
+        return None
+    memory = session.memory
+    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + (process.private if process else 0)
+    if own > usable:
+        raise MemoryLimitError(
+            f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
+            f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
+        )
+    if own + model.info.weight_bytes > usable:
+        return (f"this takes {show(own + model.info.weight_bytes)} of memory, and there are {show(usable)}: experts are "
+                "read from disk again and again, which is slow; pyflash info tells what fits")
+    return None
 
 
 def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:

@@ -103,6 +103,23 @@ def test_ways_out(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot run" in lines[0] and "--ctx" not in lines[1] and "--cache-type" not in lines[1]
 
 
+def test_warning_of_a_run(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to say, experts from disk, and a context that can never be filled."""
+    sizes = {"usable": 10**12}
+    monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(10**12, 10**12, sizes["usable"]))
+    monkeypatch.setattr(machine, "process_memory", lambda: machine.ProcessMemory(2 * 10**7, 10**7))
+    with pyflash.Model.open(demo_model) as model, model.session(context=4000) as session:
+        assert memory_plan.warning_of(model, session, str) is None
+        memory = session.memory
+        own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + 10**7
+        sizes["usable"] = own + model.info.weight_bytes - 1
+        warning = memory_plan.warning_of(model, session, str)
+        assert warning is not None and str(own + model.info.weight_bytes) in warning and "from disk" in warning
+        sizes["usable"] = own - 1
+        with pytest.raises(pyflash.MemoryLimitError, match=f"4000 tokens takes {own} .*smaller --ctx"):
+            memory_plan.warning_of(model, session, str)
+
+
 # -- the machine's memory, from files as Linux has them --
 
 MEMINFO = "MemTotal:       1000000 kB\nMemFree:         100 kB\nMemAvailable:    800000 kB\nHugePages_Total:       0\n"

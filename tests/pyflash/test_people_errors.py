@@ -194,6 +194,20 @@ def test_address_space_for_too_small_a_context(tmp_path: Path, demo_model: Path)
     assert any("smaller" in line and "context" in line for line in told), told
 
 
+def test_context_that_no_machine_holds(tmp_path: Path) -> None:
+    """Memory is taken as it is used, so that the system itself would refuse nothing before it is too late."""
+    from gguf_export.convert import ConvertOptions, convert
+    from gguf_export.synthetic import make_config, write_checkpoint
+
+    config = make_config("tiny", max_position_embeddings=1 << 30)
+    convert(write_checkpoint(tmp_path / "checkpoint", config, seed=3), tmp_path / "m.gguf", ConvertOptions())
+    done = run("run", "m.gguf", "Hi", "-c", 1 << 30, cwd=tmp_path)
+    assert_told(done, "context", "memory", "smaller")
+    report = json.loads(run("info", "m.gguf", "-c", 8192, "--json", cwd=tmp_path).stdout)
+    assert report["fits"] and report["most_tokens"] < 1 << 30
+    assert run("run", "m.gguf", "Hi", "-n", 1, "-c", 8192, cwd=tmp_path).returncode == 0
+
+
 @linux_only
 def test_address_space_for_too_large_a_model(tmp_path: Path, demo_model: Path) -> None:
     data = demo_model.read_bytes()
