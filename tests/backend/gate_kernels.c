@@ -31,11 +31,6 @@ static void vectors(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
             near = near && fabsf(y.y[i] - y0.y[i]) <= 1e-6f * (fabsf(x[i]) + fabsf(z[i])) + 1e-44f;
         }
         CHECK(near && gate_output_intact(&y), "axpy");
-        memcpy(y.y, x, (size_t)n * 4);
-        memcpy(y0.y, x, (size_t)n * 4);
-        k->scale(y.y, -1.25f, n);
-        scalar->scale(y0.y, -1.25f, n);
-        CHECK(gate_same(y.y, y0.y, n) && gate_output_intact(&y), "scale");
         gate_output_free(&y);
         gate_output_free(&y0);
         gate_free(&a);
@@ -346,6 +341,96 @@ static void cache_rows(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     }
 }
 
+/* ---- Heads against rows ------------------------------------------------------------------------------------ */
+
+/* Weights like softmax_part's, scores with NaN and infinities where `special`. */
+static void softmaxes(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, int64_t n) {
+    for (int form = 0; form < 4; ++form) {
+        float s[PF_ROW_TILE], s0[PF_ROW_TILE], top = -INFINITY, top0 = top, sum = 0.0f, sum0 = sum;
+        if (form % 2) top = top0 = 1.5f, sum = sum0 = 2.5f;
+        gate_floats(s, PF_ROW_TILE, form < 2 ? 3.0f : 100.0f);
+        if (form == 3) s[gate_below(n)] = -INFINITY;
+        memcpy(s0, s, sizeof s);
+        const float shrink = k->softmax_part(s, n, 0.7f, &top, &sum);
+        const float want = scalar->softmax_part(s0, n, 0.7f, &top0, &sum0);
+        CHECK(top == top0 && fabsf(shrink - want) <= 1e-6f * want, "top %g, not %g", (double)top, (double)top0);
+        CHECK(gate_distance(&sum, &sum0, 1, (double)sum0) <= 1e-6, "sum %g, not %g", (double)sum, (double)sum0);
+        bool near = true; /* to the value, where that is no denormal */
+        for (int64_t i = 0; i < n; ++i) near = near && fabsf(s[i] - s0[i]) <= 4e-7f * s0[i] + 2e-38f;
+        CHECK(near, "weights of form %d", form);
+    }
+    float s[PF_ROW_TILE] = {0}, top = 0.0f, sum = 0.0f;
+    s[gate_below(n)] = NAN;
+    k->softmax_part(s, n, 1.0f, &top, &sum);
+    CHECK(isnan(sum), "a NaN was lost");
+}
+
+static void head_products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, int64_t n_q, int64_t n_row, int64_t d) {
+    enum { LD = PF_ROW_TILE };
+    buffer q = gate_buffer(n_q * d * 4, AT_END), rows = gate_buffer(n_row * d * 4, AT_END);
+    float *fq = (float *)(void *)q.data, *fr = (float *)(void *)rows.data;
+    output s = gate_output(n_q * LD), s0 = gate_output(n_q * LD), one = gate_output(LD);
+    output acc = gate_output(n_q * d), acc0 = gate_output(n_q * d), out = gate_output(n_row), out0 = gate_output(n_row);
+    float *shrink = malloc((size_t)n_q * sizeof *shrink), *w = malloc((size_t)n_q * sizeof *w);
+    if (!shrink || !w) exit(2);
+    gate_floats(fq, n_q * d, 3.0f);
+    gate_floats(fr, n_row * d, 3.0f);
+    gate_floats(shrink, n_q, 2.0f);
+    gate_floats(w, n_q, 2.0f);
+    k->row_dots(fq, n_q, fr, n_row, d, s.y, LD);
+    scalar->row_dots(fq, n_q, fr, n_row, d, s0.y, LD);
+    bool clean = gate_output_intact(&s);
+    double worst = 0.0;
+    for (int64_t h = 0; h < n_q; ++h) {
+        clean = clean && gate_poisoned(s.y + h * LD + n_row, (LD - n_row) * 4);
+        worst = fmax(worst, gate_distance(s.y + h * LD, s0.y + h * LD, n_row, 30.0 * sqrt((double)d)));
+        for (int64_t i = n_row; i < LD; ++i) s.y[h * LD + i] = s0.y[h * LD + i] = 0.0f;
+    }
+    CHECK(worst <= 2e-6 && clean, "row_dots differs by %g", worst);
+    /* one head and some of the rows alone */
+    const int64_t h = gate_below(n_q), first = gate_below(n_row), n = 1 + gate_below(n_row - first);
+    k->row_dots(fq + h * d, 1, fr + first * d, n, d, one.y, LD);
+    CHECK(gate_same(one.y, s.y + h * LD + first, n), "head %lld alone differs", (long long)h);
+
+    k->weigh_heads(s.y, LD, n_row, w, n_q, 0.3f, out.y);
+    scalar->weigh_heads(s.y, LD, n_row, w, n_q, 0.3f, out0.y);
+    CHECK(gate_same(out.y, out0.y, n_row) && gate_output_intact(&out), "weigh_heads");
+
+    gate_floats(acc.y, n_q * d, 3.0f);
+    memcpy(acc0.y, acc.y, (size_t)(n_q * d) * 4);
+    float *before = malloc((size_t)d * sizeof *before);
+    if (!before) exit(2);
+    memcpy(before, acc.y + h * d, (size_t)d * 4);
+    k->row_sums(s.y, LD, shrink, n_q, fr, n_row, d, acc.y);
+    scalar->row_sums(s.y, LD, shrink, n_q, fr, n_row, d, acc0.y);
+    const double distance = gate_distance(acc.y, acc0.y, n_q * d, 100.0 * sqrt((double)(d * n_row)));
+    CHECK(distance <= 2e-6 && gate_output_intact(&acc), "row_sums differs by %g", distance);
+    k->row_sums(s.y + h * LD, LD, shrink + h, 1, fr, n_row, d, before);
+    CHECK(gate_same(before, acc.y + h * d, d), "sums of head %lld alone differ", (long long)h);
+    free(before);
+    free(shrink);
+    free(w);
+    output *all[] = {&s, &s0, &one, &acc, &acc0, &out, &out0};
+    for (size_t i = 0; i < sizeof all / sizeof *all; ++i) gate_output_free(all[i]);
+    gate_free(&q);
+    gate_free(&rows);
+}
+
+static void heads(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const int64_t widths[] = {512, 128, 64, 100, 7}, counts[] = {1, 2, 5, 7, 12, 64};
+    for (int64_t n_row = 1; n_row <= PF_ROW_TILE; n_row += n_row < 6 ? 1 : 13) {
+        gate_context("%s softmax_part of %lld", k->name, (long long)n_row);
+        softmaxes(k, scalar, n_row);
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
+            for (size_t j = 0; j < sizeof counts / sizeof *counts; ++j) {
+                gate_context("%s %lld heads, %lld rows of %lld", k->name, (long long)counts[j], (long long)n_row,
+                             (long long)widths[i]);
+                head_products(k, scalar, counts[j], n_row, widths[i]);
+            }
+        }
+    }
+}
+
 void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     vectors(k, scalar);
     dequant(k, scalar);
@@ -355,4 +440,5 @@ void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     scale_range(k, scalar);
     quantize(k, scalar);
     cache_rows(k, scalar);
+    heads(k, scalar);
 }

@@ -35,6 +35,7 @@
 #define _mm512_cvtepu8_epi32 shim_cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 shim_cvtepu16_epi32
 #define _mm512_cvtepi32_ps shim_cvtepi32_ps
+#define _mm512_cvtps_epi32 shim_cvtps_epi32
 
 SHIM __m512i shim_join(__m256i low, __m256i high) {
     return simde_mm512_inserti64x4(simde_mm512_castsi256_si512(low), high, 1);
@@ -83,6 +84,11 @@ SHIM __m512i shim_cvtepu16_epi32(__m256i v) {
 
 SHIM __m512 shim_cvtepi32_ps(__m512i v) {
     return shim_join_ps(_mm256_cvtepi32_ps(simde_mm512_castsi512_si256(v)), _mm256_cvtepi32_ps(shim_high(v)));
+}
+
+SHIM __m512i shim_cvtps_epi32(__m512 v) {
+    const __m256 high = _mm256_castsi256_ps(shim_high(simde_mm512_castps_si512(v)));
+    return shim_join(_mm256_cvtps_epi32(simde_mm512_castps512_ps256(v)), _mm256_cvtps_epi32(high));
 }
 
 #endif

@@ -11,8 +11,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROW_TILE = 32 };
-
 typedef struct attn_job {
     const pf_attn_args *args;
     const pf_cpu_kernels *k;
@@ -55,28 +53,6 @@ static void load_tile(const attn_job *job, const row_list *list, int64_t first, 
     }
 }
 
-/* Running softmax of one head: acc = sum exp(s_i - top) row_i. */
-static void head_tile(const attn_job *job, const float *q, const float *tile, int64_t n, float *top, float *sum,
-                      float *acc) {
-    const int64_t d = job->args->head_dim;
-    float s[ROW_TILE], tile_top = *top;
-    for (int64_t i = 0; i < n; ++i) {
-        s[i] = job->k->dot(q, tile + i * d, d) * job->args->scale;
-        tile_top = fmaxf(tile_top, s[i]);
-    }
-    if (tile_top > *top) {
-        const float shrink = expf(*top - tile_top); /* 0 at the first tile, where top is -inf */
-        job->k->scale(acc, shrink, d);
-        *sum *= shrink;
-        *top = tile_top;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-        const float e = expf(s[i] - tile_top);
-        *sum += e;
-        job->k->axpy(acc, e, tile + i * d, d);
-    }
-}
-
 /* The sink joins the denominator with value 0. */
 static float sink_scale(float top, float sum, float sink) {
     if (sink <= top) return 1.0f / (sum + expf(sink - top));
@@ -89,7 +65,8 @@ static void attend(void *arg, int64_t begin, int64_t end, int worker) {
     const pf_attn_args *args = job->args;
     const int64_t d = args->head_dim, block = job->head_block;
     float *tile = job->scratch + worker * job->scratch_floats;
-    float *acc = tile + ROW_TILE * d, *top = acc + block * d, *sum = top + block;
+    float *acc = tile + PF_ROW_TILE * d, *s = acc + block * d, *top = s + block * PF_ROW_TILE, *sum = top + block;
+    float *shrink = sum + block;
     for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
         const int64_t t = item / job->n_blocks, h0 = item % job->n_blocks * block;
         const int64_t n_head = pf_min_i64(block, args->n_head - h0);
@@ -101,10 +78,15 @@ static void attend(void *arg, int64_t begin, int64_t end, int worker) {
             top[h] = -INFINITY;
             sum[h] = 0.0f;
         }
-        for (int64_t i = 0; i < list.n_window + list.n_pool; i += ROW_TILE) {
-            const int64_t n = pf_min_i64(ROW_TILE, list.n_window + list.n_pool - i);
+        /* Running softmax: acc = sum exp(s_i - top) row_i. */
+        for (int64_t i = 0; i < list.n_window + list.n_pool; i += PF_ROW_TILE) {
+            const int64_t n = pf_min_i64(PF_ROW_TILE, list.n_window + list.n_pool - i);
             load_tile(job, &list, i, n, tile);
-            for (int64_t h = 0; h < n_head; ++h) head_tile(job, q + h * d, tile, n, &top[h], &sum[h], acc + h * d);
+            job->k->row_dots(q, n_head, tile, n, d, s, PF_ROW_TILE);
+            for (int64_t h = 0; h < n_head; ++h) {
+                shrink[h] = job->k->softmax_part(s + h * PF_ROW_TILE, n, args->scale, &top[h], &sum[h]);
+            }
+            job->k->row_sums(s, PF_ROW_TILE, shrink, n_head, tile, n, d, acc);
         }
         for (int64_t h = 0; h < n_head; ++h) {
             const float scale = sink_scale(top[h], sum[h], args->sinks[h0 + h]);
@@ -121,7 +103,7 @@ pf_status pf_cpu_sparse_attn(pf_exec *ex, const pf_attn_args *args) {
     job.n_blocks = args->n_token >= threads ? 1 : pf_min_i64(threads, args->n_head);
     job.head_block = pf_ceil_div(args->n_head, job.n_blocks);
     job.n_blocks = pf_ceil_div(args->n_head, job.head_block);
-    job.scratch_floats = (ROW_TILE + job.head_block) * args->head_dim + 2 * job.head_block;
+    job.scratch_floats = PF_ROW_TILE * args->head_dim + job.head_block * (args->head_dim + PF_ROW_TILE + 3);
     job.scratch = pf_arena_alloc(ex->arena, (size_t)threads * (size_t)job.scratch_floats * sizeof(float));
     if (job.scratch == NULL) return PF_ERR_MEMORY;
     const pf_status status = pf_parallel(ex, args->n_token * job.n_blocks, 1, attend, &job);

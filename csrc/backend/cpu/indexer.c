@@ -7,37 +7,31 @@
 
 #include <string.h>
 
-enum { ROW_TILE = 32 };
-
 typedef struct score_job {
     const pf_index_args *args;
     const pf_cpu_kernels *k;
     pf_exec *ex;
-    float *scratch; /* [worker, width] */
+    float *scratch; /* [worker, PF_ROW_TILE, width + n_head] */
 } score_job;
 
 /* Tiles of rows: a row is decoded once and meets every head of every token that sees it. */
 static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const score_job *job = arg;
     const pf_index_args *args = job->args;
-    const int64_t width = args->rows->width;
-    float *row = job->scratch + worker * width;
+    const pf_cpu_kernels *k = job->k;
+    const int64_t width = args->rows->width, n_head = args->n_head;
+    float *rows = job->scratch + worker * PF_ROW_TILE * (width + n_head), *s = rows + PF_ROW_TILE * width;
     for (int64_t tile = begin; tile < end && !pf_cancelled(job->ex); ++tile) {
-        const int64_t last_seen = (args->position + args->n_token) / args->ratio;
-        const int64_t stop = pf_min_i64((tile + 1) * ROW_TILE, last_seen);
-        for (int64_t j = tile * ROW_TILE; j < stop; ++j) {
-            job->k->load_row(args->rows, pf_row_at(args->rows, j), row);
-            /* the first token that sees row j is the one that completes it */
-            const int64_t first = pf_max_i64(0, (j + 1) * args->ratio - 1 - args->position);
-            for (int64_t t = first; t < args->n_token; ++t) {
-                const float *q = args->q + t * args->n_head * width, *w = args->w + t * args->n_head;
-                float sum = 0.0f;
-                for (int64_t h = 0; h < args->n_head; ++h) {
-                    const float s = job->k->dot(q + h * width, row, width);
-                    if (s > 0.0f) sum += w[h] * s;
-                }
-                args->scores[t * args->ld + j] = sum * args->scale;
-            }
+        const int64_t first = tile * PF_ROW_TILE;
+        const int64_t n_row = pf_min_i64(PF_ROW_TILE, (args->position + args->n_token) / args->ratio - first);
+        for (int64_t i = 0; i < n_row; ++i) k->load_row(args->rows, pf_row_at(args->rows, first + i), rows + i * width);
+        for (int64_t t = 0; t < args->n_token; ++t) {
+            /* a row is seen by the token that completes it and by all after */
+            const int64_t seen = pf_min_i64(n_row, (args->position + t + 1) / args->ratio - first);
+            if (seen <= 0) continue;
+            k->row_dots(args->q + t * n_head * width, n_head, rows, seen, width, s, PF_ROW_TILE);
+            k->weigh_heads(s, PF_ROW_TILE, seen, args->w + t * n_head, n_head, args->scale,
+                           args->scores + t * args->ld + first);
         }
     }
 }
@@ -45,11 +39,11 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
 pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
     const size_t mark = pf_arena_mark(ex->arena);
     score_job job = {args, pf_cpu_kernels_of(ex), ex, NULL};
-    job.scratch = pf_arena_alloc(
-        ex->arena, (size_t)pf_pool_threads(ex->pool) * (size_t)args->rows->width * sizeof(float));
+    job.scratch = pf_arena_alloc(ex->arena, (size_t)pf_pool_threads(ex->pool) * PF_ROW_TILE *
+                                                (size_t)(args->rows->width + args->n_head) * sizeof(float));
     if (job.scratch == NULL) return PF_ERR_MEMORY;
     const int64_t n_rows = (args->position + args->n_token) / args->ratio;
-    const pf_status status = pf_parallel(ex, pf_ceil_div(n_rows, ROW_TILE), 1, score_rows, &job);
+    const pf_status status = pf_parallel(ex, pf_ceil_div(n_rows, PF_ROW_TILE), 1, score_rows, &job);
     pf_arena_reset(ex->arena, mark);
     return status;
 }

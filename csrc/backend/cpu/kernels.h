@@ -71,6 +71,8 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
 enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };
 int pf_weight_kind(pf_dtype type);
 
+enum { PF_ROW_TILE = 32 };
+
 typedef struct pf_cpu_kernels {
     const char *name;
 
@@ -78,8 +80,6 @@ typedef struct pf_cpu_kernels {
     float (*dot)(const float *a, const float *b, int64_t n);
     /* y += s x */
     void (*axpy)(float *y, float s, const float *x, int64_t n);
-    /* y *= s */
-    void (*scale)(float *y, float s, int64_t n);
 
     /* One row of a weight to float [cols], exactly. */
     pf_dequant_fn dequant[PF_W_COUNT];
@@ -91,6 +91,19 @@ typedef struct pf_cpu_kernels {
 
     /* Cache rows to float [width]. */
     void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);
+
+    /* Heads against rows [n_row, d], as attention and the indexer tile them; n_row <= PF_ROW_TILE.
+     * out[h * ld + i] = q_h . row_i for q [n_q, d]. */
+    void (*row_dots)(const float *q, int64_t n_q, const float *rows, int64_t n_row, int64_t d, float *out, int64_t ld);
+    /* One more part of a running softmax: s [n, room for PF_ROW_TILE] becomes exp(scale s - top) with *top and *sum
+     * brought up to date; returns what earlier weights are to be multiplied with. */
+    float (*softmax_part)(float *s, int64_t n, float scale, float *top, float *sum);
+    /* acc[h, c] = acc[h, c] * shrink[h] + sum_i p[h * ld + i] row_i[c], acc [n_q, d]. */
+    void (*row_sums)(const float *p, int64_t ld, const float *shrink, int64_t n_q, const float *rows, int64_t n_row,
+                     int64_t d, float *acc);
+    /* out[i] = scale sum_h w[h] max(0, s[h * ld + i]); s readable up to PF_ROW_TILE in every row. */
+    void (*weigh_heads)(const float *s, int64_t ld, int64_t n_row, const float *w, int64_t n_head, float scale,
+                        float *out);
 } pf_cpu_kernels;
 
 /* Each fills k on top of what k already holds. */

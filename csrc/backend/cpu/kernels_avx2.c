@@ -10,7 +10,7 @@
 /* ---- Floats ------------------------------------------------------------------------------------------------ */
 
 typedef __m256 pf_vec;
-enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, INT_ROWS = 8 };
+enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, INT_ROWS = 8, SUM_VECS = 2 };
 static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256i first_lanes(int64_t n) {
@@ -22,12 +22,22 @@ static inline void pf_vec_store(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
 static inline void pf_vec_store_part(float *p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
 static inline __m256 pf_vec_set1(float v) { return _mm256_set1_ps(v); }
 static inline __m256 pf_vec_add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+static inline __m256 pf_vec_sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+static inline __m256 pf_vec_max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+static inline __m256 pf_vec_zero_below(__m256 v, __m256 x, float limit) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ), v);
+}
 static inline __m256 pf_vec_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 static inline __m256 pf_vec_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline float pf_vec_sum(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline void pf_vec_sum4(const __m256 *v, float *out) {
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 
 /* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
@@ -89,6 +99,7 @@ static inline __m256i pf_ivec_low_nibbles(__m256i v) { return _mm256_and_si256(v
 static inline __m256i pf_ivec_high_nibbles(__m256i v) { return pf_ivec_low_nibbles(_mm256_srli_epi16(v, 4)); }
 PF_INLINE __m256i pf_ivec_left(__m256i v, int n) { return _mm256_slli_epi32(v, n); }
 static inline __m256 pf_vec_of_ints(__m256i v) { return _mm256_cvtepi32_ps(v); }
+static inline __m256i pf_vec_round(__m256 v) { return _mm256_cvtps_epi32(v); }
 static inline __m256 pf_vec_of_bits(__m256i v) { return _mm256_castsi256_ps(v); }
 
 PF_INLINE __m256i rows_16bytes(const uint8_t *const *rows, int64_t at) {

@@ -13,7 +13,7 @@
 static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 
 typedef __m512 pf_vec;
-enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, INT_ROWS = 16 };
+enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, INT_ROWS = 16, SUM_VECS = 4 };
 static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
@@ -21,6 +21,11 @@ static inline void pf_vec_store(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
 static inline void pf_vec_store_part(float *p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), v); }
 static inline __m512 pf_vec_set1(float v) { return _mm512_set1_ps(v); }
 static inline __m512 pf_vec_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+static inline __m512 pf_vec_sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+static inline __m512 pf_vec_max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+static inline __m512 pf_vec_zero_below(__m512 v, __m512 x, float limit) {
+    return _mm512_maskz_mov_ps((__mmask16)~_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_LT_OQ), v);
+}
 static inline __m512 pf_vec_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 static inline __m512 pf_vec_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 static inline float pf_vec_sum(__m512 v) {
@@ -29,6 +34,16 @@ static inline float pf_vec_sum(__m512 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline __m256 halves_sum(__m512 v) {
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+    return _mm256_add_ps(_mm512_castps512_ps256(v), high);
+}
+static inline void pf_vec_sum4(const __m512 *v, float *out) {
+    const __m256 low = _mm256_hadd_ps(halves_sum(v[0]), halves_sum(v[1]));
+    const __m256 s = _mm256_hadd_ps(low, _mm256_hadd_ps(halves_sum(v[2]), halves_sum(v[3])));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 
 /* ---- 32 columns of each format to floats --------------------------------------------------------------------- */
@@ -87,6 +102,7 @@ static inline __m512i pf_ivec_low_nibbles(__m512i v) { return _mm512_and_si512(v
 static inline __m512i pf_ivec_high_nibbles(__m512i v) { return pf_ivec_low_nibbles(_mm512_srli_epi16(v, 4)); }
 PF_INLINE __m512i pf_ivec_left(__m512i v, unsigned n) { return _mm512_slli_epi32(v, n); }
 static inline __m512 pf_vec_of_ints(__m512i v) { return _mm512_cvtepi32_ps(v); }
+static inline __m512i pf_vec_round(__m512 v) { return _mm512_cvtps_epi32(v); }
 static inline __m512 pf_vec_of_bits(__m512i v) { return _mm512_castsi512_ps(v); }
 
 PF_INLINE __m512i rows_16bytes(const uint8_t *const *rows, int64_t at) {

@@ -32,10 +32,6 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) y[i] += s * x[i];
 }
 
-static void scale(float *y, float s, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) y[i] *= s;
-}
-
 /* ---- Weights to float -------------------------------------------------------------------------------------- */
 
 static void dequant_f32(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
@@ -205,17 +201,61 @@ static void load_row(const pf_rows *rows, const uint8_t *row, float *out) {
     }
 }
 
+/* ---- Heads against rows ------------------------------------------------------------------------------------ */
+
+static void row_dots(const float *q, int64_t n_q, const float *rows, int64_t n_row, int64_t d, float *out, int64_t ld) {
+    for (int64_t h = 0; h < n_q; ++h) {
+        for (int64_t i = 0; i < n_row; ++i) out[h * ld + i] = dot(q + h * d, rows + i * d, d);
+    }
+}
+
+static float softmax_part(float *s, int64_t n, float scale, float *top, float *sum) {
+    float most = *top, shrink = 1.0f;
+    for (int64_t i = 0; i < n; ++i) {
+        s[i] *= scale;
+        most = fmaxf(most, s[i]);
+    }
+    if (most > *top) shrink = expf(*top - most); /* 0 at the first part, where top is -inf */
+    *sum *= shrink;
+    *top = most;
+    for (int64_t i = 0; i < n; ++i) *sum += s[i] = expf(s[i] - most);
+    return shrink;
+}
+
+static void row_sums(const float *p, int64_t ld, const float *shrink, int64_t n_q, const float *rows, int64_t n_row,
+                     int64_t d, float *acc) {
+    for (int64_t h = 0; h < n_q; ++h) {
+        for (int64_t c = 0; c < d; ++c) {
+            float sum = acc[h * d + c] * shrink[h];
+            for (int64_t i = 0; i < n_row; ++i) sum += p[h * ld + i] * rows[i * d + c];
+            acc[h * d + c] = sum;
+        }
+    }
+}
+
+static void weigh_heads(const float *s, int64_t ld, int64_t n_row, const float *w, int64_t n_head, float scale,
+                        float *out) {
+    for (int64_t i = 0; i < n_row; ++i) {
+        float sum = 0.0f;
+        for (int64_t h = 0; h < n_head; ++h) sum += w[h] * (s[h * ld + i] > 0.0f ? s[h * ld + i] : 0.0f);
+        out[i] = sum * scale;
+    }
+}
+
 void pf_kernels_scalar_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "scalar",
         .dot = dot,
         .axpy = axpy,
-        .scale = scale,
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
                     [PF_W_Q8_0] = dequant_q8_0, [PF_W_MXFP4] = dequant_mxfp4, [PF_W_FP8] = dequant_fp8},
         .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
         .quantize_q16 = quantize_q16,
         .load_row = load_row,
+        .row_dots = row_dots,
+        .softmax_part = softmax_part,
+        .row_sums = row_sums,
+        .weigh_heads = weigh_heads,
     };
     for (int kind = 0; kind < PF_W_COUNT; ++kind) k->gemm_f32[kind] = gemm_f32;
 }

@@ -14,7 +14,7 @@
 
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
-enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, INT_ROWS = 4 };
+enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, INT_ROWS = 4, SUM_VECS = 4 };
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -34,6 +34,19 @@ PF_INLINE float32x4_t pf_vec_mul(float32x4_t a, float32x4_t b) { return vmulq_f3
 PF_INLINE float32x4_t pf_vec_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 PF_INLINE float pf_vec_sum(float32x4_t v) { return vaddvq_f32(v); }
 PF_INLINE float32x4_t pf_vec_of_ints(int32x4_t v) { return vcvtq_f32_s32(v); }
+PF_INLINE float32x4_t pf_vec_sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
+PF_INLINE float32x4_t pf_vec_max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+PF_INLINE float32x4_t pf_vec_zero_below(float32x4_t v, float32x4_t x, float limit) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, vdupq_n_f32(limit))));
+}
+PF_INLINE void pf_vec_sum4(const float32x4_t *v, float *out) {
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
+}
+PF_INLINE int32x4_t pf_vec_round(float32x4_t v) { return vcvtnq_s32_f32(v); }
+PF_INLINE float32x4_t pf_vec_of_bits(int32x4_t v) { return vreinterpretq_f32_s32(v); }
+PF_INLINE int32x4_t pf_ivec_set1(int32_t v) { return vdupq_n_s32(v); }
+PF_INLINE int32x4_t pf_ivec_add(int32x4_t a, int32x4_t b) { return vaddq_s32(a, b); }
+PF_INLINE int32x4_t pf_ivec_left(int32x4_t v, int n) { return vshlq_s32(v, vdupq_n_s32(n)); }
 
 PF_INLINE void pf_prefetch(const uint8_t *at) {
 #if defined(_MSC_VER) && !defined(__clang__)

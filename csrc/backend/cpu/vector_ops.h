@@ -4,6 +4,7 @@
 
 #include "backend/cpu/gemm_f32_tile.h"
 #include "backend/cpu/gemm_q16_tile.h"
+#include "backend/cpu/vector_attention.h"
 #include "backend/cpu/vector_rows.h"
 
 static float dot(const float *a, const float *b, int64_t n) {
@@ -31,13 +32,6 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
     }
 }
 
-static void scale(float *y, float s, int64_t n) {
-    const pf_vec vs = pf_vec_set1(s);
-    int64_t i = 0;
-    for (; i + PF_VEC_LANES <= n; i += PF_VEC_LANES) pf_vec_store(y + i, pf_vec_mul(vs, pf_vec_load(y + i)));
-    if (i < n) pf_vec_store_part(y + i, pf_vec_mul(vs, pf_vec_load_part(y + i, n - i)), n - i);
-}
-
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 #define PF_WEIGHT_ENTRIES(prefix)                                                                                \
@@ -47,7 +41,8 @@ static void scale(float *y, float s, int64_t n) {
 
 /* Everything that the headers of a vector kernel file define. */
 #define PF_VECTOR_ENTRIES                                                                                        \
-    .dot = dot, .axpy = axpy, .scale = scale, .dequant = PF_WEIGHT_ENTRIES(dequant),                             \
-    .gemm_f32 = PF_WEIGHT_ENTRIES(gemm), .gemm_q16 = PF_Q16_ENTRIES, .load_row = load_row
+    .dot = dot, .axpy = axpy, .dequant = PF_WEIGHT_ENTRIES(dequant), .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),        \
+    .gemm_q16 = PF_Q16_ENTRIES, .load_row = load_row, .row_dots = row_dots, .softmax_part = softmax_part,        \
+    .row_sums = row_sums, .weigh_heads = weigh_heads
 
 #endif
