@@ -173,8 +173,9 @@ def _readline(complete: Callable[[str], list[str]]) -> ModuleType | None:
         readline.parse_and_bind("bind ^I rl_complete")
     else:
         readline.parse_and_bind("tab: complete")
-        # A pasted text of several lines comes as one entry; Python has switched this off for its own prompt.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        if os.environ.get("TERM", "dumb") != "dumb":
+            # A pasted text of several lines comes as one entry; Python has switched this off for its own prompt.
+            readline.parse_and_bind("set enable-bracketed-paste on")
     return readline
 
 

@@ -206,6 +206,12 @@ def test_answers_as_json(tmp_path: Path, demo_model: Path) -> None:
     assert last["message"]["content"].lstrip().startswith("{")
 
 
+def test_json_without_the_library_for_it(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    done = run(demo_model, "Hello", "--json-object", "-n", 3)
+    assert isinstance(done.exception, pyflash.UnsupportedError) and "pip install" in str(done.exception)
+
+
 # -- sessions --
 
 
