@@ -8,6 +8,7 @@ import sys
 import tkinter as tk
 from pathlib import Path
 from tkinter import filedialog, font, ttk
+from typing import Any
 
 from worker import Worker
 
@@ -25,6 +26,8 @@ class ChatWindow:
         self._tags: tuple[str, ...] = ()  # of the text that came last in the answer
         self._build()
         root.protocol("WM_DELETE_WINDOW", self.close)
+        if root.tk.call("tk", "windowingsystem") == "aqua":
+            root.createcommand("tk::mac::Quit", self.close)
         root.bind("<Escape>", lambda _event: self.stop())
         self.open(model)
         self._poll()
@@ -80,7 +83,7 @@ class ChatWindow:
         self.button.pack(side="right", anchor="s", padx=(10, 0))
         self.entry = self._text(bar, 8, height=3, undo=True)
         self.entry.pack(side="left", fill="x", expand=True)
-        self.entry.bind("<Return>", lambda _event: self.send() or "break")
+        self.entry.bind("<Return>", self._on_return)
         self.entry.bind("<Shift-Return>", lambda _event: None)  # a new line
 
     def _build_transcript(self, frame: ttk.Frame) -> None:
@@ -89,6 +92,7 @@ class ChatWindow:
         bar.pack(side="right", fill="y")
         self.transcript = self._text(frame, 14, state="disabled", cursor="arrow", yscrollcommand=bar.set)
         self.transcript.pack(side="left", fill="both", expand=True)
+        self.transcript.bind("<Button-1>", lambda _event: self.transcript.focus_set())  # else nothing can be copied
         bar.configure(command=self.transcript.yview)
         style = self.transcript.tag_configure
         style("gap", font=(self._font.actual("family"), 5))
@@ -101,7 +105,7 @@ class ChatWindow:
         style("note", foreground=DIM)
         style("error", foreground=RED, spacing1=8)
 
-    def _text(self, parent: ttk.Frame, pad: int, **options: object) -> tk.Text:
+    def _text(self, parent: ttk.Frame, pad: int, **options: Any) -> tk.Text:
         # Both colours are set, because a dark desktop would change only one of them.
         return tk.Text(parent, wrap="word", font=self._font, background=PAPER, foreground=INK, insertbackground=INK,
                        relief="flat", borderwidth=0, highlightthickness=1, highlightbackground=LINE,
@@ -135,6 +139,10 @@ class ChatWindow:
             self.button.configure(text="Stop", command=self.stop, state="normal")
             self.worker.ask(question, self.think.get())
 
+    def _on_return(self, _event: object) -> str:
+        self.send()
+        return "break"  # no new line
+
     def stop(self) -> None:
         if self.busy:
             self.worker.stop()
@@ -162,9 +170,9 @@ class ChatWindow:
             self.transcript.see("end")
         self.root.after(POLL_MS, self._poll)
 
-    def _news(self) -> list[tuple]:
+    def _news(self) -> list[tuple[Any, ...]]:
         """What has come. Neighbouring texts become one, because drawing is slow by the piece and not by the letter."""
-        events: list[tuple] = []
+        events: list[tuple[Any, ...]] = []
         with contextlib.suppress(queue.Empty):
             for _ in range(EVENTS_PER_POLL):
                 event = self.worker.events.get_nowait()
@@ -173,7 +181,7 @@ class ChatWindow:
                 events.append(event)
         return events
 
-    def _show(self, event: tuple) -> None:
+    def _show(self, event: tuple[Any, ...]) -> None:
         match event:
             case "opened", name, efforts:
                 self.model_name["text"] = name
@@ -188,7 +196,8 @@ class ChatWindow:
             case "text", kind, text, speed:
                 self.progress.place_forget()
                 self.status["text"] = f"{speed:.1f} tokens/s"
-                self._write_answer(kind, text)
+                if text:
+                    self._write_answer(kind, text)
             case "finished", reply, stopped:
                 self._write("\n")
                 if stopped or reply.finish == "length":

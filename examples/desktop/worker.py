@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyflash
 from pyflash import demo
@@ -24,7 +25,7 @@ DEMO_TOKENS = 200  # the demo model's random weights do not know when to stop
 
 class Worker:
     def __init__(self) -> None:
-        self.events: queue.Queue[tuple] = queue.Queue()
+        self.events: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self._orders: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._stop = threading.Event()
         self._model: pyflash.Model | None = None
@@ -107,7 +108,10 @@ class Worker:
             if isinstance(error, pyflash.ContextFullError):
                 raise pyflash.Error("This does not fit the conversation any more: begin a new chat.") from error
             raise
-        self._messages.append(reply.message)
+        if reply.n_generated:
+            self._messages.append(reply.message)
+        else:  # stopped while it was read: not asked
+            self._messages.pop()
         self.events.put(("finished", reply, self._stop.is_set()))
 
     def _stream(self, session: pyflash.Session, think: str) -> pyflash.Reply:

@@ -6,13 +6,16 @@ import ast
 import json
 import operator
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pyflash
 
 MAX_ROUNDS = 8
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-             ast.USub: operator.neg}  # fmt: skip
+OPERATORS: dict[type, Callable[..., float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}  # fmt: skip
 TOOLS = [{"type": "function", "function": {
     "name": "calculate",
     "description": "Computes an expression of numbers with + - * / and parentheses.",
