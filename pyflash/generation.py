@@ -143,6 +143,7 @@ def generate(
     prompt = token_array(tokens)
     how = plan(len(prompt), session.capacity - session.position - len(prompt), max_tokens, logprobs, progress,
                sampling)
+    how.sampler.accept(session.tokens)
     how.sampler.accept(prompt)
     constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None
     return _pieces(session, choose(session, prompt, how, constraint), StopStrings(stop))

@@ -87,6 +87,7 @@ class Grammar:
 
 def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
     """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
+    Grammar.json_schema(schema)  # tells what is wrong with it better than the whole could
     inline = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
     return Grammar.lark(f"""\
 start: answer | calls

@@ -23,7 +23,7 @@ class SamplingOptions(TypedDict, total=False):
     In the order in which they act:
 
     - repetition_penalty (1: off), frequency_penalty, presence_penalty (0: off): make tokens less likely that stand
-      among the last penalty_last_n of the prompt and the answer (64; 0: none, -1: all).
+      among the last penalty_last_n of what the session holds, the prompt's and the answer's (64; 0: none, -1: all).
     - top_k: keep the k likeliest (0: all). top_p: keep the likeliest that together have this probability (1: all).
       min_p: keep those at least this share as likely as the likeliest (0: all).
     - temperature: 1; 0 takes the likeliest token.

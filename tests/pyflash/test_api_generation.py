@@ -100,6 +100,13 @@ def test_penalties_forbid_what_was_there(session: pyflash.Session, say: Say, pen
     assert pick_after(session, say, **penalties) not in PROMPT
 
 
+def test_penalties_see_what_the_session_held_before(session: pyflash.Session, say: Say) -> None:
+    say(session, [0, 9], end=False)  # what follows the first call, and the second
+    session.eval([9, 10, 11])
+    piece = next(session.generate([12], temperature=0, presence_penalty=60.0))
+    assert piece.token not in (9, 10, 11, 12)
+
+
 def test_penalties_forget(session: pyflash.Session, say: Say) -> None:
     assert pick_after(session, say, presence_penalty=60.0, penalty_last_n=0) == PROMPT[-1]
 

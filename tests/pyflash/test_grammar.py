@@ -236,6 +236,10 @@ def test_tools_stay_possible_beside_a_schema(session: pyflash.Session, say: Say)
     ids=str,
 )
 def test_bad_response_formats(session: pyflash.Session, response_format: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    with pytest.raises(pyflash.ArgumentError) as caught:
+        session.chat(QUESTION, tools=tools, response_format=response_format)
+    assert "DSML" not in str(caught.value) and "start:" not in str(caught.value)
     with pytest.raises(pyflash.ArgumentError):
         session.chat(QUESTION, response_format=response_format)
 
