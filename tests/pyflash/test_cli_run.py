@@ -266,9 +266,17 @@ def test_an_interrupted_answer_is_kept_in_the_session(tmp_path: Path, demo_model
 
 
 def test_a_model_larger_than_memory(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = demo_model.stat().st_size
-    for usable, warned in ((10**12, False), (size // 4, True)):
+    """A warning while at least what is no file's fits, else a refusal."""
+    monkeypatch.setattr(machine, "process_memory", lambda: None)
+    with pyflash.Model.open(demo_model) as model, model.session(context=512) as session:
+        memory = session.memory
+    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+    for usable, warned in ((10**12, False), (own + 1000, True)):
         monkeypatch.setattr(machine, "memory", lambda usable=usable: machine.MachineMemory(usable, usable, None))
-        done = run(demo_model, "Hello", "-n", 3)
+        done = run(demo_model, "Hello", "-n", 3, "-c", 512)
         assert done.exit_code == 0
         assert len(re.findall("^pyflash: warning: .* memory", done.stderr, re.MULTILINE)) == warned
+    monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(own - 1, own - 1, None))
+    refused = run(demo_model, "Hello", "-n", 3, "-c", 512)
+    assert isinstance(refused.exception, pyflash.MemoryLimitError) and "--ctx" in str(refused.exception)
+
