@@ -11,7 +11,7 @@ from pyflash.progress import format_bytes
 from pyflash.repl.conversation import Answer, Conversation, View, read_text
 from pyflash.repl.lines import complete_path
 from pyflash.repl.settings import THINKING, canonical, helps
-from pyflash.repl.view import stats_line
+from pyflash.repl.view import stats_line, visible
 
 Say = Callable[[str], None]
 
@@ -73,7 +73,7 @@ class Commands:
         if question is None:
             raise ArgumentError("there is nothing to take back")
         first, *more = question.split("\n")
-        self._say(f"took back: {first[:60]}{'...' if more or len(first) > 60 else ''}")
+        self._say(f"took back: {visible(first[:60])}{'...' if more or len(first) > 60 else ''}")
 
     def _read(self, argument: str) -> None:
         path = _path(argument, "/read FILE")

@@ -16,7 +16,7 @@ from pyflash.errors import Error, FileError
 from pyflash.repl.commands import Commands, Leave, loaded
 from pyflash.repl.conversation import Answer, Conversation
 from pyflash.repl.lines import Entry, LineReader
-from pyflash.repl.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line
+from pyflash.repl.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line, visible
 
 
 class SessionFile:
@@ -35,8 +35,14 @@ class SessionFile:
             if not os.access(folder, os.W_OK):
                 raise FileError(f"--session cannot write {path}: permission denied")
 
+        self._written = conversation.messages
+
     def write(self) -> None:
-        self._conversation.save(self._path)
+        """Writes the conversation if it has changed since."""
+        messages = self._conversation.messages
+        if messages is not self._written:
+            self._conversation.save(self._path)
+            self._written = messages
 
 
 def say(line: str) -> None:
@@ -83,6 +89,10 @@ class Chat:
 
     def run(self, reader: LineReader) -> bool:
         """Answers until the end of the input or /bye. False when Ctrl-C ended a chat without a terminal."""
+        with self._kept():  # at the end again: an impatient Ctrl-C may have cut the writing after an answer short
+            return self._run(reader)
+
+    def _run(self, reader: LineReader) -> bool:
         self._greet()
         interrupts = 0
         while True:
@@ -104,7 +114,7 @@ class Chat:
         if not self._interactive:
             return
         session = self._conversation.session
-        name = session.model.info.name or "a model without a name"
+        name = visible(session.model.info.name) or "a model without a name"
         say(f"{name} | context {session.capacity:,} tokens | /help lists the commands, /bye leaves")
         if self._session_file is not None and self._session_file.resumed:
             say(f"continues {loaded(self._conversation)}")
@@ -137,12 +147,11 @@ class Chat:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """Writes the session file when the conversation has changed, also when a signal ends the answer."""
-        before = self._conversation.messages
+        """Writes the session file then, also when a signal ends the answer."""
         try:
             yield
         finally:
-            if self._session_file is not None and self._conversation.messages is not before:
+            if self._session_file is not None:
                 self._session_file.write()
 
     def _after(self, answer: Answer) -> None:

@@ -20,7 +20,7 @@ from pyflash.reply import ChatPiece
 _REDRAW_SECONDS = 0.1
 _SHOWN_FROM_TOKENS = 64  # fewer are evaluated in a blink, or in a few seconds on the slowest machine
 
-# What a model writes must not steer the terminal: control characters become visible ones.
+# Control characters become visible ones.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -32,6 +32,11 @@ def on_terminal(stream: Any) -> bool:
 
 def dimmed(text: str) -> str:
     return click.style(text, dim=True)
+
+
+def visible(text: str) -> str:
+    """Text of a model or its file for a terminal, which it must not steer."""
+    return text.translate(_VISIBLE)
 
 
 class StatusLine:
@@ -122,7 +127,7 @@ class TextView:
         if piece.call is None:
             if piece.name:
                 self._end_line(False)
-                self._status.show(f"calling {piece.name}...")
+                self._status.show(f"calling {visible(piece.name)}...")
             return
         self._status.clear()
         self._end_line(False)
@@ -134,7 +139,7 @@ class TextView:
         stream = sys.stderr if to_stderr else sys.stdout
         self._at_start[to_stderr] = text.endswith("\n")
         if on_terminal(stream):
-            text = text.translate(_VISIBLE)
+            text = visible(text)
             text = dimmed(text) if dim else text
         click.echo(text, nl=False, err=to_stderr)
 

@@ -272,7 +272,7 @@ def test_a_model_larger_than_memory(demo_model: Path, monkeypatch: pytest.Monkey
         memory = session.memory
     own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
     for usable, warned in ((10**12, False), (own + 1000, True)):
-        monkeypatch.setattr(machine, "memory", lambda usable=usable: machine.MachineMemory(usable, usable, None))
+        monkeypatch.setattr(machine, "memory", lambda usable=usable: machine.MachineMemory(usable, 10**12, None))
         done = run(demo_model, "Hello", "-n", 3, "-c", 512)
         assert done.exit_code == 0
         assert len(re.findall("^pyflash: warning: .* memory", done.stderr, re.MULTILINE)) == warned
