@@ -172,8 +172,11 @@ def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
     else:
         lines = [f"cannot run: {show(needed - plan.weight_bytes)} beside the weights are more than there is"]
     ways = []
+    runnable = [cost.n_ctx for cost in plan.contexts if cost.needed_bytes - plan.weight_bytes <= usable]
     if plan.most_tokens:
         ways.append(f"--ctx {plan.most_tokens}")
+    elif not plan.runs and runnable:
+        ways.append(f"--ctx {max(runnable)}, with experts read from disk again and again,")
     if plan.reference_fits:
         ways.append("--cache-type reference")
     ways.append(f"a machine or limit with {show(needed)} of memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -101,6 +102,11 @@ def test_ways_out(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nothing.runs is False and nothing.most_tokens is None and nothing.reference_fits is False
     lines = memory_plan.advice(nothing, str)
     assert "cannot run" in lines[0] and "--ctx" not in lines[1] and "--cache-type" not in lines[1]
+    large = 10**10  # weights: a shorter context would run, reading from disk
+    costs = tuple(memory_plan.Cost(n_ctx, 0, 0, 0, large + own, False)
+                  for n_ctx, own in ((8192, 10**5), (9000, 10**6), (65536, 10**7)))
+    lines = memory_plan.advice(dataclasses.replace(nothing, weight_bytes=large, contexts=costs, cost=costs[2]), str)
+    assert "cannot run: 10000000 beside" in lines[0] and "--ctx 9000, with experts read from disk" in lines[1]
 
 
 def test_warning_of_a_run(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
