@@ -15,7 +15,7 @@ Say = Callable[..., list[int]]
 
 @pytest.fixture(scope="module")
 def model(demo_model: Path) -> Iterator[pyflash.Model]:
-    with pyflash.Model.open(demo_model, precision="exact") as opened:
+    with pyflash.Model.open(demo_model, precision="exact", threads=1) as opened:
         yield opened
 
 

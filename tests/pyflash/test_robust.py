@@ -162,7 +162,7 @@ def test_threads_share_a_model(model: pyflash.Model) -> None:
 
 
 def open_and_close(path: Path, seed: int) -> None:
-    with pyflash.Model.open(path, threads=2) as model, model.session(context=256) as session:
+    with pyflash.Model.open(path, threads=1) as model, model.session(context=256) as session:
         list(session.generate([1, 2, 3], max_tokens=2, seed=seed))
         session.set_tap(lambda *_: None)
 
