@@ -251,14 +251,14 @@ def reply(
         messages, thinking=thinking, effort=think if thinking else None, release=release or model.release
     )
     prompt = encode_prompt(session.tokenizer, pieces, session.tokens.tolist())
+    known = session.align(prompt)  # also where only a part of an answer is still there
+    if len(known) <= session.capacity:
+        prompt = known
     if len(prompt) > session.capacity:
         raise ContextFullError(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
             "open a session with a larger context"
         )
-    known = session.align(prompt)  # what a model generated is not always how the tokenizer spells it
-    if len(known) <= session.capacity:
-        prompt = known
     how = plan(len(prompt), session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), thinking, constraint)
