@@ -1,12 +1,14 @@
 """Runs pyflash and llama.cpp side by side on one file and prints both speeds and their ratio.
 
     python scripts/compare_llama.py build FOLDER        # once: 15 to 30 minutes on two cores, 1 GB of disk
-    python scripts/compare_llama.py run FILE.gguf FOLDER [--rounds 3] [--depth 16384] [--update docs/performance.md]
+    python scripts/compare_llama.py run FILE.gguf FOLDER [--depth 0,16384] [--rounds 3] [--update docs/performance.md]
 
 `build` takes llama.cpp from the source distribution of llama-cpp-python (the newest whose llama.cpp knows deepseek4
 when this was written) and compiles its llama-bench for this machine. `run` lets the two take turns, so that both meet
 the same machine, and takes medians over the rounds. Each round is a process of each; what comes first in it warms it up
-and does not count. Both evaluate random tokens, a prompt at once, on the same number of threads, with an F16 cache.
+and does not count. At a depth above 0, where filling the context takes longest, all rounds are in one process of each;
+--keep FILE adds the rounds of several calls to one table. Both evaluate random tokens, a prompt at once, on the same
+number of threads, with an F16 cache.
 
 llama.cpp copies weights into another layout as it loads ("repack"), 13 GB for a slice of 16 GB. Where both fit into
 memory, --repack leaves that on, which is its default; the table says which it was. --nice below 0 needs root; on a
@@ -50,6 +52,22 @@ class Results:
         default_factory=lambda: {"pyflash": defaultdict(list), "llama.cpp": defaultdict(list)})
     shares: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
     loads: list[float] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        rows = [{"engine": engine, "key": key, "rates": rates, "shares": self.shares.get(key, [])}
+                for engine, found in self.rates.items() for key, rates in found.items()]
+        path.write_text(json.dumps({"loads": self.loads, "rows": rows}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        results, kept = cls(), json.loads(path.read_text(encoding="utf-8"))
+        results.loads = kept["loads"]
+        for row in kept["rows"]:
+            test, tokens, depth = row["key"]
+            results.rates[row["engine"]][test, tokens, depth] = row["rates"]
+            if row["shares"]:
+                results.shares[test, tokens, depth] = row["shares"]
+        return results
 
     def table(self) -> str:
         lines = ["| depth | test | llama.cpp | pyflash | ratio | pyflash of bandwidth |", "|---|---|---|---|---|---|"]
@@ -154,8 +172,8 @@ def warm_file(path: Path) -> None:
 
 
 def compare(args: argparse.Namespace, results: Results) -> None:
-    plan = [(0, 1, turn) for turn in range(args.rounds)]
-    plan += [(depth, args.rounds, 0) for depth in args.depth if depth]  # one filling of the context, all repetitions
+    plan = [(0, 1, turn) for turn in range(args.rounds)] if 0 in args.depth else []
+    plan += [(depth, args.rounds, 0) for depth in args.depth if depth]
     for depth, repeat, turn in plan:
         engines = [run_llama, run_pyflash]
         for run in engines if turn % 2 == 0 else reversed(engines):
@@ -175,7 +193,7 @@ def report(args: argparse.Namespace, results: Results) -> str:
     repack = "with its repacked copies" if args.repack else "without repacking"
     return "\n".join((
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {args.threads} threads{load}; llama.cpp of {PACKAGE} {VERSION} "
-        f"{repack}. Tokens/s, medians (lowest to highest) of {args.rounds}:", "",
+        f"{repack}. Tokens/s, medians (lowest to highest):", "",
         results.table(), "", f"`python scripts/compare_llama.py run {' '.join(words)}`",
     ))
 
@@ -214,20 +232,23 @@ def main() -> None:
     run.add_argument("folder", type=Path, help="where `build` put llama.cpp")
     run.add_argument("--prompt", type=numbers, default=[512, 2048])
     run.add_argument("--gen", type=int, default=32)
-    run.add_argument("--depth", type=numbers, default=[], help="further depths; 0 is always measured")
+    run.add_argument("--depth", type=numbers, default=[0])
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--threads", type=int, default=cpu.processor().physical or os.cpu_count())
     run.add_argument("--repack", action="store_true", help="let llama.cpp copy weights into its own layout")
     run.add_argument("--nice", type=int, default=0, help="priority of both engines")
+    run.add_argument("--keep", type=Path, metavar="FILE.json", help="add to the results there")
     run.add_argument("--update", type=Path, metavar="FILE.md", help="write the table there, between its marks")
     args = parser.parse_args()
     if args.command == "build":
         build(args.folder)
         return
     bench_program(args.folder)
-    results = Results()
+    results = Results.load(args.keep) if args.keep and args.keep.exists() else Results()
     with contextlib.suppress(KeyboardInterrupt):  # what there is, is shown
         compare(args, results)
+    if args.keep:
+        results.save(args.keep)
     text = report(args, results)
     print(text)
     if args.update:

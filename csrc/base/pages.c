@@ -136,3 +136,12 @@ bool pf_pages_lock(const void *data, uint64_t bytes) {
 }
 
 #endif
+
+void pf_pages_enlarge(void *data, uint64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const pf_page_range range = pf_whole_pages(data, bytes);
+    (void)madvise(range.data, range.bytes, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes; /* others do it unasked, or not at all */
+#endif
+}

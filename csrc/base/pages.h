@@ -1,4 +1,5 @@
-/* Memory pages of a mapped file: into memory before they are used, and kept there. */
+/* Memory pages: those of a mapped file into memory before they are used, and kept there; large ones for plain
+ * memory. */
 #ifndef PF_BASE_PAGES_H
 #define PF_BASE_PAGES_H
 
@@ -16,5 +17,9 @@ bool pf_pages_lock(const void *data, uint64_t bytes);
 void pf_pages_scatter(const void *data, uint64_t bytes);
 /* Gives the memory of the whole pages within a range back; using them reads them from the file again. */
 void pf_pages_drop(const void *data, uint64_t bytes);
+
+/* Asks for large pages, which cost fewer address translations, behind memory of pf_region_alloc that is still
+ * unused. */
+void pf_pages_enlarge(void *data, uint64_t bytes);
 
 #endif

@@ -1,22 +1,7 @@
-/* Where the weights are: brought into memory before they are used, and kept there; and how fast memory can be read. */
-#if !defined(_POSIX_C_SOURCE)
-#  define _POSIX_C_SOURCE 200809L
-#endif
-
+/* Where the weights are: brought into memory before they are used, and kept there. */
 #include "runtime/model.h"
 
-#include "base/memory.h"
 #include "base/pages.h"
-
-#include <string.h>
-#include <time.h>
-
-#if defined(_WIN32)
-#  define WIN32_LEAN_AND_MEAN
-#  include <windows.h>
-#endif
-
-/* ---- Weights ----------------------------------------------------------------------------------------------- */
 
 enum { STEP_BYTES = 32 << 20, PIECE_BYTES = 4 << 20 };
 
@@ -34,7 +19,8 @@ static void fetch_pieces(void *arg, int64_t begin, int64_t end, int worker) {
         const uint64_t at = (uint64_t)piece * PIECE_BYTES;
         const uint64_t bytes = fetch->bytes - at < PIECE_BYTES ? fetch->bytes - at : PIECE_BYTES;
         const uint8_t *data = fetch->data + at;
-        if (!(fetch->lock ? pf_pages_lock(data, bytes) : pf_pages_fetch(data, bytes))) atomic_store(&fetch->failed, true);
+        const bool done = fetch->lock ? pf_pages_lock(data, bytes) : pf_pages_fetch(data, bytes);
+        if (!done) atomic_store(&fetch->failed, true);
     }
 }
 
@@ -86,72 +72,5 @@ pf_status pf_model_prefault(pf_model *model, uint32_t flags, uint64_t offset, ui
     }
     *n_done = fetch.bytes;
     if (n_total != NULL) *n_total = readable_bytes(model->gguf) + readable_bytes(model->mtp_gguf);
-    return PF_OK;
-}
-
-/* ---- Read bandwidth ---------------------------------------------------------------------------------------- */
-
-enum { BLOCK_BYTES = 1 << 20, PASSES = 3, SUMS = 8 };
-
-typedef struct pf_reading {
-    uint8_t *data;
-    _Atomic uint64_t sum; /* of everything read, so that the reads are needed */
-} pf_reading;
-
-static double now_seconds(void) {
-#if defined(_WIN32)
-    LARGE_INTEGER ticks, rate;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&rate);
-    return (double)ticks.QuadPart / (double)rate.QuadPart;
-#else
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#endif
-}
-
-/* By the threads that will read, so that the memory is near them where nodes have memory of their own. */
-static void fill_blocks(void *arg, int64_t begin, int64_t end, int worker) {
-    pf_reading *reading = arg;
-    (void)worker;
-    memset(reading->data + begin * BLOCK_BYTES, 1, (size_t)(end - begin) * BLOCK_BYTES);
-}
-
-static void read_blocks(void *arg, int64_t begin, int64_t end, int worker) {
-    pf_reading *reading = arg;
-    uint64_t sums[SUMS] = {0}, all = 0;
-    (void)worker;
-    for (int64_t at = begin * BLOCK_BYTES; at < end * BLOCK_BYTES; at += (int64_t)sizeof sums) {
-        uint64_t line[SUMS];
-        memcpy(line, reading->data + at, sizeof line);
-        for (int i = 0; i < SUMS; ++i) sums[i] += line[i];
-    }
-    for (int i = 0; i < SUMS; ++i) all += sums[i];
-    (void)atomic_fetch_add(&reading->sum, all);
-}
-
-pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second, pf_error *err) {
-    if (model == NULL || bytes_per_second == NULL || bytes < BLOCK_BYTES || bytes > SIZE_MAX / 2) {
-        return pf_fail(err, PF_ERR_ARGUMENT,
-                       "pf_model_read_bandwidth: a model, a result and at least %d bytes are needed", BLOCK_BYTES);
-    }
-    const int64_t n_blocks = (int64_t)(bytes / BLOCK_BYTES);
-    const size_t size = (size_t)n_blocks * BLOCK_BYTES;
-    pf_reading reading = {.data = pf_region_alloc(size)};
-    if (reading.data == NULL) {
-        return pf_fail(err, PF_ERR_MEMORY, "no memory to measure the read bandwidth with: %llu bytes are needed",
-                       (unsigned long long)size);
-    }
-    pf_pool_run(model->pool, n_blocks, 4, fill_blocks, &reading);
-    double best = 0.0;
-    for (int pass = 0; pass < PASSES; ++pass) {
-        const double started = now_seconds();
-        pf_pool_run(model->pool, n_blocks, 4, read_blocks, &reading);
-        const double seconds = now_seconds() - started;
-        if (seconds > 0.0 && (double)size / seconds > best) best = (double)size / seconds;
-    }
-    pf_region_free(reading.data, size);
-    *bytes_per_second = best;
     return PF_OK;
 }

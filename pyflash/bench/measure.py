@@ -18,6 +18,7 @@ from pyflash.bench.traffic import Traffic
 from pyflash.errors import ArgumentError, Error, FileError
 from pyflash.model import Model
 
+_WARM_PROMPT = 512  # most tokens evaluated before the first test: they come to every expert
 _WARM_TOKENS = 2  # decoded before the clock runs
 _CHECKPOINTS = 2
 _LEAST_BANDWIDTH_BYTES = 1 << 28
@@ -155,7 +156,7 @@ class Bench:
         for index, depth in enumerate(sorted(set(self.plan.depths))):
             self._go_to(depth)
             if index == 0:  # brings the weights into memory and the threads to life
-                self._evaluate(max(self.plan.prompts) or 1, "warming up")
+                self._evaluate(min(max(self.plan.prompts) or 1, _WARM_PROMPT), "warming up")
             for test, n_tokens in tests:
                 yield from self._repeat(test, depth, n_tokens)
 

@@ -473,6 +473,10 @@ static void test_pages(const char *folder) {
     if (geteuid() != 0 && setrlimit(RLIMIT_MEMLOCK, &limit) == 0) CHECK(!pf_pages_lock(map.data, 20000));
 #endif
     CHECK(map.data[19999] == 'x');
+    unsigned char *region = pf_region_alloc((size_t)5 << 20);
+    pf_pages_enlarge(region, (uint64_t)5 << 20);
+    CHECK(region[0] == 0 && region[((size_t)5 << 20) - 1] == 0);
+    pf_region_free(region, (size_t)5 << 20);
     pf_map_close(&map);
     remove(path);
 }
