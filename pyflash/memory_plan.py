@@ -17,6 +17,7 @@ from pyflash.session import Session
 
 SHOWN_CONTEXTS = (8192, 65536, 262144, 1048576)
 _STEP = 1024  # tokens: the longest context that fits is told in multiples of it
+_SPARE = 0.05  # of the memory: left to the rest of the system where experts are read from disk
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Plan:
     fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
     limit); fits_now: in what is available at the moment; None where the system does not tell. most_tokens: the longest
     context that fits; None when none does, or that is not known. read_bytes: what a token needs of the routed experts,
-    which is read from disk where they are not in memory. reference_fits: whether the same context fits with the
+    which is read from disk where they are not in memory. expert_budget: how much of them a run keeps there; None when
+    everything fits, or that is not known. reference_fits: whether the same context fits with the
     reference cache, which takes less; None when that is in use already.
     """
 
@@ -49,6 +51,8 @@ class Plan:
     weight_bytes: int
     program_bytes: int
     read_bytes: int
+    expert_bytes: int
+    expert_budget: int | None
     memory: machine.MachineMemory
     fits: bool | None
     fits_now: bool | None
@@ -60,6 +64,27 @@ class Plan:
         """Whether it can run at all: what is no file's must be in memory."""
         usable = self.memory.usable
         return None if usable is None else self.cost.needed_bytes - self.weight_bytes <= usable
+
+
+def _expert_budget(needed_bytes: int, expert_bytes: int, usable: int | None) -> int | None:
+    """See Plan."""
+    if usable is None or needed_bytes <= usable:
+        return None
+    return max(1, expert_bytes - needed_bytes + int(usable * (1 - _SPARE)))
+
+
+def expert_budget(model: Model, n_ctx: int | None, cache: str) -> int | None:
+    """What Model.open() should be told for this machine: see Plan. For the process that will run the model."""
+    with model.session(context=n_ctx, cache=cache) as session:
+        needed = _own_bytes(session) + model.info.weight_bytes
+    return _expert_budget(needed, model.expert_reads.expert_bytes, machine.memory().usable)
+
+
+def _own_bytes(session: Session) -> int:
+    """What this process needs beside the weights."""
+    memory, process = session.memory, machine.process_memory()
+    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+    return own + (process.private if process else 0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +132,9 @@ def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, r
     with_reference = cache != "reference" and model.info.precision == "fast"
     return Plan(
         cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=model.info.weight_bytes,
-        program_bytes=program_bytes, read_bytes=read_bytes, memory=memory, fits=cost.fits,
+        program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,
+        expert_budget=_expert_budget(cost.needed_bytes, model.expert_reads.expert_bytes, memory.usable),
+        memory=memory, fits=cost.fits,
         fits_now=None if memory.available is None else more <= memory.available,
         most_tokens=_most_tokens(lambda tokens: base.fits(tokens, cache), model.info.n_ctx_train),
         reference_fits=base.fits(cost.n_ctx, "reference") if with_reference else None,
@@ -134,25 +161,36 @@ def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
     return low * _STEP or None
 
 
-def warning_of(model: Model, session: Session, show: Callable[[int], str]) -> str | None:
-    """A line to show before a run that does not fit this machine, or None. show: formats bytes.
+def warning_of(model: Model, session: Session, budget: int, show: Callable[[int], str]) -> str | None:
+    """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
+    show: formats bytes.
 
     MemoryLimitError where the context cannot be filled at all: the system would end the program, without a word.
     """
-    usable, process = machine.memory().usable, machine.process_memory()
+    usable = machine.memory().usable
     if usable is None:
         return None
-    memory = session.memory
-    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + (process.private if process else 0)
+    own = _own_bytes(session)
     if own > usable:
         raise MemoryLimitError(
             f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
             f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
         )
     if own + model.info.weight_bytes > usable:
+        kept = f", {show(budget)} of them stay in memory" if budget else ""
         return (f"this takes {show(own + model.info.weight_bytes)} of memory, and there are {show(usable)}: experts are "
-                "read from disk again and again, which is slow; pyflash info tells what fits")
+                f"read from disk again and again, which is slow{kept}; pyflash info tells what fits")
     return None
+
+
+def _experts_from_disk(plan: Plan, show: Callable[[int], str]) -> str:
+    line = "experts will be read from disk again and again"
+    if not plan.expert_budget:
+        return line
+    budget = min(plan.expert_budget, plan.expert_bytes)
+    missed = plan.read_bytes * (plan.expert_bytes - budget) // max(1, plan.expert_bytes)
+    return (f"{line}: {show(budget)} of {show(plan.expert_bytes)} stay in memory, and a token reads "
+            f"{show(missed)} if all are chosen alike, {show(plan.read_bytes)} at most")
 
 
 def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
@@ -167,8 +205,7 @@ def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
                     "will be read from disk again and again"]
         return ["fits"]
     if plan.runs:
-        lines = [f"does not fit, {show(needed - usable)} are missing: experts will be read from disk again and again, "
-                 f"up to {show(plan.read_bytes)} for each token"]
+        lines = [f"does not fit, {show(needed - usable)} are missing: {_experts_from_disk(plan, show)}"]
     else:
         lines = [f"cannot run: {show(needed - plan.weight_bytes)} beside the weights are more than there is"]
     ways = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyflash.commands.options import converter_errors, print_written
+from pyflash.commands.options import converter_errors, parse_size, print_written
 from pyflash.commands.output import print_done
 from pyflash.progress import Progress
 
@@ -37,7 +37,7 @@ def convert(
     with converter_errors():
         from gguf_export import convert as converter
 
-        settings = converter.ConvertOptions(shard_bytes=_size(split_max_size), **options)
+        settings = converter.ConvertOptions(shard_bytes=parse_size(split_max_size) if split_max_size else None, **options)
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
             print_done(plan.as_json()) if as_json else click.echo(plan.summary())
@@ -53,13 +53,3 @@ def convert(
         })
     else:
         print_written(written.files, written.total_bytes)
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
-    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
-        raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
-    return int(digits) * unit

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
+from pyflash import memory_plan
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.settings import MAX_TOKENS, SAMPLING
 
@@ -40,6 +41,9 @@ def model_options(command: _F) -> _F:
                help="exact: float32 activations and cache."),
         option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
                help="Precision of the cache; reference: about half the memory of f16."),
+        option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
+               help="For files larger than memory: how much of the experts stays there, such as 20G; the others are "
+               "read ahead from disk when they are chosen. off: leave it to the system."),
         option("--prefault", is_flag=True, help="Read all weights into memory first."),
         option("--mlock", is_flag=True, help="The same, and keep them there."),
         option("--pin", is_flag=True, help="Keep each worker thread on a core of its own."),
@@ -50,12 +54,50 @@ def model_options(command: _F) -> _F:
     return command
 
 
-def open_model(file: str, options: Mapping[str, Any]) -> pyflash.Model:
-    """The model, opened as model_options say."""
+class ExpertBudget(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes; 0 for "off", None for "auto"."""
+
+    name = "SIZE|auto|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        if value in ("auto", "off"):
+            return None if value == "auto" else 0
+        return parse_size(value)
+
+
+def parse_size(text: str) -> int:
+    """ "40G" -> 40,000,000,000."""
+    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
+        raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
+    return int(digits) * unit
+
+
+def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
+    """The model, opened as model_options say, and its expert_budget."""
+    model = _open(file, options, options["expert_budget"] or 0)
+    if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
+        return model, options["expert_budget"] or 0
+    try:
+        budget = memory_plan.expert_budget(model, options.get("context"), options["cache_type"])
+    except BaseException:
+        model.close()
+        raise
+    if budget is None:
+        return model, 0
+    model.close()
+    return _open(file, options, budget), budget
+
+
+def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.Model:
     with Progress("reading the weights", sys.stderr) as progress:
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
+            expert_budget=expert_budget,
         )
 
 

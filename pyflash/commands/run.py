@@ -108,9 +108,10 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
     if model_path is None:
         with Progress("making the demo model", sys.stderr) as progress:
             model_path = str(demo.path(progress.update))
-    with open_model(model_path, options) as model:
+    model, expert_budget = open_model(model_path, options)
+    with model:
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
-            if warning := memory_plan.warning_of(model, session, format_bytes):
+            if warning := memory_plan.warning_of(model, session, expert_budget, format_bytes):
                 say(f"pyflash: warning: {warning}")
             yield session
 

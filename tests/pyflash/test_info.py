@@ -115,15 +115,29 @@ def test_warning_of_a_run(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(10**12, 10**12, sizes["usable"]))
     monkeypatch.setattr(machine, "process_memory", lambda: machine.ProcessMemory(2 * 10**7, 10**7))
     with pyflash.Model.open(demo_model) as model, model.session(context=4000) as session:
-        assert memory_plan.warning_of(model, session, str) is None
+        assert memory_plan.warning_of(model, session, 0, str) is None
         memory = session.memory
         own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + 10**7
         sizes["usable"] = own + model.info.weight_bytes - 1
-        warning = memory_plan.warning_of(model, session, str)
+        warning = memory_plan.warning_of(model, session, 0, str)
         assert warning is not None and str(own + model.info.weight_bytes) in warning and "from disk" in warning
         sizes["usable"] = own - 1
         with pytest.raises(pyflash.MemoryLimitError, match=f"4000 tokens takes {own} .*smaller --ctx"):
-            memory_plan.warning_of(model, session, str)
+            memory_plan.warning_of(model, session, 0, str)
+
+
+def test_experts_that_stay_in_memory(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = plan(demo_model, monkeypatch, 10**9)
+    assert enough.expert_budget is None and enough.expert_bytes > 0
+    needed = enough.cost.needed_bytes
+    tight = plan(demo_model, monkeypatch, needed - 1000)
+    spare = (needed - 1000) * 0.05
+    assert tight.expert_budget == pytest.approx(max(1, enough.expert_bytes - 1000 - spare), abs=1)
+    monkeypatch.setattr(machine, "process_memory", lambda: machine.ProcessMemory(2 * 10**7, 10**7))
+    with pyflash.Model.open(demo_model) as model:
+        assert memory_plan.expert_budget(model, 65536, "f16") == tight.expert_budget
+        monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(10**12, 10**12, None))
+        assert memory_plan.expert_budget(model, 65536, "f16") is None
 
 
 # -- the machine's memory, from files as Linux has them --
