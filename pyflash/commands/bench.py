@@ -57,7 +57,7 @@ class _Status:
 
 @click.command()
 @click.argument("file", type=GGUFFile())
-@option("--prompt", type=Counts(), default="512", show_default=True, help="Tokens to prefill; 0: none.")
+@option("--prompt", command="bench", type=Counts(), default="512", show_default=True, help="Tokens to prefill; 0: none.")
 @option("--gen", type=click.IntRange(0), default=32, show_default=True, help="Tokens to decode; 0: none.")
 @option("--depth", type=Counts(), default="0", show_default=True, help="Tokens in the context before each test.")
 @option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")

@@ -18,10 +18,11 @@ from pyflash.repl.settings import MAX_TOKENS, SAMPLING
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def option(*names: str, **settings: Any) -> Callable[[_F], _F]:
-    """A click option that PYFLASH_<NAME> sets as well."""
+def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F]:
+    """A click option that PYFLASH_<NAME> sets as well. command: its name in the variable's, PYFLASH_<COMMAND>_<NAME>,
+    where the same option of another command means something else."""
     long_name = next(name for name in names if name.startswith("--"))
-    variable = "PYFLASH_" + long_name.strip("-").replace("-", "_").upper()
+    variable = f"PYFLASH_{command}_{long_name.strip('-')}".replace("__", "_").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
