@@ -12,6 +12,8 @@ def run() -> None:
             _print_cmake_dir()
             return
         from pyflash.cli import main
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ImportError as error:
         sys.exit(f"pyflash: error: {' '.join(str(error).split())}")
     except MemoryError:

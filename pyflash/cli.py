@@ -27,10 +27,29 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(_exit_code(arguments))
+
+
+def _open_closed_streams() -> None:
+    """Gives a program that was started without stdin, stdout or stderr empty ones.
+
+    Else the next file that is opened, such as the model, would get the number of what is missing.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # for the rest of the process
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:

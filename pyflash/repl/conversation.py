@@ -77,8 +77,8 @@ class _Running:
 class Conversation:
     """Messages, and the session that answers them.
 
-    What is asked and answered stays, also when Ctrl-C ends an answer; a question that got no token of an answer is
-    taken back. attached: texts that go before the next question.
+    What is asked and answered stays, also when Ctrl-C ends an answer; where that comes before the first token of one,
+    all is as it was before the question. attached: texts that go before the next question.
     """
 
     def __init__(
@@ -143,10 +143,14 @@ class Conversation:
 
     def ask(self, text: str, view: View) -> Answer:
         """Answers a question, together with what is attached."""
-        content = "\n\n".join([*self.attached, text] if text else self.attached)
+        attached = list(self.attached)
+        content = "\n\n".join([*attached, text] if text else attached)
         self.attached.clear()
         self._attempt = 0
-        return self._answer([*self.messages, {"role": "user", "content": content}], view)
+        answer = self._answer([*self.messages, {"role": "user", "content": content}], view)
+        if answer.interrupted and not answer.n_generated:
+            self.attached = attached
+        return answer
 
     def give_result(self, text: str, view: View) -> Answer | None:
         """Gives the first open tool call its result; answers when it was the last open one."""
@@ -219,13 +223,24 @@ class Conversation:
         if os.path.exists(path) and os.path.getsize(path) and not _is_session(path):
             raise FileError(f"{path} exists and is no saved session; choose another name")
         self.session.note = json.dumps({"version": 1, "messages": self.messages}).encode()
-        self.session.save(path)
+        self.session.save(os.path.realpath(path))  # through a link, not in its place
 
     def load(self, path: str) -> None:
         """Continues what save() wrote. On failure nothing has changed."""
         if os.path.exists(path) and not _is_session(path):
             raise FormatError(f"{path} is no saved session; /save and --session write them")
-        self.session.load(path)
+        try:
+            self.session.load(path)
+        except ContextFullError as error:
+            raise ContextFullError(f"{str(error).rpartition(': ')[0]}: a larger -c holds more") from error
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"{path} belongs to another model, or to other options --precision or --cache-type: start with those, "
+                "or take another file"
+            ) from error
+        except FormatError as error:
+            raise FormatError(f"{path} is damaged or incomplete: take another file, or remove it to start anew"
+                              ) from error
         self.messages = _conversation(self.session.note, path)
         self.attached.clear()
         self.last = None

@@ -24,12 +24,16 @@ def _finite(number: Any, kind: click.ParamType[Any], param: click.Parameter | No
 class FiniteRange(click.FloatRange):
     """A number within bounds."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         return _finite(super().convert(value, param, ctx), self, param, ctx)
 
 
 class FiniteFloat(click.types.FloatParamType):
     """Any number."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         return _finite(super().convert(value, param, ctx), self, param, ctx)

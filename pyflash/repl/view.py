@@ -248,5 +248,5 @@ def remarks(answer: Answer, stopped: bool = True) -> list[str]:
     if answer.context_full:
         lines.append("pyflash: the context is full; -c makes it larger, /undo and /clear make room in a chat")
     if answer.interrupted and stopped:
-        lines.append("(stopped)" if answer.n_generated else "(stopped before the answer began; the question is gone)")
+        lines.append("(stopped)" if answer.n_generated else "(stopped before the answer began: nothing has changed)")
     return lines

@@ -128,6 +128,14 @@ def test_closed_pipe_ends_quietly(tmp_path: Path, demo_model: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(tmp_path: Path, demo_model: Path, closed: str) -> None:
+    command = " ".join([*COMMAND, "run", str(demo_model), "Hi", "-n", "3", closed])
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == b"" and bool(done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
 # -- failures: one line, exit code 1 --
 
 

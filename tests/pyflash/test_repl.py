@@ -219,9 +219,11 @@ def test_stopped_answers(model: pyflash.Model) -> None:
     before = list(talk.messages)
     dropped = talk.ask("some words " * 500, Silent(stop_after=0))
     assert dropped.interrupted and dropped.n_generated == 0 and talk.messages == before
+    talk.attached.append("some words " * 500)
+    assert talk.ask("What is that?", Silent(stop_after=0)).interrupted and len(talk.attached) == 1
     kept = talk.regenerate(Silent(stop_after=0))
     assert kept.interrupted and kept.n_generated == 0 and talk.messages == before
-    assert "gone" in remarks(dropped)[0] and remarks(stopped) == ["(stopped)"]
+    assert "nothing has changed" in remarks(dropped)[0] and remarks(stopped) == ["(stopped)"]
     talk.session.close()
 
 
@@ -281,6 +283,31 @@ def test_files_of_others_are_left_alone(model: pyflash.Model, tmp_path: Path) ->
     with pytest.raises(pyflash.FormatError, match="no conversation"):
         talk.load(str(tmp_path / "foreign"))
     assert letter.read_text() == "Dear reader" and talk.messages == before
+    talk.session.close()
+
+
+def test_session_files_that_do_not_fit(model: pyflash.Model, tmp_path: Path) -> None:
+    talk, file = new(model), tmp_path / "saved"
+    talk.ask("Hello", Silent())
+    talk.save(str(file))
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(file.read_bytes()[:-100])
+    small, other = new(model, context=9), Conversation(model.session(100, cache="reference"), Settings())
+    for reader, path, way_out in ((small, file, "a larger -c"), (other, file, "--cache-type"),
+                                  (talk, damaged, "remove it")):  # fmt: skip
+        with pytest.raises(pyflash.Error, match=way_out) as raised:
+            reader.load(str(path))
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+    for reader in (talk, small, other):
+        reader.session.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_saving_goes_through_links(model: pyflash.Model, tmp_path: Path) -> None:
+    talk, link = new(model), tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    talk.save(str(link))
+    assert link.is_symlink() and (tmp_path / "file").is_file()
     talk.session.close()
 
 
