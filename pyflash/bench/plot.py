@@ -7,8 +7,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from pyflash.bench.measure import Speed
 from pyflash.bench.output import Setting, rate

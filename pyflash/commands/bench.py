@@ -6,17 +6,17 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import pyflash
-from pyflash.bench import output
-from pyflash.bench.measure import Bench, Plan, Speed, check_plan
-from pyflash.bench.plot import svg_text, write_svg
-from pyflash.bench.traffic import read_traffic
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import converter_errors, model_options, open_model, option
+
+if TYPE_CHECKING:  # imported where they are used: every other command starts without them
+    from pyflash.bench.measure import Bench, Speed
+    from pyflash.bench.output import Setting
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
@@ -80,6 +80,10 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
     "of bandwidth" holds what decoding reads, weights and cache, against the speed at which the same threads read plain
     memory, measured before each repetition. Ctrl-C ends the run and keeps what is measured.
     """
+    from pyflash.bench import output
+    from pyflash.bench.measure import Bench, Plan, check_plan
+    from pyflash.bench.traffic import read_traffic
+
     if as_json and as_csv:
         raise click.UsageError("choose one of --json and --csv")
     if plot is not None and not plot.absolute().parent.is_dir():
@@ -107,8 +111,10 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
         raise KeyboardInterrupt
 
 
-def _measure(run: Bench, setting: output.Setting, status: _Status, form: str) -> tuple[list[Speed], bool]:
+def _measure(run: Bench, setting: Setting, status: _Status, form: str) -> tuple[list[Speed], bool]:
     """Prints results as they come. (results, whether Ctrl-C ended it)."""
+    from pyflash.bench import output
+
     speeds: list[Speed] = []
     if form == "table":
         click.echo(output.table_head(setting))
@@ -124,6 +130,8 @@ def _measure(run: Bench, setting: output.Setting, status: _Status, form: str) ->
     return speeds, False
 
 
-def _write_plot(path: Path, setting: output.Setting, speeds: list[Speed]) -> None:
+def _write_plot(path: Path, setting: Setting, speeds: list[Speed]) -> None:
+    from pyflash.bench.plot import svg_text, write_svg
+
     write_svg(path, svg_text(setting, speeds))
     click.echo(f"wrote {path}", err=True)
