@@ -431,6 +431,52 @@ static void heads(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     }
 }
 
+/* ---- A token's vectors ------------------------------------------------------------------------------------- */
+
+/* In place, as the hyper-connections do it, in widths with and without a rest. */
+static void mixes(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const int shapes[][2] = {{5, 4}, {4, 1}, {3, 2}, {1, 1}, {17, 16}};
+    for (int i = 0; i < 10; ++i) {
+        const int n_in = shapes[i / 2][0], n_out = shapes[i / 2][1];
+        const int64_t n = i % 2 ? 96 : 75;
+        float w[17 * 16], *out[17], *out0[17];
+        const float *in[17], *in0[17];
+        output data = gate_output(17 * n), data0 = gate_output(17 * n);
+        gate_context("%s mix %d to %d", k->name, n_in, n_out);
+        gate_floats(w, 17 * 16, 2.0f);
+        gate_floats(data.y, 17 * n, 3.0f);
+        memcpy(data0.y, data.y, (size_t)(17 * n) * 4);
+        for (int j = 0; j < 17; ++j) {
+            in[j] = data.y + j * n;
+            in0[j] = data0.y + j * n;
+            out[j] = data.y + (j + 1) % 17 * n;
+            out0[j] = data0.y + (j + 1) % 17 * n;
+        }
+        k->mix(in, n_in, w, n_out, out, n);
+        scalar->mix(in0, n_in, w, n_out, out0, n);
+        CHECK(gate_distance(data.y, data0.y, 17 * n, 100.0) <= 1e-6 && gate_output_intact(&data), "sums differ");
+        gate_output_free(&data);
+        gate_output_free(&data0);
+    }
+}
+
+static void collects(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    static const float limits[] = {0.0f, 1.5f, -2.0f, INFINITY, -INFINITY, NAN};
+    for (int64_t n = 1; n < 400; n += 1 + n / 3) {
+        for (int i = 0; i < 6; ++i) {
+            int32_t index[400], index0[400];
+            buffer b = gate_buffer(n * 4, AT_END);
+            float *s = (float *)(void *)b.data;
+            gate_context("%s collect from %lld", k->name, (long long)n);
+            gate_floats(s, n, 3.0f);
+            for (int64_t j = gate_below(9); j < n; j += 9) s[j] = limits[gate_below(6)];
+            const int64_t have = k->collect(s, n, limits[i], index), want = scalar->collect(s, n, limits[i], index0);
+            CHECK(have == want && memcmp(index, index0, (size_t)want * 4) == 0, "limit %g", (double)limits[i]);
+            gate_free(&b);
+        }
+    }
+}
+
 void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     vectors(k, scalar);
     dequant(k, scalar);
@@ -441,4 +487,6 @@ void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     quantize(k, scalar);
     cache_rows(k, scalar);
     heads(k, scalar);
+    mixes(k, scalar);
+    collects(k, scalar);
 }

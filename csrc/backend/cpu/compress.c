@@ -33,8 +33,8 @@ typedef struct slot_range {
 } slot_range;
 
 /* Softmax-weighted sum over the slots of one or two windows, for n <= CHANNELS channels from c0. */
-static void pool_channels(const pf_compress_args *args, const slot_range *ranges, int n_ranges, int64_t c0, int64_t n,
-                          float *out) {
+static void pool_channels(const pf_cpu_kernels *k, const pf_compress_args *args, const slot_range *ranges, int n_ranges,
+                          int64_t c0, int64_t n, float *out) {
     const int64_t stride = args->width * (args->overlap ? 2 : 1);
     float top[CHANNELS], sum[CHANNELS];
     for (int64_t c = 0; c < n; ++c) {
@@ -52,18 +52,20 @@ static void pool_channels(const pf_compress_args *args, const slot_range *ranges
         for (int64_t p = ranges[r].first; p < ranges[r].first + ranges[r].n; ++p) {
             const float *g = args->g + (p % args->ring) * stride + ranges[r].offset + c0;
             const float *a = args->a + (p % args->ring) * stride + ranges[r].offset + c0;
-            for (int64_t c = 0; c < n; ++c) {
-                float e = expf(g[c] - top[c]);
-                sum[c] += e;
-                out[c] += e * a[c];
-            }
+            k->pool_add(g, a, top, n, sum, out);
         }
     }
     for (int64_t c = 0; c < n; ++c) out[c] /= sum[c];
 }
 
+typedef struct compress_job {
+    const pf_cpu_kernels *k;
+    const pf_compress_args *args;
+} compress_job;
+
 static void compress_rows(void *arg, int64_t begin, int64_t end, int worker) {
-    const pf_compress_args *args = arg;
+    const compress_job *job = arg;
+    const pf_compress_args *args = job->args;
     const int64_t ratio = args->ratio;
     (void)worker;
     for (int64_t i = begin; i < end; ++i) {
@@ -73,15 +75,15 @@ static void compress_rows(void *arg, int64_t begin, int64_t end, int worker) {
         if (args->overlap && j > 0) ranges[n_ranges++] = (slot_range){(j - 1) * ratio, ratio, 0};
         ranges[n_ranges++] = (slot_range){j * ratio, ratio, args->overlap ? args->width : 0};
         for (int64_t c = 0; c < args->width; c += CHANNELS) {
-            pool_channels(args, ranges, n_ranges, c, pf_min_i64(CHANNELS, args->width - c),
+            pool_channels(job->k, args, ranges, n_ranges, c, pf_min_i64(CHANNELS, args->width - c),
                           args->out + i * args->width + c);
         }
     }
 }
 
 pf_status pf_cpu_compress(pf_exec *ex, const pf_compress_args *args) {
-    pf_compress_args copy = *args;
-    pf_status status = pf_parallel(ex, args->n, 1, compress_rows, &copy);
+    compress_job job = {pf_cpu_kernels_of(ex), args};
+    pf_status status = pf_parallel(ex, args->n, 1, compress_rows, &job);
     if (status != PF_OK) return status;
     status = pf_cpu_rms_norm(ex, args->out, args->n, args->width, args->norm, args->eps, args->out);
     if (status != PF_OK) return status;

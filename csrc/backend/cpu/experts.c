@@ -115,10 +115,8 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
         job->up_fn(k, &gemm, row_begin, row_end);
         for (int64_t p = first; p < first + gemm.n; ++p) {
             float *h = job->gate + p * n_ff;
-            const float *up = job->up + p * n_ff, weight = job->pairs.weight[p];
-            for (int64_t i = row_begin; i < row_end; ++i) {
-                h[i] = pf_cpu_swiglu_value(h[i], up[i], args->limit) * weight;
-            }
+            k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
+                      job->pairs.weight[p], h + row_begin);
             if (job->h_q16) quantize_part(k, h, n_ff, row_begin, row_end, job->h_q16 + p * job->h.stride);
         }
     }

@@ -56,14 +56,34 @@ static uint32_t order_key(float x) {
     return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
 }
 
-/* The key of the k-th highest score (1-based), and how many of the scores equal to it are among the k best: radix
+/* The lowest float of a bucket: the inverse of order_key for a key with zeros at the end. */
+static float order_value(uint32_t key) {
+    const uint32_t u = (key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+enum { TOP_BITS = 11, BUCKETS = 1 << TOP_BITS, TOP_SHIFT = 32 - TOP_BITS };
+
+/* A key that is not above the k-th highest (1-based), but near it: the start of the bucket that the k-th lies in, by
+ * the highest bits. */
+static uint32_t bucket_floor(const float *scores, int64_t n, int64_t k) {
+    int32_t count[2][BUCKETS] = {{0}}; /* two, so that neighbours in one bucket need not wait for each other */
+    for (int64_t i = 0; i < n; ++i) ++count[i & 1][order_key(scores[i]) >> TOP_SHIFT];
+    uint32_t bucket = BUCKETS - 1;
+    for (; count[0][bucket] + count[1][bucket] < k; --bucket) k -= count[0][bucket] + count[1][bucket];
+    return bucket << TOP_SHIFT;
+}
+
+/* The key of the k-th highest of the listed scores, and how many of those equal to it are among the k best: radix
  * selection, 8 bits at a time from the top. */
-static uint32_t kth_key(const float *scores, int64_t n, int64_t k, int64_t *n_equal) {
+static uint32_t kth_key(const float *scores, const int32_t *list, int64_t n, int64_t k, int64_t *n_equal) {
     uint32_t prefix = 0, mask = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
         int64_t count[256] = {0};
         for (int64_t i = 0; i < n; ++i) {
-            const uint32_t key = order_key(scores[i]);
+            const uint32_t key = order_key(scores[list[i]]);
             if ((key & mask) == prefix) ++count[(key >> shift) & 255u];
         }
         uint32_t digit = 255;
@@ -76,36 +96,53 @@ static uint32_t kth_key(const float *scores, int64_t n, int64_t k, int64_t *n_eq
 }
 
 typedef struct topk_job {
+    const pf_cpu_kernels *k;
     const float *scores;
-    int64_t ld, position, ratio, k;
+    int64_t ld, position, ratio, n_best;
     int32_t *select, *select_n;
+    int32_t *lists; /* [worker, most] */
+    int64_t most;
 } topk_job;
+
+/* The n_best of n > n_best scores, in ascending order of their indices. */
+static void select_best(const topk_job *job, const float *scores, int64_t n, int32_t *list, int32_t *select) {
+    const uint32_t floor = bucket_floor(scores, n, job->n_best);
+    const float limit = order_value(floor);
+    /* NaNs come along; where even the limit is one, everything does. */
+    const int64_t n_list = job->k->collect(scores, n, limit, list);
+    int64_t n_equal, have = 0;
+    const uint32_t kth = kth_key(scores, list, n_list, job->n_best, &n_equal);
+    for (int64_t i = 0; i < n_list && have < job->n_best; ++i) {
+        const uint32_t key = order_key(scores[list[i]]);
+        if (key < kth || (key == kth && n_equal-- <= 0)) continue;
+        select[have++] = list[i];
+    }
+}
 
 static void topk_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     const topk_job *job = arg;
-    (void)worker;
     for (int64_t t = begin; t < end; ++t) {
         const int64_t n = (job->position + t + 1) / job->ratio;
-        int32_t *select = job->select + t * job->k;
-        int64_t have = 0;
-        if (n <= job->k) {
-            for (; have < n; ++have) select[have] = (int32_t)have;
+        int32_t *select = job->select + t * job->n_best;
+        if (n <= job->n_best) {
+            for (int64_t j = 0; j < n; ++j) select[j] = (int32_t)j;
         } else {
-            const float *scores = job->scores + t * job->ld;
-            int64_t n_equal;
-            const uint32_t kth = kth_key(scores, n, job->k, &n_equal);
-            for (int64_t j = 0; j < n && have < job->k; ++j) {
-                const uint32_t key = order_key(scores[j]);
-                if (key < kth || (key == kth && n_equal-- <= 0)) continue;
-                select[have++] = (int32_t)j;
-            }
+            select_best(job, job->scores + t * job->ld, n, job->lists + worker * job->most, select);
         }
-        job->select_n[t] = (int32_t)have;
+        job->select_n[t] = (int32_t)pf_min_i64(n, job->n_best);
     }
 }
 
 pf_status pf_cpu_topk(pf_exec *ex, const float *scores, int64_t ld, int64_t n_token, int64_t position, int32_t ratio,
                       int64_t k, int32_t *select, int32_t *select_n) {
-    topk_job job = {scores, ld, position, ratio, k, select, select_n};
-    return pf_parallel(ex, n_token, 1, topk_tokens, &job);
+    const size_t mark = pf_arena_mark(ex->arena);
+    topk_job job = {pf_cpu_kernels_of(ex), scores, ld, position, ratio, k, select, select_n, NULL, 0};
+    if (scores != NULL) {
+        job.most = (position + n_token) / ratio;
+        job.lists = pf_arena_alloc(ex->arena, (size_t)(pf_pool_threads(ex->pool) * job.most) * sizeof *job.lists);
+        if (job.lists == NULL) return PF_ERR_MEMORY;
+    }
+    const pf_status status = pf_parallel(ex, n_token, 1, topk_tokens, &job);
+    pf_arena_reset(ex->arena, mark);
+    return status;
 }

@@ -71,7 +71,7 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
 enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };
 int pf_weight_kind(pf_dtype type);
 
-enum { PF_ROW_TILE = 32 };
+enum { PF_ROW_TILE = 32, PF_MIX_MAX = 17 };
 
 typedef struct pf_cpu_kernels {
     const char *name;
@@ -104,6 +104,17 @@ typedef struct pf_cpu_kernels {
     /* out[i] = scale sum_h w[h] max(0, s[h * ld + i]); s readable up to PF_ROW_TILE in every row. */
     void (*weigh_heads)(const float *s, int64_t ld, int64_t n_row, const float *w, int64_t n_head, float scale,
                         float *out);
+
+    /* h = silu(min(gate, limit)) * clamp(up, -limit, limit) * gain; h may be gate. */
+    void (*swiglu)(const float *gate, const float *up, int64_t n, float limit, float gain, float *h);
+    /* y = x * scale * gain; gain may be NULL, y may be x. */
+    void (*norm)(const float *x, float scale, const float *gain, int64_t n, float *y);
+    /* e = exp(g - top); sum += e; out += e a. */
+    void (*pool_add)(const float *g, const float *a, const float *top, int64_t n, float *sum, float *out);
+    /* out[o][i] = sum_j w[o * n_in + j] in[j][i], n_in and n_out <= PF_MIX_MAX; an output may be an input. */
+    void (*mix)(const float *const *in, int n_in, const float *w, int n_out, float *const *out, int64_t n);
+    /* Ascending indices of the s that are not below limit (NaN is not), and how many; index has room for n. */
+    int64_t (*collect)(const float *s, int64_t n, float limit, int32_t *index);
 } pf_cpu_kernels;
 
 /* Each fills k on top of what k already holds. */

@@ -24,6 +24,11 @@ static inline __m256 pf_vec_set1(float v) { return _mm256_set1_ps(v); }
 static inline __m256 pf_vec_add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
 static inline __m256 pf_vec_sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
 static inline __m256 pf_vec_max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+static inline __m256 pf_vec_min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+static inline __m256 pf_vec_div(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
+static inline unsigned pf_vec_not_below(__m256 v, float limit) {
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(limit), _CMP_NLT_UQ));
+}
 static inline __m256 pf_vec_zero_below(__m256 v, __m256 x, float limit) {
     return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ), v);
 }

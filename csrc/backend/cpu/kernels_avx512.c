@@ -23,6 +23,11 @@ static inline __m512 pf_vec_set1(float v) { return _mm512_set1_ps(v); }
 static inline __m512 pf_vec_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 static inline __m512 pf_vec_sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 static inline __m512 pf_vec_max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+static inline __m512 pf_vec_min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+static inline __m512 pf_vec_div(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
+static inline unsigned pf_vec_not_below(__m512 v, float limit) {
+    return 0xffffu & ~(unsigned)_mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_LT_OQ);
+}
 static inline __m512 pf_vec_zero_below(__m512 v, __m512 x, float limit) {
     return _mm512_maskz_mov_ps((__mmask16)~_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_LT_OQ), v);
 }

@@ -242,6 +242,49 @@ static void weigh_heads(const float *s, int64_t ld, int64_t n_row, const float *
     }
 }
 
+/* ---- A token's vectors ------------------------------------------------------------------------------------- */
+
+static void swiglu(const float *gate, const float *up, int64_t n, float limit, float gain, float *h) {
+    for (int64_t i = 0; i < n; ++i) {
+        /* Written so that a NaN stays one. */
+        const float g = gate[i] > limit ? limit : gate[i];
+        const float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+        h[i] = g / (1.0f + expf(-g)) * u * gain;
+    }
+}
+
+static void norm(const float *x, float scale, const float *gain, int64_t n, float *y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = gain ? x[i] * scale * gain[i] : x[i] * scale;
+}
+
+static void pool_add(const float *g, const float *a, const float *top, int64_t n, float *sum, float *out) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float e = expf(g[i] - top[i]);
+        sum[i] += e;
+        out[i] += e * a[i];
+    }
+}
+
+static void mix(const float *const *in, int n_in, const float *w, int n_out, float *const *out, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        float v[PF_MIX_MAX];
+        for (int j = 0; j < n_in; ++j) v[j] = in[j][i];
+        for (int o = 0; o < n_out; ++o) {
+            float sum = w[o * n_in] * v[0];
+            for (int j = 1; j < n_in; ++j) sum += w[o * n_in + j] * v[j];
+            out[o][i] = sum;
+        }
+    }
+}
+
+static int64_t collect(const float *s, int64_t n, float limit, int32_t *index) {
+    int64_t have = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        if (!(s[i] < limit)) index[have++] = (int32_t)i;
+    }
+    return have;
+}
+
 void pf_kernels_scalar_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "scalar",
@@ -256,6 +299,11 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
         .softmax_part = softmax_part,
         .row_sums = row_sums,
         .weigh_heads = weigh_heads,
+        .swiglu = swiglu,
+        .norm = norm,
+        .pool_add = pool_add,
+        .mix = mix,
+        .collect = collect,
     };
     for (int kind = 0; kind < PF_W_COUNT; ++kind) k->gemm_f32[kind] = gemm_f32;
 }

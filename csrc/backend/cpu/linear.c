@@ -4,7 +4,6 @@
 
 #include "base/arith.h"
 
-#include <math.h>
 #include <string.h>
 
 bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w) {
@@ -38,12 +37,9 @@ pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_ro
     job.out = pf_arena_alloc(ex->arena, (size_t)(job.stride * n_row));
     if (!job.out) return PF_ERR_MEMORY;
     *out = (pf_acts){job.out, job.stride};
-    /* A few rows take less time than waking the workers. */
-    if (n_row * n <= 32768) {
-        quantize_piece(&job, 0, n_row, 0);
-        return PF_OK;
-    }
-    return pf_parallel(ex, n_row, pf_max_i64(4, pf_grain(ex, n_row)), quantize_piece, &job);
+    /* A few rows take less time than waking the workers: one piece, which the caller does itself. */
+    const int64_t grain = n_row * n <= 32768 ? n_row : pf_max_i64(4, pf_grain(ex, n_row));
+    return pf_parallel(ex, n_row, grain, quantize_piece, &job);
 }
 
 /* ---- Linear ------------------------------------------------------------------------------------------------ */
@@ -120,14 +116,8 @@ pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, i
 
 /* ---- SwiGLU ------------------------------------------------------------------------------------------------ */
 
-float pf_cpu_swiglu_value(float gate, float up, float limit) {
-    /* Written so that a NaN stays one. */
-    gate = gate > limit ? limit : gate;
-    up = up > limit ? limit : up < -limit ? -limit : up;
-    return gate / (1.0f + expf(-gate)) * up;
-}
-
 typedef struct swiglu_job {
+    const pf_cpu_kernels *k;
     const float *gate, *up;
     float limit;
     float *h;
@@ -136,11 +126,11 @@ typedef struct swiglu_job {
 static void swiglu_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const swiglu_job *job = arg;
     (void)worker;
-    for (int64_t i = begin; i < end; ++i) job->h[i] = pf_cpu_swiglu_value(job->gate[i], job->up[i], job->limit);
+    job->k->swiglu(job->gate + begin, job->up + begin, end - begin, job->limit, 1.0f, job->h + begin);
 }
 
 pf_status pf_cpu_swiglu(pf_exec *ex, const float *gate, const float *up, int64_t n, float limit, float *h) {
-    swiglu_job job = {gate, up, limit, h};
+    swiglu_job job = {pf_cpu_kernels_of(ex), gate, up, limit, h};
     return pf_parallel(ex, n, pf_max_i64(1024, pf_grain(ex, n)), swiglu_piece, &job);
 }
 

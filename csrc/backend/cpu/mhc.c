@@ -3,19 +3,18 @@
 #include "backend/cpu/ops.h"
 #include "backend/cpu/parallel.h"
 
+#include "base/arith.h"
+
 #include <math.h>
-#include <string.h>
 
 enum { MAX_STREAMS = 16 }; /* pf_config refuses more */
 
 static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-/* m = (fn . f) * rsqrt(mean(f^2) + eps), n_out numbers. */
-static void mix(const pf_cpu_kernels *k, const pf_mhc_shape *shape, const float *fn, const float *streams, int n_out,
-                float *m) {
+/* 1 / rms of all streams of a token. */
+static float inverse_rms(const pf_cpu_kernels *k, const pf_mhc_shape *shape, const float *streams) {
     const int64_t n = shape->n_stream * shape->n_embd;
-    const float scale = 1.0f / sqrtf(k->dot(streams, streams, n) / (float)n + shape->norm_eps);
-    for (int i = 0; i < n_out; ++i) m[i] = k->dot(fn + i * n, streams, n) * scale;
+    return 1.0f / sqrtf(k->dot(streams, streams, n) / (float)n + shape->norm_eps);
 }
 
 static void normalise_rows(float *c, int n, float eps) {
@@ -51,8 +50,9 @@ static void sinkhorn(float *c, int n, int iters, float eps) {
 
 static void collapse(const pf_cpu_kernels *k, const pf_mhc_shape *shape, const float *pre, const float *streams,
                      float *x) {
-    memset(x, 0, (size_t)shape->n_embd * sizeof(float));
-    for (int s = 0; s < shape->n_stream; ++s) k->axpy(x, pre[s], streams + s * shape->n_embd, shape->n_embd);
+    const float *in[MAX_STREAMS];
+    for (int s = 0; s < shape->n_stream; ++s) in[s] = streams + s * shape->n_embd;
+    k->mix(in, shape->n_stream, pre, 1, &x, shape->n_embd);
 }
 
 typedef struct mhc_job {
@@ -63,7 +63,49 @@ typedef struct mhc_job {
     float *streams;    /* post */
     float *x, *post, *comb;
     pf_exec *ex;
+    pf_weight fn;      /* pre, head */
+    int64_t n_token;
+    float *m;          /* [n_token, fn.rows] fn . streams */
+    float *scratch;    /* of the product, [worker, scratch_floats] */
+    int64_t scratch_floats;
 } mhc_job;
+
+/* Blocks of a few rows of fn and a few tokens: fn is large, and one token must keep several threads busy. */
+enum { FN_ROWS = 4, FN_TOKENS = 24 };
+
+static void product_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const mhc_job *job = arg;
+    const int64_t row_blocks = pf_ceil_div(job->fn.rows, FN_ROWS), width = job->fn.cols;
+    for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
+        const int64_t row = item % row_blocks * FN_ROWS, token = item / row_blocks * FN_TOKENS;
+        const pf_gemm gemm = {
+            .w = &job->fn, .act = (const uint8_t *)(job->in + token * width),
+            .act_stride = width * (int64_t)sizeof(float), .n = pf_min_i64(FN_TOKENS, job->n_token - token),
+            .y = job->m + token * job->fn.rows, .ldy = job->fn.rows,
+            .scratch = job->scratch + worker * job->scratch_floats,
+        };
+        job->k->gemm_f32[PF_W_F32](job->k, &gemm, row, pf_min_i64(row + FN_ROWS, job->fn.rows));
+    }
+}
+
+/* fn . streams for all tokens, then `finish` for every token. */
+static pf_status run_site(pf_exec *ex, mhc_job *job, int64_t n_out, int64_t n_token, pf_pool_fn finish) {
+    const size_t mark = pf_arena_mark(ex->arena);
+    const int64_t width = job->shape->n_stream * job->shape->n_embd;
+    job->fn = (pf_weight){.data = (const uint8_t *)job->site->fn, .type = PF_F32, .cols = width, .rows = n_out,
+                          .count = 1, .row_bytes = width * (int64_t)sizeof(float)};
+    job->n_token = n_token;
+    job->m = pf_arena_alloc(ex->arena, (size_t)(n_token * n_out) * sizeof(float));
+    job->scratch = pf_cpu_gemm_scratch(ex, width, &job->scratch_floats);
+    pf_status status = job->m && job->scratch ? PF_OK : PF_ERR_MEMORY;
+    if (status == PF_OK) {
+        const int64_t items = pf_ceil_div(n_out, FN_ROWS) * pf_ceil_div(n_token, FN_TOKENS);
+        status = pf_parallel(ex, items, 1, product_piece, job);
+    }
+    if (status == PF_OK) status = pf_parallel(ex, n_token, pf_grain(ex, n_token), finish, job);
+    pf_arena_reset(ex->arena, mark);
+    return status;
+}
 
 static void pre_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     const mhc_job *job = arg;
@@ -72,9 +114,10 @@ static void pre_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     for (int64_t t = begin; t < end && !pf_cancelled(job->ex); ++t) {
         const float *streams = job->in + t * n * job->shape->n_embd;
-        float m[(2 + MAX_STREAMS) * MAX_STREAMS], pre[MAX_STREAMS];
+        float pre[MAX_STREAMS], *m = job->m + t * job->fn.rows;
         float *post = job->post + t * n, *comb = job->comb + t * n * n;
-        mix(job->k, job->shape, site->fn, streams, (2 + n) * n, m);
+        const float scale = inverse_rms(job->k, job->shape, streams);
+        for (int i = 0; i < (2 + n) * n; ++i) m[i] *= scale;
         for (int i = 0; i < n; ++i) {
             pre[i] = sigmoid(m[i] * site->scale[0] + site->base[i]) + job->shape->hc_eps;
             post[i] = 2.0f * sigmoid(m[n + i] * site->scale[1] + site->base[n + i]);
@@ -89,39 +132,30 @@ pf_status pf_cpu_mhc_pre(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_si
                          int64_t n_token, float *x, float *post, float *comb) {
     mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .site = site, .in = streams, .x = x, .post = post,
                    .comb = comb, .ex = ex};
-    return pf_parallel(ex, n_token, pf_grain(ex, n_token), pre_tokens, &job);
+    return run_site(ex, &job, (2 + shape->n_stream) * shape->n_stream, n_token, pre_tokens);
 }
-
-/* A strip of channels of all streams at a time: each new stream needs every old one. */
-enum { STRIP = 128 };
 
 static void post_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     const mhc_job *job = arg;
     const int n = job->shape->n_stream;
     const int64_t width = job->shape->n_embd;
-    float old[MAX_STREAMS][STRIP];
     (void)worker;
     for (int64_t t = begin; t < end; ++t) {
-        const float *y = job->in + t * width, *post = job->post + t * n, *comb = job->comb + t * n * n;
-        float *streams = job->streams + t * n * width;
-        for (int64_t c = 0; c < width; c += STRIP) {
-            const int64_t len = width - c < STRIP ? width - c : STRIP;
-            for (int j = 0; j < n; ++j) memcpy(old[j], streams + j * width + c, (size_t)len * sizeof(float));
-            for (int k = 0; k < n; ++k) {
-                float *dst = streams + k * width + c;
-                for (int64_t i = 0; i < len; ++i) dst[i] = post[k] * y[c + i];
-                for (int j = 0; j < n; ++j) {
-                    const float w = comb[j * n + k];
-                    for (int64_t i = 0; i < len; ++i) dst[i] += w * old[j][i];
-                }
-            }
+        const float *post = job->post + t * n, *comb = job->comb + t * n * n;
+        const float *in[MAX_STREAMS + 1] = {job->in + t * width};
+        float *out[MAX_STREAMS], w[MAX_STREAMS * (MAX_STREAMS + 1)];
+        for (int k = 0; k < n; ++k) {
+            in[k + 1] = out[k] = job->streams + (t * n + k) * width;
+            w[k * (n + 1)] = post[k];
+            for (int j = 0; j < n; ++j) w[k * (n + 1) + 1 + j] = comb[j * n + k];
         }
+        job->k->mix(in, n + 1, w, n, out, width);
     }
 }
 
 pf_status pf_cpu_mhc_post(pf_exec *ex, const pf_mhc_shape *shape, const float *y, const float *post,
                           const float *comb, int64_t n_token, float *streams) {
-    mhc_job job = {.shape = shape, .in = y, .post = (float *)(uintptr_t)post, .comb = (float *)(uintptr_t)comb,
+    mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .in = y, .post = (float *)(uintptr_t)post, .comb = (float *)(uintptr_t)comb,
                    .streams = streams, .ex = ex};
     return pf_parallel(ex, n_token, pf_grain(ex, n_token), post_tokens, &job);
 }
@@ -133,9 +167,9 @@ static void head_tokens(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t t = begin; t < end; ++t) {
         const float *streams = job->in + t * n * job->shape->n_embd;
         float pre[MAX_STREAMS];
-        mix(job->k, job->shape, job->site->fn, streams, n, pre);
+        const float scale = inverse_rms(job->k, job->shape, streams);
         for (int i = 0; i < n; ++i) {
-            pre[i] = sigmoid(pre[i] * job->site->scale[0] + job->site->base[i]) + job->shape->hc_eps;
+            pre[i] = sigmoid(job->m[t * n + i] * scale * job->site->scale[0] + job->site->base[i]) + job->shape->hc_eps;
         }
         collapse(job->k, job->shape, pre, streams, job->x + t * job->shape->n_embd);
     }
@@ -144,5 +178,5 @@ static void head_tokens(void *arg, int64_t begin, int64_t end, int worker) {
 pf_status pf_cpu_mhc_head(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
                           int64_t n_token, float *x) {
     mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .site = site, .in = streams, .x = x, .ex = ex};
-    return pf_parallel(ex, n_token, pf_grain(ex, n_token), head_tokens, &job);
+    return run_site(ex, &job, shape->n_stream, n_token, head_tokens);
 }

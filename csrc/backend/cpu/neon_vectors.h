@@ -36,6 +36,12 @@ PF_INLINE float pf_vec_sum(float32x4_t v) { return vaddvq_f32(v); }
 PF_INLINE float32x4_t pf_vec_of_ints(int32x4_t v) { return vcvtq_f32_s32(v); }
 PF_INLINE float32x4_t pf_vec_sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
 PF_INLINE float32x4_t pf_vec_max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+PF_INLINE float32x4_t pf_vec_min(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+PF_INLINE float32x4_t pf_vec_div(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
+PF_INLINE unsigned pf_vec_not_below(float32x4_t v, float limit) {
+    static const uint32_t bits[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vbicq_u32(vld1q_u32(bits), vcltq_f32(v, vdupq_n_f32(limit))));
+}
 PF_INLINE float32x4_t pf_vec_zero_below(float32x4_t v, float32x4_t x, float limit) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, vdupq_n_f32(limit))));
 }

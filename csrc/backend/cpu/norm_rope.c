@@ -20,11 +20,7 @@ static void norm_rows(void *arg, int64_t begin, int64_t end, int worker) {
         const float *x = job->x + r * job->n;
         float *y = job->y + r * job->n;
         float scale = 1.0f / sqrtf(job->k->dot(x, x, job->n) / (float)job->n + job->eps);
-        if (job->gain != NULL) {
-            for (int64_t i = 0; i < job->n; ++i) y[i] = x[i] * scale * job->gain[i];
-        } else {
-            for (int64_t i = 0; i < job->n; ++i) y[i] = x[i] * scale;
-        }
+        job->k->norm(x, scale, job->gain, job->n, y);
     }
 }
 

@@ -27,8 +27,6 @@ pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_ro
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats);
 /* Whether this run multiplies w with q16 activations. */
 bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w);
-/* One value of the SwiGLU operation. */
-float pf_cpu_swiglu_value(float gate, float up, float limit);
 
 pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
                        float *x);

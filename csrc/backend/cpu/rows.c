@@ -32,12 +32,12 @@ pf_weight pf_weight_rows(const pf_weight *w, int64_t first, int64_t n) {
 
 /* Largest magnitude of n values, at least floor. */
 static float max_abs(const float *x, int64_t n, float floor) {
-    uint32_t amax = pf_f32_bits(floor);
+    int32_t amax = (int32_t)pf_f32_bits(floor); /* without a sign, bits compare as the values do */
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t magnitude = pf_f32_bits(x[i]) & 0x7fffffffu;
+        const int32_t magnitude = (int32_t)(pf_f32_bits(x[i]) & 0x7fffffffu);
         amax = magnitude > amax ? magnitude : amax;
     }
-    return pf_f32_from_bits(amax);
+    return pf_f32_from_bits((uint32_t)amax);
 }
 
 /* k = ceil(log2(amax / largest)) for a normal amax; largest = mantissa * 2^exponent with 1 <= mantissa < 2. */
@@ -128,6 +128,17 @@ pf_status pf_cpu_store_rows(pf_exec *ex, const pf_rows *rows, int64_t first, int
     return pf_parallel(ex, n, pf_max_i64(8, pf_grain(ex, n)), store_piece, &job);
 }
 
+/* pf_e2m1_to_f32(pf_f32_to_e2m1(v)) without branches: added to a number as large as has e2m1's step at this magnitude, v
+ * is rounded to that step. */
+static inline float round_e2m1(float v) {
+    const float magnitude = pf_f32_from_bits(pf_f32_bits(v) & 0x7fffffffu);
+    const float a = magnitude < 6.0f ? magnitude : 6.0f; /* also a NaN */
+    const int32_t exponent = (int32_t)(pf_f32_bits(a) & 0x7f800000u), least = 127 << 23;
+    const int32_t large_bits = (exponent > least ? exponent : least) + (22 << 23) + (1 << 22);
+    const float large = pf_f32_from_bits((uint32_t)large_bits);
+    return pf_f32_from_bits(pf_f32_bits((a + large) - large) | (pf_f32_bits(v) & 0x80000000u));
+}
+
 static void round_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const rows_job *job = arg;
     (void)worker;
@@ -137,7 +148,7 @@ static void round_piece(void *arg, int64_t begin, int64_t end, int worker) {
             const int64_t n = pf_min_i64(IDX_GROUP, job->n - first);
             const int32_t k = fp4_exponent(x, n);
             const float inverse = power_of_two(-k), scale = power_of_two(k);
-            for (int64_t i = 0; i < n; ++i) x[i] = pf_e2m1_to_f32(pf_f32_to_e2m1(x[i] * inverse)) * scale;
+            for (int64_t i = 0; i < n; ++i) x[i] = round_e2m1(x[i] * inverse) * scale;
         }
     }
 }

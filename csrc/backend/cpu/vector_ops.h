@@ -6,6 +6,7 @@
 #include "backend/cpu/gemm_q16_tile.h"
 #include "backend/cpu/vector_attention.h"
 #include "backend/cpu/vector_rows.h"
+#include "backend/cpu/vector_tokens.h"
 
 static float dot(const float *a, const float *b, int64_t n) {
     pf_vec s[4] = {pf_vec_zero(), pf_vec_zero(), pf_vec_zero(), pf_vec_zero()};
@@ -43,6 +44,7 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
 #define PF_VECTOR_ENTRIES                                                                                        \
     .dot = dot, .axpy = axpy, .dequant = PF_WEIGHT_ENTRIES(dequant), .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),        \
     .gemm_q16 = PF_Q16_ENTRIES, .load_row = load_row, .row_dots = row_dots, .softmax_part = softmax_part,        \
-    .row_sums = row_sums, .weigh_heads = weigh_heads
+    .row_sums = row_sums, .weigh_heads = weigh_heads, .swiglu = swiglu, .norm = norm, .pool_add = pool_add,      \
+    .mix = mix, .collect = collect
 
 #endif
