@@ -6,8 +6,8 @@
 
 #include <math.h>
 
-/* Scores of a tile of queries over all visible rows take at most this much scratch. */
-enum { SCORE_BYTES = 64 << 20 };
+/* Scores of a tile of queries over all visible rows take at most this much scratch, or else one query's. */
+enum { SCORE_FLOATS = 16 << 20 };
 
 /* Compressor: contributions of the step's tokens, and a pooled row for each window that one of them completes. */
 static pf_status compress(const pf_step *s, int32_t layer, int32_t ratio, const pf_compressor_weights *w,
@@ -68,8 +68,9 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
     }
     PF_TRY(be->linear(s->ex, &w->index_weights, x, c->n_embd, s->n, weights, heads));
     pf_step_tap(s, "idx_q", layer, q, heads * dim);
-    const int64_t tile = pf_max_i64(1, pf_min_i64(s->n, SCORE_BYTES / (n_rows * (int64_t)sizeof(float))));
-    PF_SCRATCH(float, scores, s, tile * n_rows);
+    /* Not tile * n_rows, which a longer context can make less: memory is planned by the longest. */
+    const int64_t room = pf_max_i64(n_rows, pf_min_i64(s->n * n_rows, SCORE_FLOATS)), tile = room / n_rows;
+    PF_SCRATCH(float, scores, s, room);
     for (int64_t t = 0; t < s->n; t += tile) {
         const pf_index_args args = {
             .q = q + t * heads * dim, .w = weights + t * heads, .n_token = pf_min_i64(tile, s->n - t),

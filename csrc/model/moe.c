@@ -27,9 +27,10 @@ static pf_status distinct_experts(const pf_step *s, const int32_t *chosen, int32
     const pf_config *c = &s->net->config;
     PF_SCRATCH(bool, is_chosen, s, c->n_expert);
     PF_SCRATCH(int32_t, ids, s, c->n_expert);
+    *n_out = 0;
+    if (s->ex->dry) return PF_OK;
     memset(is_chosen, 0, (size_t)c->n_expert * sizeof *is_chosen);
     for (int64_t i = 0; i < s->n * c->n_expert_used; ++i) is_chosen[chosen[i]] = true;
-    *n_out = 0;
     for (int32_t e = 0; e < c->n_expert; ++e) {
         if (is_chosen[e]) ids[(*n_out)++] = e;
     }
@@ -82,7 +83,7 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
 
     int32_t *wanted = NULL;
     int64_t n_wanted = 0;
-    if (s->net->experts != NULL && !s->ex->dry) {
+    if (s->net->experts != NULL) {
         PF_TRY(distinct_experts(s, chosen, &wanted, &n_wanted));
         want_batch(s, layer, wanted, n_wanted, 0); /* is read while the shared expert computes */
     }

@@ -72,7 +72,9 @@ pf_status pf_mtp_draft(pf_step *s, int32_t next, float *logits) {
     PF_TRY(pf_step_prepare(s));
     PF_SCRATCH(float, hidden, s, cache->stream_floats);
     PF_SCRATCH(float, inner, s, cache->stream_floats);
-    memcpy(hidden, stream_slot(cache, s->position), (size_t)cache->stream_floats * sizeof(float));
+    if (!s->ex->dry) {
+        memcpy(hidden, stream_slot(cache, s->position), (size_t)cache->stream_floats * sizeof(float));
+    }
     PF_TRY(enter(s, w, hidden, inner));
     PF_TRY(pf_layer(s, c->n_layer, &w->layer, inner));
     return pf_head(s, &w->head_mix, w->norm, inner, 1, logits);

@@ -4,8 +4,8 @@
 #include "base/arith.h"
 #include "base/params.h"
 
-/* The longest step at the fullest context, with operations that reserve their scratch and compute nothing. The arena's
- * peak is exact once the arena is one block, which it is from the second run on. */
+/* The longest step at the fullest context and a draft, with operations that reserve their scratch and compute nothing.
+ * The arena's peak is exact once the arena is one block, which it is from the second run on. */
 static pf_status run_dry(pf_session *session, const int32_t *tokens) {
     const pf_cache *cache = &session->cache;
     pf_exec exec = {.backend = session->model->backend, .pool = session->model->pool, .arena = session->arena,
@@ -15,6 +15,8 @@ static pf_status run_dry(pf_session *session, const int32_t *tokens) {
     pf_arena_reset(session->arena, 0);
     pf_status status = pf_step_prepare(&step);
     if (status == PF_OK) status = pf_forward(&step, 1, NULL);
+    pf_arena_reset(session->arena, 0);
+    if (status == PF_OK && step.net->weights.mtp.present) status = pf_mtp_draft(&step, 0, NULL);
     pf_arena_reset(session->arena, 0);
     return status;
 }
