@@ -61,7 +61,10 @@ void pf_cache_checkpoint(pf_cache *cache) {
     pf_checkpoints *list = &cache->checkpoints;
     const int64_t position = cache->position;
     const int64_t floor = pf_max_i64(pf_max_i64(0, position - PF_CHECKPOINT_SLACK), cache->floor);
-    if (list->n > 0 && list->items[list->n - 1].position == position) --list->n;
+    if (list->n > 0 && list->items[list->n - 1].position == position) {
+        if (list->items[list->n - 1].floor <= floor) return; /* is of the same tokens, and leads back further */
+        --list->n;
+    }
     const pf_checkpoint *entry = pf_checkpoints_add(list, position, floor);
     slot_cursor cursor = {entry->data, false};
     (void)pf_cache_walk_rings(cache, position, floor, copy_piece, &cursor);

@@ -152,6 +152,24 @@ def test_after_a_cancelled_long_step_a_checkpoint_still_leads_back(
         assert np.array_equal(session.eval(tokens[300:], all_logits=True), reference[300:])
 
 
+def test_a_second_checkpoint_at_a_position_leads_back_as_far_as_the_first(
+    model: Any, tokens: np.ndarray, reference: np.ndarray
+) -> None:
+    """After a long step was cancelled, the rings lead back to nothing, and a copy of them to no more."""
+    with model.session(context=CONTEXT, chunk=T) as session:
+        session.eval(tokens[:300])
+        session.checkpoint()
+        session.set_tap(lambda *_: session.cancel())
+        with pytest.raises(pyflash.CancelledError):
+            session.eval(tokens[300:])
+        session.set_tap(None)
+        assert session.rollback_limit == 0
+        session.checkpoint()
+        session.eval(tokens[300:])
+        session.rollback(T - 300 + SLACK)
+        assert np.array_equal(session.eval(tokens[300 - SLACK :], all_logits=True), reference[300 - SLACK :])
+
+
 def test_files_carry_checkpoints_and_note(
     model: Any, tokens: np.ndarray, reference: np.ndarray, tmp_path: Path
 ) -> None:
