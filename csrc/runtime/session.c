@@ -180,7 +180,8 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
         pf_cache_abort_write(cache, n);
         return finish(session, status, err);
     }
-    memcpy(session->tokens + cache->position, tokens, (size_t)n * sizeof *tokens);
+    /* They may be the session's own, which were rolled back. */
+    memmove(session->tokens + cache->position, tokens, (size_t)n * sizeof *tokens);
     pf_cache_commit_write(cache, n);
     *n_done = n;
     return PF_OK;
@@ -267,6 +268,7 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
 }
 
 pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err) {
+    if (data == NULL && len > 0) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_set_note: data is needed");
     if (len > max_note) {
         return pf_fail(err, PF_ERR_ARGUMENT, "a note of %llu bytes: at most %llu are kept",
                        (unsigned long long)len, (unsigned long long)max_note);
