@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["reasoning", "content", "tool_call"]
 
+_WORTH_A_CHECKPOINT = 256  # tokens; fewer are soon evaluated again, and can be rolled back while they are the last
+
 THINKING_MODES = ("off", "low", "high", "max")
 
 
@@ -65,6 +67,8 @@ class Reply(Iterator[ChatPiece]):
         self._calls: list[dict[str, Any]] = []
         self.n_prompt = len(prompt)
         self.n_reused = session.reuse(prompt)
+        if session.since_checkpoint >= _WORTH_A_CHECKPOINT:
+            self._checkpoint()  # so that another question here does not need the answer before it evaluated again
         self.n_generated = 0
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
@@ -82,13 +86,16 @@ class Reply(Iterator[ChatPiece]):
             seconds = time.monotonic() - started
             if self.n_generated == 0:
                 self.prompt_seconds = seconds
-                with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
-                    self._session.checkpoint()
+                self._checkpoint()
             else:
                 self.generate_seconds += seconds
             self.n_generated += 1
             self._ready.extend(self._take(choice))
         return self._give(self._ready.popleft())
+
+    def _checkpoint(self) -> None:
+        with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
+            self._session.checkpoint()
 
     def close(self) -> None:
         """Ends the answer here. What there is of it stays in the session and in message."""

@@ -78,6 +78,7 @@ class Session:
         self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
         self._runner = InterruptibleRunner()
         self._position = 0
+        self._checkpoint = 0
         self._stale_cancel = False
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
@@ -253,6 +254,12 @@ class Session:
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_checkpoint, handle)
+            self._checkpoint = self._position
+
+    @property
+    def since_checkpoint(self) -> int:
+        """How many tokens ago the latest checkpoint() was; position when there was none that still stands."""
+        return self.position - (self._checkpoint if self._checkpoint <= self.position else 0)
 
     def align(self, tokens: Tokens) -> list[int]:
         """Tokens of the same text, with this session's own at its beginning as far as they spell it.

@@ -334,6 +334,17 @@ def test_next_turn_drops_long_reasoning_without_prefill(session: pyflash.Session
     assert second.n_reused == first.n_prompt - 1
 
 
+def test_another_question_after_a_long_answer_needs_no_prefill(session: pyflash.Session, say: Say) -> None:
+    say(session, "many words, " * 150)
+    first = session.chat(QUESTION)
+    list(first)
+    asked = [*QUESTION, first.message, {"role": "user", "content": "And then? " * 200}]
+    list(session.chat(asked, max_tokens=300, seed=1))
+    another = session.chat([*asked[:-1], {"role": "user", "content": "Why?"}], max_tokens=1)
+    assert first.n_generated > 300 and another.n_reused == first.n_prompt + first.n_generated - 1
+    assert len(list(another)) == 1
+
+
 def test_session_without_checkpoints_chats_too(model: pyflash.Model) -> None:
     with model.session(checkpoints=0) as session:
         list(session.chat(QUESTION, max_tokens=5))
