@@ -52,7 +52,7 @@ class ClosedError(Error):
 
 
 class BusyError(Error):
-    """The session is running another call; a session serves one thread at a time."""
+    """The session is running another call, or was used otherwise while an answer waited to go on."""
 
 
 class InternalError(Error):

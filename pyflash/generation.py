@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash._values import FloatArray, Tokens, integer, token_array
-from pyflash.errors import ArgumentError
+from pyflash.errors import ArgumentError, BusyError
 from pyflash.sampling import MAX_LOGPROBS, Sampler, SamplingOptions, TokenLogprob, top_logprobs
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint |
     """Evaluates tokens, then picks and evaluates one token after the other. The last one stays unevaluated."""
     eos = session.model.info.eos_token
     logits = session.eval(tokens, progress=how.progress)
+    n_moves = session.n_moves
     for count in range(1, how.limit + 1):
         token, logprob = how.sampler.pick(logits, constraint.allowed() if constraint else None)
         if constraint:
@@ -124,7 +125,10 @@ def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint |
         yield Choice(token, logprob, top, finish)
         if finish:
             return
+        if session.n_moves != n_moves:
+            raise BusyError("the session was used for something else meanwhile: what was being generated cannot go on")
         logits = session.eval([token])
+        n_moves = session.n_moves
 
 
 def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ...]:

@@ -88,12 +88,19 @@ class Grammar:
 def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
     """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
     Grammar.json_schema(schema)  # tells what is wrong with it better than the whole could
-    inline = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+    options = {"x-guidance": _JSON_OPTIONS}
+    mark = f"<[{marker}]>"
+    # The marker, which no text can contain, ends what is read as STRING.
     return Grammar.lark(f"""\
 start: answer | calls
-answer: %json {inline}
-calls: "\\n\\n<" <[{marker}]> (TEXT | <[{marker}]>)*
-TEXT: /(?s:.)+/
+answer: %json {json.dumps({**schema, **options})}
+calls: "\\n\\n<" {mark} "tool_calls>\\n<" call ("\\n<" call)* "\\n</" {mark} "tool_calls>"
+call: {mark} HEAD ("<" parameter ("\\n<" parameter)*)? "\\n</" {mark} "invoke>"
+parameter: {mark} (STRING | VALUE value "</") {mark} "parameter>"
+value: %json {json.dumps(options)}
+HEAD: /invoke name="[^"\\n]+">\\n/
+STRING: /parameter name="[^"\\n]+" string="true">(?s:.)*<\\//
+VALUE: /parameter name="[^"\\n]+" string="false">/
 """)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyflash.model import Model
 
 _CANCELLABLE = (lib.pf_session_eval, lib.pf_session_draft)
+_MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
 
@@ -79,6 +80,7 @@ class Session:
         self._runner = InterruptibleRunner()
         self._position = 0
         self._checkpoint = 0
+        self.n_moves = 0  # calls so far that may have changed the timeline
         self._stale_cancel = False
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
@@ -117,6 +119,7 @@ class Session:
                 status = function(handle, *arguments)
             if function in _CANCELLABLE:
                 self._stale_cancel = False
+            self.n_moves += function in _MOVING
             self._position = int(lib.pf_session_position(handle))
             statuses.append(status)
 

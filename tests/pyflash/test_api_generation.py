@@ -240,6 +240,18 @@ def test_closing_keeps_what_was_generated(model: pyflash.Model, session: pyflash
     assert got + [piece.token for piece in again] == whole
 
 
+def test_one_generation_at_a_time(session: pyflash.Session) -> None:
+    prompt = session.model.tokenizer.encode("some words")
+    first = session.generate(prompt, max_tokens=5)
+    next(first)
+    session.rollback(session.position)
+    second = session.generate(prompt, max_tokens=5)
+    next(second)  # as far as the first one was
+    with pytest.raises(pyflash.BusyError, match="something else"):
+        next(first)
+    assert len(list(second)) == 4
+
+
 def test_progress_counts_the_prompt(model: pyflash.Model) -> None:
     calls: list[tuple[int, int]] = []
     with model.session(chunk=10) as session:
