@@ -95,8 +95,8 @@ typedef struct pf_model_params {
     void *log_user;
     int32_t pin_threads;    /* 1: keep each worker thread on a core of its own; UNSUPPORTED where the system does not */
     int32_t reserved2;
-    uint64_t expert_budget; /* bytes of routed experts kept in memory, the others being read ahead from disk when they are
-                               chosen; 0: the system decides. For files larger than memory */
+    uint64_t expert_budget; /* bytes of routed experts kept in memory, the others being read ahead from disk when they
+                               are chosen; 0: the system decides. For files larger than memory */
 } pf_model_params;
 
 PF_API void pf_model_params_init(pf_model_params *params);
@@ -170,6 +170,10 @@ PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, 
 
 /* ---- Sessions ---------------------------------------------------------------------------------------------- */
 
+/* One turn of a conversation: pf_chat_tokenize() writes the prompt, pf_session_align() and pf_session_reuse() keep what
+ * the session has of it, pf_session_eval() evaluates the rest and pf_session_checkpoint() marks its end; then
+ * pf_sampler_pick() and pf_session_eval() take turns up to eos_token. */
+
 #define PF_CACHE_AUTO 0      /* float32 in exact, F16 in fast */
 #define PF_CACHE_F16 1       /* half floats: twice the memory of REFERENCE and closest to exact */
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
@@ -195,7 +199,8 @@ PF_API void pf_session_close(pf_session *session); /* NULL is allowed */
 PF_API int64_t pf_session_position(const pf_session *session);
 PF_API int64_t pf_session_capacity(const pf_session *session);
 PF_API int32_t pf_session_chunk(const pf_session *session);
-/* The tokens evaluated so far, [position]. Valid until the next call that changes the session. */
+/* The tokens evaluated so far, [position]. Valid until the next call that changes the session, to which they may be
+ * passed. */
 PF_API const int32_t *pf_session_tokens(const pf_session *session);
 
 #define PF_LOGITS_NONE 0
@@ -230,15 +235,16 @@ PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error
  * that consumes the request. */
 PF_API void pf_session_cancel(pf_session *session);
 
-/* Remembers the current position, so that rollback can come back to it, or to up to 16 tokens before it, however much
- * follows. Dropped when the session is rolled back to before it; the oldest goes when there are n_checkpoint of them.
- * Worth it where a prompt ends: the next one often shares all of it, but not the reasoning that was generated then.
- * UNSUPPORTED when the session was opened with none. */
+/* Remembers the current position, so that rollback can come back to it, or to up to 16 tokens before it (as far as
+ * pf_session_rollback_limit() goes now), however much follows. Dropped when the session is rolled back to before it; the
+ * oldest goes when there are n_checkpoint of them. Worth it where a prompt ends: the next one often shares all of it,
+ * but not the reasoning that was generated then. UNSUPPORTED when the session was opened with none. */
 PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 
 /* Writes the same text as tokens, with the session's own tokens at its beginning as far as they spell it: what a model
  * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. For prompts that
- * go on with a conversation, before pf_session_reuse. out has room for n_tokens + position. */
+ * go on with a conversation, before pf_session_reuse. *n_out <= n_tokens + position, for which out must have room
+ * (capacity); ARGUMENT otherwise, and for a token id outside the vocabulary. out must not overlap tokens. */
 PF_API pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                                   int64_t capacity, int64_t *n_out, pf_error *err);
 
@@ -258,7 +264,7 @@ typedef struct pf_session_memory {
     uint32_t struct_size;
     uint32_t reserved;
     uint64_t cache_bytes;      /* for the whole capacity */
-    uint64_t buffer_bytes;     /* of evaluating chunks, logits of the last token only */
+    uint64_t buffer_bytes;     /* of evaluating chunks, logits of the last token only, and of drafts */
     uint64_t checkpoint_bytes; /* of n_checkpoint checkpoints */
 } pf_session_memory;
 PF_API pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err);
@@ -359,7 +365,7 @@ PF_API const char *pf_cpu_isa_name(int32_t index);
 PF_API const char *pf_cpu_isa_problem(int32_t index);
 
 /* How fast the model's threads read memory: the best of three passes over `bytes` bytes of fresh memory, which should
- * be far more than the caches hold. What a benchmark holds the speed of decoding against. */
+ * be far more than the caches hold; ARGUMENT below 1 MiB. What a benchmark holds the speed of decoding against. */
 PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second,
                                          pf_error *err);
 

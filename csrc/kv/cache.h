@@ -35,8 +35,8 @@ typedef struct pf_layer_cache {
     pf_frontier index_frontier;
 } pf_layer_cache;
 
-/* Copies of the rings as they were at some positions. The pools need none: rolling back to a position leaves the rows of
- * the tokens before it alone. */
+/* Copies of the rings as they were at some positions. The pools need none: rolling back to a position leaves the rows
+ * of the tokens before it alone. */
 typedef struct pf_checkpoint {
     int64_t position, floor;
     uint8_t *data; /* its slot: the pieces of pf_cache_walk_rings(position, floor) */

@@ -2,7 +2,6 @@
  * about speed lives in the backend. */
 #include "model/step.h"
 
-
 static pf_mhc_shape mhc_shape(const pf_config *c) {
     return (pf_mhc_shape){.n_stream = c->n_stream, .sinkhorn_iters = c->sinkhorn_iters, .n_embd = c->n_embd,
                           .norm_eps = c->norm_eps, .hc_eps = c->hc_eps};

@@ -1,9 +1,9 @@
 /* Routed experts of a file that is larger than memory.
  *
- * The weights stay mapped, so nothing else changes: whoever uses an expert finds it, if need be by waiting for the disk.
- * What this adds is order. Experts are read ahead as a whole once they are chosen, all of a layer at the same time,
- * instead of page by page as they are touched; and when those in memory exceed a budget, the ones that were not used
- * for the longest time go, instead of whatever the system takes, which would soon be the weights that every token
+ * The weights stay mapped, so nothing else changes: whoever uses an expert finds it, if need be by waiting for the
+ * disk. What this adds is order. Experts are read ahead as a whole once they are chosen, all of a layer at the same
+ * time, instead of page by page as they are touched; and when those in memory exceed a budget, the ones that were not
+ * used for the longest time go, instead of whatever the system takes, which would soon be the weights that every token
  * needs. */
 #ifndef PF_MODEL_EXPERT_STREAM_H
 #define PF_MODEL_EXPERT_STREAM_H
