@@ -10,6 +10,7 @@ import click
 
 from pyflash.commands.options import converter_errors, parse_size, print_written
 from pyflash.commands.output import print_done
+from pyflash.commands.signals import leaving_on_signals
 from pyflash.progress import Progress
 
 
@@ -34,10 +35,11 @@ def convert(
     CHECKPOINT holds config.json, the safetensors files and tokenizer.json as published. Files named OUT.gguf are
     replaced when the new ones are complete; an interrupted conversion leaves nothing.
     """
-    with converter_errors():
+    with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
 
-        settings = converter.ConvertOptions(shard_bytes=parse_size(split_max_size) if split_max_size else None, **options)
+        shard_bytes = None if split_max_size is None else parse_size(split_max_size)
+        settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
             print_done(plan.as_json()) if as_json else click.echo(plan.summary())

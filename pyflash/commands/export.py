@@ -12,6 +12,7 @@ import click
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import converter_errors, print_written
 from pyflash.commands.output import print_done
+from pyflash.commands.signals import leaving_on_signals
 from pyflash.progress import Progress
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ def export_ollama(file: str, dest: str, name: str | None, place: str | None, for
 
     It names FILE where it is, unless --link or --copy put it beside. The commands to run next are printed.
     """
-    with converter_errors():
+    with converter_errors(), leaving_on_signals():
         from gguf_export.ollama import export_ollama as write
 
         with Progress("copying", sys.stderr) as progress:
@@ -76,7 +77,7 @@ def export_lmstudio(
     DEST is LM Studio's folder of models, such as ~/.lmstudio/models. All shards of a split file go there. They are hard
     links where that is possible, else symlinks, else copies.
     """
-    with converter_errors():
+    with converter_errors(), leaving_on_signals():
         from gguf_export.lmstudio import export_lmstudio as write
 
         with Progress("copying", sys.stderr) as progress:
@@ -102,7 +103,7 @@ def export_lmstudio(
 @_as_json
 def export_hf(file: str, dest: str, as_json: bool) -> None:
     """Turn a native-profile GGUF back into the safetensors it came from, in the new folder DEST."""
-    with converter_errors():
+    with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
 
         with Progress("exporting", sys.stderr) as progress:

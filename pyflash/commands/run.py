@@ -20,10 +20,11 @@ import pyflash
 from pyflash import demo, memory_plan
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import model_options, open_model, option, sampling_options
+from pyflash.commands.signals import leaving_on_signals
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.conversation import Conversation, read_text
 from pyflash.repl.lines import History, LineReader, state_dir
-from pyflash.repl.loop import Chat, SessionFile, leaving_on_signals, say
+from pyflash.repl.loop import Chat, SessionFile, say
 from pyflash.repl.prompt import piped_text, read_stdin
 from pyflash.repl.settings import SAMPLING, Settings, stop_strings
 from pyflash.repl.view import JsonView, TextView

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 
 import click
 
@@ -48,24 +46,6 @@ class SessionFile:
 def say(line: str) -> None:
     """A line about the chat rather than of it."""
     click.echo(line, err=True)
-
-
-@contextlib.contextmanager
-def leaving_on_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the program as if it had decided so: everything open is closed."""
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
-            before[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Chat:

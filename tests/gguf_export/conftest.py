@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ran import Ran
 
 from gguf_export.convert import ConvertOptions, convert
 
@@ -28,20 +27,6 @@ def converted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         return done[key]
 
     return make
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command left behind. stderr holds one line and no traceback where it failed."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def json(self) -> dict[str, Any]:
-        last: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
-        assert last["done"] is True
-        return last
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ran
+from ran import Ran
 
 Run = Callable[..., Ran]
 
@@ -55,3 +58,31 @@ def test_failures_are_a_line(
 ) -> None:
     ran = run(*(text.format(tmp=tmp_path, checkpoint=tiny_checkpoint) for text in arguments), "--json")
     assert ran.code == 1 and reason in ran.stderr and ran.stdout == "" and os.listdir(tmp_path) == []
+
+
+# Ends itself where the work is done, and shows what lies there at that moment.
+ENDED = """
+import os, signal, sys, time
+from gguf_export import convert, placing
+def end(*arguments, **options):
+    print(sorted(name for name in os.listdir(".") if name.endswith(".part")), flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    time.sleep(60)
+convert.run_jobs = placing._copy = end
+from pyflash.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_ended_from_outside(tmp_path: Path, tiny_checkpoint: Path, demo_model: Path, name: str, command: str) -> None:
+    """Also by a closed terminal, nothing half-written stays."""
+    words = {"convert": ["convert", tiny_checkpoint, "m.gguf"],
+             "export": ["export", "ollama", demo_model, ".", "--copy"]}
+    done = subprocess.run([sys.executable, "-c", ENDED, name, *map(str, words[command])], cwd=tmp_path,
+                          capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert ".part" in done.stdout and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyflash
 import pytest
-from conftest import Ran
+from ran import Ran
 from gguf import GGUFReader
 
 from gguf_export import placing
