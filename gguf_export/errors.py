@@ -16,6 +16,8 @@ class ConvertError(Exception):
 _WAYS_OUT = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
+    errno.ENAMETOOLONG: "check the path",
+    errno.ELOOP: "check the path",
     errno.EISDIR: "name a file",
     errno.EACCES: "check the permissions of the file and its folder",
     errno.EPERM: "check the permissions of the file and its folder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,9 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]
 
 def _read_one(path: Path) -> GGUFFile:
     try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for who writes to it
+            raise ConvertError(f"{path} is not a regular file: name one that is")
         with open(path, "rb") as file:
             return _parse(_Cursor(path, file))
     except OSError as error:

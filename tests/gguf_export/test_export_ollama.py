@@ -16,8 +16,8 @@ from typing import Any
 import pyflash
 import pytest
 from chats import EFFORTS, text
-from conftest import Ran
 from gguf import GGUFWriter
+from ran import Ran
 
 from gguf_export.chat_template import chat_template
 from gguf_export.convert import ConvertOptions, convert
@@ -171,6 +171,10 @@ def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run
     for name in ("", "a b", "../x", "x:", "-x", "a/b/c/d"):
         with pytest.raises(ConvertError, match="no name for Ollama"):
             export_ollama(main, tmp_path / "new", name=name)
+    if hasattr(os, "mkfifo"):  # opened, it would wait for ever
+        os.mkfifo(tmp_path / "pipe.gguf")
+        with pytest.raises(ConvertError, match="not a regular file"):
+            export_ollama(tmp_path / "pipe.gguf", tmp_path / "new")
     (tmp_path / "blocked").write_text("a file")
     for dest in (tmp_path / "blocked", tmp_path / "blocked" / "below"):
         with pytest.raises(ConvertError, match="blocked"):
