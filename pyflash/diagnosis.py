@@ -22,6 +22,7 @@ from pyflash.report import table
 
 _PACKAGES = ("numpy", "cffi", "click")
 _EXTRAS = {"grammar": "llguidance"}  # the extra of pyflash and what it brings
+_PREFIX = "PYFLASH_"
 _OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_LIBRARY")
 
 
@@ -56,7 +57,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
     kernels = tuple(machine.kernel_sets())
     usable = [each.name for each in kernels if each.problem is None]
     kernel_set: str | None = environment.get("PYFLASH_CPU") or usable[0]
-    ours = {name: value for name, value in sorted(environment.items()) if name.startswith("PYFLASH_")}
+    ours = {name: value for name, value in sorted(environment.items()) if name.startswith(_PREFIX)}
     problems, warnings = _bad_options(cli, ours)
     warnings += _odd_variables(cli, ours)
     if kernel_set not in usable:
@@ -132,8 +133,9 @@ def _refusal(option: click.Parameter, context: click.Context) -> str | None:
 def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
     known = {*_OTHER_VARIABLES, *(name for name, _, _ in _options(cli, click.Context(cli)))}
     for name in ours.keys() - known:
-        near = difflib.get_close_matches(name, known, 1)
-        yield f"{name} has no effect: pyflash knows no such variable{f', did you mean {near[0]}' if near else ''}"
+        near = difflib.get_close_matches(name.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in known], 1)
+        hint = f", did you mean {_PREFIX}{near[0]}" if near else ""
+        yield f"{name} has no effect: pyflash knows no such variable{hint}"
     model = ours.get("PYFLASH_MODEL")
     if model and not os.path.isfile(model):
         yield f"PYFLASH_MODEL names {model!r}, which is no file: change or unset it"

@@ -14,8 +14,17 @@ _GGUF = "gguf"
 
 _BASH = """\
 _pyflash_complete() {
-    local line kind value
+    local line kind value word current=-1 i
+    local -a words=()
     COMPREPLY=()
+    for ((i = 0; i <= COMP_CWORD; i++)); do  # bash takes --option=value for three words
+        word=${COMP_WORDS[i]}
+        if [[ $word == = || ( $i -gt 0 && ${COMP_WORDS[i-1]} == = ) ]] && ((current > 0)); then
+            words[current]+=$word
+        else
+            words[++current]=$word
+        fi
+    done
     while IFS= read -r line; do
         kind=${line%%,*}
         value=${line#*,}
@@ -32,7 +41,7 @@ _pyflash_complete() {
                 compopt -o filenames 2>/dev/null
                 while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$value") ;;
         esac
-    done < <(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _PYFLASH_COMPLETE=bash_complete "$1" 2>/dev/null)
+    done < <(COMP_WORDS="${words[*]}" COMP_CWORD=$current _PYFLASH_COMPLETE=bash_complete "$1" 2>/dev/null)
 }
 complete -F _pyflash_complete pyflash
 """

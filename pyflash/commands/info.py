@@ -6,18 +6,18 @@ import click
 
 from pyflash import report
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import converter_errors
+from pyflash.commands.options import converter_errors, option
 from pyflash.commands.output import print_done
 
 
 @click.command()
 @click.argument("file", type=GGUFFile())
-@click.option("--ctx", "-c", type=click.IntRange(1),
-              help="Context in tokens to plan for.  [default: the model's, at most 65536]")
-@click.option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
-              help="Precision to plan for, as of run.")
-@click.option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
-              help="Precision of the cache to plan for, as of run.")
+@option("--ctx", "-c", type=click.IntRange(1), metavar="N",
+        help="Context in tokens to plan for.  [default: the model's, at most 65536]")
+@option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
+        help="Precision to plan for, as of run.")
+@option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
+        help="Precision of the cache to plan for, as of run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: bool) -> None:
     """Tell what a GGUF file is, what it costs, and whether it fits this machine.

@@ -63,6 +63,7 @@ def test_bash_commands_and_options(place: Path) -> None:
     assert bash(place, "export", "h") == ["hf"]
     assert "--cache-type" in bash(place, "info", "--")
     assert bash(place, "info", "--cache-type", "") == ["auto", "f16", "reference"]
+    assert bash(place, "info", "--cache-type", "=", "re") == ["reference"]  # as bash splits words
     assert bash(place, "completion", "") == ["bash", "fish", "zsh"]
 
 
