@@ -108,7 +108,7 @@ def sampling_options(command: _F) -> _F:
                      r"\n is a line end.")(command)
     for setting in reversed((MAX_TOKENS, *SAMPLING)):
         names = [f"--{setting.name.replace('_', '-')}", *([setting.short] if setting.short else [])]
-        shown = {"show_default": True} if setting.default is not None else {}
+        shown: dict[str, Any] = {"show_default": True} if setting.default is not None else {}
         random = "  [default: random]" if setting.name == "seed" else ""
         metavar = "X" if isinstance(setting.default, float) else "N"
         add = option(*names, type=setting.kind, metavar=metavar, default=setting.default, help=setting.help + random,
