@@ -65,7 +65,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     built-in demo model, which is tiny and random and talks nonsense.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
-    each line of it is a turn of a chat.
+    each line of it is a turn of a chat, which ends at the first that fails.
 
     In a chat /help lists the commands. Nothing of it is dropped when the context is full: the chat says so, /undo and
     /clear make room, and a larger --ctx holds more.

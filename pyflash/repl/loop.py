@@ -117,7 +117,7 @@ class Chat:
         except BrokenPipeError:
             raise
         except (Error, OSError) as error:
-            if not is_command and not self._interactive:  # what a script asks next may build on it
+            if not sys.stdin.isatty():  # what a script asks next may build on it
                 raise
             say(f"pyflash: error: {_one_line(error)}")
             return True

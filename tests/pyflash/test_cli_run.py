@@ -93,12 +93,18 @@ def test_a_mistyped_model_is_no_prompt(path: str) -> None:
 
 
 def test_a_scripted_chat(demo_model: Path) -> None:
-    script = '/set max_tokens 3\n"""two\nlines"""\n/what\n/undo\nHello\n/set temp 0\n/regen\n/stats\n/bye\nnot read\n'
+    script = '/set max_tokens 3\n"""two\nlines"""\n/undo\nHello\n/set temp 0\n/regen\n/stats\n/bye\nnot read\n'
     done = run(demo_model, "--verbose", stdin=script)
     assert done.exit_code == 0, done.exception
-    assert "took back: two..." in done.stderr and "no command /what" in done.stderr
+    assert "took back: two..." in done.stderr
     assert done.stderr.count("pyflash: 3 tokens (max_tokens)") == 3
     assert ">>>" not in done.output
+
+
+@pytest.mark.parametrize("line", ["/what", "/read missing.txt", "/load missing.session", "/set temp hot"])
+def test_a_scripted_chat_ends_at_a_command_that_fails(demo_model: Path, line: str) -> None:
+    done = run(demo_model, "-n", 3, stdin=f"{line}\nHello\n")
+    assert isinstance(done.exception, pyflash.Error) and done.stdout == ""
 
 
 def test_a_scripted_chat_ends_at_an_answer_that_fails(demo_model: Path) -> None:
