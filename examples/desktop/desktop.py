@@ -261,9 +261,10 @@ def main() -> None:
     root = tk.Tk()
     window = ChatWindow(root, Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     try:
-        root.mainloop()
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C in the terminal
+            root.mainloop()
     finally:
-        window.worker.close()  # also after Ctrl-C in the terminal
+        window.worker.close()
 
 
 if __name__ == "__main__":

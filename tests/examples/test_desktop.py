@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
