@@ -144,8 +144,8 @@ def test_positions_of_checkpoints_are_checked(model: Any, good: bytes, tmp_path:
     assert good.count(first) == 1 and good.count(second) == 1
     with model.session(context=CONTEXT) as session:
         for header, (position, floor) in (
-            (first, (6, 0)), (second, (2, 0)), (second, (9, 0)), (second, (6, 7)), (second, (6, -1)), (second, (-1, -1)),
-            (second, (2**62, 2**62 - 1)), (second, (2**63 - 1, -(2**63))),
+            (first, (6, 0)), (second, (2, 0)), (second, (9, 0)), (second, (6, 7)), (second, (6, -1)),
+            (second, (-1, -1)), (second, (2**62, 2**62 - 1)), (second, (2**63 - 1, -(2**63))),
         ):  # fmt: skip
             changed = good[:-8].replace(header, struct.pack("<qq", position, floor))
             assert not load(session, tmp_path / "session", signed(changed))
