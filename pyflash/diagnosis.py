@@ -23,7 +23,7 @@ from pyflash.report import table
 _PACKAGES = ("numpy", "cffi", "click")
 _EXTRAS = {"grammar": "llguidance"}  # the extra of pyflash and what it brings
 _PREFIX = "PYFLASH_"
-_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_LIBRARY")
+_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY")
 
 
 @dataclass(frozen=True)

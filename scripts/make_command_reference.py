@@ -30,7 +30,8 @@ what to do; 2 wrong usage; 130 interrupted. An option that names a `PYFLASH_` va
 is not given. With `--json` a command prints one JSON object a line, the last of them with `"done": true`.
 
 Other variables: `PYFLASH_CPU` (`scalar`, `avx2`, `avx512`, ...) forces a set of CPU kernels; `PYFLASH_CACHE` is the
-folder for the demo model; `PYFLASH_LIBRARY` names another build of the library.
+folder for the demo model, `PYFLASH_STATE` that for what was typed in chats; `PYFLASH_LIBRARY` names another build of
+the library.
 """
 
 

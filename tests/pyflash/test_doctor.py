@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_settings_that_spoil_a_part(tmp_path: Path, name: str, value: str, words
     assert len(warnings) == 1
     for word in words:
         assert word in warnings[0]
+
+
+def test_every_variable_is_known(tmp_path: Path) -> None:
+    """Those that the package reads itself; options bring theirs along."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(pyflash.__file__).parent.rglob("*.py"))
+    names = set(re.findall(r'environ(?:ment)?(?:\.get\(|\[)"(PYFLASH_\w+)"', sources))
+    assert {"PYFLASH_CACHE", "PYFLASH_CPU", "PYFLASH_LIBRARY", "PYFLASH_STATE"} <= names
+    names -= {"PYFLASH_CPU", "PYFLASH_LIBRARY"}  # which cannot be a folder
+    assert diagnosis(tmp_path, PYFLASH_CPU="scalar", **dict.fromkeys(names, str(tmp_path)))["warnings"] == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux has them")
