@@ -1,4 +1,4 @@
-"""A chat on the terminal: python chat.py [MODEL.gguf]. Ctrl-C stops an answer, Ctrl-D leaves."""
+"""A chat on the terminal: python chat.py [MODEL.gguf]. Ctrl-C stops an answer or leaves, Ctrl-D leaves."""
 
 import sys
 
@@ -12,7 +12,7 @@ with pyflash.Model.open(path) as model, model.session(context=8192) as session:
     while True:
         try:
             messages.append({"role": "user", "content": input("> ")})
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
         reply = session.chat(messages, max_tokens=limit)
         try:

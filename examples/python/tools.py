@@ -72,5 +72,7 @@ def answer(session: pyflash.Session, messages: list[dict[str, Any]], **options: 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     with pyflash.Model.open(sys.argv[1]) as model, model.session(context=16384) as session:
         print(answer(session, [{"role": "user", "content": sys.argv[2]}]))
