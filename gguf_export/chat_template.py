@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from gguf_export.chat_texts import EFFORTS, RESPONSE_FORMAT, TOOLS_TEMPLATE
 
-RELEASES = tuple(EFFORTS)
-
 _MARKERS = {"{dsml_token}": "｜DSML｜", "{thinking_start_token}": "<think>", "{thinking_end_token}": "</think>"}
 
 _TEMPLATE = """

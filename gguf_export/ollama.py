@@ -32,7 +32,6 @@ from gguf_export.placing import (
 from gguf_export.reader import GGUFFile
 
 MODELFILE = "Modelfile"
-PLACES = ("stay", "link", "copy")
 STOPS = ("<｜end▁of▁sentence｜>", "<｜User｜>")
 
 _NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"

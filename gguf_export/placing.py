@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_export.engine import ProgressFn
+from gguf_export.engine import ProgressFn, check_space
 from gguf_export.errors import ConvertError, reason
 from gguf_export.metadata import ARCH
 from gguf_export.reader import GGUFFile, read_gguf, shard_paths
-from gguf_export.summary import gigabytes
 
 _COPY_BYTES = 8 << 20
 
@@ -131,14 +130,6 @@ def _copy(source: Path, target: Path, done: int, total: int, progress: ProgressF
     return done
 
 
-def _check_space(folder: Path, sources: Sequence[Path]) -> int:
-    needed = sum(path.stat().st_size for path in sources)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ConvertError(f"{folder} has {gigabytes(free)} free, a copy of the model needs {gigabytes(needed)}")
-    return needed
-
-
 def place_files(
     sources: Sequence[Path], folder: Path, *, copy: bool, force: bool, progress: ProgressFn | None = None
 ) -> tuple[list[Path], str]:
@@ -156,7 +147,8 @@ def place_files(
         how = None if copy else _link_all(sources, pending)
         if how is None:
             how = "copy"
-            done, total = 0, _check_space(folder, sources)
+            done, total = 0, sum(path.stat().st_size for path in sources)
+            check_space(folder, total)
             for source, path in zip(sources, pending, strict=True):
                 done = _copy(source, path, done, total, progress)
     return targets, how

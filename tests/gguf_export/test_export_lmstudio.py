@@ -107,7 +107,7 @@ def test_nothing_is_left_of_a_copy_that_fails(
     assert not (tmp_path / "models").exists()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(placing.shutil, "disk_usage", lambda _folder: usage._replace(free=1000))
-    with pytest.raises(ConvertError, match=r"1\.0 kB free, a copy of the model needs 2"):
+    with pytest.raises(ConvertError, match=r"1\.0 kB free and the output needs 2"):
         export_lmstudio(demo_model, tmp_path / "models", copy=True)
     assert not (tmp_path / "models").exists()
     assert export_lmstudio(demo_model, tmp_path / "models").how == "hard link"  # takes no space
