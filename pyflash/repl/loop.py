@@ -32,7 +32,6 @@ class SessionFile:
                 raise FileError(f"{folder} is no folder: --session cannot write {path}")
             if not os.access(folder, os.W_OK):
                 raise FileError(f"--session cannot write {path}: permission denied")
-
         self._written = conversation.messages
 
     def write(self) -> None:
@@ -139,6 +138,8 @@ class Chat:
             self._view.finished(answer)
         for line in remarks(answer, stopped=self._interactive):
             say(line)
+        if answer.interrupted and self._interactive and self._conversation.attached:
+            say("what you read still goes before your next question; /clear drops it")
         settings = self._conversation.settings
         if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
             line = stats_line(answer)
