@@ -16,6 +16,8 @@ from pathlib import Path
 
 import click
 from pyflash.cli import cli
+from pyflash.repl.commands import COMMANDS, HELP_ON_LINES
+from pyflash.repl.settings import helps
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 COMMAND = "python scripts/make_command_reference.py"
@@ -36,7 +38,7 @@ the library.
 
 
 def main() -> None:
-    text = HEAD + "".join(section(path, command) for path, command in walk(("pyflash",), cli))
+    text = HEAD + "".join(section(path, command) for path, command in walk(("pyflash",), cli)) + chat_section()
     if sys.argv[1:] == ["--check"]:
         if not PATH.is_file() or PATH.read_text(encoding="utf-8") != text:
             sys.exit(f"{PATH.name} is not up to date: run {COMMAND}")
@@ -67,6 +69,15 @@ def section(path: tuple[str, ...], command: click.Command) -> str:
         lines += [f"- [`{name}`](#{'-'.join((*path, name))}): {summary(inner)}"
                   for name, inner in sorted(command.commands.items()) if not inner.hidden]
     return "\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def chat_section() -> str:
+    """The slash commands of a chat, and what /set knows."""
+    lines = ["## In a chat", "", *(f"- **`{f'{each.name} {each.takes}'.strip()}`** {escaped(each.help)}"
+                                   for each in COMMANDS)]  # fmt: skip
+    lines += ["", *(escaped(line.strip()) for line in HELP_ON_LINES), "", "Settings of `/set`:", ""]
+    lines += [f"- **`{name}`** {escaped(text)}" for name, text in helps().items()]
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def argument_usage(argument: click.Argument) -> str:

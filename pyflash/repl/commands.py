@@ -15,6 +15,11 @@ from pyflash.repl.view import stats_line, visible
 
 Say = Callable[[str], None]
 
+HELP_ON_LINES = (
+    '""" begins and ends a text of several lines; a line that ends with \\ goes on in the next.',
+    "Ctrl-C stops an answer and keeps what there is; Ctrl-D leaves.",
+)
+
 
 class Leave(Exception):
     """The chat is over."""
@@ -54,8 +59,9 @@ class Commands:
         width = max(len(f"{command.name} {command.takes}") for command in COMMANDS)
         for command in COMMANDS:
             self._say(f"  {f'{command.name} {command.takes}':{width}}  {command.help}")
-        self._say('\n  """ begins and ends a text of several lines; a line that ends with \\ goes on in the next.')
-        self._say("  Ctrl-C stops an answer and keeps what there is; Ctrl-D leaves.")
+        self._say("")
+        for line in HELP_ON_LINES:
+            self._say(f"  {line}")
 
     def _bye(self, _argument: str) -> None:
         raise Leave
