@@ -178,8 +178,9 @@ def warning_of(model: Model, session: Session, budget: int, show: Callable[[int]
         )
     if own + model.info.weight_bytes > usable:
         kept = f", {show(budget)} of them stay in memory" if budget else ""
-        return (f"this takes {show(own + model.info.weight_bytes)} of memory, and there are {show(usable)}: experts are "
-                f"read from disk again and again, which is slow{kept}; pyflash info tells what fits")
+        needed = show(own + model.info.weight_bytes)
+        return (f"this takes {needed} of memory, and there are {show(usable)}: experts are read "
+                f"from disk again and again, which is slow{kept}; pyflash info tells what fits")
     return None
 
 

@@ -39,8 +39,11 @@ build linux-arm64-gcc aarch64-linux-gnu-gcc -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SY
 if [ "${1-}" = --zig ]; then
     python3 -m venv "$work/venv"
     "$work/venv/bin/pip" install -q ziglang
-    zig_compiler() { # zig_compiler TARGET: a compiler command for it
-        printf '#!/bin/sh\nexec "%s" -m ziglang cc -target %s "$@"\n' "$work/venv/bin/python" "$1" >"$work/zig-$1"
+    zig_compiler() { # zig_compiler TARGET: a compiler command for it, with zig's spelling of our one -march
+        cat >"$work/zig-$1" <<END
+#!/usr/bin/env bash
+exec "$work/venv/bin/python" -m ziglang cc -target $1 "\${@/#-march=armv8.2-a+dotprod/-mcpu=generic+v8_2a+dotprod}"
+END
         chmod +x "$work/zig-$1"
         echo "$work/zig-$1"
     }

@@ -199,7 +199,8 @@ int pf_cpu_list(int16_t cpus[PF_MAX_CPUS], int *n_cores) {
 
 #elif defined(_WIN32)
 
-/* CPUs of this process within its processor group; 0 where Windows does not tell. */
+/* CPUs of this process within its processor group; 0 where Windows does not tell, as for processes that run in several
+ * groups. */
 static DWORD_PTR pf_affinity(void) {
     DWORD_PTR process = 0, machine = 0;
     return GetProcessAffinityMask(GetCurrentProcess(), &process, &machine) ? process : 0;
@@ -208,6 +209,7 @@ static DWORD_PTR pf_affinity(void) {
 int pf_logical_cpus(void) {
     int count = 0;
     for (DWORD_PTR mask = pf_affinity(); mask; mask &= mask - 1) count++;
+    if (count == 0) count = (int)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
     return count > 0 ? count : 1;
 }
 

@@ -91,7 +91,7 @@ static pf_status add_message(chat *c, const char *role, const char *content) {
 
 static void forget_last_message(chat *c) { free((void *)c->messages[--c->n_messages].content); }
 
-/* Evaluates all tokens, one bounded step after the other. A program that shows its progress would do so between them. */
+/* Evaluates all tokens, one bounded step after the other. A program that shows progress would do so between them. */
 static pf_status evaluate(chat *c, const int32_t *tokens, int64_t n) {
     while (n > 0) {
         int64_t done = 0;

@@ -52,7 +52,10 @@ def test_the_logits_are_the_same_bits(tiny: TinyModel, expert_bytes: int, precis
 
 
 def test_what_fits_is_read_once(tiny: TinyModel, expert_bytes: int) -> None:
-    with pyflash.Model.open(tiny.path, expert_budget=1000 * expert_bytes) as model, model.session(context=900) as session:
+    with (
+        pyflash.Model.open(tiny.path, expert_budget=1000 * expert_bytes) as model,
+        model.session(context=900) as session,
+    ):
         for seed in range(4):
             session.eval(tiny.tokens(200, seed=seed))
         first = model.expert_reads

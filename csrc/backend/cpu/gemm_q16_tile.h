@@ -1,6 +1,6 @@
-/* Matrix product of blocks of integer weights with q16 activations, for the vector kernel files: INT_ROWS rows at a time,
- * one 32-bit lane each. A block of every row is loaded and brought into the form that the products take once, and meets
- * a batch of tokens.
+/* Matrix product of blocks of integer weights with q16 activations, for the vector kernel files: INT_ROWS rows at a
+ * time, one 32-bit lane each. A block of every row is loaded and brought into the form that the products take once, and
+ * meets a batch of tokens.
  *
  * The including file defines pf_vec with INT_ROWS lanes (pf_vec_zero, _set1, _add, _mul, _store, _of_ints), pf_ivec,
  * pf_prefetch, a type int_block with a member `scale` (pf_vec: the rows' scales), and per type

@@ -5,6 +5,7 @@
 /* For loops of a constant, small count whose arrays should live in registers, and for functions that take functions. */
 #if defined(__clang__)
 #  define PF_UNROLL _Pragma("clang loop unroll(full)")
+#  pragma clang diagnostic ignored "-Wpass-failed" /* some of the functions are also called with counts that vary */
 #elif defined(__GNUC__)
 #  define PF_UNROLL _Pragma("GCC unroll 16")
 #else

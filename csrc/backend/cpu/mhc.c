@@ -155,8 +155,8 @@ static void post_tokens(void *arg, int64_t begin, int64_t end, int worker) {
 
 pf_status pf_cpu_mhc_post(pf_exec *ex, const pf_mhc_shape *shape, const float *y, const float *post,
                           const float *comb, int64_t n_token, float *streams) {
-    mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .in = y, .post = (float *)(uintptr_t)post, .comb = (float *)(uintptr_t)comb,
-                   .streams = streams, .ex = ex};
+    mhc_job job = {.k = pf_cpu_kernels_of(ex), .shape = shape, .in = y, .post = (float *)(uintptr_t)post,
+                   .comb = (float *)(uintptr_t)comb, .streams = streams, .ex = ex};
     return pf_parallel(ex, n_token, pf_grain(ex, n_token), post_tokens, &job);
 }
 

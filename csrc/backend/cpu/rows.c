@@ -128,8 +128,8 @@ pf_status pf_cpu_store_rows(pf_exec *ex, const pf_rows *rows, int64_t first, int
     return pf_parallel(ex, n, pf_max_i64(8, pf_grain(ex, n)), store_piece, &job);
 }
 
-/* pf_e2m1_to_f32(pf_f32_to_e2m1(v)) without branches: added to a number as large as has e2m1's step at this magnitude, v
- * is rounded to that step. */
+/* pf_e2m1_to_f32(pf_f32_to_e2m1(v)) without branches: added to a number as large as has e2m1's step at this magnitude,
+ * v is rounded to that step. */
 static inline float round_e2m1(float v) {
     const float magnitude = pf_f32_from_bits(pf_f32_bits(v) & 0x7fffffffu);
     const float a = magnitude < 6.0f ? magnitude : 6.0f; /* also a NaN */

@@ -1,10 +1,10 @@
-/* Heads against cache rows, for the vector kernel files: scores, softmax and weighted sums, a tile of heads and rows at a
- * time with the sums in registers. What a (head, row) or (head, column) pair gets does not depend on its tile.
+/* Heads against cache rows, for the vector kernel files: scores, softmax and weighted sums, a tile of heads and rows at
+ * a time with the sums in registers. What a (head, row) or (head, column) pair gets does not depend on its tile.
  *
  * The including file defines, beyond what vector_rows.h and gemm_f32_tile.h ask for: pf_vec_sub, pf_vec_max (the second
- * operand where the first is NaN), pf_vec_zero_below(v, x, limit) (v with zeros where x < limit), pf_vec_sum4 (the sums of
- * four vectors), pf_vec_round (to integers, nearest even), pf_ivec_set1, _add, _left, pf_vec_of_bits, and SUM_VECS, the
- * vectors of columns whose sums of SUM_HEADS heads fit in registers. */
+ * operand where the first is NaN), pf_vec_zero_below(v, x, limit) (v with zeros where x < limit), pf_vec_sum4 (the sums
+ * of four vectors), pf_vec_round (to integers, nearest even), pf_ivec_set1, _add, _left, pf_vec_of_bits, and SUM_VECS,
+ * the vectors of columns whose sums of SUM_HEADS heads fit in registers. */
 #ifndef PF_BACKEND_CPU_VECTOR_ATTENTION_H
 #define PF_BACKEND_CPU_VECTOR_ATTENTION_H
 
@@ -56,7 +56,9 @@ static void row_dots(const float *q, int64_t n_q, const float *rows, int64_t n_r
         const float *four[DOT_ROWS];
         for (int64_t r = 0; r < DOT_ROWS; ++r) four[r] = rows + (first + (r < n ? r : n - 1)) * d;
         int64_t h = 0;
-        for (; h + DOT_HEADS <= n_q; h += DOT_HEADS) dots_tile(q + h * d, DOT_HEADS, four, d, n, out + h * ld + first, ld);
+        for (; h + DOT_HEADS <= n_q; h += DOT_HEADS) {
+            dots_tile(q + h * d, DOT_HEADS, four, d, n, out + h * ld + first, ld);
+        }
         for (; h < n_q; ++h) dots_tile(q + h * d, 1, four, d, n, out + h * ld + first, ld);
     }
 }
@@ -68,7 +70,8 @@ PF_INLINE pf_vec pf_vec_exp(pf_vec x) {
     const float lowest = -87.3f;
     const pf_vec most = pf_vec_set1(-88.8f);
     /* NaN is the second operand throughout, and so stays. */
-    const pf_vec v = pf_vec_sub(pf_vec_zero(), pf_vec_max(most, pf_vec_sub(pf_vec_zero(), pf_vec_max(pf_vec_set1(lowest), x))));
+    const pf_vec negated = pf_vec_sub(pf_vec_zero(), pf_vec_max(pf_vec_set1(lowest), x));
+    const pf_vec v = pf_vec_sub(pf_vec_zero(), pf_vec_max(most, negated));
     const pf_ivec n = pf_vec_round(pf_vec_mul(v, pf_vec_set1(1.44269504f)));
     const pf_vec whole = pf_vec_of_ints(n);
     /* ln 2 in two parts, the first with few bits. */

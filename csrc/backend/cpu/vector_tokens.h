@@ -1,5 +1,5 @@
-/* Element-by-element work on a token's vectors, for the vector kernel files: what remains is done with parts of vectors, so
- * a value never depends on its place.
+/* Element-by-element work on a token's vectors, for the vector kernel files: what remains is done with parts of
+ * vectors, so a value never depends on its place.
  *
  * The including file defines, beyond what vector_attention.h asks for: pf_vec_min (as pf_vec_max), pf_vec_div, and
  * pf_vec_not_below (a bit for every lane that is not < limit). */

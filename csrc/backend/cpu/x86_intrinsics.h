@@ -1,5 +1,6 @@
-/* The intrinsics of the x86 kernel files, and helpers of 128 and 256 bits that both use. The intrinsics are the compiler's, or with PF_SIMDE the SIMDe emulation of tests/backend (a test
- * build that runs the AVX-512 kernels on a machine without AVX-512). */
+/* The intrinsics of the x86 kernel files, and helpers of 128 and 256 bits that both use. The intrinsics are the
+ * compiler's, or with PF_SIMDE the SIMDe emulation of tests/backend (a test build that runs the AVX-512 kernels on a
+ * machine without AVX-512). */
 #ifndef PF_BACKEND_CPU_X86_INTRINSICS_H
 #define PF_BACKEND_CPU_X86_INTRINSICS_H
 
@@ -26,7 +27,8 @@ PF_INLINE void pf_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _
 
 /* Whether 32 e4m3 codes hold a NaN, or 2^8 scale may overflow: cases that the vector conversions leave to scalar. */
 PF_INLINE bool e4m3_is_odd(const uint8_t *codes, float scale) {
-    const __m256i nan = _mm256_cmpeq_epi8(_mm256_or_si256(load256(codes), _mm256_set1_epi8(-128)), _mm256_set1_epi8(-1));
+    const __m256i signless = _mm256_or_si256(load256(codes), _mm256_set1_epi8(-128));
+    const __m256i nan = _mm256_cmpeq_epi8(signless, _mm256_set1_epi8(-1));
     return !(scale < 0x1p119f && scale > -0x1p119f) || _mm256_movemask_epi8(nan) != 0;
 }
 
