@@ -236,9 +236,10 @@ PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error
 PF_API void pf_session_cancel(pf_session *session);
 
 /* Remembers the current position, so that rollback can come back to it, or to up to 16 tokens before it (as far as
- * pf_session_rollback_limit() goes now), however much follows. Dropped when the session is rolled back to before it;
- * the oldest goes when there are n_checkpoint of them. Worth it where a prompt ends: the next one often shares all of
- * it, but not the reasoning that was generated then. UNSUPPORTED when the session was opened with none. */
+ * pf_session_rollback_limit() goes now), however much follows. Dropped when the session is rolled back to before it.
+ * When there are n_checkpoint of them, one goes, so that those left lie the closer together the nearer they are to the
+ * end. Worth it where a prompt ends: the next one often shares all of it, but not the reasoning generated then.
+ * UNSUPPORTED when the session was opened with none. */
 PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 
 /* Writes the same text as tokens, with the session's own tokens at its beginning as far as they spell it: what a model

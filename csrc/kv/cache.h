@@ -95,7 +95,7 @@ bool pf_cache_rollback(pf_cache *cache, int64_t n);
 /* Slots for n checkpoints, which take memory only once used. */
 pf_status pf_checkpoints_open(const pf_cache *cache, int32_t n, pf_checkpoints *out, pf_error *err);
 void pf_checkpoints_close(pf_checkpoints *list);
-/* Copies what it takes to return to the current position; in place of the oldest when all slots are taken. */
+/* Copies what it takes to return to the current position; in place of the least useful one when all slots are taken. */
 void pf_cache_checkpoint(pf_cache *cache);
 /* A new last checkpoint whose data the caller fills in. */
 pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor);

@@ -44,11 +44,29 @@ static bool copy_piece(void *user, void *piece, uint64_t size) {
     return true;
 }
 
+/* The one to give up for a new one at position: whose loss leaves the smallest gap, measured by how far back it is. So
+ * those that stay lie close together near the end, where most conversations are changed, and further apart before. */
+static int32_t least_useful(const pf_checkpoints *list, int64_t position) {
+    int32_t worst = 0;
+    double worst_gap = 0.0;
+    for (int32_t i = 0; i < list->n; ++i) {
+        const int64_t before = i > 0 ? list->items[i - 1].position : 0;
+        const int64_t after = i + 1 < list->n ? list->items[i + 1].position : position;
+        const double gap = (double)(after - before) / (double)pf_max_i64(1, position - list->items[i].position);
+        if (i > 0 && gap >= worst_gap) continue;
+        worst = i;
+        worst_gap = gap;
+    }
+    return worst;
+}
+
 pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor) {
     pf_checkpoint entry = {position, floor, NULL};
-    if (list->n == list->capacity) { /* the oldest one's slot, which becomes the last */
-        entry.data = list->items[0].data;
-        memmove(list->items, list->items + 1, (size_t)(list->n - 1) * sizeof *list->items);
+    if (list->n == list->capacity) {
+        const int32_t given_up = least_useful(list, position);
+        pf_checkpoint *place = &list->items[given_up];
+        entry.data = place->data; /* the slot becomes the last one's */
+        memmove(place, place + 1, (size_t)(list->n - 1 - given_up) * sizeof *place);
         --list->n;
     } else {
         entry.data = list->items[list->n].data;

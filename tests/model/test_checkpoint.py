@@ -82,7 +82,7 @@ def test_other_positions_need_a_rebuild_and_nothing_changes(
         assert np.array_equal(session.eval(tokens[-1:]), reference[-1])
 
 
-def test_the_oldest_goes_and_what_is_rolled_back_over_goes(model: Any, tokens: np.ndarray) -> None:
+def test_one_goes_for_another_and_what_is_rolled_back_over_goes(model: Any, tokens: np.ndarray) -> None:
     with model.session(context=CONTEXT, checkpoints=2) as session:
         for begin, end in ((0, 100), (100, 200), (200, 300)):
             session.eval(tokens[begin:end])
@@ -96,6 +96,26 @@ def test_the_oldest_goes_and_what_is_rolled_back_over_goes(model: Any, tokens: n
             session.rollback(T - 300)
         session.rollback(T - 200)
         assert session.position == 200
+
+
+def test_those_that_stay_lie_closer_together_the_later_they_are(
+    model: Any, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    """A change anywhere in a conversation finds one that is no further before it than the end is after it."""
+    with model.session(context=CONTEXT, chunk=64, checkpoints=6) as session:
+        for begin in range(0, T, 30):
+            session.eval(tokens[begin : begin + 30])
+            session.checkpoint()
+        session.save(tmp_path / "session")
+        kept = {}
+        for change in range(100, T - ROLLBACK, 20):
+            session.load(tmp_path / "session")
+            wanted = tokens.copy()
+            wanted[change] = (wanted[change] + 1) % 512
+            kept[change] = session.reuse(wanted)
+    assert len(set(kept.values())) >= 2
+    for change, position in kept.items():
+        assert change - position < min(change, T - change), kept
 
 
 def test_a_session_without_checkpoints_says_so(model: Any, tokens: np.ndarray) -> None:
