@@ -6,7 +6,6 @@ It exercises everything that a real model does and talks nonsense.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +13,10 @@ from pathlib import Path
 from gguf_export.errors import reason
 from pyflash._native import __version__
 from pyflash.errors import Error, FileError
+from pyflash.places import cache_dir
 
 MAX_TOKENS = 64  # random weights do not know when to stop
 _RECIPE = 2  # raise it when the same version would make another file
-
-
-def cache_dir() -> Path:
-    """Where pyflash keeps files that it can make again: $PYFLASH_CACHE or the platform's place."""
-    override = os.environ.get("PYFLASH_CACHE")
-    if override:
-        return Path(override)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "pyflash"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "pyflash"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pyflash"
 
 
 def file() -> Path:

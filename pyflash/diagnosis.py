@@ -16,6 +16,7 @@ import click
 from pyflash import demo, machine
 from pyflash._native import __version__, installed_file
 from pyflash.errors import Error
+from pyflash.places import cache_dir
 from pyflash.processor import Processor, processor
 from pyflash.progress import format_bytes
 from pyflash.report import table
@@ -64,7 +65,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         problems.append(f"PYFLASH_CPU is {kernel_set!r}, which cannot be used here, so that models will not open: "
                         f"unset it, or set it to {' or '.join(usable)}")
         kernel_set = None
-    folder = demo.cache_dir()
+    folder = cache_dir()
     warnings += _bad_folder(folder)
     limits = _limits()
     warnings += _bad_limits(limits)

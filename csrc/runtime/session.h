@@ -13,14 +13,13 @@ struct pf_session {
     pf_arena *arena;
     atomic_int cancel; /* set by any thread, taken by the evaluating one */
     int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
-    uint64_t buffer_bytes; /* scratch that evaluating takes at most */
     void *note;        /* the caller's own bytes */
     size_t note_len;
     pf_tap_fn tap;
     void *tap_user;
 };
 
-/* session_memory.c: finds buffer_bytes by running the steps dry, and reserves them in the arena. */
+/* session_memory.c: finds the scratch that evaluating takes by running the steps dry, and reserves it in the arena. */
 pf_status pf_session_plan_buffers(pf_session *session, pf_error *err);
 
 #endif

@@ -30,12 +30,10 @@ pf_status pf_session_plan_buffers(pf_session *session, pf_error *err) {
     }
     pf_free(tokens);
     if (status == PF_OK) {
-        session->buffer_bytes = pf_arena_peak(session->arena);
+        const size_t peak = pf_arena_peak(session->arena);
         pf_arena_delete(session->arena);
         session->arena = pf_arena_new();
-        if (session->arena == NULL || !pf_arena_reserve(session->arena, (size_t)session->buffer_bytes)) {
-            status = PF_ERR_MEMORY;
-        }
+        if (session->arena == NULL || !pf_arena_reserve(session->arena, peak)) status = PF_ERR_MEMORY;
     }
     if (status == PF_ERR_MEMORY) {
         return pf_fail(err, status, "no memory for evaluating %d tokens at once: ask for a smaller chunk or context",
@@ -47,10 +45,9 @@ pf_status pf_session_plan_buffers(pf_session *session, pf_error *err) {
 pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err) {
     if (session == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: a session is needed");
     const pf_checkpoints *checkpoints = &session->cache.checkpoints;
-    const uint64_t held = pf_arena_capacity(session->arena); /* more after steps with the logits of every token */
     const pf_session_memory full = {
         .cache_bytes = session->cache.region_bytes + (uint64_t)session->cache.n_ctx * sizeof(int32_t),
-        .buffer_bytes = held > session->buffer_bytes ? held : session->buffer_bytes,
+        .buffer_bytes = pf_arena_capacity(session->arena), /* more after steps with the logits of every token */
         .checkpoint_bytes = checkpoints->slot_bytes * (uint64_t)checkpoints->capacity,
     };
     if (!pf_params_give(mem, &full, sizeof full)) {

@@ -22,7 +22,7 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
     """A click option that PYFLASH_<NAME> sets as well. command: its name in the variable's, PYFLASH_<COMMAND>_<NAME>,
     where the same option of another command means something else."""
     long_name = next(name for name in names if name.startswith("--"))
-    variable = f"PYFLASH_{command}_{long_name.strip('-')}".replace("__", "_").replace("-", "_").upper()
+    variable = "_".join(filter(None, ("PYFLASH", command, long_name.strip("-")))).replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 

@@ -21,9 +21,10 @@ from pyflash import demo, memory_plan
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import model_options, open_model, option, sampling_options
 from pyflash.commands.signals import leaving_on_signals
+from pyflash.places import state_dir
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.conversation import Conversation, read_text
-from pyflash.repl.lines import History, LineReader, state_dir
+from pyflash.repl.lines import History, LineReader
 from pyflash.repl.loop import Chat, SessionFile, say
 from pyflash.repl.prompt import piped_text, read_stdin
 from pyflash.repl.settings import SAMPLING, Settings, stop_strings

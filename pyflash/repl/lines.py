@@ -20,20 +20,6 @@ _MAX_ENTRIES = 1000
 _MAX_ENTRY_CHARACTERS = 20_000
 
 
-def state_dir() -> Path:
-    """Where pyflash keeps what it cannot make again: $PYFLASH_STATE or the platform's place."""
-    override = os.environ.get("PYFLASH_STATE")
-    if override:
-        return Path(override)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "pyflash"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "pyflash"
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "pyflash"
-
-
 class History:
     """What was typed, in a file that only its owner may read: an entry a line, the oldest dropped at the start.
 

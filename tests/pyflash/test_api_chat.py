@@ -42,26 +42,6 @@ def problems(pieces: list[pyflash.ChatPiece]) -> list[str]:
     return [piece.problem for piece in pieces if piece.problem]
 
 
-# -- tokenizer --
-
-
-@pytest.mark.parametrize("text", ["", "Hello, world", "Grüße 漢字 🐳\n\n\t x", "a\0b", "\ud800"], ids=repr)
-def test_text_comes_back(model: pyflash.Model, text: str) -> None:
-    data = text.encode("utf-8", "surrogatepass")
-    ids = model.tokenizer.encode(text)
-    assert model.tokenizer.decode_bytes(ids) == data
-    assert model.tokenizer.decode(ids) == data.decode("utf-8", "replace")
-
-
-def test_special_tokens_only_on_request(model: pyflash.Model) -> None:
-    bos = model.info.bos_token
-    assert model.tokenizer.token_id(chat.BOS) == bos
-    assert model.tokenizer.encode(chat.BOS, special=True) == [bos]
-    assert bos not in model.tokenizer.encode(chat.BOS)
-    assert model.tokenizer.decode([bos]) == "" and model.tokenizer.decode([bos], special=True) == chat.BOS
-    assert model.tokenizer.token_id("no such token at all") is None
-
-
 def test_what_users_type_does_not_become_special(model: pyflash.Model) -> None:
     end = model.tokenizer.token_id(chat.THINK_END)
     assert end is not None

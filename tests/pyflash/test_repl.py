@@ -13,9 +13,10 @@ from typing import Any
 
 import pyflash
 import pytest
+from pyflash.places import state_dir
 from pyflash.repl.commands import COMMANDS, Commands, Leave
 from pyflash.repl.conversation import Answer, Conversation, read_text
-from pyflash.repl.lines import Entry, History, LineReader, complete_path, state_dir
+from pyflash.repl.lines import Entry, History, LineReader, complete_path
 from pyflash.repl.settings import SAMPLING, Settings, helps, stop_strings
 from pyflash.repl.view import JsonView, TextView, call_line, remarks, stats_line
 from pyflash.reply import ChatPiece
