@@ -18,6 +18,7 @@ from pyflash.commands.bench import bench
 from pyflash.commands.completion import completion
 from pyflash.commands.convert import convert
 from pyflash.commands.doctor import doctor
+from pyflash.commands.eval import evaluate
 from pyflash.commands.export import export
 from pyflash.commands.info import info
 from pyflash.commands.run import run
@@ -86,5 +87,5 @@ def cli() -> None:
     """Run DeepSeek-V4-Flash on this machine."""
 
 
-for _command in (bench, completion, convert, doctor, export, info, run):
+for _command in (bench, completion, convert, doctor, evaluate, export, info, run):
     cli.add_command(_command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 import pyflash
 from pyflash.commands.completion import GGUFFile
 from pyflash.commands.options import converter_errors, model_options, open_model, option
+from pyflash.commands.output import Status
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.bench.measure import Bench, Speed
@@ -36,23 +36,6 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
                 self.fail(f"{part.strip()!r} is no number of tokens; write 512, 16K or 0,4K,64K", param, ctx)
             found.append(int(match[1]) * _UNITS[match[2].upper()])
         return tuple(dict.fromkeys(found))
-
-
-class _Status:
-    """What is going on, on one line of a terminal's stderr."""
-
-    def __init__(self) -> None:
-        self._active = sys.stderr.isatty()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        if self._active:
-            sys.stderr.write(f"\r{what}: {done} of {total}\x1b[K")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        if self._active:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 @click.command()
@@ -95,7 +78,7 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
         check_plan(plan, model.info.n_ctx_train)
         with converter_errors():
             traffic = read_traffic(file, model.info, plan.cache)
-        status = _Status()
+        status = Status()
         with Bench(model, traffic, plan, status.show) as run:
             setting = output.describe_setting(os.fspath(file), model.info, plan.cache, run.chunk)
             speeds, interrupted = _measure(run, setting, status, "json" if as_json else "csv" if as_csv else "table")
@@ -111,7 +94,7 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
         raise KeyboardInterrupt
 
 
-def _measure(run: Bench, setting: Setting, status: _Status, form: str) -> tuple[list[Speed], bool]:
+def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[list[Speed], bool]:
     """Prints results as they come. (results, whether Ctrl-C ended it)."""
     from pyflash.bench import output
 

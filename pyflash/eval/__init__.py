@@ -1,0 +1,1 @@
+"""Perplexity and KL divergence over texts, defined as in llama.cpp's perplexity tool."""
