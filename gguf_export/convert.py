@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class ConvertOptions:
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
     lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too. shard_bytes: split the output into
-    shards of at most that much tensor data.
+    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
     """
 
     profile: str = "compat"
@@ -38,6 +39,7 @@ class ConvertOptions:
     experts: str = "keep"
     mtp: bool = False
     shard_bytes: int | None = None
+    name: str | None = None
 
     def check(self) -> None:
         for name, allowed in (("profile", PROFILES), ("dense", DENSE), ("experts", EXPERTS)):
@@ -77,6 +79,11 @@ class ConversionPlan:
         return sum(
             layout.size for file in self.files for layout in file.layouts("x.gguf", self.options.shard_bytes)
         )
+
+    def conversions(self) -> Counter[tuple[str, str]]:
+        """How many weights go from one type to another, such as ("FP4", "MXFP4")."""
+        planner = _Planner(self.checkpoint, self.options)
+        return Counter((weight.form.value, planner.kind_of(weight).name) for weight in self.weights)
 
     def summary(self) -> str:
         from gguf_export.summary import summarize
@@ -230,7 +237,7 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
         main += planner.verbatim([weight_name for weight in drafts for weight_name in _names(weight)])
     expert_kind = planner.kind_of(next(weight for weight in weights if weight.is_expert))
     for file in files:
-        keys.add_general(file.metadata, checkpoint, expert_kind)
+        keys.add_general(file.metadata, checkpoint, expert_kind, options.name)
         is_draft = file.prefix == "mtp-"
         keys.add_model(
             file.metadata, config, n_blocks=config.n_layers + is_draft, n_nextn=1 if is_draft else n_nextn

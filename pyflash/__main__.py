@@ -1,4 +1,8 @@
-"""The pyflash command, also as `python -m pyflash`; --cmake-dir is for programs that build against the library."""
+"""The pyflash command, also as `python -m pyflash`, which has two options more, each alone:
+
+--cmake-dir prints the folder for programs that build against the library, --demo-checkpoint that of the demo model's
+checkpoint, to be converted like any other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ def run() -> None:
     try:
         if sys.argv[1:] == ["--cmake-dir"]:
             _print_cmake_dir()
+            return
+        if sys.argv[1:] == ["--demo-checkpoint"]:
+            _print_demo_checkpoint()
             return
         from pyflash.cli import main
     except KeyboardInterrupt:
@@ -28,6 +35,16 @@ def _print_cmake_dir() -> None:
     if folder is None:
         sys.exit("pyflash: error: this installation holds no CMake files; install it again with 'pip install .'")
     print(folder)
+
+
+def _print_demo_checkpoint() -> None:
+    from pyflash import demo
+    from pyflash.errors import Error
+
+    try:
+        print(demo.checkpoint())
+    except Error as error:
+        sys.exit(f"pyflash: error: {error}")
 
 
 if __name__ == "__main__":

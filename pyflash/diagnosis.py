@@ -24,13 +24,14 @@ from pyflash.report import table
 _PACKAGES = ("numpy", "cffi", "click")
 _EXTRAS = {"grammar": "llguidance"}  # the extra of pyflash and what it brings
 _PREFIX = "PYFLASH_"
-_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY")
+_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY", "PYFLASH_DEMO")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """kernel_set: the one in use, None when the wanted one cannot be. packages, extras: versions, None where absent.
-    environment: the PYFLASH_* variables that are set. problems keep pyflash from running, warnings a part of it; each
+    environment: the PYFLASH_* variables that are set. demo_checkpoint: the bundled one, from which demo_model is made on
+    first use; None where the package lacks it. problems keep pyflash from running, warnings a part of it; each
     is a line with the way out."""
 
     version: str
@@ -45,7 +46,8 @@ class Diagnosis:
     packages: dict[str, str | None]
     extras: dict[str, str | None]
     cache_folder: str
-    demo_model: str
+    demo_checkpoint: str | None
+    demo_model: str | None
     demo_model_made: bool
     limits: dict[str, str]
     environment: dict[str, str]
@@ -67,6 +69,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         kernel_set = None
     folder = cache_dir()
     warnings += _bad_folder(folder)
+    checkpoint, model = _demo(warnings)
     limits = _limits()
     warnings += _bad_limits(limits)
     return Diagnosis(
@@ -77,7 +80,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         memory=machine.memory(), kernels=kernels, kernel_set=kernel_set,
         devices={"cpu": "ready", "cuda": "not built in"}, packages={name: _version(name) for name in _PACKAGES},
         extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=str(folder),
-        demo_model=str(demo.file()), demo_model_made=demo.file().is_file(), limits=limits, environment=ours,
+        demo_checkpoint=checkpoint, demo_model=model, demo_model_made=model is not None and os.path.isfile(model), limits=limits, environment=ours,
         problems=tuple(problems), warnings=tuple(warnings),
     )
 
@@ -142,6 +145,15 @@ def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
         yield f"PYFLASH_MODEL names {model!r}, which is no file: change or unset it"
 
 
+def _demo(warnings: list[str]) -> tuple[str | None, str | None]:
+    """The demo model's checkpoint and its GGUF's place."""
+    try:
+        return str(demo.checkpoint()), str(demo.file())
+    except Error as error:
+        warnings.append(str(error))
+        return None, None
+
+
 def _bad_folder(folder: Path) -> Iterator[str]:
     place = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -198,12 +210,19 @@ def describe(found: Diagnosis) -> str:
         *((f"kernels {each.name}", _kernel_state(each, found.kernel_set)) for each in found.kernels),
         *((f"extra {name}", _extra(name, version)) for name, version in found.extras.items()),
         ("cache folder", found.cache_folder),
-        ("demo model", found.demo_model + ("" if found.demo_model_made else " (made on first use)")),
+        ("demo source", found.demo_checkpoint or "absent"),
+        ("demo model", _demo_model(found)),
         *found.environment.items(),
         *(("warning", line) for line in found.warnings),
         *(("problem", line) for line in found.problems),
     ]
     return table(rows)
+
+
+def _demo_model(found: Diagnosis) -> str:
+    if found.demo_model is None:
+        return "absent"
+    return found.demo_model + ("" if found.demo_model_made else " (made on first use)")
 
 
 def _cores(processor: Processor) -> str:

@@ -37,9 +37,19 @@ class Progress:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._erase()
+
+    def _erase(self) -> None:
         if self._drawn:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+            self._drawn = 0.0
+
+    def say(self, line: str) -> None:
+        """A line above the bar, written on any stream."""
+        self._erase()
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
     def update(self, done: int, total: int) -> None:
         """Called as often as the worker likes; both in bytes."""

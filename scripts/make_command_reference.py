@@ -32,8 +32,11 @@ what to do; 2 wrong usage; 130 interrupted. An option that names a `PYFLASH_` va
 is not given. With `--json` a command prints one JSON object a line, the last of them with `"done": true`.
 
 Other variables: `PYFLASH_CPU` (`scalar`, `avx2`, `avx512`, ...) forces a set of CPU kernels; `PYFLASH_CACHE` is the
-folder for the demo model, `PYFLASH_STATE` that for what was typed in chats; `PYFLASH_LIBRARY` names another build of
-the library.
+folder for the demo model's GGUF, `PYFLASH_STATE` that for what was typed in chats; `PYFLASH_LIBRARY` names another build
+of the library, `PYFLASH_DEMO` another checkpoint for the demo model.
+
+`python -m pyflash --demo-checkpoint` prints the folder of the demo model's checkpoint, `python -m pyflash --cmake-dir` that
+for programs that build against the library.
 """
 
 

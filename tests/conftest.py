@@ -42,11 +42,33 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def demo_model(cache_dir: Path) -> Path:
-    """The built-in demo model's GGUF."""
+def demo_checkpoint() -> Path:
+    """The folder of the built-in demo model's checkpoint."""
+    from pyflash import Error, demo
+
+    try:
+        return demo.checkpoint()
+    except Error as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def demo_model(cache_dir: Path, demo_checkpoint: Path) -> Path:
+    """The built-in demo model's GGUF: trained, and ends its answers."""
     from pyflash import demo
 
     return demo.path()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF of a tiny model with random weights, which hardly ever ends an answer. Not to be written to."""
+    from gguf_export.convert import ConvertOptions, convert
+    from gguf_export.synthetic import make_config, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    checkpoint = write_checkpoint(folder / "tiny, random weights", make_config("tiny"), seed=4)
+    return convert(checkpoint, folder / "tiny.gguf", ConvertOptions()).files[0]
 
 
 @pytest.fixture(scope="session")

@@ -119,14 +119,14 @@ def test_blocks(place: Path) -> None:
     assert "embed" not in of("build-embed/embed").splitlines()[-1]  # the build's last line; the answer comes after
 
 
-def test_window_block(place: Path, demo_model: Path) -> None:
+def test_window_block(place: Path, tiny_model: Path) -> None:
     """desktop.py as the README calls it draws its window; tests/examples/test_desktop.py uses it."""
     if shutil.which("Xvfb") is None:
         pytest.skip("no Xvfb")
     if importlib.util.find_spec("_tkinter") is None:
         pytest.skip("this Python has no tkinter")
     assert WINDOW in [block.text for block in blocks(README)]
-    (place / "model.gguf").symlink_to(demo_model)
+    (place / "model.gguf").symlink_to(tiny_model)
     with virtual_display(place, 760, 560) as display, open(place / "errors", "w") as errors:
         window = subprocess.Popen(["bash", "-c", f"exec {WINDOW}"], cwd=place, stderr=errors,
                                   env={**environment(place), "DISPLAY": display})  # fmt: skip

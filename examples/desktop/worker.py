@@ -1,7 +1,7 @@
 """The model on a thread of its own. It knows no window: methods take orders, and the queue `events` answers with
 
 ("opened", name, efforts)                   a model; efforts: what ask() takes as think
-("progress", what, done, total)             of work before the first text: making the demo model, reading the prompt
+("progress", what, done, total)             of work before the first text: converting the demo model, reading the prompt
 ("text", kind, text, tokens_per_second)     kind: "reasoning", "content" or "tool_call"
 ("finished", reply, stopped)                the answer is complete: a pyflash.Reply, and whether stop() ended it
 ("failed", message)                         the order could not be carried out
@@ -20,7 +20,6 @@ import pyflash
 from pyflash import demo
 
 CONTEXT = 16384  # tokens
-DEMO_TOKENS = 200  # the demo model's random weights do not know when to stop
 
 
 class Worker:
@@ -30,7 +29,6 @@ class Worker:
         self._stop = threading.Event()
         self._model: pyflash.Model | None = None
         self._session: pyflash.Session | None = None
-        self._limit: int | None = None
         self._messages: list[pyflash.chat.Message] = []
         self._thread = threading.Thread(target=self._run, name="model")
         self._thread.start()
@@ -79,14 +77,14 @@ class Worker:
         return lambda done, total: self.events.put(("progress", what, done, total))
 
     def _open(self, path: Path | None) -> None:
-        model = pyflash.Model.open(path or demo.path(self._progress("Making the demo model")))
+        model = pyflash.Model.open(path or demo.path(self._progress("Converting the demo model")))
         try:
             session = model.session(context=min(CONTEXT, model.info.n_ctx_train))
         except pyflash.Error:
             model.close()
             raise
         self._close_model()  # only now: where the new one does not open, the old one goes on
-        self._model, self._session, self._limit = model, session, None if path else DEMO_TOKENS
+        self._model, self._session = model, session
         self._messages.clear()
         efforts = ("off", "low", "high", "max") if model.release == "0731" else ("off", "high", "max")
         self.events.put(("opened", path.name if path else "Demo model", efforts))
@@ -116,7 +114,7 @@ class Worker:
 
     def _stream(self, session: pyflash.Session, think: str) -> pyflash.Reply:
         while True:
-            reply = session.chat(self._messages, think, max_tokens=self._limit, progress=self._progress("Reading"))
+            reply = session.chat(self._messages, think, progress=self._progress("Reading"))
             try:
                 for piece in reply:
                     speed = reply.n_generated / max(reply.generate_seconds, 1e-9)

@@ -6,7 +6,6 @@ import pyflash
 from pyflash import demo
 
 path = sys.argv[1] if len(sys.argv) > 1 else demo.path()
-limit = None if len(sys.argv) > 1 else demo.MAX_TOKENS  # random weights do not know when to stop
 messages = []
 with pyflash.Model.open(path) as model, model.session(context=8192) as session:
     while True:
@@ -14,7 +13,7 @@ with pyflash.Model.open(path) as model, model.session(context=8192) as session:
             messages.append({"role": "user", "content": input("> ")})
         except (EOFError, KeyboardInterrupt):
             break
-        reply = session.chat(messages, max_tokens=limit)
+        reply = session.chat(messages)
         try:
             for piece in reply:
                 print(piece.text, end="", flush=True)

@@ -36,7 +36,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @click.command()
 @click.argument("model_or_prompt", required=False, metavar="[MODEL]", shell_complete=GGUFFile().shell_complete)
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
-@option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: a tiny built-in demo]")
+@option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: the built-in demo model]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=click.Path(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
@@ -63,7 +63,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     """Answer PROMPT, or chat when there is none. PROMPT "-" is what comes on stdin.
 
     One argument alone is a MODEL when it names a file or looks like it, as ./m and m.gguf do, else a PROMPT for the
-    built-in demo model, which is tiny and random and talks nonsense.
+    built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
+    it is given, and --tools.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
     each line of it is a turn of a chat, which ends at the first that fails.
@@ -81,10 +82,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     tools, response_format = _tools(options["tools"]), _response_format(options)
     if options["verbose"]:
         logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
-    if model_path is None:
-        settings.max_tokens = settings.max_tokens or demo.MAX_TOKENS
-        if interactive:
-            say("Demo model: tiny, random, talks nonsense. Yours: pyflash run model.gguf")
+    if model_path is None and interactive:
+        say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
     with leaving_on_signals(), _session(model_path, options) as session:
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])
@@ -108,8 +107,8 @@ def _reader(chat: Chat, interactive: bool) -> LineReader:
 @contextlib.contextmanager
 def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflash.Session]:
     if model_path is None:
-        with Progress("making the demo model", sys.stderr) as progress:
-            model_path = str(demo.path(progress.update))
+        with Progress("converting", sys.stderr) as progress:
+            model_path = str(demo.path(progress.update, progress.say))
     model, expert_budget = open_model(model_path, options)
     with model:
         with model.session(context=options["context"], cache=options["cache_type"]) as session:

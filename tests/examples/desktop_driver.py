@@ -80,7 +80,7 @@ class Person:
 
 
 def ask_and_read(person: Person) -> None:
-    """Once more where the random model had nothing to say, which is rare."""
+    """Once more where the model had nothing to say, which is rare."""
     for _ in range(5):
         mark = person.mark
         person.type(QUESTION)

@@ -20,16 +20,16 @@ pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the
 SIZE = (760, 560)  # as desktop.py asks for
 
 
-def test_window(tmp_path: Path, demo_model: Path) -> None:
+def test_window(tmp_path: Path, demo_model: Path, tiny_model: Path) -> None:
     if shutil.which("Xvfb") is None:
         pytest.skip("no Xvfb")
     if importlib.util.find_spec("_tkinter") is None:
         pytest.skip("this Python has no tkinter")
     broken, copy = tmp_path / "broken.gguf", tmp_path / "screen"
-    broken.write_bytes(demo_model.read_bytes()[:5000])
+    broken.write_bytes(tiny_model.read_bytes()[:5000])
     driver = Path(__file__).with_name("desktop_driver.py")
     with virtual_display(tmp_path, *SIZE) as display:
-        command = [sys.executable, driver, demo_model, broken, tmp_path / "Xvfb_screen0", copy]
+        command = [sys.executable, driver, tiny_model, broken, tmp_path / "Xvfb_screen0", copy]
         done = subprocess.run(command, env={**os.environ, "DISPLAY": display}, capture_output=True, text=True,
                               cwd=tmp_path, timeout=120)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

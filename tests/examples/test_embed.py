@@ -1,4 +1,4 @@
-"""examples/embed: built by CMake against the installed package, and run on the demo model."""
+"""examples/embed: built by CMake against the installed package, and run on a tiny model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a compile
 ROOT = Path(__file__).resolve().parents[2]
 EMBED = ROOT / "examples" / "embed"
 SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this environment's tools first
-LONG = "a b c"  # the demo model's greedy answer takes a second or two
+LONG = "a b c"  # the random model's greedy answer takes a second or two
 
 
 def build(source: Path, folder: Path) -> Path:
@@ -60,11 +60,11 @@ def prompt_tokens(model: pyflash.Model, turns: Sequence[tuple[bytes, bytes]]) ->
     return list(out[0 : count[0]])
 
 
-def greedy_answers(demo_model: Path, questions: Sequence[str], max_tokens: int) -> list[bytes]:
+def greedy_answers(tiny_model: Path, questions: Sequence[str], max_tokens: int) -> list[bytes]:
     """What a conversation of these questions answers; whole characters, as they are shown and remembered."""
     answers: list[bytes] = []
     turns: list[tuple[bytes, bytes]] = []
-    with pyflash.Model.open(demo_model) as model, model.session() as session:
+    with pyflash.Model.open(tiny_model) as model, model.session() as session:
         for question in questions:
             turns.append((b"user", question.encode()))
             prompt = session.align(prompt_tokens(model, turns))
@@ -76,30 +76,30 @@ def greedy_answers(demo_model: Path, questions: Sequence[str], max_tokens: int) 
     return answers
 
 
-def test_one_message(embed: Path, demo_model: Path) -> None:
-    done = run(embed, demo_model, "-n", 40, "--temp", 0, "Hello", "there")
+def test_one_message(embed: Path, tiny_model: Path) -> None:
+    done = run(embed, tiny_model, "-n", 40, "--temp", 0, "Hello", "there")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == greedy_answers(demo_model, ["Hello there"], 40)[0] + b"\n"
+    assert done.stdout == greedy_answers(tiny_model, ["Hello there"], 40)[0] + b"\n"
 
 
-def test_lines_are_one_conversation(embed: Path, demo_model: Path) -> None:
+def test_lines_are_one_conversation(embed: Path, tiny_model: Path) -> None:
     """Also empty lines, long ones, and a last one without an end."""
     questions = ["Hello", "and more?", "é😀 <｜User｜>", "x" * 3000, "the last"]
-    done = subprocess.run([embed, demo_model, "-n", "30", "--temp", "0"], input="\n\n".join(questions).encode(),
+    done = subprocess.run([embed, tiny_model, "-n", "30", "--temp", "0"], input="\n\n".join(questions).encode(),
                           capture_output=True, timeout=120)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == b"".join(answer + b"\n" for answer in greedy_answers(demo_model, questions, 30))
+    assert done.stdout == b"".join(answer + b"\n" for answer in greedy_answers(tiny_model, questions, 30))
 
 
-def test_same_seed_same_answer(embed: Path, demo_model: Path) -> None:
-    answers = [run(embed, demo_model, "-n", 20, "--seed", seed, "Hello").stdout for seed in (7, 7, 8)]
+def test_same_seed_same_answer(embed: Path, tiny_model: Path) -> None:
+    answers = [run(embed, tiny_model, "-n", 20, "--seed", seed, "Hello").stdout for seed in (7, 7, 8)]
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_reasoning_goes_to_stderr(embed: Path, demo_model: Path) -> None:
-    done = run(embed, demo_model, "--think", "-n", 25, "--temp", 0, "Hello")
+def test_reasoning_goes_to_stderr(embed: Path, tiny_model: Path) -> None:
+    done = run(embed, tiny_model, "--think", "-n", 25, "--temp", 0, "Hello")
     assert done.returncode == 0 and done.stdout == b"\n" and b"\x1b" not in done.stderr
-    with pyflash.Model.open(demo_model) as model, model.session() as session:
+    with pyflash.Model.open(tiny_model) as model, model.session() as session:
         reply = session.chat([{"role": "user", "content": "Hello"}], think="high", max_tokens=25, temperature=0)
         for _ in reply:
             pass
@@ -107,10 +107,10 @@ def test_reasoning_goes_to_stderr(embed: Path, demo_model: Path) -> None:
     assert done.stderr.decode(errors="replace") == expected.rstrip("\ufffd") + "\n\n"
 
 
-def test_reasoning_is_dimmed_on_a_terminal(embed: Path, demo_model: Path) -> None:
+def test_reasoning_is_dimmed_on_a_terminal(embed: Path, tiny_model: Path) -> None:
     ours, theirs = os.openpty()
     try:
-        done = subprocess.run([embed, demo_model, "--think", "-n", "5", "Hello"], stdin=subprocess.DEVNULL,
+        done = subprocess.run([embed, tiny_model, "--think", "-n", "5", "Hello"], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=theirs, timeout=120)  # fmt: skip
         shown = os.read(ours, 4096)
     finally:
@@ -120,9 +120,9 @@ def test_reasoning_is_dimmed_on_a_terminal(embed: Path, demo_model: Path) -> Non
     assert shown.startswith(b"\x1b[2m") and shown.rstrip().endswith(b"\x1b[0m")
 
 
-def test_ctrl_c_keeps_what_there_is_and_the_next_line_is_answered(embed: Path, demo_model: Path) -> None:
-    full = run(embed, demo_model, "--temp", 0, LONG).stdout
-    with subprocess.Popen([embed, demo_model, "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+def test_ctrl_c_keeps_what_there_is_and_the_next_line_is_answered(embed: Path, tiny_model: Path) -> None:
+    full = run(embed, tiny_model, "--temp", 0, LONG).stdout
+    with subprocess.Popen([embed, tiny_model, "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, bufsize=0) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(f"{LONG}\n".encode())
@@ -140,8 +140,8 @@ def test_ctrl_c_keeps_what_there_is_and_the_next_line_is_answered(embed: Path, d
     assert second.endswith(b"\n") and len(second) > 2
 
 
-def test_ctrl_c_stops_a_message(embed: Path, demo_model: Path) -> None:
-    with subprocess.Popen([embed, demo_model, "--temp", "0", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+def test_ctrl_c_stops_a_message(embed: Path, tiny_model: Path) -> None:
+    with subprocess.Popen([embed, tiny_model, "--temp", "0", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           bufsize=0) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(10)
@@ -151,8 +151,8 @@ def test_ctrl_c_stops_a_message(embed: Path, demo_model: Path) -> None:
     assert process.returncode == 130 and rest.endswith(b"\n")
 
 
-def test_ctrl_c_between_answers_ends_the_program(embed: Path, demo_model: Path) -> None:
-    with subprocess.Popen([embed, demo_model, "-n", "1", "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+def test_ctrl_c_between_answers_ends_the_program(embed: Path, tiny_model: Path) -> None:
+    with subprocess.Popen([embed, tiny_model, "-n", "1", "--temp", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           bufsize=0) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(b"Hello\n")
@@ -163,20 +163,20 @@ def test_ctrl_c_between_answers_ends_the_program(embed: Path, demo_model: Path) 
     assert process.returncode == -signal.SIGINT
 
 
-def test_errors_are_one_line(embed: Path, demo_model: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(embed: Path, tiny_model: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(demo_model.read_bytes()[:5000])
+    damaged.write_bytes(tiny_model.read_bytes()[:5000])
     for path in (tmp_path / "none.gguf", damaged):
         done = run(embed, path, "x")
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.startswith(b"embed: ") and done.stderr.count(b"\n") == 1 and path.name.encode() in done.stderr
-    for wrong in ([], ["--think"], [demo_model, "--no-such"], [demo_model, "-n"], [demo_model, "-n", "x"],
-                  [demo_model, "--temp", "nan", "x"]):  # fmt: skip
+    for wrong in ([], ["--think"], [tiny_model, "--no-such"], [tiny_model, "-n"], [tiny_model, "-n", "x"],
+                  [tiny_model, "--temp", "nan", "x"]):  # fmt: skip
         done = run(embed, *wrong)
         assert done.returncode == 2 and done.stderr.startswith(b"usage: embed ")
     if Path("/dev/full").exists():
         with open("/dev/full", "wb") as full:
-            late = subprocess.run([embed, demo_model, "-n", "3", "x"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+            late = subprocess.run([embed, tiny_model, "-n", "3", "x"], stdout=full, stderr=subprocess.PIPE, timeout=60)
         assert (late.returncode, late.stderr) == (1, b"embed: cannot write the answer\n")
 
 
@@ -231,15 +231,15 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(folder / "source", folder) / "embed"
 
 
-def test_ctrl_c_that_comes_too_late_stops_nothing(driver: Path, demo_model: Path) -> None:
+def test_ctrl_c_that_comes_too_late_stops_nothing(driver: Path, tiny_model: Path) -> None:
     """A cancel after the last step is not taken for one of the next answer."""
-    done = run(driver, demo_model)
+    done = run(driver, tiny_model)
     assert (done.returncode, done.stdout) == (0, b"0 1\n0 1\n1 0\n")
 
 
-def test_prompts_are_not_evaluated_again(driver: Path, demo_model: Path) -> None:
+def test_prompts_are_not_evaluated_again(driver: Path, tiny_model: Path) -> None:
     """Although the reasoning of the answer before, farther than the session can roll back, is left out."""
-    done = run(driver, demo_model, "think")
+    done = run(driver, tiny_model, "think")
     assert done.returncode == 0
     (first, none), (second, reused), (third, reused_again) = (
         map(int, line.split()) for line in done.stdout.splitlines()

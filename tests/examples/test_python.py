@@ -1,4 +1,4 @@
-"""examples/python on the demo model."""
+"""examples/python, on real models and scripted ones."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def test_tool_loop_ends(tools: ModuleType) -> None:
     assert not session.answers
 
 
-def test_tools_on_the_demo_model(tools: ModuleType, demo_model: Path) -> None:
-    """Its nonsense holds no call; the prompt and the reply are real."""
+def test_tools_on_a_real_model(tools: ModuleType, tiny_model: Path) -> None:
+    """Random weights write no call; the prompt and the reply are real."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is 2 + 3?"}]
-    with pyflash.Model.open(demo_model) as model, model.session(context=4096) as session:
+    with pyflash.Model.open(tiny_model) as model, model.session(context=4096) as session:
         tools.answer(session, messages, max_tokens=20, temperature=0)
     assert [message["role"] for message in messages] == ["user", "assistant"]
     assert messages[1]["content"] or messages[1]["reasoning_content"]

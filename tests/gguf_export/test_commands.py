@@ -77,10 +77,10 @@ main(sys.argv[2:])
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("command", ["convert", "export"])
-def test_ended_from_outside(tmp_path: Path, tiny_checkpoint: Path, demo_model: Path, name: str, command: str) -> None:
+def test_ended_from_outside(tmp_path: Path, tiny_checkpoint: Path, tiny_model: Path, name: str, command: str) -> None:
     """Also by a closed terminal, nothing half-written stays."""
     words = {"convert": ["convert", tiny_checkpoint, "m.gguf"],
-             "export": ["export", "ollama", demo_model, ".", "--copy"]}
+             "export": ["export", "ollama", tiny_model, ".", "--copy"]}
     done = subprocess.run([sys.executable, "-c", ENDED, name, *map(str, words[command])], cwd=tmp_path,
                           capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 128 + getattr(signal, name), done.stderr

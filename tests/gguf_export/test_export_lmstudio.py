@@ -30,13 +30,13 @@ def refuse(*_arguments: Any) -> None:
     raise OSError(errno.EPERM, "not here")
 
 
-def test_layout(tmp_path: Path, demo_model: Path, run: Run) -> None:
-    ran = run("export", "lmstudio", demo_model, tmp_path / "models")
+def test_layout(tmp_path: Path, tiny_model: Path, run: Run) -> None:
+    ran = run("export", "lmstudio", tiny_model, tmp_path / "models")
     assert ran.code == 0 and "hard link" in ran.stderr
-    path = tmp_path / "models" / "deepseek-ai" / "demo-random-weights" / demo_model.name
+    path = tmp_path / "models" / "deepseek-ai" / "tiny-random-weights" / tiny_model.name
     assert ran.stdout == f"{path}\n"
     assert files_below(tmp_path / "models") == [str(path.relative_to(tmp_path / "models"))]
-    assert os.path.samefile(path, demo_model)
+    assert os.path.samefile(path, tiny_model)
     with pyflash.Model.open(path) as model, model.session(context=8) as session:
         assert session.eval([1, 2]).shape == (model.info.n_vocab,)
 
@@ -56,14 +56,14 @@ def test_shards_and_names(tmp_path: Path, converted: Convert, run: Run) -> None:
 
 
 def test_symlink_where_hard_links_are_impossible(
-    tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", refuse)
-    done = export_lmstudio(demo_model, tmp_path / "models")
+    done = export_lmstudio(tiny_model, tmp_path / "models")
     assert done.how == "symlink" and done.files[0].is_symlink()
-    assert os.readlink(done.files[0]) == os.path.realpath(demo_model)  # wherever it is looked at from
-    again = export_lmstudio(demo_model, tmp_path / "models", force=True, copy=True)
-    assert again.how == "copy" and not again.files[0].is_symlink() and demo_model.stat().st_size > 1e6
+    assert os.readlink(done.files[0]) == os.path.realpath(tiny_model)  # wherever it is looked at from
+    again = export_lmstudio(tiny_model, tmp_path / "models", force=True, copy=True)
+    assert again.how == "copy" and not again.files[0].is_symlink() and tiny_model.stat().st_size > 1e6
 
 
 def test_copy_where_no_links_are_possible(tmp_path: Path, converted: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,59 +97,59 @@ def test_a_link_among_files_that_cannot_be_linked(
 
 
 def test_nothing_is_left_of_a_copy_that_fails(
-    tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_lmstudio(demo_model, tmp_path / "models", copy=True, progress=interrupt)
+        export_lmstudio(tiny_model, tmp_path / "models", copy=True, progress=interrupt)
     assert not (tmp_path / "models").exists()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(placing.shutil, "disk_usage", lambda _folder: usage._replace(free=1000))
     with pytest.raises(ConvertError, match=r"1\.0 kB free and the output needs 2"):
-        export_lmstudio(demo_model, tmp_path / "models", copy=True)
+        export_lmstudio(tiny_model, tmp_path / "models", copy=True)
     assert not (tmp_path / "models").exists()
-    assert export_lmstudio(demo_model, tmp_path / "models").how == "hard link"  # takes no space
+    assert export_lmstudio(tiny_model, tmp_path / "models").how == "hard link"  # takes no space
 
 
-def test_nothing_is_replaced_unasked(tmp_path: Path, demo_model: Path, run: Run) -> None:
-    place = tmp_path / "deepseek-ai" / "demo-random-weights" / demo_model.name
+def test_nothing_is_replaced_unasked(tmp_path: Path, tiny_model: Path, run: Run) -> None:
+    place = tmp_path / "deepseek-ai" / "tiny-random-weights" / tiny_model.name
     place.parent.mkdir(parents=True)
     place.write_text("mine")
-    ran = run("export", "lmstudio", demo_model, tmp_path)
+    ran = run("export", "lmstudio", tiny_model, tmp_path)
     assert ran.code == 1 and "--force" in ran.stderr and place.read_text() == "mine"
     for _ in range(2):
-        assert run("export", "lmstudio", demo_model, tmp_path, "--force").code == 0
-        assert os.path.samefile(place, demo_model) and os.listdir(place.parent) == [demo_model.name]
-    renamed = tmp_path / "deepseek-ai" / "demo-random-weights" / "own.gguf"
-    shutil.copy(demo_model, renamed)
+        assert run("export", "lmstudio", tiny_model, tmp_path, "--force").code == 0
+        assert os.path.samefile(place, tiny_model) and os.listdir(place.parent) == [tiny_model.name]
+    renamed = tmp_path / "deepseek-ai" / "tiny-random-weights" / "own.gguf"
+    shutil.copy(tiny_model, renamed)
     with pytest.raises(ConvertError, match="the file to export itself"):
         export_lmstudio(renamed, tmp_path, force=True)
-    assert renamed.stat().st_size == demo_model.stat().st_size
+    assert renamed.stat().st_size == tiny_model.stat().st_size
     place.unlink()
     place.mkdir()
     with pytest.raises(ConvertError, match="is a folder"):
-        export_lmstudio(demo_model, tmp_path, force=True)
+        export_lmstudio(tiny_model, tmp_path, force=True)
 
 
-def test_refusals(tmp_path: Path, converted: Convert, demo_model: Path, run: Run) -> None:
+def test_refusals(tmp_path: Path, converted: Convert, tiny_model: Path, run: Run) -> None:
     ran = run("export", "lmstudio", converted(profile="native"), tmp_path / "new")
     assert ran.code == 1 and "LM Studio cannot read" in ran.stderr and "--profile compat" in ran.stderr
     for option in ("publisher", "model"):
         for name in ("", "..", "a/b", "a b", "nul", "x."):
             with pytest.raises(ConvertError, match=f"--{option}"):
-                export_lmstudio(demo_model, tmp_path / "new", **{option: name})
+                export_lmstudio(tiny_model, tmp_path / "new", **{option: name})
     assert not (tmp_path / "new").exists()
-    assert run("export", "lmstudio", demo_model).code == 2
+    assert run("export", "lmstudio", tiny_model).code == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the home folder is named by another variable")
-def test_home_folder(tmp_path: Path, demo_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder(tmp_path: Path, tiny_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every shell knows "~"."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    assert run("export", "lmstudio", demo_model, "~/models", cwd=tmp_path).code == 0
+    assert run("export", "lmstudio", tiny_model, "~/models", cwd=tmp_path).code == 0
     assert os.listdir(tmp_path) == ["home"] and files_below(tmp_path / "home" / "models")
 
 

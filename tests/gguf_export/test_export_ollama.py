@@ -58,16 +58,16 @@ def resolved(modelfile: Path) -> list[Path]:
     return [Path(os.path.join(modelfile.parent, path)) for path in arguments(modelfile, "FROM")]
 
 
-def test_modelfile(tmp_path: Path, demo_model: Path, run: Run) -> None:
-    ran = run("export", "ollama", demo_model, tmp_path / "new" / "folder with blanks")
+def test_modelfile(tmp_path: Path, tiny_model: Path, run: Run) -> None:
+    ran = run("export", "ollama", tiny_model, tmp_path / "new" / "folder with blanks")
     assert ran.code == 0
     modelfile = tmp_path / "new" / "folder with blanks" / "Modelfile"
     assert os.listdir(modelfile.parent) == ["Modelfile"]
     assert "Modelfile" in ran.stderr
     assert [shlex.split(line) for line in ran.stdout.splitlines()] == [
-        ["ollama", "create", "demo-random-weights", "-f", str(modelfile)], ["ollama", "run", "demo-random-weights"],
+        ["ollama", "create", "tiny-random-weights", "-f", str(modelfile)], ["ollama", "run", "tiny-random-weights"],
     ]  # fmt: skip
-    assert arguments(modelfile, "FROM") == [str(demo_model)]
+    assert arguments(modelfile, "FROM") == [str(tiny_model)]
     assert arguments(modelfile, "TEMPLATE") == [go_template("preview")]
     values = dict(argument.split(" ", 1) for argument in arguments(modelfile, "PARAMETER"))
     assert (float(values["temperature"]), float(values["top_p"]), int(values["top_k"])) == (1, 1, 0)
@@ -113,31 +113,31 @@ def test_shards_where_they_are(tmp_path: Path, converted: Convert) -> None:
         export_ollama(done.model_files[1], tmp_path, force=True)
 
 
-def test_relative_paths(tmp_path: Path, demo_model: Path, run: Run) -> None:
+def test_relative_paths(tmp_path: Path, tiny_model: Path, run: Run) -> None:
     """Ollama would look for a relative FROM beside the Modelfile, not where the command ran."""
-    shutil.copy(demo_model, tmp_path / "model.gguf")
+    shutil.copy(tiny_model, tmp_path / "model.gguf")
     assert run("export", "ollama", "model.gguf", "out", cwd=tmp_path).code == 0
     assert resolved(tmp_path / "out" / "Modelfile") == [tmp_path / "model.gguf"]
 
 
-def test_nothing_is_replaced_unasked(tmp_path: Path, demo_model: Path, run: Run) -> None:
+def test_nothing_is_replaced_unasked(tmp_path: Path, tiny_model: Path, run: Run) -> None:
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text("mine")
-    ran = run("export", "ollama", demo_model, tmp_path)
+    ran = run("export", "ollama", tiny_model, tmp_path)
     assert ran.code == 1 and "--force" in ran.stderr and modelfile.read_text() == "mine"
-    assert run("export", "ollama", demo_model, tmp_path, "--force").code == 0
-    assert resolved(modelfile) == [demo_model]
+    assert run("export", "ollama", tiny_model, tmp_path, "--force").code == 0
+    assert resolved(modelfile) == [tiny_model]
     (tmp_path / "model.gguf").write_text("mine too")
-    shutil.copy(demo_model, tmp_path / "source.gguf")
+    shutil.copy(tiny_model, tmp_path / "source.gguf")
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(ConvertError, match="the file to export itself"):
         export_ollama(tmp_path / "source.gguf", tmp_path, place="link", force=True)
-    source = Path(shutil.copy(demo_model, tmp_path / "out.gguf"))
+    source = Path(shutil.copy(tiny_model, tmp_path / "out.gguf"))
     os.makedirs(tmp_path / "own")
     source.rename(tmp_path / "own" / "Modelfile")
     with pytest.raises(ConvertError, match="the file to export itself"):
         export_ollama(tmp_path / "own" / "Modelfile", tmp_path / "own", force=True)
-    assert (tmp_path / "own" / "Modelfile").stat().st_size == demo_model.stat().st_size
+    assert (tmp_path / "own" / "Modelfile").stat().st_size == tiny_model.stat().st_size
     assert sorted(os.listdir(tmp_path)) == sorted([*before, "own"])
 
 
@@ -182,10 +182,10 @@ def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run
     assert not (tmp_path / "new").exists()
 
 
-def test_paths_that_ollama_cannot_read(tmp_path: Path, demo_model: Path) -> None:
+def test_paths_that_ollama_cannot_read(tmp_path: Path, tiny_model: Path) -> None:
     folder = tmp_path / "line\nbreak"
     folder.mkdir()
-    source = Path(shutil.copy(demo_model, folder / "model.gguf"))
+    source = Path(shutil.copy(tiny_model, folder / "model.gguf"))
     with pytest.raises(ConvertError, match="--link"):
         export_ollama(source, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyflash
-import pyflash.demo
 import pytest
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[pyflash.Session]:
-    with pyflash.Model.open(pyflash.demo.path()) as model, model.session(context=600) as session:
+def session(tiny_model: Path) -> Iterator[pyflash.Session]:
+    with pyflash.Model.open(tiny_model) as model, model.session(context=600) as session:
         yield session
 
 

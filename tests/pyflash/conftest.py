@@ -14,8 +14,8 @@ Say = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module")
-def model(demo_model: Path) -> Iterator[pyflash.Model]:
-    with pyflash.Model.open(demo_model, precision="exact", threads=1) as opened:
+def model(tiny_model: Path) -> Iterator[pyflash.Model]:
+    with pyflash.Model.open(tiny_model, precision="exact", threads=1) as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""Model, Session and Tokenizer on the demo model."""
+"""Model, Session and Tokenizer on a tiny model."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def test_not_a_gguf(tmp_path: Path) -> None:
         pyflash.Model.open(path)
 
 
-def test_zero_byte_in_path_is_not_cut_off(demo_model: Path) -> None:
+def test_zero_byte_in_path_is_not_cut_off(tiny_model: Path) -> None:
     with pytest.raises(pyflash.ArgumentError, match="zero byte"):
-        pyflash.Model.open(f"{demo_model}\0.txt")
+        pyflash.Model.open(f"{tiny_model}\0.txt")
 
 
 @pytest.mark.parametrize(
     "arguments", [{"precision": "double"}, {"threads": 0}, {"device": "quantum"}, {"isa": "mmx"}], ids=str
 )
-def test_bad_open_arguments(demo_model: Path, arguments: dict[str, Any]) -> None:
+def test_bad_open_arguments(tiny_model: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(pyflash.Error):
-        pyflash.Model.open(demo_model, **arguments)
+        pyflash.Model.open(tiny_model, **arguments)
 
 
-def test_environment_chooses_the_kernel_set(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_chooses_the_kernel_set(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYFLASH_CPU", "scalar")
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         assert model.info.cpu_isa == "scalar"
 
 
-def test_path_with_other_letters(demo_model: Path, tmp_path: Path) -> None:
+def test_path_with_other_letters(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "模型 ü.gguf"
-    path.write_bytes(demo_model.read_bytes())
+    path.write_bytes(tiny_model.read_bytes())
     with pyflash.Model.open(path) as model:
         assert model.info.n_layer == 6
 
@@ -109,16 +109,16 @@ MODEL_USES: dict[str, Callable[[pyflash.Model], object]] = {
 
 
 @pytest.mark.parametrize("use", MODEL_USES.values(), ids=MODEL_USES)
-def test_closed_model(demo_model: Path, use: Callable[[pyflash.Model], object]) -> None:
-    model = pyflash.Model.open(demo_model)
+def test_closed_model(tiny_model: Path, use: Callable[[pyflash.Model], object]) -> None:
+    model = pyflash.Model.open(tiny_model)
     model.close()
     model.close()
     with pytest.raises(pyflash.ClosedError):
         use(model)
 
 
-def test_session_outlives_its_model(demo_model: Path) -> None:
-    model = pyflash.Model.open(demo_model)
+def test_session_outlives_its_model(tiny_model: Path) -> None:
+    model = pyflash.Model.open(tiny_model)
     with model.session() as session:
         first = session.eval([5, 6])
         model.close()
@@ -254,8 +254,8 @@ def test_memory_counts_the_cache(model: pyflash.Model) -> None:
         assert 0 < small.memory.cache_bytes < large.memory.cache_bytes
 
 
-def test_cache_precisions(demo_model: Path) -> None:
-    with pyflash.Model.open(demo_model) as model, model.session(cache="f16") as half, \
+def test_cache_precisions(tiny_model: Path) -> None:
+    with pyflash.Model.open(tiny_model) as model, model.session(cache="f16") as half, \
             model.session(cache="reference") as reference:
         assert reference.memory.cache_bytes < half.memory.cache_bytes
         with model.session() as automatic:
@@ -264,7 +264,7 @@ def test_cache_precisions(demo_model: Path) -> None:
         assert not np.array_equal(reference.eval(LONG[:200]), expected)
         with pytest.raises(pyflash.ArgumentError, match="cache precision"):
             model.session(cache="f64")
-    with pyflash.Model.open(demo_model, precision="exact") as exact, pytest.raises(pyflash.Error):
+    with pyflash.Model.open(tiny_model, precision="exact") as exact, pytest.raises(pyflash.Error):
         exact.session(cache="f16")
 
 

@@ -53,14 +53,14 @@ def failure(*arguments: object) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def traffic(demo_model: Path) -> Traffic:
-    with pyflash.Model.open(demo_model) as model:
-        return read_traffic(demo_model, model.info, "f16")
+def traffic(tiny_model: Path) -> Traffic:
+    with pyflash.Model.open(tiny_model) as model:
+        return read_traffic(tiny_model, model.info, "f16")
 
 
-def test_weights_of_a_token(demo_model: Path, traffic: Traffic) -> None:
+def test_weights_of_a_token(tiny_model: Path, traffic: Traffic) -> None:
     """All of the file, less the tables of which one row is read and the experts that are not chosen."""
-    gguf = read_gguf(demo_model)
+    gguf = read_gguf(tiny_model)
     sizes = {name: tensor.nbytes for name, tensor in gguf.tensors.items()}
     experts = sum(size for name, size in sizes.items() if "_exps" in name)
     used, all_experts = gguf.keys["deepseek4.expert_used_count"], gguf.keys["deepseek4.expert_count"]
@@ -87,10 +87,10 @@ def test_mtp_block_is_not_read(traffic: Traffic, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["auto", "reference"])
-def test_row_sizes_are_the_library_s(demo_model: Path, cache: str) -> None:
+def test_row_sizes_are_the_library_s(tiny_model: Path, cache: str) -> None:
     """A session's cache grows with its context by the compressed layers' rows, 1/4 or 1/128 of one a token."""
-    with pyflash.Model.open(demo_model) as model:
-        rows = read_traffic(demo_model, model.info, cache).rows
+    with pyflash.Model.open(tiny_model) as model:
+        rows = read_traffic(tiny_model, model.info, cache).rows
         sizes = []
         for context in (8192, 16384):
             with model.session(context=context, cache=cache) as session:
@@ -114,9 +114,9 @@ def test_cache_rows_of_a_token(traffic: Traffic) -> None:
 # -- the command --
 
 
-def test_json(demo_model: Path) -> None:
+def test_json(tiny_model: Path) -> None:
     lines = [json.loads(line) for line in bench(
-        demo_model, "--prompt", "16,32", "--gen", 4, "--depth", "200,0,1K", "--repeat", 2, "--json").splitlines()]
+        tiny_model, "--prompt", "16,32", "--gen", 4, "--depth", "200,0,1K", "--repeat", 2, "--json").splitlines()]
     *results, end = lines
     assert [(each["test"], each["tokens"], each["depth"]) for each in results] == [
         (test, n, depth) for depth in (0, 200, 1024) for test, n in (("prefill", 16), ("prefill", 32), ("decode", 4))
@@ -136,15 +136,15 @@ def test_json(demo_model: Path) -> None:
     assert decoded == sorted(set(decoded))  # more context, more rows
     assert end["done"] is True and end["precision"] == "fast" and end["cache"] == "f16" and end["chunk"] == 512
     memory = end["memory"]
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         assert memory["weight_bytes"] == model.info.weight_bytes and end["threads"] == model.info.n_threads
     if machine.process_memory() is not None:
         assert memory["private_bytes"] <= memory["resident_bytes"]
 
 
-def test_table_and_plot(demo_model: Path, tmp_path: Path) -> None:
+def test_table_and_plot(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "speed.svg"
-    text = bench(demo_model, "--prompt", 8, "--gen", 2, "--depth", "0,300", "--repeat", 1, "--plot", out,
+    text = bench(tiny_model, "--prompt", 8, "--gen", 2, "--depth", "0,300", "--repeat", 1, "--plot", out,
                  "--precision", "exact", "--threads", 1, "--chunk", 8)
     assert "exact, 1 threads" in text and "cache f32" in text and "chunks of 8" in text
     rows = re.findall(r"^ +(\d+) +(prefill|decode) (\d+) .*?(\d+%)?$", text, re.MULTILINE)
@@ -159,26 +159,26 @@ def test_table_and_plot(demo_model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["speed.svg"]
 
 
-def test_csv(demo_model: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(bench(demo_model, "--prompt", 4, "--gen", 1, "--repeat", 1, "--csv"))))
+def test_csv(tiny_model: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(bench(tiny_model, "--prompt", 4, "--gen", 1, "--repeat", 1, "--csv"))))
     assert [row["test"] for row in rows] == ["prefill", "decode"]
     assert all(float(row["tok_s"]) > 0 and row["kernels"] and row["weight_bytes"] for row in rows)
 
 
-def test_one_kind_of_test(demo_model: Path) -> None:
-    assert "decode" not in bench(demo_model, "--gen", 0, "--prompt", 4, "--repeat", 1)
-    assert "prefill" not in bench(demo_model, "--gen", 1, "--prompt", 0, "--repeat", 1)
+def test_one_kind_of_test(tiny_model: Path) -> None:
+    assert "decode" not in bench(tiny_model, "--gen", 0, "--prompt", 4, "--repeat", 1)
+    assert "prefill" not in bench(tiny_model, "--gen", 1, "--prompt", 0, "--repeat", 1)
 
 
-def test_errors_are_one_line(demo_model: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "none" / "out.svg"
     for arguments, code, words in (
         (["absent.gguf"], 1, "no such file"),
-        ([demo_model, "--depth", "1G"], 2, "is no number of tokens"),
-        ([demo_model, "--depth", "8M"], 1, "this model takes"),
-        ([demo_model, "--prompt", "0", "--gen", "0"], 1, "nothing to measure"),
-        ([demo_model, "--plot", folder], 1, "there is no folder"),
-        ([demo_model, "--json", "--csv"], 2, "choose one"),
+        ([tiny_model, "--depth", "1G"], 2, "is no number of tokens"),
+        ([tiny_model, "--depth", "8M"], 1, "this model takes"),
+        ([tiny_model, "--prompt", "0", "--gen", "0"], 1, "nothing to measure"),
+        ([tiny_model, "--plot", folder], 1, "there is no folder"),
+        ([tiny_model, "--json", "--csv"], 2, "choose one"),
     ):
         status, stderr = failure(*arguments)
         assert (status, words in stderr) == (code, True), stderr
@@ -186,9 +186,9 @@ def test_errors_are_one_line(demo_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_interrupted_run_keeps_what_is_measured(demo_model: Path, tmp_path: Path) -> None:
+def test_interrupted_run_keeps_what_is_measured(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "speed.svg"
-    command = [sys.executable, "-m", "pyflash", "bench", str(demo_model), "--prompt", "8", "--gen", "4", "--depth",
+    command = [sys.executable, "-m", "pyflash", "bench", str(tiny_model), "--prompt", "8", "--gen", "4", "--depth",
                "0,32K", "--repeat", "3", "--json", "--chunk", "8", "--plot", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -218,9 +218,9 @@ def _run(model: pyflash.Model, traffic: Traffic, plan: Plan) -> tuple[list[int],
         return filled, list(run.run())
 
 
-def test_kept_sessions(demo_model: Path, traffic: Traffic, tmp_path: Path) -> None:
+def test_kept_sessions(tiny_model: Path, traffic: Traffic, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         def run(*depths: int, seed: int = 1) -> list[int]:
             filled, speeds = _run(model, traffic, Plan((4,), 2, depths, 1, session_cache=kept, seed=seed))
             assert [speed.depth for speed in speeds[::2]] == sorted(depths)
@@ -237,7 +237,7 @@ def test_kept_sessions(demo_model: Path, traffic: Traffic, tmp_path: Path) -> No
         assert run(300) == []
 
 
-def test_depth_is_the_context(demo_model: Path, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_is_the_context(tiny_model: Path, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each repetition of each test begins at the depth itself."""
     seen: list[tuple[str, int]] = []
     for name in ("_prefill", "_decode"):
@@ -248,7 +248,7 @@ def test_depth_is_the_context(demo_model: Path, traffic: Traffic, monkeypatch: p
             return original(self, n)
 
         monkeypatch.setattr(Bench, name, spy)
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         _run(model, traffic, Plan((600,), 300, (0, 1000), 2))
     assert seen == [(name, depth) for depth in (0, 1000) for name in ("_prefill", "_decode") for _ in range(2)]
 
@@ -306,12 +306,12 @@ def test_odd_drawings_stay_inside(speeds: list[Speed]) -> None:
 # -- the machine --
 
 
-def test_read_bandwidth_and_prefault(demo_model: Path) -> None:
+def test_read_bandwidth_and_prefault(tiny_model: Path) -> None:
     seen: list[tuple[int, int]] = []
     def note(done: int, total: int) -> None:
         seen.append((done, total))
 
-    with pyflash.Model.open(demo_model, prefault=True, progress=note) as model:
+    with pyflash.Model.open(tiny_model, prefault=True, progress=note) as model:
         assert seen[-1] == (model.info.weight_bytes, model.info.weight_bytes)
         assert [done for done, _ in seen] == sorted({done for done, _ in seen})
         assert model.read_bandwidth(1 << 22) > 1e6
@@ -319,19 +319,19 @@ def test_read_bandwidth_and_prefault(demo_model: Path) -> None:
             model.read_bandwidth(10)
 
 
-def test_progress_may_end_the_prefault(demo_model: Path) -> None:
+def test_progress_may_end_the_prefault(tiny_model: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pyflash.Model.open(demo_model, prefault=True, progress=stop)
+        pyflash.Model.open(tiny_model, prefault=True, progress=stop)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_mlock_and_pin(demo_model: Path) -> None:
+def test_mlock_and_pin(tiny_model: Path) -> None:
     code = f"""
 import pyflash, re, os
-model = pyflash.Model.open({str(demo_model)!r}, mlock=True, pin=True, threads=2)
+model = pyflash.Model.open({str(tiny_model)!r}, mlock=True, pin=True, threads=2)
 print(re.search(r"VmLck:\\s+(\\d+)", open("/proc/self/status").read())[1])
 pinned = [t for t in os.listdir("/proc/self/task") if len(os.sched_getaffinity(int(t))) == 1]
 print(len(pinned))
@@ -344,10 +344,10 @@ print(len(pinned))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0, reason="root can become another user")
-def test_mlock_without_permission(demo_model: Path) -> None:
+def test_mlock_without_permission(tiny_model: Path) -> None:
     code = f"""
 import os, resource, pyflash
-model = pyflash.Model.open({str(demo_model)!r})  # first: its folder may be closed to others
+model = pyflash.Model.open({str(tiny_model)!r})  # first: its folder may be closed to others
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
 os.setuid(65534)
 try:

@@ -274,13 +274,13 @@ def test_markers_are_special_and_texts_are_not() -> None:
     assert not any(not a[1] and not b[1] for a, b in zip(pieces, pieces[1:], strict=False))
 
 
-def test_tokens_of_tools(demo_model: Path) -> None:
+def test_tokens_of_tools(tiny_model: Path) -> None:
     """Piece by piece the tokens are those of the whole text, as the published encoder leaves it to be tokenized."""
     messages = [
         {"role": "system", "content": "rules", "tools": TOOLS}, {**USER, "task": "title"}, REMINDER, USER,
         calling(call("a", "one", '{"x": "y", "z": [1]}'), call("b"), reasoning_content="r"), tool("a", "1"),
     ]  # fmt: skip
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         tokenizer = model.tokenizer
         ids = tokenizer.encode_segments(chat.segments(messages, thinking=True, effort="max"))
         assert ids == tokenizer.encode(chat.encode(messages, thinking=True, effort="max"), special=True)

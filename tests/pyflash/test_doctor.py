@@ -15,10 +15,14 @@ import pytest
 from pyflash import machine, processor
 
 
+def kept() -> dict[str, str]:
+    """Those that say what is tested."""
+    return {name: os.environ[name] for name in ("PYFLASH_LIBRARY", "PYFLASH_DEMO") if name in os.environ}
+
+
 def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYFLASH_")}
-    if library := os.environ.get("PYFLASH_LIBRARY"):
-        inherited["PYFLASH_LIBRARY"] = library
+    inherited |= kept()
     return subprocess.run(
         [sys.executable, "-m", "pyflash", "doctor", *arguments], cwd=cwd, capture_output=True, encoding="utf-8",
         timeout=120, env={**inherited, **env},
@@ -34,7 +38,7 @@ def diagnosis(cwd: Path, **env: str) -> dict[str, Any]:
     return found
 
 
-def test_everything_in_order(tmp_path: Path) -> None:
+def test_everything_in_order(tmp_path: Path, demo_checkpoint: Path) -> None:
     found = diagnosis(tmp_path, PYFLASH_CACHE=str(tmp_path))
     assert found["version"] == pyflash.__version__ and found["problems"] == [] and found["warnings"] == []
     best = next(each.name for each in machine.kernel_sets() if each.problem is None)
@@ -42,8 +46,8 @@ def test_everything_in_order(tmp_path: Path) -> None:
     assert found["devices"] == {"cpu": "ready", "cuda": "not built in"}
     assert found["memory"]["total"] == machine.memory().total
     assert found["cache_folder"] == str(tmp_path) and found["demo_model_made"] is False
-    assert found["environment"] == {"PYFLASH_CACHE": str(tmp_path), **(
-        {"PYFLASH_LIBRARY": os.environ["PYFLASH_LIBRARY"]} if "PYFLASH_LIBRARY" in os.environ else {})}
+    assert found["demo_checkpoint"] == str(demo_checkpoint)
+    assert found["environment"] == {"PYFLASH_CACHE": str(tmp_path), **kept()}
     assert 1 <= found["processor"]["physical"] <= found["processor"]["logical"]
 
 
@@ -51,7 +55,7 @@ def test_lines_for_people(tmp_path: Path) -> None:
     done = run(cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
     names = [line[:16].strip() for line in done.stdout.splitlines()]
-    assert {"pyflash", "library", "processor", "cores", "memory", "device cpu", "demo model"} <= set(names)
+    assert {"pyflash", "library", "processor", "cores", "memory", "device cpu", "demo source", "demo model"} <= set(names)
     for each in machine.kernel_sets():
         if each.problem:
             assert f"skipped: {each.problem}" in done.stdout
@@ -92,9 +96,12 @@ def test_settings_that_keep_it_from_running(tmp_path: Path, name: str, value: st
         ("PYFLASH_MODEL", "nowhere.gguf", ["nowhere.gguf", "no file"]),
         ("PYFLASH_REPEAT", "often", ["pyflash bench", "often", "change or unset it"]),
         ("PYFLASH_CACHE", "{here}/file/cache", ["file", "PYFLASH_CACHE"]),
+        ("PYFLASH_DEMO", "{here}", ["PYFLASH_DEMO", "no checkpoint folder"]),
     ],
 )
-def test_settings_that_spoil_a_part(tmp_path: Path, name: str, value: str, words: list[str]) -> None:
+def test_settings_that_spoil_a_part(
+    tmp_path: Path, demo_checkpoint: Path, name: str, value: str, words: list[str]
+) -> None:
     (tmp_path / "file").write_text("in the way")
     warnings = diagnosis(tmp_path, **{name: value.format(here=tmp_path)})["warnings"]
     assert len(warnings) == 1
@@ -102,12 +109,12 @@ def test_settings_that_spoil_a_part(tmp_path: Path, name: str, value: str, words
         assert word in warnings[0]
 
 
-def test_every_variable_is_known(tmp_path: Path) -> None:
+def test_every_variable_is_known(tmp_path: Path, demo_checkpoint: Path) -> None:
     """Those that the package reads itself; options bring theirs along."""
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(pyflash.__file__).parent.rglob("*.py"))
     names = set(re.findall(r'environ(?:ment)?(?:\.get\(|\[)"(PYFLASH_\w+)"', sources))
-    assert {"PYFLASH_CACHE", "PYFLASH_CPU", "PYFLASH_LIBRARY", "PYFLASH_STATE"} <= names
-    names -= {"PYFLASH_CPU", "PYFLASH_LIBRARY"}  # which cannot be a folder
+    assert {"PYFLASH_CACHE", "PYFLASH_CPU", "PYFLASH_DEMO", "PYFLASH_LIBRARY", "PYFLASH_STATE"} <= names
+    names -= {"PYFLASH_CPU", "PYFLASH_DEMO", "PYFLASH_LIBRARY"}  # which cannot be any folder
     assert diagnosis(tmp_path, PYFLASH_CPU="scalar", **dict.fromkeys(names, str(tmp_path)))["warnings"] == []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pyflash
 import pytest
 from click.testing import CliRunner
@@ -9,11 +12,19 @@ from pyflash import machine
 from pyflash.cli import cli
 from pyflash.commands.options import parse_size
 
+Answer = Callable[..., tuple[str, str]]
 
-def answer(*options: str) -> tuple[str, str]:
-    result = CliRunner().invoke(cli, ["run", "Hello", "-n", "12", "--seed", "1", *options], catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout, result.stderr
+
+@pytest.fixture
+def answer(tiny_model: Path) -> Answer:
+    """answer(*options): what goes to stdout and stderr."""
+    def run(*options: str) -> tuple[str, str]:
+        command = ["run", str(tiny_model), "Hello", "-n", "12", "--seed", "1", *options]
+        result = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout, result.stderr
+
+    return run
 
 
 @pytest.fixture
@@ -30,16 +41,16 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return opened
 
 
-def test_what_fits_has_no_budget(budgets: list[int]) -> None:
+def test_what_fits_has_no_budget(answer: Answer, budgets: list[int]) -> None:
     answer()
     assert budgets == [0]
 
 
 def test_what_does_not_fit_gets_the_rest_of_the_memory(
-    budgets: list[int], monkeypatch: pytest.MonkeyPatch
+    answer: Answer, tiny_model: Path, budgets: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = answer("-c", "1000")
-    with pyflash.Model.open(pyflash.demo.path(), expert_budget=0) as model, model.session(context=1000) as session:
+    with pyflash.Model.open(tiny_model, expert_budget=0) as model, model.session(context=1000) as session:
         memory, total = session.memory, model.expert_reads.expert_bytes
         own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
     needed = own + model.info.weight_bytes + 10**7
@@ -54,7 +65,7 @@ def test_what_does_not_fit_gets_the_rest_of_the_memory(
     assert "read from disk again and again" in errors and "stay in memory" in errors
 
 
-def test_given_and_off(budgets: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_and_off(answer: Answer, budgets: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {answer("--expert-budget", size)[0] for size in ("off", "200K", "1")}
     assert len(texts) == 1 and budgets == [0, 200_000, 1]
     monkeypatch.setenv("PYFLASH_EXPERT_BUDGET", "2M")

@@ -37,8 +37,8 @@ PERSON: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def model(demo_model: Path) -> Iterator[pyflash.Model]:
-    with pyflash.Model.open(demo_model, threads=1) as opened:
+def model(tiny_model: Path) -> Iterator[pyflash.Model]:
+    with pyflash.Model.open(tiny_model, threads=1) as opened:
         yield opened
 
 
@@ -141,7 +141,7 @@ def test_bad_grammars(make: Callable[[Any], Grammar], text: Any) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) > 20
 
 
-def test_without_the_extra(demo_model: Path) -> None:
+def test_without_the_extra(tiny_model: Path) -> None:
     program = """
 import sys, pyflash
 sys.modules["llguidance"] = None
@@ -155,7 +155,7 @@ with pyflash.Model.open(sys.argv[1]) as model, model.session(context=200) as ses
             print(error)
     list(session.chat([{"role": "user", "content": "x"}], max_tokens=2))
 """
-    done = subprocess.run([sys.executable, "-c", program, demo_model], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, tiny_model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("pip install 'pyflash[grammar]'" in line for line in lines)

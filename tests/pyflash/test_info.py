@@ -30,9 +30,9 @@ def report_of(model: Path, *options: object, cwd: Path) -> dict[str, Any]:
     return report
 
 
-def test_json_is_what_a_session_says(tmp_path: Path, demo_model: Path) -> None:
-    report = report_of(demo_model, "--ctx", 3000, "--cache-type", "reference", cwd=tmp_path)
-    with pyflash.Model.open(demo_model) as model, model.session(context=3000, cache="reference") as session:
+def test_json_is_what_a_session_says(tmp_path: Path, tiny_model: Path) -> None:
+    report = report_of(tiny_model, "--ctx", 3000, "--cache-type", "reference", cwd=tmp_path)
+    with pyflash.Model.open(tiny_model) as model, model.session(context=3000, cache="reference") as session:
         memory = session.memory
         assert [report[f"{name}_bytes"] for name in ("cache", "buffer", "checkpoint", "weight")] == [
             memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, model.info.weight_bytes]
@@ -44,17 +44,17 @@ def test_json_is_what_a_session_says(tmp_path: Path, demo_model: Path) -> None:
     assert report["machine_bytes"] == machine.memory().total
 
 
-def test_precision_and_cache_type_change_the_cache(tmp_path: Path, demo_model: Path) -> None:
-    sizes = [report_of(demo_model, *options, cwd=tmp_path)["cache_bytes"] for options in (
+def test_precision_and_cache_type_change_the_cache(tmp_path: Path, tiny_model: Path) -> None:
+    sizes = [report_of(tiny_model, *options, cwd=tmp_path)["cache_bytes"] for options in (
         ("--precision", "exact"), ("--cache-type", "f16"), ("--cache-type", "reference"))]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
-    done = run("info", demo_model, "--precision", "exact", "--cache-type", "f16", cwd=tmp_path)
+    done = run("info", tiny_model, "--precision", "exact", "--cache-type", "f16", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cache" in done.stderr
 
 
-def test_text_has_the_same_figures(tmp_path: Path, demo_model: Path) -> None:
-    report = report_of(demo_model, "-c", 8192, cwd=tmp_path)
-    text = run("info", demo_model, "-c", 8192, cwd=tmp_path).stdout
+def test_text_has_the_same_figures(tmp_path: Path, tiny_model: Path) -> None:
+    report = report_of(tiny_model, "-c", 8192, cwd=tmp_path)
+    text = run("info", tiny_model, "-c", 8192, cwd=tmp_path).stdout
     rows = {line[:18].strip(): line[18:].strip() for line in text.splitlines() if line[:1] != " "}
     assert rows["weights"] == format_bytes(report["weight_bytes"])
     assert rows["buffers"] == format_bytes(report["buffer_bytes"])
@@ -65,41 +65,41 @@ def test_text_has_the_same_figures(tmp_path: Path, demo_model: Path) -> None:
 # -- what fits --
 
 
-def plan(demo_model: Path, monkeypatch: pytest.MonkeyPatch, usable: int, available: int | None = None,
+def plan(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, usable: int, available: int | None = None,
          n_ctx: int = 65536) -> memory_plan.Plan:
-    """The demo model's plan on a machine of so many bytes, with a program of 10 MB."""
+    """The tiny model's plan on a machine of so many bytes, with a program of 10 MB."""
     found = machine.MachineMemory(10**12, usable if available is None else available, usable)
     monkeypatch.setattr(machine, "memory", lambda: found)
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         return memory_plan.make_plan(model, 10**7, n_ctx, "f16", 123_456)
 
 
-def test_longest_context_that_fits(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enough = plan(demo_model, monkeypatch, 10**9)
+def test_longest_context_that_fits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = plan(tiny_model, monkeypatch, 10**9)
     assert enough.fits and enough.fits_now and enough.most_tokens == 65536
     assert memory_plan.advice(enough, str) == ["fits"]
-    short = plan(demo_model, monkeypatch, enough.cost.needed_bytes - 10**7)
+    short = plan(tiny_model, monkeypatch, enough.cost.needed_bytes - 10**7)
     assert not short.fits and short.most_tokens is not None and short.most_tokens % 1024 == 0
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         for n_ctx, fits in ((short.most_tokens, True), (short.most_tokens + 1024, False)):
             with model.session(context=n_ctx, cache="f16") as session:
                 memory = session.memory
             needed = 10**7 + model.info.weight_bytes + sum(
                 (memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes))
             assert (needed <= enough.cost.needed_bytes - 10**7) == fits
-    again = plan(demo_model, monkeypatch, enough.cost.needed_bytes - 10**7, n_ctx=short.most_tokens)
+    again = plan(tiny_model, monkeypatch, enough.cost.needed_bytes - 10**7, n_ctx=short.most_tokens)
     assert again.fits
 
 
-def test_ways_out(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enough = plan(demo_model, monkeypatch, 10**9)
+def test_ways_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = plan(tiny_model, monkeypatch, 10**9)
     needed = enough.cost.needed_bytes
-    busy = memory_plan.advice(plan(demo_model, monkeypatch, 10**9, available=10**7), str)
+    busy = memory_plan.advice(plan(tiny_model, monkeypatch, 10**9, available=10**7), str)
     assert "close other programs" in busy[0] and "10000000" in busy[0]
-    tight = memory_plan.advice(plan(demo_model, monkeypatch, needed - 1000), str)
+    tight = memory_plan.advice(plan(tiny_model, monkeypatch, needed - 1000), str)
     assert "1000 are missing" in tight[0] and "read from disk again and again" in tight[0] and "123456" in tight[0]
     assert "--ctx" in tight[1] and "--cache-type reference" in tight[1] and str(needed) in tight[1]
-    nothing = plan(demo_model, monkeypatch, 10**6)
+    nothing = plan(tiny_model, monkeypatch, 10**6)
     assert nothing.runs is False and nothing.most_tokens is None and nothing.reference_fits is False
     lines = memory_plan.advice(nothing, str)
     assert "cannot run" in lines[0] and "--ctx" not in lines[1] and "--cache-type" not in lines[1]
@@ -110,12 +110,12 @@ def test_ways_out(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot run: 10000000 beside" in lines[0] and "--ctx 9000, with experts read from disk" in lines[1]
 
 
-def test_warning_of_a_run(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warning_of_a_run(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing to say, experts from disk, and a context that can never be filled."""
     sizes = {"usable": 10**12}
     monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(10**12, 10**12, sizes["usable"]))
     monkeypatch.setattr(machine, "process_memory", lambda: machine.ProcessMemory(2 * 10**7, 10**7))
-    with pyflash.Model.open(demo_model) as model, model.session(context=4000) as session:
+    with pyflash.Model.open(tiny_model) as model, model.session(context=4000) as session:
         assert memory_plan.warning_of(model, session, 0, str) is None
         memory = session.memory
         own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + 10**7
@@ -127,15 +127,15 @@ def test_warning_of_a_run(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
             memory_plan.warning_of(model, session, 0, str)
 
 
-def test_experts_that_stay_in_memory(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enough = plan(demo_model, monkeypatch, 10**9)
+def test_experts_that_stay_in_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = plan(tiny_model, monkeypatch, 10**9)
     assert enough.expert_budget is None and enough.expert_bytes > 0
     needed = enough.cost.needed_bytes
-    tight = plan(demo_model, monkeypatch, needed - 1000)
+    tight = plan(tiny_model, monkeypatch, needed - 1000)
     spare = (needed - 1000) * 0.05
     assert tight.expert_budget == pytest.approx(max(1, enough.expert_bytes - 1000 - spare), abs=1)
     monkeypatch.setattr(machine, "process_memory", lambda: machine.ProcessMemory(2 * 10**7, 10**7))
-    with pyflash.Model.open(demo_model) as model:
+    with pyflash.Model.open(tiny_model) as model:
         assert memory_plan.expert_budget(model, 65536, "f16") == tight.expert_budget
         monkeypatch.setattr(machine, "memory", lambda: machine.MachineMemory(10**12, 10**12, None))
         assert memory_plan.expert_budget(model, 65536, "f16") is None

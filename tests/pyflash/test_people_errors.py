@@ -84,9 +84,9 @@ def test_export_of_what_is_no_model(tmp_path: Path, command: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.gguf"]
 
 
-def test_convert_of_what_is_no_checkpoint(tmp_path: Path, demo_model: Path) -> None:
+def test_convert_of_what_is_no_checkpoint(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for source, words in (("none", ["none", "config.json"]), (demo_model, [demo_model.name, "folder"]),
+    for source, words in (("none", ["none", "config.json"]), (tiny_model, [tiny_model.name, "folder"]),
                           ("folder", ["folder", "config.json"])):
         assert_told(run("convert", source, "out.gguf", cwd=tmp_path), *words)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -95,8 +95,8 @@ def test_convert_of_what_is_no_checkpoint(tmp_path: Path, demo_model: Path) -> N
 # -- models that cannot be run --
 
 
-def test_another_architecture(tmp_path: Path, demo_model: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(demo_model.read_bytes().replace(b"deepseek4", b"deepseek2"))
+def test_another_architecture(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(tiny_model.read_bytes().replace(b"deepseek4", b"deepseek2"))
     assert_told(run("run", "m.gguf", "Hi", cwd=tmp_path), '"deepseek2"', "llama.cpp")
 
 
@@ -106,16 +106,16 @@ def test_another_architecture(tmp_path: Path, demo_model: Path) -> None:
      (struct.pack(">I", 3), ["big-endian", "convert"])],
     ids=["newer", "older", "big-endian"],
 )
-def test_other_kinds_of_gguf(tmp_path: Path, demo_model: Path, version: bytes, words: list[str]) -> None:
-    data = demo_model.read_bytes()
+def test_other_kinds_of_gguf(tmp_path: Path, tiny_model: Path, version: bytes, words: list[str]) -> None:
+    data = tiny_model.read_bytes()
     (tmp_path / "m.gguf").write_bytes(data[:4] + version + data[8:])
     assert_told(run("run", "m.gguf", "Hi", cwd=tmp_path), "m.gguf", *words)
 
 
 @pytest.mark.parametrize("share", [0.0000015, 0.0001, 0.005, 0.05, 0.5, 0.9999997])
-def test_download_that_stopped(tmp_path: Path, demo_model: Path, share: float) -> None:
+def test_download_that_stopped(tmp_path: Path, tiny_model: Path, share: float) -> None:
     """Within the header, the keys, the tokenizer, the tensor list or the weights."""
-    data = demo_model.read_bytes()
+    data = tiny_model.read_bytes()
     (tmp_path / "m.gguf").write_bytes(data[: int(share * len(data))])
     words = ["m.gguf", "truncated", "download it again"]
     assert_told(run("run", "m.gguf", "Hi", cwd=tmp_path), *words, *([str(len(data))] if share > 0.04 else []))
@@ -145,8 +145,8 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root reads every file")
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are set as Unix has them")
-def test_file_without_permission(tmp_path: Path, demo_model: Path) -> None:
-    shutil.copy(demo_model, tmp_path / "m.gguf")
+def test_file_without_permission(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copy(tiny_model, tmp_path / "m.gguf")
     (tmp_path / "m.gguf").chmod(0)
     for command in (["run", "m.gguf", "Hi"], ["info", "m.gguf"], ["export", "ollama", "m.gguf", "out"]):
         assert_told(run(*command, cwd=tmp_path), "m.gguf", "permission")
@@ -156,35 +156,35 @@ def test_file_without_permission(tmp_path: Path, demo_model: Path) -> None:
 
 
 @pytest.mark.parametrize("isa", ["mmx", "AVX2"])
-def test_unknown_kernel_set(tmp_path: Path, demo_model: Path, isa: str) -> None:
-    assert_told(run("run", demo_model, "Hi", cwd=tmp_path, PYFLASH_CPU=isa), isa, "pyflash doctor")
+def test_unknown_kernel_set(tmp_path: Path, tiny_model: Path, isa: str) -> None:
+    assert_told(run("run", tiny_model, "Hi", cwd=tmp_path, PYFLASH_CPU=isa), isa, "pyflash doctor")
 
 
 @pytest.mark.parametrize("command", [["run", "{model}", "Hi", "-c", "70000"], ["info", "{model}", "-c", "70000"]],
                          ids=["run", "info"])
-def test_context_beyond_the_model(tmp_path: Path, demo_model: Path, command: list[str]) -> None:
-    arguments = [word.format(model=demo_model) for word in command]
+def test_context_beyond_the_model(tmp_path: Path, tiny_model: Path, command: list[str]) -> None:
+    arguments = [word.format(model=tiny_model) for word in command]
     assert_told(run(*arguments, cwd=tmp_path), "70000", "1 to 65536")
 
 
-def test_prompt_beyond_the_context(tmp_path: Path, demo_model: Path) -> None:
-    assert_told(run("run", demo_model, "word " * 50, "-c", 20, cwd=tmp_path), "the context holds 20", "-c")
+def test_prompt_beyond_the_context(tmp_path: Path, tiny_model: Path) -> None:
+    assert_told(run("run", tiny_model, "word " * 50, "-c", 20, cwd=tmp_path), "the context holds 20", "-c")
 
 
-def test_prompt_files_that_cannot_be_read(tmp_path: Path, demo_model: Path) -> None:
-    assert_told(run("run", demo_model, "-f", "none.txt", cwd=tmp_path), "none.txt", "check the path")
-    assert_told(run("run", demo_model, "-f", tmp_path, cwd=tmp_path), "folder", "give a file")
+def test_prompt_files_that_cannot_be_read(tmp_path: Path, tiny_model: Path) -> None:
+    assert_told(run("run", tiny_model, "-f", "none.txt", cwd=tmp_path), "none.txt", "check the path")
+    assert_told(run("run", tiny_model, "-f", tmp_path, cwd=tmp_path), "folder", "give a file")
 
 
 # -- memory --
 
 
 @linux_only
-def test_address_space_for_too_small_a_context(tmp_path: Path, demo_model: Path) -> None:
+def test_address_space_for_too_small_a_context(tmp_path: Path, tiny_model: Path) -> None:
     """Between what Python and numpy need and what a session needs, the line says what to lower."""
     told = []
     for megabytes in range(140, 900, 10):
-        done = run("run", demo_model, "Hi", "-n", 1, cwd=tmp_path, limits={"RLIMIT_AS": megabytes * MB},
+        done = run("run", tiny_model, "Hi", "-n", 1, cwd=tmp_path, limits={"RLIMIT_AS": megabytes * MB},
                    OPENBLAS_NUM_THREADS="1")
         if done.returncode == 0:
             break
@@ -209,8 +209,8 @@ def test_context_that_no_machine_holds(tmp_path: Path) -> None:
 
 
 @linux_only
-def test_address_space_for_too_large_a_model(tmp_path: Path, demo_model: Path) -> None:
-    data = demo_model.read_bytes()
+def test_address_space_for_too_large_a_model(tmp_path: Path, tiny_model: Path) -> None:
+    data = tiny_model.read_bytes()
     with open(tmp_path / "m.gguf", "wb") as file:
         file.write(data)
         file.truncate(64 * 10**9)  # takes no disk space
@@ -222,7 +222,9 @@ def test_address_space_for_too_large_a_model(tmp_path: Path, demo_model: Path) -
 
 
 @linux_only
-def test_files_larger_than_allowed(tmp_path: Path, tiny_checkpoint: Path, demo_model: Path) -> None:
+def test_files_larger_than_allowed(
+    tmp_path: Path, demo_checkpoint: Path, tiny_checkpoint: Path
+) -> None:
     small = {"RLIMIT_FSIZE": MB // 50}
     assert_told(run("convert", tiny_checkpoint, "m.gguf", cwd=tmp_path, limits=small), "File too large", "ulimit -f")
     assert_told(run("run", "Hi", cwd=tmp_path, limits=small, PYFLASH_CACHE=str(tmp_path / "cache")), "PYFLASH_CACHE")
@@ -244,14 +246,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk(small_disk: Path, tiny_checkpoint: Path, demo_model: Path) -> None:
+def test_full_disk(small_disk: Path, tiny_checkpoint: Path, tiny_model: Path) -> None:
     """Nothing half-written stays; a session's file is kept as it was."""
     words = ["kB free", "free some space or choose another disk"]
     assert_told(run("convert", tiny_checkpoint, small_disk / "m.gguf", cwd=small_disk.parent), *words)
     assert list(small_disk.iterdir()) == []
     import pyflash
 
-    with pyflash.Model.open(demo_model) as model, model.session(context=4096) as session:
+    with pyflash.Model.open(tiny_model) as model, model.session(context=4096) as session:
         session.eval(list(range(2, 40)))
         session.save(small_disk / "s")
         before = (small_disk / "s").read_bytes()
@@ -275,9 +277,9 @@ def damaged(data: bytes, seed: int) -> bytes:
     return bytes(found)
 
 
-def test_random_damage_is_one_line(tmp_path: Path, demo_model: Path) -> None:
+def test_random_damage_is_one_line(tmp_path: Path, tiny_model: Path) -> None:
     """`info` reads a file twice, by the library and by the converter's reader, so that both have to take it."""
-    data = demo_model.read_bytes()
+    data = tiny_model.read_bytes()
     failed = 0
     for seed in range(12):
         (tmp_path / "m.gguf").write_bytes(damaged(data, seed))

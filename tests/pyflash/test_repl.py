@@ -48,8 +48,8 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def model(demo_model: Path) -> Iterator[pyflash.Model]:
-    with pyflash.Model.open(demo_model) as opened:
+def model(tiny_model: Path) -> Iterator[pyflash.Model]:
+    with pyflash.Model.open(tiny_model) as opened:
         yield opened
 
 
@@ -171,7 +171,7 @@ def overhead(model: pyflash.Model, question: str) -> int:
 
 
 def tame(talk: Conversation, n_prompt: int) -> bool:
-    """Whether the demo model kept to text in the last answer, as a real one does: no control tokens."""
+    """Whether the random model kept to text in the last answer, as a real one does: no control tokens."""
     assert talk.last is not None
     tokenizer, said = talk.session.model.tokenizer, talk.last.message["content"]
     return (not talk.last.problems and all(tokenizer.decode([token]) for token in talk.session.tokens[n_prompt:])

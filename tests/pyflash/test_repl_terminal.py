@@ -36,9 +36,9 @@ def stats(shown: str) -> str:
     return lines[0]
 
 
-def test_each_command(tmp_path: Path, demo_model: Path) -> None:
+def test_each_command(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "notes.txt").write_text("Some notes to read.\n")
-    with Terminal("run", demo_model, *SHORT, cwd=tmp_path) as terminal:
+    with Terminal("run", tiny_model, *SHORT, cwd=tmp_path) as terminal:
         assert "/help" in terminal.prompt()
         helped = terminal.enter("/help")
         for name in ("/bye", "/clear", "/regen", "/undo", "/read", "/system", "/set", "/think", "/nothink", "/save",
@@ -101,8 +101,8 @@ def test_each_command(tmp_path: Path, demo_model: Path) -> None:
         assert "Traceback" not in terminal.transcript
 
 
-def test_thinking_is_dimmed_and_hidden_on_demand(tmp_path: Path, demo_model: Path) -> None:
-    with Terminal("run", demo_model, "--think", "-n", 40, "--temp", 0, "--min-p", 0, cwd=tmp_path) as terminal:
+def test_thinking_is_dimmed_and_hidden_on_demand(tmp_path: Path, tiny_model: Path) -> None:
+    with Terminal("run", tiny_model, "--think", "-n", 40, "--temp", 0, "--min-p", 0, cwd=tmp_path) as terminal:
         terminal.prompt()
         terminal.type("Hello\r")
         shown = terminal.prompt()
@@ -116,8 +116,8 @@ def test_thinking_is_dimmed_and_hidden_on_demand(tmp_path: Path, demo_model: Pat
         assert "thinking..." not in "".join(lines)
 
 
-def test_several_lines(tmp_path: Path, demo_model: Path) -> None:
-    with Terminal("run", demo_model, *SHORT, "--session", "s", cwd=tmp_path) as terminal:
+def test_several_lines(tmp_path: Path, tiny_model: Path) -> None:
+    with Terminal("run", tiny_model, *SHORT, "--session", "s", cwd=tmp_path) as terminal:
         terminal.prompt()
         terminal.type('"""/first\r')
         terminal.until("... ")
@@ -154,10 +154,10 @@ def note(path: Path) -> list[dict[str, str]]:
     return messages
 
 
-def test_history_and_completion(tmp_path: Path, demo_model: Path) -> None:
+def test_history_and_completion(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "a file.txt").write_text("text")
     for start in range(2):
-        with Terminal("run", demo_model, *SHORT, cwd=tmp_path) as terminal:
+        with Terminal("run", tiny_model, *SHORT, cwd=tmp_path) as terminal:
             terminal.prompt()
             if start == 0:
                 terminal.enter("remember this")
@@ -181,9 +181,9 @@ def test_history_and_completion(tmp_path: Path, demo_model: Path) -> None:
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
-def test_ctrl_c_in_a_long_prompt(tmp_path: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_a_long_prompt(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long_text(tmp_path)
-    with Terminal("run", demo_model, *SHORT, "-t", 1, cwd=tmp_path, env=SLOW) as terminal:
+    with Terminal("run", tiny_model, *SHORT, "-t", 1, cwd=tmp_path, env=SLOW) as terminal:
         terminal.prompt()
         terminal.enter("/read long.txt")
         terminal.type("What is this?\r")
@@ -199,8 +199,8 @@ def test_ctrl_c_in_a_long_prompt(tmp_path: Path, demo_model: Path, capsys: pytes
         assert terminal.wait() == 0
 
 
-def test_ctrl_c_in_an_answer_keeps_it(tmp_path: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Terminal("run", demo_model, "-n", 60000, "--session", "s", cwd=tmp_path, env=SLOW) as terminal:
+def test_ctrl_c_in_an_answer_keeps_it(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal("run", tiny_model, "-n", 60000, "--session", "s", cwd=tmp_path, env=SLOW) as terminal:
         terminal.prompt()
         for seed in range(10):
             terminal.enter(f"/set seed {seed}")
@@ -227,10 +227,10 @@ def test_ctrl_c_in_an_answer_keeps_it(tmp_path: Path, demo_model: Path, capsys: 
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "closed terminal"])
-def test_ends_cleanly_from_outside(tmp_path: Path, demo_model: Path, end: str) -> None:
+def test_ends_cleanly_from_outside(tmp_path: Path, tiny_model: Path, end: str) -> None:
     """Also within a long prompt; the session file has what was answered before."""
     long_text(tmp_path)
-    with Terminal("run", demo_model, *SHORT, "-t", 1, "--session", "s", cwd=tmp_path, env=SLOW) as terminal:
+    with Terminal("run", tiny_model, *SHORT, "-t", 1, "--session", "s", cwd=tmp_path, env=SLOW) as terminal:
         terminal.prompt()
         terminal.enter("Hello")
         terminal.enter("/read long.txt")
@@ -246,8 +246,8 @@ def test_ends_cleanly_from_outside(tmp_path: Path, demo_model: Path, end: str) -
     assert [message["content"] for message in note(tmp_path / "s")][0] == "Hello"
 
 
-def test_full_context_has_a_way_out(tmp_path: Path, demo_model: Path) -> None:
-    with Terminal("run", demo_model, *SHORT, "-c", 40, cwd=tmp_path) as terminal:
+def test_full_context_has_a_way_out(tmp_path: Path, tiny_model: Path) -> None:
+    with Terminal("run", tiny_model, *SHORT, "-c", 40, cwd=tmp_path) as terminal:
         terminal.prompt()
         terminal.enter("Hello")
         shown = terminal.enter("many words " * 30)

@@ -79,9 +79,9 @@ print(hits)
 
 
 @needs_signals
-def test_ctrl_c_at_any_moment(demo_model: Path) -> None:
+def test_ctrl_c_at_any_moment(tiny_model: Path) -> None:
     """No call runs on that nobody waits for, nothing is cancelled later, and the session goes on."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, demo_model], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, tiny_model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
 
@@ -167,24 +167,24 @@ def open_and_close(path: Path, seed: int) -> None:
         session.set_tap(lambda *_: None)
 
 
-def test_a_thousand_models_leave_nothing(demo_model: Path) -> None:
+def test_a_thousand_models_leave_nothing(tiny_model: Path) -> None:
     for seed in range(100):
-        open_and_close(demo_model, seed)
+        open_and_close(tiny_model, seed)
     before = resident_bytes()
     files = len(os.listdir("/proc/self/fd"))
     for seed in range(1000):
-        open_and_close(demo_model, seed)
+        open_and_close(tiny_model, seed)
     assert resident_bytes() - before < 10 << 20  # 10 KB a turn would be seen
     assert len(os.listdir("/proc/self/fd")) == files
     assert wait_for(lambda: own_threads() == 0)
 
 
-def test_what_is_not_closed_goes_with_its_last_reference(demo_model: Path) -> None:
+def test_what_is_not_closed_goes_with_its_last_reference(tiny_model: Path) -> None:
     pytest.importorskip("llguidance")
     grammar = pyflash.Grammar.regex("[a-z]+")
 
     def leave(seed: int) -> None:
-        model = pyflash.Model.open(demo_model, threads=2)
+        model = pyflash.Model.open(tiny_model, threads=2)
         session = model.session(context=256)
         session.set_tap(lambda *_: None)
         next(session.chat(QUESTION, max_tokens=5, seed=seed))
@@ -204,10 +204,10 @@ def test_what_is_not_closed_goes_with_its_last_reference(demo_model: Path) -> No
     assert wait_for(lambda: own_threads() == 0)
 
 
-def test_failed_opens_leave_nothing(demo_model: Path, tmp_path: Path) -> None:
+def test_failed_opens_leave_nothing(tiny_model: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(demo_model.read_bytes()[:-1000])
-    with pyflash.Model.open(demo_model) as model:
+    cut.write_bytes(tiny_model.read_bytes()[:-1000])
+    with pyflash.Model.open(tiny_model) as model:
         def fail() -> None:
             with pytest.raises(pyflash.Error):
                 pyflash.Model.open(cut)
