@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from pyflash._values import FloatArray
-from pyflash.errors import ArgumentError
 from pyflash.eval.logits_file import LogitsFile, LogitsWriter
 from pyflash.eval.statistics import BaseRows, DivergenceStatistics, LogitRows, PerplexityStatistics
 from pyflash.eval.windows import Windows
@@ -22,9 +21,6 @@ class Evaluator:
     """Logits of windows, a piece at a time, in a session of its own."""
 
     def __init__(self, model: Model, n_ctx: int, cache: str = "auto") -> None:
-        limit = model.info.n_ctx_train
-        if n_ctx > limit:
-            raise ArgumentError(f"a context of {n_ctx:,} tokens: this model takes at most {limit:,}")
         self._session: Session = model.session(context=n_ctx, cache=cache, checkpoints=0)
         self.chunk = min(self._session.chunk, max(1, MOST_LOGITS_BYTES // (4 * model.info.n_vocab)))
 

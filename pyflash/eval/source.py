@@ -69,7 +69,7 @@ class Subject:
         return self._rules.bos if self._rules.add_bos else None
 
     def tokens(self, text: Text, enough: int | None = None) -> Tokens32:
-        """The text's tokens; where there are more, at least `enough`."""
+        """The text's tokens; where there are more, the first `enough`."""
         return encode_text(text.pieces(), self.model.tokenizer, self._rules, text.special, enough)
 
 
@@ -104,7 +104,7 @@ def kept_windows(subject: Subject, kept: LogitsFile, text: Text | None, chunks: 
                             f"{kept.path}; compare files of the same model")
     windows = kept.windows
     if text is not None:
-        tokens = subject.tokens(text, len(windows.tokens))[: len(windows.tokens)]
+        tokens = subject.tokens(text, len(windows.tokens))
         if tokens.tolist() != windows.tokens.tolist():
             raise ArgumentError(f"{kept.path} was made of other tokens than {text.path} gives: leave out --text, or "
                                 "make it again")

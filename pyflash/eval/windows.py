@@ -81,7 +81,7 @@ def tokens_needed(n_ctx: int, most: int | None, stride: int | None) -> int | Non
     """How many tokens of a text are enough for that many windows; None for all."""
     if most is None:
         return None
-    return max(2 * n_ctx, n_ctx + most * (n_ctx if stride is None else stride))
+    return max(2 * n_ctx, most * n_ctx if stride is None else n_ctx + (most - 1) * stride + 1)
 
 
 # -- from text to tokens --
@@ -110,7 +110,7 @@ class TextRules:
 def encode_text(
     pieces: Iterable[str], tokenizer: Tokenizer, rules: TextRules, special: bool = False, enough: int | None = None
 ) -> Tokens32:
-    """Tokens of a text that comes in pieces, as llama.cpp's perplexity tool reads it; at least `enough`, if it has them.
+    """Tokens of a text that comes in pieces, as llama.cpp's perplexity tool reads it; the first `enough` of them.
 
     special: text that spells a special token becomes that token, which llama.cpp's tool does for plain ones only.
     Works on a piece at a time: memory is that of the tokens.
@@ -126,7 +126,7 @@ def encode_text(
         total += len(ids)
         if enough is not None and total >= enough:
             break
-    return np.concatenate(found)
+    return np.concatenate(found)[:enough]
 
 
 def _encode(
