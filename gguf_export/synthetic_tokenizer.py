@@ -7,6 +7,7 @@ from a short list of English words.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,11 @@ MOST_MERGES = 400
 def least_vocabulary() -> int:
     """The smallest vocabulary that holds the bytes, the special tokens and at least a few merges."""
     return _FIRST_BYTE + _N_BYTES + len(_NAMED) + 16
+
+
+def merge_room(vocab_size: int) -> int:
+    """How many merges fit beside the bytes and the special tokens."""
+    return vocab_size - _FIRST_BYTE - _N_BYTES - len(_NAMED)
 
 
 @lru_cache(maxsize=1)
@@ -134,15 +140,21 @@ _PRE_TOKENIZERS = [
 ]
 
 
-def build_tokenizer(vocab_size: int) -> dict[str, dict[str, Any]]:
+def build_tokenizer(
+    vocab_size: int, merges: Sequence[tuple[str, str]] | None = None
+) -> dict[str, dict[str, Any]]:
     """tokenizer.json and tokenizer_config.json objects for exactly `vocab_size` ids.
 
-    Raises ValueError for a vocabulary smaller than least_vocabulary().
+    merges: pairs in byte_alphabet()'s characters, most important first, all of which must fit; None for the built-in
+    ones, as many as fit. Raises ValueError for a vocabulary smaller than least_vocabulary(), or for too many merges.
     """
     if vocab_size < least_vocabulary():
         raise ValueError(f"a vocabulary of {vocab_size} is too small, {least_vocabulary()} is the least")
-    room = vocab_size - _FIRST_BYTE - _N_BYTES - len(_NAMED)
-    merges = _learn_merges()[:room]
+    room = merge_room(vocab_size)
+    if merges is None:
+        merges = _learn_merges()[:room]
+    elif len(merges) > room:
+        raise ValueError(f"{len(merges)} merges do not fit a vocabulary of {vocab_size}, which has room for {room}")
     vocab = {BOS: 0, EOS: 1, PAD: 2}
     vocab |= {char: _FIRST_BYTE + byte for byte, char in enumerate(byte_alphabet())}
     for left, right in merges:
