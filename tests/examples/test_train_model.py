@@ -1,0 +1,165 @@
+"""The model that trains the demonstration checkpoint: the same function as transformers' and the oracle's, and a
+checkpoint that holds exactly the weights it computed with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch trains the demonstration model")
+pytest.importorskip("safetensors", reason="safetensors writes its checkpoint")
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "train_demo"))
+
+from export import split_stacks, write_checkpoint  # noqa: E402
+from model import Model, Params, init_params, quantised  # noqa: E402
+from muon import Optimiser, orthogonal  # noqa: E402
+from presets import PRESETS  # noqa: E402
+from quantise import round_fp4, round_fp8  # noqa: E402
+
+from oracle.model import Oracle  # noqa: E402
+from oracle.weights import read_checkpoint  # noqa: E402
+
+SMALL = PRESETS["cpu"] | {"vocab_size": 256, "moe_intermediate_size": 128, "n_routed_experts": 8, "index_topk": 12}
+LENGTH = 256
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def shaken(config: dict[str, Any], seed: int) -> Params:
+    """Initial parameters with noise on everything, so that no zero or one hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: value + 0.1 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+            for name, value in init_params(config, seed).items()}  # fmt: skip
+
+
+def tokens(rows: int, seed: int, config: dict[str, Any] = SMALL) -> torch.Tensor:
+    return torch.randint(0, config["vocab_size"], (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def as_arrays(params: Params) -> dict[str, np.ndarray]:
+    return {name: value.double().numpy() if value.is_floating_point() else value.numpy()
+            for name, value in split_stacks(params)}  # fmt: skip
+
+
+def relative_error(got: torch.Tensor, expected: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(got.double().numpy() - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_same_logits_as_transformers(preset: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is the reference")
+    from oracle import transformers_model
+
+    config = PRESETS[preset]
+    params, ids = shaken(config, 1), tokens(1, 2, config)
+    with torch.no_grad():
+        ours = Model(config).forward(params, ids).hidden @ params["head.weight"].T
+    reference = transformers_model.load(config, {name: v.astype(np.float32) if v.dtype == np.float64 else v
+                                                 for name, v in as_arrays(params).items()})  # fmt: skip
+    with transformers_model.double_rope(config):
+        expected, _ = transformers_model.logits_and_choices(reference, ids[0].numpy())
+    error = relative_error(ours, expected)
+    assert np.median(error) < 1e-5
+    assert (error > 1e-3).mean() < 0.02, "more than near-ties among experts and rows can explain"
+
+
+def test_same_draft_as_the_oracle() -> None:
+    params, ids = shaken(SMALL, 3), tokens(1, 4)
+    model = Model(SMALL)
+    with torch.no_grad():
+        streams = model.forward(params, ids).streams
+        following = torch.cat([ids[:, 1:], ids[:, :1]], 1)
+        hidden, _ = model.draft(params, streams, following, torch.ones_like(ids, dtype=torch.bool))
+    expected = Oracle(SMALL, as_arrays(params)).mtp_forward(ids[0].numpy(), following[0].numpy())
+    error = relative_error(hidden @ params["head.weight"].T, expected)
+    before_any_tie = 96  # a near-tie among experts or rows may change everything after it, a little
+    assert error[:before_any_tie].max() < 1e-5
+    assert np.median(error) < 1e-2
+
+
+def test_rows_of_a_batch_do_not_meet() -> None:
+    params, ids = shaken(SMALL, 5), tokens(3, 6)
+    model = Model(SMALL)
+    with torch.no_grad():
+        together = model.forward(params, ids).hidden.view(3, LENGTH, -1)
+        alone = model.forward(params, ids[1:2]).hidden
+    assert torch.allclose(together[1], alone, atol=1e-4)
+
+
+def test_skipped_positions_move_rows_apart() -> None:
+    params, ids = shaken(SMALL, 5), tokens(1, 6)
+    positions = torch.arange(LENGTH)
+    positions[128:] += 4096
+    with torch.no_grad():
+        near = Model(SMALL).forward(params, ids).hidden
+        far = Model(SMALL).forward(params, ids, positions).hidden
+    assert torch.equal(near[:128], far[:128])
+    assert not torch.allclose(near[128:], far[128:], atol=1e-3)
+
+
+def test_everything_trained_gets_a_gradient() -> None:
+    params, ids = shaken(SMALL, 7), tokens(1, 8)
+    trained = {name: value.requires_grad_() for name, value in params.items()
+               if value.is_floating_point() and not name.endswith("gate.bias")}  # fmt: skip
+    model = Model(SMALL)
+    p = quantised(params)
+    out = model.forward(p, ids, train_index=True)
+    hidden, _ = model.draft(p, out.streams, ids, torch.ones_like(ids, dtype=torch.bool))
+    ((out.hidden + hidden) @ p["head.weight"].T).square().mean().add(out.index_loss).backward()
+    without = [name for name, value in trained.items() if value.grad is None or not value.grad.abs().max() > 0]
+    assert without == []
+
+
+def test_optimiser_lowers_the_loss() -> None:
+    generator = torch.Generator().manual_seed(9)
+    x, y = torch.randn(64, 32, generator=generator), torch.randn(64, 16, generator=generator)
+    params = {"layer.weight": torch.zeros(16, 32).requires_grad_(), "norm": torch.zeros(16).requires_grad_()}
+    optimiser = Optimiser(params)
+    losses = []
+    for _ in range(60):
+        loss = (x @ params["layer.weight"].T + params["norm"] - y).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimiser.step(0.05, 0.01, 0.0)
+        for value in params.values():
+            value.grad = None
+    assert losses[-1] < 0.7 * losses[0]
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 16, 32, generator=generator)))
+    assert singular.min() > 0.6 and singular.max() < 1.3
+
+
+def test_checkpoint_holds_what_was_computed_with(tmp_path: Path) -> None:
+    params = shaken(SMALL, 10)
+    write_checkpoint(tmp_path, SMALL, params)
+    expected = as_arrays(quantised(params))
+    stored = read_checkpoint(tmp_path)
+    assert stored.keys() == expected.keys()
+    kept_bits = 0
+    for name, value in expected.items():
+        if "experts." in name or any(f".{part}." in name for part in ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")):
+            if "compressor" not in name:
+                assert np.array_equal(stored[name], value), name
+                kept_bits += 1
+                continue
+        assert np.allclose(stored[name], value, rtol=2**-8), name
+    assert kept_bits > 100
+
+
+@pytest.mark.parametrize("round_weight", [round_fp4, round_fp8])
+def test_rounding_is_close_and_final(round_weight: Any) -> None:
+    weight = torch.randn(160, 96, generator=torch.Generator().manual_seed(11)) * torch.logspace(-3, 2, 96)
+    rounded = round_weight(weight)
+    assert torch.equal(round_weight(rounded), rounded)
+    assert ((rounded - weight).norm() / weight.norm()) < (0.15 if round_weight is round_fp4 else 0.04)
+    assert torch.equal(round_weight(torch.zeros(128, 128)), torch.zeros(128, 128))
