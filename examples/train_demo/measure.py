@@ -12,17 +12,12 @@ import itertools
 import json
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyflash
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import tasks  # noqa: E402
+import tasks
 
 MAX_TOKENS = 256  # of an answer; the longest right ones have about 150
 FACTS = 12  # in a text of recall, all of them asked for

@@ -5,11 +5,14 @@
 //   batch       most tokens per decode call
 //   prompts     arrays of ids: logits at each position go to `logits` (path, float32 [positions, vocab])
 //   continue    ids to append greedily to each prompt, evaluated one at a time; their logits follow the prompt's
+//   generate    arrays of ids, each answered greedily by at most max_tokens ids, the end token included; what a prompt
+//               shares with the one before is kept where llama.cpp can
 //   vocab_only  load no weights
 //   texts       strings to tokenise, each without and with special tokens in the text
 //   chats       variables for the file's chat template, for llama.cpp's own Jinja
 //   answers     user messages, each answered by a chat session that uses the file's template
-// REPLY: vocab, continuations, tokens (plain, special), rendered, answers (text, stop, and ids: the whole session's).
+// REPLY: vocab, continuations, generated, tokens (plain, special), rendered, answers (text, stop, and ids: the whole
+// session's).
 
 import fs from "node:fs";
 import path from "node:path";
@@ -62,6 +65,32 @@ async function continueGreedily(prompt, file) {
     return continuation;
 }
 
+async function generateGreedily(prompts) {
+    const longest = Math.max(...prompts.map((prompt) => prompt.length));
+    const context = await model.createContext(contextOptions(longest + request.max_tokens));
+    const sequence = context.getSequence();
+    const answers = [];
+    for (const [i, prompt] of prompts.entries()) {
+        await sequence.adaptStateToTokens(prompt.slice(0, -1), false);
+        const next = prompts[i + 1] ?? [];
+        const differs = prompt.findIndex((id, at) => id !== next[at]);
+        if (sequence.nextTokenIndex < differs) {
+            await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(sequence.nextTokenIndex, differs));
+            await sequence.takeCheckpoint();
+        }
+        const answer = [];
+        const options = {temperature: 0, yieldEogToken: true};
+        for await (const id of sequence.evaluate(prompt.slice(sequence.nextTokenIndex), options)) {
+            answer.push(id);
+            if (answer.length === request.max_tokens || model.isEogToken(id))
+                break;
+        }
+        answers.push(answer);
+    }
+    await context.dispose();
+    return answers;
+}
+
 if (request.prompts) {
     const file = fs.openSync(request.logits, "w");
     reply.continuations = [];
@@ -69,6 +98,8 @@ if (request.prompts) {
         reply.continuations.push(await continueGreedily(prompt, file));
     fs.closeSync(file);
 }
+if (request.generate)
+    reply.generated = await generateGreedily(request.generate);
 if (request.texts) {
     reply.tokens = request.texts.map((text) => ({plain: model.tokenize(text), special: model.tokenize(text, true)}));
 }
