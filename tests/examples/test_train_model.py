@@ -75,17 +75,15 @@ def test_same_logits_as_transformers(preset: str) -> None:
 
 
 def test_same_draft_as_the_oracle() -> None:
-    params, ids = shaken(SMALL, 3), tokens(1, 4)
-    model = Model(SMALL)
+    config = SMALL | {"num_experts_per_tok": SMALL["n_routed_experts"], "index_topk": LENGTH}  # nothing to choose
+    params, ids = shaken(config, 3), tokens(1, 4)
+    model = Model(config)
     with torch.no_grad():
         streams = model.forward(params, ids).streams
         following = torch.cat([ids[:, 1:], ids[:, :1]], 1)
         hidden, _ = model.draft(params, streams, following, torch.ones_like(ids, dtype=torch.bool))
-    expected = Oracle(SMALL, as_arrays(params)).mtp_forward(ids[0].numpy(), following[0].numpy())
-    error = relative_error(hidden @ params["head.weight"].T, expected)
-    before_any_tie = 96  # a near-tie among experts or rows may change everything after it, a little
-    assert error[:before_any_tie].max() < 1e-5
-    assert np.median(error) < 1e-2
+    expected = Oracle(config, as_arrays(params)).mtp_forward(ids[0].numpy(), following[0].numpy())
+    assert relative_error(hidden @ params["head.weight"].T, expected).max() < 1e-5
 
 
 def test_rows_of_a_batch_do_not_meet() -> None:
