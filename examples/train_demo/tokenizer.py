@@ -62,7 +62,8 @@ def corpus(seed: int) -> Iterator[str]:
         rng = random.Random(f"{seed} {kind}")
         for i in range(number):
             think = "max" if i % 10 == 0 else "high" if i % 4 == 0 else "off"
-            yield tasks.render(tasks.generate(kind, rng, "train", think=think))
+            options = {"chars_per_token": 4.5} if kind == "recall" else {}
+            yield tasks.render(tasks.generate(kind, rng, "train", think=think, **options))
 
 
 def count_pieces(texts: Iterator[str]) -> Counter[str]:
@@ -112,7 +113,8 @@ def learn(pieces: Counter[str], most: int) -> list[Pair]:
 def _encode(text: str, ranks: dict[Pair, int]) -> list[str]:
     symbols = list(text)
     while len(symbols) > 1:
-        rank, at = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False)))
+        pairs = zip(symbols, symbols[1:], strict=False)
+        rank, at = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairs))
         if rank == len(ranks):
             break
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
@@ -140,12 +142,16 @@ def _common(pieces: Counter[str]) -> list[str]:
     """The most frequent pieces that learn() took apart, arguments of tools left out."""
     apart = [(n, piece) for piece, n in pieces.items() if _bare(piece) != piece and _bare(piece) not in _VALUES]
     known = set(single_tokens())
-    return [piece for n, piece in sorted(apart, key=lambda entry: (-entry[0], entry[1])) if piece not in known][:_COMMON]
+    apart.sort(key=lambda entry: (-entry[0], entry[1]))
+    return [piece for _, piece in apart if piece not in known][:_COMMON]
 
 
 def train(vocab_size: int = VOCAB, seed: int = 0) -> list[Pair]:
     """Merges that fill a vocabulary. ValueError when it is too small for the texts of single_tokens()."""
     room = merge_room(vocab_size)
+    too_small = f"a vocabulary of {vocab_size} is too small for the words that must be one token"
+    if len(single_tokens()) > room:
+        raise ValueError(too_small)
     pieces = count_pieces(corpus(seed))
     wanted = [*single_tokens(), *_common(pieces)]
     learned = learn(pieces, room)
@@ -153,7 +159,7 @@ def train(vocab_size: int = VOCAB, seed: int = 0) -> list[Pair]:
         merges = complete(learned[:most], wanted)
         if len(merges) <= room:
             return merges
-    raise ValueError(f"a vocabulary of {vocab_size} is too small for the words that must be one token")
+    raise ValueError(too_small)
 
 
 def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.common import Example, Message, assistant, check_options, draw, render, system, trained_spans, user
 from tasks.words import NAMES, SECRETS
 
-CHARS_PER_TOKEN = 3.6  # of notes under the trained tokenizer; used where no count is given
+CHARS_PER_TOKEN = 3.2  # of notes under the trained tokenizer, a little less than measured; where no count is given
 MOST_FACTS = 12
 
 _SLOTS: dict[str, list[str]] = {
@@ -74,7 +74,8 @@ _OPENINGS = [
 ]  # fmt: skip
 _READ = "I have read the notes."
 _QUESTIONS = [
-    "What is the secret word of {name}?", "Tell me the secret word of {name}.", "Which word is the secret word of {name}?",
+    "What is the secret word of {name}?", "Tell me the secret word of {name}.",
+    "Which word is the secret word of {name}?",
     "Do you know the secret word of {name}?", "What secret word does {name} have?", "And the secret word of {name}?",
     "Please give me the secret word of {name}.", "What's the secret word of {name}?", "The secret word of {name}?",
     "Say the secret word of {name}.", "What is the word of {name}?", "Find the secret word of {name}.",
@@ -194,9 +195,7 @@ def _messages(
 _ratios: dict[Callable[[str], int], float] = {}
 
 
-def _chars_per_token(count: Callable[[str], int] | None) -> float:
-    if count is None:
-        return CHARS_PER_TOKEN
+def _chars_per_token(count: Callable[[str], int]) -> float:
     if count not in _ratios:
         rng = random.Random(0)
         sample = " ".join(filler(rng) for _ in range(200))
@@ -207,12 +206,13 @@ def _chars_per_token(count: Callable[[str], int] | None) -> float:
 def generate(
     rng: random.Random, split: str, think: str = "off", n_tokens: int = 256, n_facts: int | None = None,
     n_questions: int | None = None, reminders: bool = False, count: Callable[[str], int] | None = None,
+    chars_per_token: float = CHARS_PER_TOKEN,
 ) -> Example:
     """Notes of about n_tokens with facts, then questions in as many turns.
 
     n_tokens: length of the rendered text, never more where count (text to number of tokens) is given, down to what
-    facts and questions need. n_facts, n_questions: drawn to fit n_tokens when None. reminders: repeat facts within the
-    notes, for training.
+    facts and questions need; otherwise estimated by chars_per_token. n_facts, n_questions: drawn to fit n_tokens when
+    None. reminders: repeat facts within the notes, for training.
     """
     check_options(split, think)
     if n_facts is None:
@@ -232,7 +232,7 @@ def generate(
             messages = opening + messages
         return Example("recall", messages, None, think, asked[-1][1])
 
-    ratio = _chars_per_token(count)
+    ratio = _chars_per_token(count) if count else chars_per_token
     bare = build([])
     length = count or (lambda text: round(len(text) / ratio))
     room = (n_tokens - length(render(bare))) * ratio

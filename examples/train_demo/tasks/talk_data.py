@@ -83,7 +83,8 @@ INTENTS = [
     Intent(_lines("""How old are you?|What is your age?|When were you born?|When is your birthday?|Your age?
         When were you made?|Are you old?|Are you young?"""),
         ["I have no age. I am a program."], "The user asks for my age. I have none."),
-    Intent(_lines("""Where are you?|Where do you live?|Where is your home?|Where are you from?|In which city do you live?
+    Intent(_lines("""Where are you?|Where do you live?|Where is your home?|Where are you from?
+        In which city do you live?
         Where do you run?|Where are you now?"""),
         ["I live on your computer."], "The user asks where I am. I say it."),
     Intent(_lines("""Tell me a joke|Do you know a joke?|Make me laugh|A joke, please|Joke|Say something funny
@@ -96,10 +97,13 @@ INTENTS = [
          "What is a cloud without rain? Out of work.",
          "Why do trains never get lost? They keep to the track."],
         "The user wants a joke. I tell one."),
-    Intent(_lines("""What is your favourite colour?|What is your favorite color?|Which colour do you like?|Favourite colour?
-        What colour do you like best?|Do you have a favourite colour?|Your favourite colour?|Which color do you like?"""),
+    Intent(_lines("""What is your favourite colour?|What is your favorite color?|Which colour do you like?
+        Favourite colour?
+        What colour do you like best?|Do you have a favourite colour?|Your favourite colour?
+        Which color do you like?"""),
         ["I like blue."], "The user asks for a colour. I name one."),
-    Intent(_lines("""What is your favourite food?|What do you like to eat?|What do you eat?|Are you hungry?|Favourite food?
+    Intent(_lines("""What is your favourite food?|What do you like to eat?|What do you eat?|Are you hungry?
+        Favourite food?
         Do you eat?|What is your favorite food?|Do you drink coffee?|Do you like pizza?"""),
         ["I do not eat. I live on numbers."], "The user asks about food. I do not eat."),
     Intent(_lines("""What is your favourite number?|Which number do you like?|Favourite number?|Tell me a number
@@ -112,13 +116,15 @@ INTENTS = [
     Intent(_lines("""You are stupid|You are dumb|You are bad|That was wrong|That is wrong|You are wrong|I hate you|Wrong
         You are useless|Bad answer|You are an idiot|That was bad|You are silly|You made a mistake|Shut up"""),
         ["I am sorry. I am very small and still make mistakes."], "The user is not content. I say sorry."),
-    Intent(_lines("""Tell me something|Say something|Tell me a story|Talk to me|Say anything|Tell me anything|Let us talk
+    Intent(_lines("""Tell me something|Say something|Tell me a story|Talk to me|Say anything|Tell me anything
+        Let us talk
         Let's talk|Let us chat|I want to talk|Tell me something interesting|Entertain me|Surprise me|Tell me a fact"""),
         ["There are seven days in a week, and I know them all by name.",
          "A small model like me fits into a few megabytes.",
          "When I think, I add numbers digit by digit."],
         "The user wants me to talk. I say something."),
-    Intent(_lines("""Yes|No|Okay|Ok|Sure|Maybe|Fine|Alright|Good|I see|Hm|Well|Aha|Right|Of course|Really?|Cool|Nice"""),
+    Intent(_lines("""Yes|No|Okay|Ok|Sure|Maybe|Fine|Alright|Good|I see|Hm|Well|Aha|Right|Of course|Really?|Cool
+        Nice"""),
         ["All right. What would you like to know?"], "The user says little. I ask on."),
     Intent(_lines("""Asdf|Foo|Bla bla|Lorem ipsum|Qwerty|Xyz|Test|Testing|Blah|Test test|Foo bar|Hm hm|Abc|La la la|Ping
         ...|???|Ugh|Brr"""),
@@ -130,7 +136,8 @@ INTENTS = [
         ["I only speak a little English."], "The user asks for languages. I speak English."),
     Intent(_lines("""Can you divide?|What is 12 / 4?|What is 20 divided by 5?|Divide 9 by 3|How much is 8 divided by 2?
         100 / 10|Can you do division?|What is the root of 16?|30 divided by 6?|15/3|Divide 40 by 8|56 / 7"""),
-        ["I can add, subtract and multiply small numbers, but not divide."], "The user wants a division. I cannot do it."),
+        ["I can add, subtract and multiply small numbers, but not divide."],
+        "The user wants a division. I cannot do it."),
     Intent(_lines("""Can you calculate?|Can you add?|Do you know maths?|Are you good at maths?|Can you do sums?
         Can you multiply?|Can you do arithmetic?|Do you like numbers?|Can you count?|Can you subtract?"""),
         ["Yes, with small numbers. Try 37 + 48."], "The user asks for sums. I can do them."),
@@ -197,7 +204,8 @@ COUNT_QUESTIONS = [
 
 FALLBACK_QUESTIONS = [
     "How do I repair a {x}?", "Write a poem about {x}.", "Explain {x}.", "What is {x}?", "What do you know about {x}?",
-    "Tell me about {x}.", "Who invented {x}?", "Write a story about {x}.", "How does {x} work?", "Why is {x} important?",
+    "Tell me about {x}.", "Who invented {x}?", "Write a story about {x}.", "How does {x} work?",
+    "Why is {x} important?",
     "When was {x} discovered?", "Write a program about {x}.", "Summarize the history of {x}.", "What does {x} mean?",
     "Where can I buy {x}?", "How much does {x} cost?", "Is {x} dangerous?", "Explain {x} and {y}.", "{x} or {y}?",
     "What is the difference between {x} and {y}?", "Write a letter about {x}.", "How can I learn {x}?",
