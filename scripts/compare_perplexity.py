@@ -1,4 +1,4 @@
-"""Runs `pyflash eval` and llama.cpp's perplexity tool on the same files and text, and prints their figures side by side.
+"""Runs `pyflash eval` and llama.cpp's perplexity tool on the same files and text, and prints their figures in tables.
 
     cmake --build LLAMA/build --target llama-perplexity   # LLAMA: where compare_llama.py's `build` put llama.cpp
     python scripts/compare_perplexity.py LLAMA/build/bin/llama-perplexity [--text FILE] [--chunks N]
@@ -40,13 +40,22 @@ CONFIG = {"vocab_size": 1024, "hidden_size": 256, "sliding_window": 64, "compres
 FLOAT = r"(-?[\d.]+)"
 # Our name, how many of ours one of theirs is, and what they print before it.
 DIVERGENCE = (
-    ("ppl", 1, r"Mean PPL\(Q\) +"), ("base_ppl", 1, r"Mean PPL\(base\) +"),
-    ("log_ratio", 1, r"Mean ln\(PPL\(Q\)/PPL\(base\)\) +"), ("ratio", 1, r"Mean PPL\(Q\)/PPL\(base\) +"),
-    ("difference", 1, r"Mean PPL\(Q\)-PPL\(base\) +"), ("correlation", 100, r"Cor\(ln\(PPL\(Q\)\), ln\(PPL\(base\)\)\)"),
-    ("kld", 1, r"Mean +KLD"), ("kld 99.9", 1, r"99.9% +KLD"), ("kld 90", 1, r"90.0% +KLD"), ("kld 50", 1, r"Median +KLD"),
-    ("kld 1", 1, r"1.0% +KLD"), ("p_diff", 100, r"Mean +Δp"), ("p_diff 99", 100, r"99.0% +Δp"),
-    ("rms_p_diff", 100, r"RMS Δp +"), ("same_top", 100, r"Same top p"),
-)  # fmt: skip
+    ("ppl", 1, r"Mean PPL\(Q\) +"),
+    ("base_ppl", 1, r"Mean PPL\(base\) +"),
+    ("log_ratio", 1, r"Mean ln\(PPL\(Q\)/PPL\(base\)\) +"),
+    ("ratio", 1, r"Mean PPL\(Q\)/PPL\(base\) +"),
+    ("difference", 1, r"Mean PPL\(Q\)-PPL\(base\) +"),
+    ("correlation", 100, r"Cor\(ln\(PPL\(Q\)\), ln\(PPL\(base\)\)\)"),
+    ("kld", 1, r"Mean +KLD"),
+    ("kld 99.9", 1, r"99.9% +KLD"),
+    ("kld 90", 1, r"90.0% +KLD"),
+    ("kld 50", 1, r"Median +KLD"),
+    ("kld 1", 1, r" 1.0% +KLD"),
+    ("p_diff", 100, r"Mean +Δp"),
+    ("p_diff 99", 100, r"99.0% +Δp"),
+    ("rms_p_diff", 100, r"RMS Δp +"),
+    ("same_top", 100, r"Same top p"),
+)
 _ATTEMPTS = 5
 Figures = dict[str, tuple[float, float | None]]  # value and error
 

@@ -68,8 +68,8 @@ def print_table(args: argparse.Namespace, folder: Path) -> None:
             converted = convert(args.checkpoint, folder / "native-or-not.gguf", options)
             found = measure(converted.files[0], base, args)
             print(row(options, converted.total_bytes, found), flush=True)
-    print(f"\n{found.count:,} tokens of {args.text.name} scored, windows of {args.ctx}, {args.precision} precision; the "
-          f"float32 file in exact precision has PPL {estimate_text(found.base_ppl)}.")
+    print(f"\n{found.count:,} tokens of {args.text.name} scored, windows of {args.ctx}, {args.precision} precision; "
+          f"the float32 file in exact precision has PPL {estimate_text(found.base_ppl)}.")
 
 
 def main() -> None:

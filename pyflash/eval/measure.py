@@ -36,6 +36,7 @@ class Evaluator:
             logits = session.eval(tokens[begin:end], all_logits=scored)
             if scored:
                 yield (max(begin - first, 0), end - first), logits[max(first - begin, 0) :]
+            del logits  # before the next ones are made; who iterates does the same
 
     def close(self) -> None:
         self._session.close()
@@ -58,6 +59,7 @@ def measure_perplexity(
             statistics.add(logits, targets[begin:end])
             if writer is not None:
                 writer.add(logits)
+            del logits
         yield statistics
 
 
@@ -109,4 +111,5 @@ def measure_divergence(evaluator: Evaluator, windows: Windows, base: Base) -> It
         base_rows = base.window(windows, index, chunk)
         for piece, logits in evaluator.window(windows, index, chunk):
             statistics.add(logits, base_rows(piece), targets[slice(*piece)])
+            del logits
         yield statistics

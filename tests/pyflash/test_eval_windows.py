@@ -86,7 +86,7 @@ NO_RULES = TextRules(False, 0, {})
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 10_000])
 def test_text_in_pieces_gives_the_same_tokens(tokenizer: pyflash.Tokenizer, size: int) -> None:
     rng = random.Random(size)
-    parts = ["\n", "\n\n", " ", "  ", "A", "the ", "word", "12", "3", ".", "!\n", "\r\n", "é", "日本", "\t", "\u0301", "…"]
+    parts = ["\n", "\n\n", " ", "  ", "A", "the ", "word", "12", "3", ".", "!\n", "\r\n", "é", "日本", "\t", "\u0301"]
     for _ in range(30):
         text = "".join(rng.choice(parts) for _ in range(rng.randrange(200)))
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
