@@ -80,19 +80,6 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
     return PF_OK;
 }
 
-/* Quantises columns [begin, end) of an h row, both multiples of 32, into their places of its q16 row. */
-static void quantize_part(const pf_cpu_kernels *k, const float *h, int64_t n, int64_t begin, int64_t end,
-                          uint8_t *row) {
-    _Alignas(PF_ALIGN) uint8_t part[2 * ROW_BLOCK + ROW_BLOCK / 32 * 8];
-    const int64_t values = end - begin, blocks = values / 32;
-    uint8_t *scales = row + 2 * n + begin / 32 * 4, *sums = scales + n / 32 * 4;
-    k->quantize_q16(h + begin, values, part);
-    memcpy(row + begin, part, (size_t)values);
-    memcpy(row + n + begin, part + values, (size_t)values);
-    memcpy(scales, part + 2 * values, (size_t)blocks * 4);
-    memcpy(sums, part + 2 * values + blocks * 4, (size_t)blocks * 4);
-}
-
 static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const experts_job *job = arg;
     const pf_experts_args *args = job->args;
@@ -117,7 +104,7 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
             float *h = job->gate + p * n_ff;
             k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
                       job->pairs.weight[p], h + row_begin);
-            if (job->h_q16) quantize_part(k, h, n_ff, row_begin, row_end, job->h_q16 + p * job->h.stride);
+            if (job->h_q16) k->quantize_q16(h, n_ff, row_begin, row_end, job->h_q16 + p * job->h.stride);
         }
     }
 }

@@ -12,23 +12,7 @@
 #define PF_BACKEND_CPU_KERNELS_H
 
 #include "backend/backend.h"
-
-/* Activations quantised for integer kernels, 16 bits each in two planes that byte instructions multiply:
- * v = 254 hi + lo with |hi|, |lo| <= 127. A row of n values (a multiple of 32) is n int8 hi, n int8 lo, n/32 float
- * scales and n/32 int32 sums of each block's v; d = max|x|/32384, v = x/d rounded to nearest even. Eight bits (one
- * plane) would flip so many near-ties of routing and row selection that most of the distance to float32 activations
- * would come from there.
- *
- * All sets quantise to the same bytes, and an integer product is the same float on all of them: per 32-block the exact
- * integer dot i, then acc += (d_w * d_a) * (float)i over the blocks in order, each operation rounded by itself. */
-enum { PF_Q16_BASE = 254, PF_Q16_MAX = 32384 };
-static inline int64_t pf_q16_bytes(int64_t n) { return 2 * n + n / 32 * 8; }
-static inline const float *pf_q16_scales(const void *row, int64_t n) {
-    return (const float *)(const void *)((const uint8_t *)row + 2 * n);
-}
-static inline const int32_t *pf_q16_sums(const void *row, int64_t n) {
-    return (const int32_t *)(const void *)((const uint8_t *)row + 2 * n + n / 32 * 4);
-}
+#include "backend/cpu/q16.h"
 
 /* One block of a matrix product: rows [row_begin, row_end) of one matrix times n activation rows.
  *   v = W[row] . act[in_rows ? in_rows[i] : i]
@@ -36,7 +20,7 @@ static inline const int32_t *pf_q16_sums(const void *row, int64_t n) {
 typedef struct pf_gemm {
     const pf_weight *w;
     int64_t matrix;        /* which of w->count */
-    const uint8_t *act;    /* float [cols] or the q16 layout above (64-byte aligned), act_stride bytes apart */
+    const uint8_t *act;    /* float [cols] or a q16 row (q16.h; 64-byte aligned), act_stride bytes apart */
     int64_t act_stride;
     int64_t n;
     const int32_t *in_rows, *out_rows; /* NULL: identity */
@@ -87,7 +71,9 @@ typedef struct pf_cpu_kernels {
     pf_gemm_fn gemm_f32[PF_W_COUNT];
     /* q16 activations; NULL where the type has no integer kernel (then gemm_f32 is used in fast too). */
     pf_gemm_fn gemm_q16[PF_W_COUNT];
-    void (*quantize_q16)(const float *x, int64_t n, uint8_t *out);
+    /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 row; where end is n, the zeros
+     * behind them too. */
+    void (*quantize_q16)(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row);
 
     /* Cache rows to float [width]. */
     void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);

@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 
+#include "backend/cpu/blocks.h"
 #include "backend/cpu/x86_intrinsics.h"
 
 #include <string.h>
@@ -13,7 +14,7 @@
 static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 
 typedef __m512 pf_vec;
-enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, INT_ROWS = 16, SUM_VECS = 4 };
+enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, Q16_ROWS_ALONE = 1, Q16_ROWS = 4, SUM_VECS = 4 };
 static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
@@ -95,66 +96,56 @@ PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m512 *v) {
 typedef __m512i pf_ivec;
 static inline __m512i pf_ivec_set1(int32_t v) { return _mm512_set1_epi32(v); }
 static inline __m512i pf_ivec_add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
-static inline __m512i pf_ivec_sub(__m512i a, __m512i b) { return _mm512_sub_epi32(a, b); }
-static inline __m512i pf_ivec_max(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
-static inline __m512i pf_ivec_low32(__m512i a, __m512i b) { return _mm512_unpacklo_epi32(a, b); }
-static inline __m512i pf_ivec_high32(__m512i a, __m512i b) { return _mm512_unpackhi_epi32(a, b); }
-static inline __m512i pf_ivec_low64(__m512i a, __m512i b) { return _mm512_unpacklo_epi64(a, b); }
-static inline __m512i pf_ivec_high64(__m512i a, __m512i b) { return _mm512_unpackhi_epi64(a, b); }
 static inline __m512i pf_ivec_table(__m128i bytes) { return _mm512_broadcast_i32x4(bytes); }
 static inline __m512i pf_ivec_lookup(__m512i table, __m512i i) { return _mm512_shuffle_epi8(table, i); }
 static inline __m512i pf_ivec_low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 static inline __m512i pf_ivec_high_nibbles(__m512i v) { return pf_ivec_low_nibbles(_mm512_srli_epi16(v, 4)); }
+static inline __m512i pf_ivec_upper_bytes(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi16(-256)); }
 PF_INLINE __m512i pf_ivec_left(__m512i v, unsigned n) { return _mm512_slli_epi32(v, n); }
+static inline __m512i pf_ivec_left_byte(__m512i v) { return _mm512_slli_epi16(v, 8); }
+static inline __m512i pf_ivec_right_byte(__m512i v) { return _mm512_srai_epi16(v, 8); }
 static inline __m512 pf_vec_of_ints(__m512i v) { return _mm512_cvtepi32_ps(v); }
 static inline __m512i pf_vec_round(__m512 v) { return _mm512_cvtps_epi32(v); }
 static inline __m512 pf_vec_of_bits(__m512i v) { return _mm512_castsi512_ps(v); }
 
-PF_INLINE __m512i rows_16bytes(const uint8_t *const *rows, int64_t at) {
-    __m512i v = _mm512_castsi128_si512(load128(rows[0] + at));
-    v = _mm512_inserti32x4(v, load128(rows[4] + at), 1);
-    v = _mm512_inserti32x4(v, load128(rows[8] + at), 2);
-    return _mm512_inserti32x4(v, load128(rows[12] + at), 3);
+static inline __m512i load512(const uint8_t *p) { return _mm512_loadu_si512((const void *)p); }
+
+PF_INLINE __m512i pf_ivec_dot4(const __m512i *w, const uint8_t *at, int64_t stride) {
+    /* Two chains, for one token has few sums in flight. */
+    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[0], load512(at));
+    __m512i b = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[1], load512(at + stride));
+    a = _mm512_dpwssd_epi32(a, w[2], load512(at + 2 * stride));
+    b = _mm512_dpwssd_epi32(b, w[3], load512(at + 3 * stride));
+    return _mm512_add_epi32(a, b);
 }
 
-PF_INLINE __m512 rows_halves(const uint8_t *const *rows, int64_t at) {
-#define D(r) (int16_t) pf_load_u16(rows[r] + at)
-    return _mm512_cvtph_ps(_mm256_setr_epi16(D(0), D(1), D(2), D(3), D(4), D(5), D(6), D(7), D(8), D(9), D(10), D(11),
-                                             D(12), D(13), D(14), D(15)));
-#undef D
+PF_INLINE __m512i blocks_16bytes(const uint8_t *at, int64_t stride, int n) {
+    __m512i v = _mm512_inserti32x4(_mm512_setzero_si512(), load128(at), 0);
+    if (n > 1) v = _mm512_inserti32x4(v, load128(at + stride), 1);
+    if (n > 2) v = _mm512_inserti32x4(v, load128(at + 2 * stride), 2);
+    if (n > 3) v = _mm512_inserti32x4(v, load128(at + 3 * stride), 3);
+    return v;
 }
 
-PF_INLINE __m512i rows_bytes(const uint8_t *const *rows, int64_t at) {
-#define E(r) (char)rows[r][at]
-    return _mm512_cvtepu8_epi32(_mm_setr_epi8(E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11),
-                                              E(12), E(13), E(14), E(15)));
-#undef E
+PF_INLINE __m512 blocks_halves(const uint8_t *at, int64_t stride, int n) {
+    __m128i d[4];
+    for (int b = 0; b < 4; ++b) d[b] = _mm_set1_epi16(b < n ? (int16_t)pf_load_u16(at + b * stride) : 0);
+    const __m128i low = _mm_unpacklo_epi64(d[0], d[1]), high = _mm_unpacklo_epi64(d[2], d[3]);
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+}
+
+PF_INLINE __m512i blocks_exponents(const uint8_t *at, int n) {
+    const __m128i places = _mm_setr_epi8(-1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1);
+    return _mm512_shuffle_epi8(blocks_16bytes(at, MXFP4_BYTES, n), _mm512_broadcast_i32x4(places));
 }
 
 #include "backend/cpu/x86_blocks.h"
 
-/* VNNI multiplies unsigned by signed bytes, so the weights carry an offset that the sum of activations takes out. */
-PF_INLINE __m512i dot_offset(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t bias) {
-    __m512i s_hi = _mm512_setzero_si512(), s_lo = _mm512_set1_epi32(bias);
-    for (int i = 0; i < 8; ++i) {
-        s_hi = _mm512_dpbusd_epi32(s_hi, block->w[i], broadcast4(hi + 4 * i));
-        s_lo = _mm512_dpbusd_epi32(s_lo, block->w[i], broadcast4(lo + 4 * i));
-    }
-    return join_planes(s_hi, s_lo);
-}
-
-PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) {
-    int_block block = load_i8(rows, b);
-    for (int i = 0; i < 8; ++i) block.w[i] = _mm512_xor_si512(block.w[i], _mm512_set1_epi8(-128));
-    return block;
-}
-
-PF_INLINE __m512i dot_q8_0(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
-    return dot_offset(block, hi, lo, -128 * act_sum);
-}
-
-PF_INLINE __m512i dot_mxfp4(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
-    return dot_offset(block, hi, lo, -12 * act_sum);
+static inline float q16_total(const __m512 *s) {
+    const __m256 v = halves_sum(s[0]);
+    const __m128 t = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 u = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(u, _mm_movehdup_ps(u)));
 }
 
 #include "backend/cpu/vector_ops.h"

@@ -97,40 +97,33 @@ PF_INLINE void store_bytes(uint8_t *out, const int32x4_t *q) {
     vst1q_u8(out, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high))));
 }
 
-static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
     const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
-    float *scales = (float *)(void *)(out + 2 * n);
-    int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
-    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
+    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         float32x4_t v[8];
-        int32x4_t hi[8], lo[8], sum = vdupq_n_s32(0);
+        int32x4_t hi[8], lo[8];
         uint32x4_t amax = vdupq_n_u32(0);
         for (int i = 0; i < 8; ++i) {
-            v[i] = vld1q_f32(x + 4 * i);
+            v[i] = vld1q_f32(x + b * BLOCK + 4 * i);
             amax = vmaxq_u32(amax, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffffu)));
         }
         const float d = pf_f32_from_bits(vmaxvq_u32(amax)) / most;
-        scales[b] = d;
-        if (d == 0.0f) {
-            memset(out, 0, BLOCK);
-            memset(out + n, 0, BLOCK);
-            sums[b] = 0;
-            continue;
-        }
         for (int i = 0; i < 8; ++i) {
             /* These take the number where the other is a NaN, which so becomes the lowest value as in scalar. */
             const float32x4_t low = vmaxnmq_f32(vdivq_f32(v[i], vdupq_n_f32(d)), vdupq_n_f32(-most));
-            const int32x4_t q = vcvtnq_s32_f32(vminnmq_f32(low, vdupq_n_f32(most)));
+            const int32x4_t rounded = vcvtnq_s32_f32(vminnmq_f32(low, vdupq_n_f32(most)));
+            const int32x4_t q = d == 0.0f ? vdupq_n_s32(0) : rounded;
             hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q), per_base));
             lo[i] = vmlsq_n_s32(q, hi[i], PF_Q16_BASE);
-            sum = vaddq_s32(sum, q);
         }
-        sums[b] = vaddvq_s32(sum);
         for (int half = 0; half < 2; ++half) {
-            store_bytes(out + 16 * half, hi + 4 * half);
-            store_bytes(out + n + 16 * half, lo + 4 * half);
+            uint8_t *out = row + b * BLOCK + 16 * half;
+            store_bytes(out, hi + 4 * half);
+            store_bytes(out + pf_q16_padded(n), lo + 4 * half);
         }
+        pf_q16_put_scale(row, n, b, d);
     }
+    if (end == n) pf_q16_pad(row, n);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */

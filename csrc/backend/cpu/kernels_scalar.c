@@ -90,39 +90,35 @@ static void gemm_f32(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begi
     }
 }
 
-/* Integer weights of block b and their scale. */
-static float block_q8_0(const uint8_t *row, int64_t b, int8_t *q) {
+/* Integer weights of block b and their scale, see q16.h. */
+static float block_q8_0(const uint8_t *row, int64_t b, int32_t *q) {
     const uint8_t *in = row + b * Q8_0_BYTES;
-    memcpy(q, in + 2, BLOCK);
+    for (int j = 0; j < BLOCK; ++j) q[j] = (int8_t)in[2 + j];
     return pf_f16_to_f32(pf_load_u16(in));
 }
 
-static float block_mxfp4(const uint8_t *row, int64_t b, int8_t *q) {
+static float block_mxfp4(const uint8_t *row, int64_t b, int32_t *q) {
     const uint8_t *in = row + b * MXFP4_BYTES;
     for (int j = 0; j < BLOCK / 2; ++j) {
-        q[j] = pf_e2m1_doubled[in[1 + j] & 15u];
-        q[j + BLOCK / 2] = pf_e2m1_doubled[in[1 + j] >> 4];
+        q[j] = 256 * pf_e2m1_doubled[in[1 + j] & 15u];
+        q[j + BLOCK / 2] = 256 * pf_e2m1_doubled[in[1 + j] >> 4];
     }
-    return 0.5f * pf_e8m0_to_f32(in[0]);
+    return pf_f32_from_bits((uint32_t)in[0] << 23);
 }
 
-typedef float (*block_fn)(const uint8_t *row, int64_t b, int8_t *q);
+typedef float (*block_fn)(const uint8_t *row, int64_t b, int32_t *q);
 
 static inline float q16_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
     const float *scales = pf_q16_scales(act, cols);
-    float sum = 0.0f;
+    float s[PF_Q16_SUMS] = {0.0f}, t[4];
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
-        int8_t q[BLOCK];
-        const float d = block(row, b, q) * scales[b];
-        const uint8_t *hi = act + b * BLOCK, *lo = hi + cols;
-        int32_t i_hi = 0, i_lo = 0;
-        for (int j = 0; j < BLOCK; ++j) {
-            i_hi += q[j] * (int8_t)hi[j];
-            i_lo += q[j] * (int8_t)lo[j];
-        }
-        sum += d * (float)(PF_Q16_BASE * i_hi + i_lo);
+        int32_t q[BLOCK], i[4] = {0, 0, 0, 0};
+        const float d = block(row, b, q) * scales[4 * b];
+        for (int j = 0; j < BLOCK; ++j) i[j % 16 / 4] += q[j] * pf_q16_get(act, cols, b * BLOCK + j);
+        for (int l = 0; l < 4; ++l) s[b % 4 * 4 + l] = fmaf((float)i[l], d, s[b % 4 * 4 + l]);
     }
-    return sum;
+    for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
+    return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
 static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
@@ -140,7 +136,8 @@ static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t ro
     for (int64_t row = row_begin; row < row_end; ++row) {
         const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
         for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4));
+            const float v = q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4);
+            pf_gemm_put(g, i, row, v * PF_Q16_MXFP4_UNIT);
         }
     }
 }
@@ -148,31 +145,26 @@ static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t ro
 /* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
 static inline int32_t round_to_int(float v) { return (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u); }
 
-static void quantize_q16(const float *x, int64_t n, uint8_t *out) {
+static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
     const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
-    float *scales = (float *)(void *)(out + 2 * n);
-    int32_t *sums = (int32_t *)(void *)(out + 2 * n + n / BLOCK * 4);
-    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, out += BLOCK) {
+    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         /* Magnitudes compare as their bits do, and a NaN then wins wherever it stands. */
         uint32_t amax = 0;
-        for (int j = 0; j < BLOCK; ++j) {
-            const uint32_t magnitude = pf_f32_bits(x[j]) & 0x7fffffffu;
+        for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK; ++i) {
+            const uint32_t magnitude = pf_f32_bits(x[i]) & 0x7fffffffu;
             amax = magnitude > amax ? magnitude : amax;
         }
         const float d = pf_f32_from_bits(amax) / most;
-        int32_t sum = 0;
-        for (int j = 0; j < BLOCK; ++j) {
-            float v = d != 0.0f ? x[j] / d : 0.0f;
+        for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK; ++i) {
+            float v = d != 0.0f ? x[i] / d : 0.0f;
             v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
             v = v < most ? v : most;
-            const int32_t q = round_to_int(v), hi = round_to_int((float)q * per_base);
-            out[j] = (uint8_t)hi;
-            out[j + n] = (uint8_t)(q - PF_Q16_BASE * hi);
-            sum += q;
+            const int32_t q = round_to_int(v);
+            pf_q16_put(row, n, i, q, round_to_int((float)q * per_base));
         }
-        scales[b] = d;
-        sums[b] = sum;
+        pf_q16_put_scale(row, n, b, d);
     }
+    if (end == n) pf_q16_pad(row, n);
 }
 
 /* ---- Cache rows -------------------------------------------------------------------------------------------- */

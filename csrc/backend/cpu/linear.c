@@ -28,7 +28,7 @@ static void quantize_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const quantize_job *job = arg;
     (void)worker;
     for (int64_t r = begin; r < end; ++r) {
-        job->k->quantize_q16(job->x + r * job->ldx, job->n, job->out + r * job->stride);
+        job->k->quantize_q16(job->x + r * job->ldx, job->n, 0, job->n, job->out + r * job->stride);
     }
 }
 

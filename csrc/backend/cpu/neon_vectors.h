@@ -14,7 +14,7 @@
 
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
-enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, INT_ROWS = 4, SUM_VECS = 4 };
+enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, Q16_ROWS_ALONE = 2, Q16_ROWS = 4, SUM_VECS = 4 };
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -72,69 +72,56 @@ PF_INLINE void e2m1_nibbles(const uint8_t *in, int8x16_t *low, int8x16_t *high) 
     *high = vqtbl1q_s8(table, vshrq_n_u8(codes, 4));
 }
 
-/* One block of INT_ROWS rows, row by row. */
-typedef struct int_block {
-    int8x16_t w[INT_ROWS][2];
+typedef struct q16_weights {
+    int8x16_t w[2];
     float32x4_t scale;
-} int_block;
+} q16_weights;
 
-PF_INLINE int_block load_q8_0(const uint8_t *const *rows, int64_t b) {
-    int_block block;
-    uint16_t d[INT_ROWS];
-    for (int r = 0; r < INT_ROWS; ++r) {
-        const uint8_t *in = rows[r] + b * Q8_0_BYTES;
-        d[r] = pf_load_u16(in);
-        block.w[r][0] = vreinterpretq_s8_u8(vld1q_u8(in + 2));
-        block.w[r][1] = vreinterpretq_s8_u8(vld1q_u8(in + 18));
-    }
-    block.scale = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(d)));
-    return block;
+/* n is 1: a block is a vector. */
+PF_INLINE q16_weights load_q8_0(const uint8_t *at, int n) {
+    const float16x4_t d = vreinterpret_f16_u16(vdup_n_u16(pf_load_u16(at)));
+    (void)n;
+    return (q16_weights){{vreinterpretq_s8_u8(vld1q_u8(at + 2)), vreinterpretq_s8_u8(vld1q_u8(at + 18))},
+                         vcvt_f32_f16(d)};
 }
 
-PF_INLINE int_block load_mxfp4(const uint8_t *const *rows, int64_t b) {
-    int_block block;
-    float d[INT_ROWS];
-    for (int r = 0; r < INT_ROWS; ++r) {
-        const uint8_t *in = rows[r] + b * MXFP4_BYTES;
-        d[r] = 0.5f * pf_e8m0_to_f32(in[0]);
-        e2m1_nibbles(in + 1, &block.w[r][0], &block.w[r][1]);
-    }
-    block.scale = vld1q_f32(d);
-    return block;
+PF_INLINE q16_weights load_mxfp4(const uint8_t *at, int n) {
+    q16_weights v;
+    (void)n;
+    e2m1_nibbles(at + 1, &v.w[0], &v.w[1]);
+    v.scale = vreinterpretq_f32_u32(vdupq_n_u32((uint32_t)at[0] << 23));
+    return v;
 }
 
-/* Sums of 32 products in four parts. */
-PF_INLINE int32x4_t row_parts(const int8x16_t *w, int8x16_t a0, int8x16_t a1) {
+/* Sums of eight products: four columns of each half. */
+PF_INLINE int32x4_t plane_sums(const int8x16_t *w, const uint8_t *plane) {
+    const int8x16_t a0 = vreinterpretq_s8_u8(vld1q_u8(plane)), a1 = vreinterpretq_s8_u8(vld1q_u8(plane + 16));
 #if defined(PF_NEON_DOT)
     return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w[0], a0), w[1], a1);
 #else
     /* Pairs stay below 2 * 128 * 127 in 16 bits. */
-    int16x8_t pairs[2];
-    pairs[0] = vmlal_s8(vmull_s8(vget_low_s8(w[0]), vget_low_s8(a0)), vget_high_s8(w[0]), vget_high_s8(a0));
-    pairs[1] = vmlal_s8(vmull_s8(vget_low_s8(w[1]), vget_low_s8(a1)), vget_high_s8(w[1]), vget_high_s8(a1));
-    return vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]);
+    const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(w[0]), vget_low_s8(a0)), vget_low_s8(w[1]), vget_low_s8(a1));
+    const int16x8_t high = vmlal_s8(vmull_s8(vget_high_s8(w[0]), vget_high_s8(a0)), vget_high_s8(w[1]),
+                                    vget_high_s8(a1));
+    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
 #endif
 }
 
-PF_INLINE int8x16_t load_plane(const uint8_t *act) { return vreinterpretq_s8_u8(vld1q_u8(act)); }
-
-PF_INLINE int32x4_t dot_signed(const int_block *block, const uint8_t *hi, const uint8_t *lo) {
-    const int8x16_t h0 = load_plane(hi), h1 = load_plane(hi + 16), l0 = load_plane(lo), l1 = load_plane(lo + 16);
-    int32x4_t parts[INT_ROWS];
-    PF_UNROLL for (int r = 0; r < INT_ROWS; ++r) {
-        parts[r] = vmlaq_n_s32(row_parts(block->w[r], l0, l1), row_parts(block->w[r], h0, h1), PF_Q16_BASE);
-    }
-    return vpaddq_s32(vpaddq_s32(parts[0], parts[1]), vpaddq_s32(parts[2], parts[3]));
+PF_INLINE int32x4_t dot_planes(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t block) {
+    const uint8_t *hi = act + block * BLOCK;
+    return vmlaq_n_s32(plane_sums(w->w, hi + padded), plane_sums(w->w, hi), PF_Q16_BASE);
+}
+PF_INLINE float32x4_t dot_q8_0(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    return vcvtq_f32_s32(dot_planes(w, act, padded, 4 * group + part));
+}
+PF_INLINE float32x4_t dot_mxfp4(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    return vcvtq_f32_s32(vshlq_n_s32(dot_planes(w, act, padded, 4 * group + part), 8)); /* 2 w are the bytes */
 }
 
-PF_INLINE int32x4_t dot_q8_0(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
-    (void)act_sum;
-    return dot_signed(block, hi, lo);
-}
-
-PF_INLINE int32x4_t dot_mxfp4(const int_block *block, const uint8_t *hi, const uint8_t *lo, int32_t act_sum) {
-    (void)act_sum;
-    return dot_signed(block, hi, lo);
+PF_INLINE float q16_total(const float32x4_t *s) {
+    const float32x4_t t = vaddq_f32(vaddq_f32(s[0], s[2]), vaddq_f32(s[1], s[3]));
+    const float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
+    return vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
 }
 
 #endif

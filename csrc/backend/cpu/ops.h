@@ -19,8 +19,12 @@ typedef struct pf_acts {
     int64_t stride; /* bytes */
 } pf_acts;
 
-/* Bytes from one q16 row of n values to the next. */
-static inline int64_t pf_q16_stride(int64_t n) { return (pf_q16_bytes(n) + PF_ALIGN - 1) & ~(int64_t)(PF_ALIGN - 1); }
+/* Bytes from one q16 row of n values to the next: 17 lines of 64 bytes more than a multiple of 2048, so that the same
+ * columns of the rows of a batch do not meet in the same sets of L1. */
+static inline int64_t pf_q16_stride(int64_t n) {
+    enum { TURN = 2048, SHIFT = 17 * 64 };
+    return (pf_q16_bytes(n) + TURN - 1 - SHIFT) / TURN * TURN + SHIFT;
+}
 /* Quantises x [n_row, n] into arena memory. */
 pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out);
 /* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight. */
