@@ -81,20 +81,51 @@ typedef struct roof_job {
 } roof_job;
 
 /* Several places of a piece at once, which keeps more reads in flight than one. */
-static void read_piece(void *arg, int64_t begin, int64_t end, int worker) {
-    roof_job *job = arg;
+static uint64_t read_plain(const uint8_t *data, int64_t n_piece) {
     const int64_t part = PIECE / IN_FLIGHT;
-    uint64_t s[8] = {0};
-    for (int64_t piece = begin; piece < end; ++piece) {
-        for (int64_t at = piece * PIECE; at < piece * PIECE + part; at += 64) {
+    uint64_t s[8] = {0}, all = 0;
+    for (const uint8_t *piece = data; piece < data + n_piece * PIECE; piece += PIECE) {
+        for (int64_t at = 0; at < part; at += 64) {
             for (int stream = 0; stream < IN_FLIGHT; ++stream) {
                 uint64_t v[8];
-                memcpy(v, job->data + stream * part + at, sizeof v);
+                memcpy(v, piece + stream * part + at, sizeof v);
                 for (int i = 0; i < 8; ++i) s[i] += v[i];
             }
         }
     }
-    for (int i = 0; i < 8; ++i) job->sums[worker & 255] += s[i];
+    for (int i = 0; i < 8; ++i) all += s[i];
+    return all;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t read_avx2(const uint8_t *data, int64_t n_piece) {
+    const int64_t part = PIECE / IN_FLIGHT;
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    for (const uint8_t *piece = data; piece < data + n_piece * PIECE; piece += PIECE) {
+        for (int64_t at = 0; at < part; at += 64) {
+            for (int stream = 0; stream < IN_FLIGHT; ++stream) {
+                const __m256i *line = (const __m256i *)(const void *)(piece + stream * part + at);
+                even = _mm256_add_epi64(even, _mm256_loadu_si256(line));
+                odd = _mm256_add_epi64(odd, _mm256_loadu_si256(line + 1));
+            }
+        }
+    }
+    uint64_t s[4];
+    _mm256_storeu_si256((__m256i *)(void *)s, _mm256_add_epi64(even, odd));
+    return s[0] + s[1] + s[2] + s[3];
+}
+#endif
+
+static void read_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    roof_job *job = arg;
+    const uint8_t *data = job->data + begin * PIECE;
+#if defined(__x86_64__)
+    if (strcmp(job->isa, "scalar") != 0) {
+        job->sums[worker & 255] += read_avx2(data, end - begin);
+        return;
+    }
+#endif
+    job->sums[worker & 255] += read_plain(data, end - begin);
 }
 
 #define FMA_LOOP(type, set1, fma)                                                        \

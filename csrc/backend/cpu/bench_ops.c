@@ -154,7 +154,7 @@ static void bench_tokens(bench *b, token_case *c) {
     bench_measure(b, "hadamard", what, hadamard_op, c, 8.0 * INDEX_DIM * HEADS * n, 0.0);
     bench_measure(b, "round_fp4", what, round_op, c, 8.0 * INDEX_DIM * HEADS * n, 0.0);
     bench_measure(b, "swiglu", what, swiglu_op, c, 12.0 * FF * n, 0.0);
-    bench_measure(b, "quantize_q16", what, quantize_op, c, 6.25 * D * n, 0.0);
+    bench_measure(b, "quantize_q16", what, quantize_op, c, 6.5 * D * n, 0.0);
     bench_measure(b, "route", what, route_op, c, 8.0 * N_EXPERT * n, 0.0);
     c->rows = make_rows(b, PF_ROW_KV_FP8, HEAD_DIM, ROPE_DIM, MAX_TOKENS);
     c->rows.data = b->scale; /* the rows that others read stay as they are */
