@@ -16,14 +16,14 @@ SHARES = {
 
 # Questions of each row, through the default path; 12 of recall share a text.
 COUNTS = {
-    "arithmetic, off": 60,
-    "arithmetic, high": 60,
-    "arithmetic, max": 40,
-    "recall, 1K": 36,
-    "recall, 4K": 24,
+    "arithmetic, off": 100,
+    "arithmetic, high": 100,
+    "arithmetic, max": 60,
+    "recall, 1K": 60,
+    "recall, 4K": 36,
     "recall, 16K": 24,
-    "tools": 60,
-    "talk": 60,
+    "tools": 100,
+    "talk": 100,
 }
 
 # Of these the first ones, through every other path. There the share is of all of a kind together.

@@ -117,11 +117,10 @@ def test_restored_in_another_process(base: dict[str, measure.Result], demo_model
 
 
 def test_llama_cpp(base: dict[str, measure.Result], model: pyflash.Model, demo_model: Path) -> None:
-    llama = LlamaCpp(install())
-
-    def answer(_: str, prompts: list[list[int]]) -> measure.Answers:
-        reply = llama.run(demo_model, generate=prompts, max_tokens=measure.MAX_TOKENS)
-        answers: measure.Answers = reply["generated"]
-        return answers
-
-    check_path("llama.cpp", base, model, answer)
+    """In its default precision: half-float caches, one thread, one process for all rows."""
+    asked = {name: measure.prompts_of(base[name].examples[:count], model.tokenizer)
+             for name, count in targets.FEWER.items()}
+    prompts = [prompt for members in asked.values() for prompt in members]
+    reply = LlamaCpp(install()).run(demo_model, generate=prompts, max_tokens=measure.MAX_TOKENS)
+    answers = iter(reply["generated"])
+    check_path("llama.cpp", base, model, lambda _, prompts: [next(answers) for _ in prompts])
