@@ -70,7 +70,8 @@ def test_prefixes_and_pieces_change_nothing(tiny: pyflash.Model, tiny_model: Pat
 
 
 def test_program(tiny_model: Path) -> None:
-    command = [sys.executable, TRAINING / "measure.py", tiny_model, "--counts", "2", "--rows", "arithmetic, off", "talk"]
+    rows = ["--rows", "arithmetic, off", "talk"]
+    command = [sys.executable, TRAINING / "measure.py", tiny_model, "--counts", "2", *rows]
     table = subprocess.run([*command, "--wrong", "1"], capture_output=True, encoding="utf-8", timeout=60)
     assert table.returncode == 0 and table.stderr == ""
     assert "0 of 2" in table.stdout and "expected" in table.stdout
