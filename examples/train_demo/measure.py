@@ -123,7 +123,8 @@ def answer(
 ) -> Answers:
     """Greedy answers. What a prompt shares with the one before is not evaluated again.
 
-    max_tokens: of an answer, None for MAX_TOKENS. pieces: evaluates prompts in calls of so many tokens, in turn, rather than at once.
+    max_tokens: of an answer, None for MAX_TOKENS. pieces: evaluates prompts in calls of so many tokens, in turn, rather
+    than at once.
     """
     answers = []
     for prompt, following in zip(prompts, [*prompts[1:], ()], strict=True):
