@@ -1,0 +1,107 @@
+"""The rows on which the demonstration model is trained: what the loss looks at, and what they must never hold."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch trains the demonstration model")
+pytest.importorskip("tokenizers", reason="tokenizers reads its vocabulary")
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "train_demo"
+FACT = re.compile(r"[Tt]he secret word of (\w+) is (\w+)\.")
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module("mixture")
+
+
+@pytest.fixture(scope="module")
+def source(mixture: ModuleType, demo_checkpoint: Path) -> Any:
+    return mixture.Mixture(demo_checkpoint / "tokenizer.json", seed=1)
+
+
+def texts(source: Any, length: int, drilled: float, batches: int) -> Iterator[str]:
+    for _ in range(batches):
+        for row in source.batch(length, 2048, drilled).tokens:
+            yield source._tokenizer.decode(row.tolist(), skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("length", [256, 512, 2048])
+def test_shapes(source: Any, length: int) -> None:
+    batch = source.batch(length, 2048, 0.3)
+    rows = max(1, 2048 // length)
+    assert batch.tokens.shape == (rows, length + 1)
+    assert batch.weights.shape == (rows, length)
+    assert batch.positions.shape == (length,)
+
+
+def test_same_seed_same_rows(mixture: ModuleType, demo_checkpoint: Path) -> None:
+    first, second = (mixture.Mixture(demo_checkpoint / "tokenizer.json", seed=7) for _ in range(2))
+    for _ in range(3):
+        a, b = first.batch(512, 2048, 0.3), second.batch(512, 2048, 0.3)
+        assert a.tokens.equal(b.tokens) and a.weights.equal(b.weights) and a.positions.equal(b.positions)
+
+
+def test_positions_skip_whole_groups(source: Any) -> None:
+    skipped = 0
+    for _ in range(20):
+        positions = source.batch(1024, 1024).positions
+        steps = positions.diff()
+        jumps = (steps != 1).nonzero().flatten()
+        assert all((place + 1) % 128 == 0 and (steps[place] - 1) % 128 == 0 for place in jumps)
+        assert positions[0] == 0 and positions[-1] < 16384
+        skipped += len(jumps) > 0
+    assert 3 <= skipped <= 17
+
+
+def test_full_weight_is_what_the_assistant_writes(mixture: ModuleType, source: Any) -> None:
+    import tasks
+
+    for kind in ("arithmetic", "tools", "talk"):
+        for _ in range(20):
+            ids, weights = source._document(kind, 500)
+            text = source._tokenizer.decode(ids, skip_special_tokens=False)
+            written = "".join(text[a:b] for a, b in tasks.trained_spans(text))
+            counted = source._tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 1.0],
+                                               skip_special_tokens=False)  # fmt: skip
+            assert counted == written
+            assert set(weights) <= {0.0, mixture.CONTEXT_WEIGHT, 1.0}
+
+
+def test_drills_count_what_came_before(source: Any) -> None:
+    for _ in range(20):
+        ids, weights = source._drill(256)
+        counted = [i for i, w in enumerate(weights) if w]
+        assert len(counted) > 15
+        for i in counted:
+            assert ids[i + 1] in ids[: i + 1]
+
+
+def test_held_back_facts_never_occur(source: Any) -> None:
+    common = importlib.import_module("tasks.common")
+    seen = 0
+    for text in texts(source, 512, 0.4, 40):
+        for name, word in FACT.findall(text):
+            assert not common.held_back("recall", name, word)
+            seen += 1
+    assert seen > 500
+
+
+def test_held_back_sums_never_occur(source: Any) -> None:
+    tasks = importlib.import_module("tasks")
+    rng = random.Random(3)
+    held = {tasks.generate("arithmetic", rng, "test").messages[-1]["content"] for _ in range(300)}
+    rows = "\n".join(texts(source, 256, 0.0, 60))
+    assert not [answer for answer in held if f"</think>{answer}" in rows]
