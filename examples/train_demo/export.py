@@ -1,8 +1,13 @@
-"""Trained parameters to a checkpoint in the official layout: FP4 experts, FP8 linears, BF16 and float32 for the rest."""
+"""Trained parameters to a checkpoint in the official layout: FP4 experts, FP8 linears, BF16 and float32 for the rest.
+
+`python export.py OUT` writes OUT/checkpoint from OUT/state.pt, also while train.py is still at work.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +83,19 @@ def write_checkpoint(folder: Path, config: dict[str, Any], params: Params) -> No
         ("model.safetensors.index.json", index), ("config.json", config), ("generation_config.json", generation)
     ):  # fmt: skip
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def export(out: Path) -> Path:
+    """OUT/checkpoint from what train.py last saved in OUT, with the tokenizer's files."""
+    state = torch.load(out / "state.pt", weights_only=True)
+    folder = out / "checkpoint"
+    write_checkpoint(folder, state["config"], state["params"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(out / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="train.py's folder")
+    print(export(parser.parse_args().out))

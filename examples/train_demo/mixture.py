@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 CONTEXT_WEIGHT = 0.25  # of text that the model reads and never writes
+DRILL_WEIGHT = 0.3
+DRILL_SHARE = 0.15  # of the rows only teach to copy and to look up
 _CONTEXT_SHARE = 0.2
 _SHORT = ("arithmetic", "talk")
 
@@ -28,11 +30,7 @@ class Batch:
 
 def lengths(progress: float) -> dict[int, float]:
     """Shares of sequence lengths while training goes from 0 to 1."""
-    if progress < 0.45:
-        return {256: 0.5, 512: 0.5}
-    if progress < 0.75:
-        return {256: 0.3, 512: 0.4, 1024: 0.3}
-    return {256: 0.25, 512: 0.35, 1024: 0.2, 2048: 0.1, 4096: 0.1}
+    return {256: 0.5, 512: 0.5} if progress < 0.75 else {256: 0.4, 512: 0.4, 1024: 0.2}
 
 
 class Mixture:
@@ -42,9 +40,13 @@ class Mixture:
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._rng = random.Random(seed)
         self._longest = longest
+        encode = self._tokenizer.encode
+        self._words = [encode(" " + word).ids[-1] for word in (*tasks.words.NAMES, *tasks.words.SECRETS)]
 
-    def batch(self, length: int, n_tokens: int) -> Batch:
-        rows = [self._row(length) for _ in range(max(1, n_tokens // length))]
+    def batch(self, length: int, n_tokens: int, drilled: float = DRILL_SHARE) -> Batch:
+        """n_tokens of rows of the same length. drilled: the share of drills among them."""
+        rows = [self._drill(length) if self._rng.random() < drilled else self._row(length)
+                for _ in range(max(1, n_tokens // length))]  # fmt: skip
         tokens, weights = (torch.tensor(part) for part in zip(*rows, strict=True))
         return Batch(tokens, weights, self._positions(length))
 
@@ -68,6 +70,9 @@ class Mixture:
             think = "off" if rng.random() < 0.8 else think
             n_tokens = room if room > 512 or rng.random() < 0.5 else rng.randint(64, room)
             example = tasks.generate(kind, rng, "train", think=think, n_tokens=n_tokens, reminders=rng.random() < 0.7)
+        elif kind == "tools":
+            think = "off" if think == "max" else think  # its long prompt leaves no room in short rows
+            example = tasks.generate(kind, rng, "train", think=think, n_turns=rng.choice((1, 2, 3, 4)))
         else:
             example = tasks.generate(kind, rng, "train", think=think)
         text = tasks.render(example)
@@ -80,6 +85,31 @@ class Mixture:
                 weights[i] = 1.0
         return encoding.ids, weights
 
+    def _drill(self, length: int) -> tuple[list[int], list[float]]:
+        """Random words, or facts, over and over; facts in another order each time."""
+        rng = self._rng
+        bos = self._tokenizer.token_to_id("<｜begin▁of▁sentence｜>")
+        ids, weights = [bos], [0.0]
+        if rng.random() < 0.5:
+            n = rng.randint(4, min(length // 3, 100))
+            units = [[rng.choice(self._words)] for _ in range(n)]
+            counted = [[DRILL_WEIGHT]] * n
+        else:
+            facts = tasks.draw_facts(rng, "train", rng.randint(3, min(length // 20, 24)))
+            texts = [" " + tasks.fact(name, word) for name, word in facts.items()]
+            units = [self._tokenizer.encode(text).ids for text in texts]
+            counted = [[0.0] * (len(unit) - 2) + [DRILL_WEIGHT, 0.0] for unit in units]  # the word before the full stop
+        order = list(range(len(units)))
+        first = True
+        while len(ids) < length + 1:
+            for i in order:
+                ids += units[i]
+                weights += [0.0] * len(units[i]) if first else counted[i]
+            if len(units[0]) > 1:
+                rng.shuffle(order)
+            first = False
+        return ids[: length + 1], weights[1 : length + 1]
+
     def _row(self, length: int) -> tuple[list[int], list[float]]:
         rng = self._rng
         ids: list[int] = []
@@ -87,7 +117,7 @@ class Mixture:
         shares = {256: (0.4, 0.0, 0.6), 512: (0.3, 0.5, 0.2)}.get(length, (0.9, 0.1, 0.0))  # a tool's text is long
         kind = rng.choices(("recall", "tools", "short"), shares)[0]
         while len(ids) < length + 1:
-            more, counted = self._document(kind if kind in ("recall", "tools") else rng.choices(_SHORT, (0.6, 0.4))[0], length - 16)
+            more, counted = self._document(kind if kind in ("recall", "tools") else rng.choices(_SHORT, (0.65, 0.35))[0], length - 16)
             ids += more
             weights += counted
             kind = "tools" if length > 512 and rng.random() < 0.3 else "short"

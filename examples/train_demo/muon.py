@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # Quintic steps tuned for five iterations, as published for Muon (Y. Jiacheng, 2024).
@@ -22,10 +23,13 @@ def orthogonal(update: Tensor) -> Tensor:
 
 
 class Optimiser:
-    """Steps named parameters in place. state_dict() holds the moments, so that training can go on."""
+    """Steps named parameters in place. state_dict() holds the moments, so that training can go on.
 
-    def __init__(self, params: dict[str, Tensor]) -> None:
-        self.params = params
+    rank, world: of several processes that hold the same gradients, each orthogonalises its share of the matrices.
+    """
+
+    def __init__(self, params: dict[str, Tensor], rank: int = 0, world: int = 1) -> None:
+        self.params, self.rank, self.world = params, rank, world
         self.moments = {name: torch.zeros_like(value) for name, value in params.items()}
         self.squares = {name: torch.zeros_like(value) for name, value in params.items() if not self._is_matrix(name)}
         self.steps = 0
@@ -38,22 +42,35 @@ class Optimiser:
     def step(self, matrix_rate: float, rate: float, decay: float) -> None:
         """matrix_rate: root-mean-square size of a matrix's step per entry of unit fan-in; rate: Adam's."""
         self.steps += 1
+        matrices = {}
         for name, value in self.params.items():
-            gradient = value.grad
-            if gradient is None:
+            if value.grad is None:
                 continue
             moment = self.moments[name]
             if name not in self.squares:
-                moment.lerp_(gradient, 0.05)
-                step = orthogonal(gradient.lerp(moment, 0.95))
-                value.mul_(1 - matrix_rate * decay)
-                value.add_(step, alpha=-matrix_rate * max(1.0, value.shape[-2] / value.shape[-1]) ** 0.5)
+                moment.lerp_(value.grad, 0.05)
+                matrices[name] = value.grad.lerp(moment, 0.95)
                 continue
             square = self.squares[name]
-            moment.lerp_(gradient, 0.1)
-            square.lerp_(gradient.square(), 0.01)
+            moment.lerp_(value.grad, 0.1)
+            square.lerp_(value.grad.square(), 0.01)
             step = moment / (1 - 0.9**self.steps)
             value.sub_(rate * step / ((square / (1 - 0.99**self.steps)).sqrt() + 1e-8))
+        for name, step in self._orthogonal(matrices).items():
+            value = self.params[name]
+            value.mul_(1 - matrix_rate * decay)
+            value.add_(step, alpha=-matrix_rate * max(1.0, value.shape[-2] / value.shape[-1]) ** 0.5)
+
+    def _orthogonal(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.world == 1:
+            return {name: orthogonal(update) for name, update in matrices.items()}
+        order = sorted(matrices, key=lambda name: (matrices[name].numel(), name))
+        mine = set(order[self.rank :: self.world])
+        flat = torch.cat([(orthogonal(matrices[name]) if name in mine else torch.zeros_like(matrices[name])).flatten()
+                          for name in order])  # fmt: skip
+        dist.all_reduce(flat)
+        parts = flat.split([matrices[name].numel() for name in order])
+        return {name: part.view_as(matrices[name]) for name, part in zip(order, parts, strict=True)}
 
     def state_dict(self) -> dict[str, object]:
         return {"moments": self.moments, "squares": self.squares, "steps": self.steps}

@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,19 +22,20 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from export import write_checkpoint
+from export import export
 from mixture import Batch, Mixture, lengths
 from model import Model, Params, init_params, quantised
 from muon import Optimiser
 from presets import PRESETS
 
-MATRIX_RATE, RATE, DECAY = 0.02, 4e-3, 0.02
-WARM_UP, COOL_FROM = 0.01, 0.55  # shares of the training
-SPARSE_FROM = 0.3  # until then CSA layers see every row, and the indexer learns which they use
-QUANTISED_FROM = 0.4
+MATRIX_RATE, RATE, DECAY = 0.02, 4e-3, 0.01
+WARM_UP, COOL_FROM = 0.01, 0.6  # shares of the training
+SPARSE_FROM = 0.6  # until then CSA layers see every row, and the indexer learns which they use
+QUANTISED_FROM = 0.65
 BALANCE_RATE = 1e-3
-DRAFT_SHARE = 0.1  # at the end the MTP block learns alone
-LOG_EVERY, SAVE_EVERY = 20, 300  # steps
+INDEX_WEIGHT = 0.3
+DRAFT_SHARE = 0.06  # at the end the MTP block learns alone
+LOG_EVERY, SAVE_EVERY = 20, 100  # steps
 
 
 def schedule(progress: float) -> float:
@@ -78,17 +78,18 @@ class Worker:
         self.mixture = Mixture(options.out / "tokenizer.json", options.seed * 1000 + rank)
         self.shared = random.Random(options.seed)  # the same choices in every process
         params = init_params(self.config, options.seed)
-        self.step, self.seconds_before = 0, 0.0
+        self.step, self.tokens, self.seconds_before = 0, 0, 0.0
         state = None
         if options.resume and (options.out / "state.pt").is_file():
-            state = torch.load(options.out / "state.pt", weights_only=False)
+            state = torch.load(options.out / "state.pt", weights_only=True)
             params, self.step, self.seconds_before = state["params"], state["step"], state["seconds"]
+            self.tokens = state["tokens"]
             self.shared.seed(options.seed + self.step)
             self.mixture = Mixture(options.out / "tokenizer.json", options.seed * 1000 + rank + 7919 * self.step)
         self.params = {name: value.to(self.device) for name, value in params.items()}
         self.trained = {name: value.requires_grad_() for name, value in self.params.items()
                         if value.is_floating_point() and not name.endswith("gate.bias")}  # fmt: skip
-        self.optimiser = Optimiser(self.trained)
+        self.optimiser = Optimiser(self.trained, rank, self.world)
         if state:
             self.optimiser.load_state_dict(state["optimiser"])
         self.start = time.monotonic()
@@ -127,9 +128,9 @@ class Worker:
             loss, loads = draft_loss(self.model, p, batch)
             total, index_loss = loss, torch.zeros(())
         else:
-            train_index = share > 0.05 and (share < SPARSE_FROM or self.shared.random() < 0.5)
+            train_index = share > 0.05 and self.shared.random() < 0.25
             loss, index_loss, loads = losses(self.model, p, batch, share, train_index)
-            total = loss + 0.3 * index_loss
+            total = loss + INDEX_WEIGHT * index_loss
         total.backward()
         names = [name for name, value in self.trained.items() if value.grad is not None]
         self.average(names, loads)
@@ -140,6 +141,7 @@ class Worker:
         for name, load in loads.items():
             self.params[name].add_(torch.sign(1 / len(load) - load), alpha=BALANCE_RATE)
         self.step += 1
+        self.tokens += batch.weights.numel() * self.world
         self.sums += torch.tensor([loss.item(), float(index_loss), 1.0])
 
     def run(self) -> None:
@@ -151,9 +153,7 @@ class Worker:
                 self.save()
         self.save()
         if self.rank == 0:
-            write_checkpoint(self.options.out / "checkpoint", self.config, self.params)
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(self.options.out / name, self.options.out / "checkpoint" / name)
+            export(self.options.out)
 
     def log(self, progress: float) -> None:
         loss, index_loss, n = self.sums.tolist()
@@ -166,15 +166,14 @@ class Worker:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["step", "seconds", "tokens", "progress", "loss", "index_loss"])
-            tokens = self.step * self.options.tokens * self.world
-            writer.writerow([self.step, f"{self.seconds():.0f}", tokens, f"{progress:.4f}", f"{loss / n:.4f}",
+            writer.writerow([self.step, f"{self.seconds():.0f}", self.tokens, f"{progress:.4f}", f"{loss / n:.4f}",
                              f"{index_loss / n:.4f}"])  # fmt: skip
 
     def save(self) -> None:
         if self.rank:
             return
         state = {"params": {name: value.detach() for name, value in self.params.items()},
-                 "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds(),
+                 "optimiser": self.optimiser.state_dict(), "step": self.step, "tokens": self.tokens, "seconds": self.seconds(),
                  "config": self.config}  # fmt: skip
         partial = self.options.out / "state.pt.part"
         torch.save(state, partial)
@@ -199,7 +198,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--config", help="a config.json object instead of a preset")
     parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--tokens", type=int, default=4096, help="of one step in one process")
+    parser.add_argument("--tokens", type=int, default=2048, help="of one step in one process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--device", default="cpu")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from tasks import arithmetic, recall, talk, tools
+from tasks import arithmetic, recall, talk, tools, words
 from tasks.common import SPLITS, THINK, Example, render, trained_spans
-from tasks.recall import recall_spans
+from tasks.recall import draw_facts, fact, recall_spans
 
 __all__ = [
-    "KINDS", "SPLITS", "THINK", "Example", "generate", "is_right", "recall_spans", "render", "trained_spans",
+    "KINDS", "SPLITS", "THINK", "Example", "draw_facts", "fact", "generate", "is_right", "recall_spans", "render", "trained_spans", "words",
 ]  # fmt: skip
 
 _MODULES: dict[str, ModuleType] = {"arithmetic": arithmetic, "recall": recall, "tools": tools, "talk": talk}

@@ -144,7 +144,7 @@ def _facts_first(sentences: list[str]) -> list[str]:
     return out
 
 
-def _facts(rng: random.Random, split: str, n_facts: int) -> dict[str, str]:
+def draw_facts(rng: random.Random, split: str, n_facts: int) -> dict[str, str]:
     """Distinct names with distinct words; every pair belongs to the split."""
     facts: dict[str, str] = {}
     for name in rng.sample(NAMES, n_facts):
@@ -221,7 +221,7 @@ def generate(
         raise ValueError(f"n_facts is {n_facts}; 1 to {len(NAMES) // 2} are possible")
     if n_questions is None:
         n_questions = rng.randint(1, max(1, min(n_facts, n_tokens // 48)))
-    facts = _facts(rng, split, n_facts)
+    facts = draw_facts(rng, split, n_facts)
     asked = _asked(rng, facts, n_questions)
     opening = system(rng, 0.05)
     shape, wording = rng.random(), rng.getrandbits(32)

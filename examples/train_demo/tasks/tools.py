@@ -58,31 +58,44 @@ def _without_call(rng: random.Random, split: str, think: str, given: list[Family
             return turn.question, rng.choice(turn.answers), "No tool is needed."
 
 
-def generate(rng: random.Random, split: str, think: str = "off", n_tools: int | None = None) -> Example:
-    """A question with 1 to 4 tools at hand: mostly a call of one, at times its result and the final answer."""
-    check_options(split, think)
-    given = rng.sample(FAMILIES, n_tools or rng.randint(1, 4))
-    tools = [family.description() for family in given]
-    messages: list[Message] = system(rng, 0.4)
-    if rng.random() < 0.35:
-        question, content, why = _without_call(rng, split, think, given)
-        why = why if think != "off" else ""
-        messages += [user(question), assistant(content, why)]
-        return Example("tools", messages, tools, think, {"call": None})
+def _call_turn(
+    rng: random.Random, split: str, think: str, given: list[Family], with_result: bool
+) -> tuple[list[Message], dict[str, Any]]:
+    """A question that needs one of the tools, the call, and where with_result the tool's answer and the model's."""
     family = rng.choice(given)
     question, arguments = _request(rng, family, split)
     why = _needs(family, arguments) if think != "off" else ""
     asked = assistant("", why) | {"tool_calls": [call(family.name, arguments)]}
-    messages += [user(question), asked]
-    expected: dict[str, Any] = {"call": {"name": family.name, "arguments": arguments}}
-    if rng.random() < 0.3:
-        result = family.result(rng, arguments)
-        text = json.dumps(result, ensure_ascii=False)
-        final = family.answer.format(**{**arguments, **result})
-        why = "The tool has answered." if think != "off" else ""
-        messages += [{"role": "tool", "tool_call_id": "call_0", "content": text}, assistant(final, why)]
-        expected = {"content": final}
-    return Example("tools", messages, tools, think, expected)
+    if not with_result:
+        return [user(question), asked], {"call": {"name": family.name, "arguments": arguments}}
+    result = family.result(rng, arguments)
+    text = json.dumps(result, ensure_ascii=False)
+    final = family.answer.format(**{**arguments, **result})
+    why = "The tool has answered." if think != "off" else ""
+    answer = [{"role": "tool", "tool_call_id": "call_0", "content": text}, assistant(final, why)]
+    return [user(question), asked, *answer], {"content": final}
+
+
+def generate(
+    rng: random.Random, split: str, think: str = "off", n_tools: int | None = None, n_turns: int = 1
+) -> Example:
+    """n_turns questions with 1 to 4 tools at hand: mostly a call of one, at times its result and the final answer.
+
+    The last turn's answer is the one that is judged.
+    """
+    check_options(split, think)
+    given = rng.sample(FAMILIES, n_tools or rng.randint(1, 4))
+    messages: list[Message] = system(rng, 0.4)
+    expected: dict[str, Any] = {}
+    for i in range(n_turns):
+        if rng.random() < 0.35:
+            question, content, why = _without_call(rng, split, think, given)
+            turn, expected = [user(question), assistant(content, why if think != "off" else "")], {"call": None}
+        else:
+            # A conversation goes on only when the tool has answered.
+            turn, expected = _call_turn(rng, split, think, given, i + 1 < n_turns or rng.random() < 0.3)
+        messages += turn
+    return Example("tools", messages, [family.description() for family in given], think, expected)
 
 
 def is_right(example: Example, reply: Mapping[str, Any]) -> bool:
