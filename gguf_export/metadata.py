@@ -10,6 +10,7 @@ from gguf_export.chat_template import chat_template
 from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
+from gguf_export.sampling import RECOMMENDABLE, recommended
 from gguf_export.writer import Metadata, ValueType
 from quantize.plan import GGMLType
 
@@ -40,10 +41,10 @@ def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, n
     path = checkpoint.path / "generation_config.json"
     if path.is_file():
         values, _ = read_json_object(path)
-        for key, field in (("temp", "temperature"), ("top_p", "top_p")):
-            value = values.get(field)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
-                metadata.f32(f"general.sampling.{key}", value)
+        found = recommended(lambda each: values.get(each.field))
+        for each in RECOMMENDABLE:
+            if each.field in found:
+                metadata.add(each.key, ValueType.I32 if each.whole else ValueType.F32, found[each.field])
 
 
 def _is_mit(path: Path) -> bool:

@@ -30,9 +30,13 @@ from gguf_export.placing import (
     text_key,
 )
 from gguf_export.reader import GGUFFile
+from gguf_export.sampling import recommended
 
 MODELFILE = "Modelfile"
 STOPS = ("<｜end▁of▁sentence｜>", "<｜User｜>")
+
+# Ollama's names of what gguf_export.sampling calls otherwise.
+_PARAMETERS = {"repetition_penalty": "repeat_penalty", "penalty_last_n": "repeat_last_n"}
 
 _NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 _NAME = re.compile(rf"(?:{_NAME_PART}/){{0,2}}{_NAME_PART}(?::{_NAME_PART})?")
@@ -113,6 +117,18 @@ def _from_line(path: str) -> str:
     return f"FROM {path}"
 
 
+def _sampling_lines(gguf: GGUFFile) -> list[str]:
+    """What the file recommends, over what is neutral: Ollama's own defaults would filter more."""
+    values = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    values |= recommended(lambda each: gguf.keys.get(each.key))
+    lines = []
+    for name, value in values.items():
+        if name == "top_k" and value == 0:
+            lines.append("# Ollama would keep only the 40 likeliest tokens:")
+        lines.append(f"PARAMETER {_PARAMETERS.get(name, name)} {value:.10g}")
+    return lines
+
+
 def modelfile(gguf: GGUFFile, paths: Sequence[str], name: str) -> str:
     """The text of a Modelfile. paths: the GGUF or its shards, absolute, or relative to the Modelfile and with ./"""
     release = release_of(gguf)
@@ -127,11 +143,7 @@ def modelfile(gguf: GGUFFile, paths: Sequence[str], name: str) -> str:
         + (f", up to {context}:" if context else ":"),
         "# PARAMETER num_ctx 65536",
         "# Thinking at the highest level wants 393216.",
-        f"PARAMETER temperature {number_key(gguf, 'general.sampling.temp', 1.0):g}",
-        f"PARAMETER top_p {number_key(gguf, 'general.sampling.top_p', 1.0):g}",
-        "# Ollama would keep only the 40 likeliest tokens:",
-        "PARAMETER top_k 0",
-        "PARAMETER repeat_penalty 1",
+        *_sampling_lines(gguf),
         *(f'PARAMETER stop "{stop}"' for stop in STOPS),
         "",
         "# Plain chats, for OLLAMA_GO_TEMPLATE=1. Else the template inside the GGUF is used, which has tools as well.",

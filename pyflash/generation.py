@@ -101,9 +101,13 @@ class Plan:
     progress: Progress | None
 
 
-def plan(n_prompt: int, room: int, max_tokens: int | None, logprobs: int, progress: Progress | None,
+def plan(session: Session, room: int, max_tokens: int | None, logprobs: int, progress: Progress | None,
          sampling: SamplingOptions) -> Plan:
-    """Checks arguments. room: what the context holds beyond the prompt; the last token needs no place in it."""
+    """Checks arguments. room: what the context holds beyond the prompt; the last token needs no place in it.
+
+    sampling: what the caller chose; the rest is the model's.
+    """
+    sampling = {**session.model.sampling, **sampling}
     limit = room + 1
     if max_tokens is not None:
         limit = min(limit, integer("max_tokens", max_tokens, 1))
@@ -145,8 +149,8 @@ def generate(
 ) -> Generator[Piece, None, None]:
     """Session.generate()."""
     prompt = token_array(tokens)
-    how = plan(len(prompt), session.capacity - session.position - len(prompt), max_tokens, logprobs, progress,
-               sampling)
+    room = session.capacity - session.position - len(prompt)
+    how = plan(session, room, max_tokens, logprobs, progress, sampling)
     how.sampler.accept(session.tokens)
     how.sampler.accept(prompt)
     constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None

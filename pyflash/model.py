@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pyflash._native import ffi, lib
 from pyflash._values import ModelHandle, StrPath, c_path, integer, open_handle, string
 from pyflash.errors import ArgumentError, check
+from pyflash.sampling import SamplingOptions, recommended_sampling
 from pyflash.session import Session
 from pyflash.tokenizer import Tokenizer
 
@@ -95,6 +96,7 @@ class Model:
             self.info = _read_info(native)
         self.tokenizer = Tokenizer(handle)
         self.release = _release(self.metadata("tokenizer.chat_template"))
+        self._sampling = recommended_sampling(self._number)
 
     @classmethod
     def open(
@@ -207,6 +209,19 @@ class Model:
         with self._handle.borrow() as native:
             text = lib.pf_model_meta_string(native, key.encode(), size)
             return bytes(ffi.buffer(text, size[0])).decode("utf-8", "replace") if text else None
+
+    def _number(self, key: str) -> float | None:
+        number = ffi.new("double *")
+        with self._handle.borrow() as native:
+            return float(number[0]) if lib.pf_model_meta_number(native, key.encode(), number) else None
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The sampling options that the file recommends (general.sampling.*), for generate() and chat() to begin with.
+
+        Empty where there are none; values out of an option's range are left out. A copy.
+        """
+        return self._sampling.copy()
 
     def close(self) -> None:
         """Lets go of the weights. Open sessions keep working and keep them in memory."""

@@ -266,6 +266,6 @@ def reply(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
             "open a session with a larger context"
         )
-    how = plan(len(prompt), session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
+    how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), thinking, constraint)

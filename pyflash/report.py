@@ -13,6 +13,7 @@ from pyflash._values import StrPath
 from pyflash.memory_plan import Plan, advice, make_plan, open_measured
 from pyflash.model import ModelInfo
 from pyflash.progress import format_bytes
+from pyflash.sampling import SamplingOptions
 
 _EXPERTS = "routed experts"
 _PARTS = (
@@ -29,10 +30,14 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """A model file and its memory plan. part_bytes: the weights by part of the model, largest first."""
+    """A model file and its memory plan.
+
+    sampling: what the file recommends. part_bytes: the weights by part of the model, largest first.
+    """
 
     file: str
     model: ModelInfo
+    sampling: SamplingOptions
     part_bytes: dict[str, int]
     plan: Plan
 
@@ -62,8 +67,9 @@ def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: st
     with model:
         parts = _part_bytes(file, model.info.n_layer)
         read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
+        sampling = model.sampling
         plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
-    return Report(os.fsdecode(file), model.info, parts, plan)
+    return Report(os.fsdecode(file), model.info, sampling, parts, plan)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -71,7 +77,8 @@ def as_json(report: Report) -> dict[str, Any]:
     plan = dataclasses.asdict(report.plan)
     memory = plan.pop("memory")
     return {
-        "file": report.file, "model": dataclasses.asdict(report.model), "part_bytes": report.part_bytes,
+        "file": report.file, "model": dataclasses.asdict(report.model), "sampling": report.sampling,
+        "part_bytes": report.part_bytes,
         **{name: value for name, value in plan.pop("cost").items() if name != "fits"},
         **plan, "machine_bytes": memory["total"], "available_bytes": memory["available"],
         "limit_bytes": memory["limit"],
@@ -84,6 +91,7 @@ def describe(report: Report) -> str:
     ratios = Counter(model.layer_ratios)
     kinds = ", ".join(f"{ratios[ratio]} {name}" for ratio, name in
                       ((0, "window only"), (4, "compressed 4:1"), (128, "compressed 128:1")) if ratios[ratio])
+    sampling = ", ".join(f"{name} {value}" for name, value in report.sampling.items())
     rows = [
         ("file", f"{report.file}: {format_bytes(model.file_bytes)}, {model.n_tensors} tensors, "
                  f"profile {model.profile}"),
@@ -95,6 +103,7 @@ def describe(report: Report) -> str:
                     f"{model.n_hash_layer} hash-routed layers"),
         ("vocabulary", f"{model.n_vocab} tokens"),
         ("context", f"{plan.cost.n_ctx} tokens of {model.n_ctx_train}"),
+        *([("sampling", sampling)] if sampling else []),
         ("weights", format_bytes(model.weight_bytes)),
         *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
         ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),

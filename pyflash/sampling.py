@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_export.sampling import RECOMMENDABLE, recommended
 from pyflash._native import ffi, lib
 from pyflash._values import FloatArray, Tokens, floats, integer, ints, token_array
 from pyflash.errors import ArgumentError, check
@@ -19,6 +21,8 @@ MAX_LOGPROBS = 20
 
 class SamplingOptions(TypedDict, total=False):
     """How tokens are chosen, as keyword arguments of Session.generate() and Session.chat().
+
+    What is not given is as the model's file recommends, which Model.sampling tells, or else as below.
 
     In the order in which they act:
 
@@ -39,6 +43,15 @@ class SamplingOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     penalty_last_n: int
+
+
+# The options that a model's file can recommend values of.
+RECOMMENDED = frozenset(each.field for each in RECOMMENDABLE)
+
+
+def recommended_sampling(number_of: Callable[[str], Any]) -> SamplingOptions:
+    """What a file recommends. number_of: its value of a GGUF key, or None."""
+    return cast(SamplingOptions, recommended(lambda each: number_of(each.key)))
 
 
 _PENALTIES = {"repetition_penalty", "presence_penalty", "frequency_penalty"}

@@ -54,10 +54,12 @@ const pf_gguf_tensor *pf_gguf_find_tensor(const pf_gguf *gguf, const char *name)
 uint64_t pf_gguf_fingerprint(const pf_gguf *gguf);
 
 /* Typed access. Each returns false when the key is absent or of another kind; integers of any width and sign convert
- * when the value fits, float also from f64. */
+ * when the value fits, float also from f64. number takes every integer and float, rounded where a double
+ * cannot hold it. */
 bool pf_gguf_has(const pf_gguf *gguf, const char *key);
 bool pf_gguf_get_u32(const pf_gguf *gguf, const char *key, uint32_t *out);
 bool pf_gguf_get_f32(const pf_gguf *gguf, const char *key, float *out);
+bool pf_gguf_get_number(const pf_gguf *gguf, const char *key, double *out);
 bool pf_gguf_get_bool(const pf_gguf *gguf, const char *key, bool *out);
 bool pf_gguf_get_string(const pf_gguf *gguf, const char *key, pf_gguf_string *out);
 

@@ -31,12 +31,14 @@ static void read_value(const pf_gguf *gguf, const pf_gguf_value *value) {
     uint32_t u;
     int64_t i;
     float f;
+    double d;
     bool b;
     pf_gguf_string s;
     uint64_t n = 0;
     REQUIRE(pf_gguf_has(gguf, key));
     if (pf_gguf_get_u32(gguf, key, &u)) sink += u;
     if (pf_gguf_get_f32(gguf, key, &f)) sink += f > 0;
+    if (pf_gguf_get_number(gguf, key, &d)) sink += d > 0;
     if (pf_gguf_get_bool(gguf, key, &b)) sink += b;
     if (pf_gguf_get_string(gguf, key, &s)) touch(s.data, s.len);
     if (pf_gguf_array_len(gguf, key, &n)) {

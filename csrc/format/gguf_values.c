@@ -100,6 +100,28 @@ bool pf_gguf_get_f32(const pf_gguf *gguf, const char *key, float *out) {
     return value && pf_read_f32(value->type, value->data, out);
 }
 
+bool pf_gguf_get_number(const pf_gguf *gguf, const char *key, double *out) {
+    const pf_gguf_value *value = pf_find_value(gguf, key);
+    if (!value) return false;
+    if (value->type == PF_GGUF_F64) {
+        const uint64_t bits = pf_load_u64(value->data);
+        memcpy(out, &bits, sizeof *out);
+        return true;
+    }
+    float single;
+    int64_t whole;
+    if (pf_read_f32(value->type, value->data, &single)) {
+        *out = (double)single;
+    } else if (value->type == PF_GGUF_U64) {
+        *out = (double)pf_load_u64(value->data);
+    } else if (pf_gguf_read_int(value->type, value->data, &whole)) {
+        *out = (double)whole;
+    } else {
+        return false;
+    }
+    return true;
+}
+
 bool pf_gguf_get_bool(const pf_gguf *gguf, const char *key, bool *out) {
     const pf_gguf_value *value = pf_find_scalar(gguf, key, PF_GGUF_BOOL);
     if (!value) return false;

@@ -168,6 +168,10 @@ PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);
  * zero-terminated. */
 PF_API const char *pf_model_meta_string(const pf_model *model, const char *key, size_t *len);
 
+/* A number of the GGUF by key ("general.sampling.temp"), an integer or float of any width, into *out: rounded where a
+ * double cannot hold it, NaN and infinity as they are. Returns 1; 0, and *out stays as it was, when there is none. */
+PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, double *out);
+
 /* ---- Sessions ---------------------------------------------------------------------------------------------- */
 
 /* One turn of a conversation: pf_chat_tokenize() writes the prompt, pf_session_align() and pf_session_reuse() keep what

@@ -174,6 +174,10 @@ const char *pf_model_meta_string(const pf_model *model, const char *key, size_t 
     return value.data;
 }
 
+int32_t pf_model_meta_number(const pf_model *model, const char *key, double *out) {
+    return pf_gguf_get_number(model->gguf, key, out);
+}
+
 static pf_status need_tokenizer(const pf_model *model, pf_error *err) {
     if (model->tokenizer != NULL) return PF_OK;
     return pf_fail(err, PF_ERR_UNSUPPORTED, "the file holds no tokenizer: convert a checkpoint with tokenizer.json");

@@ -13,7 +13,8 @@ import click
 import pyflash
 from pyflash import memory_plan
 from pyflash.progress import Progress, format_bytes
-from pyflash.repl.settings import MAX_TOKENS, SAMPLING
+from pyflash.repl.settings import MAX_TOKENS, SAMPLING, Setting
+from pyflash.sampling import RECOMMENDED
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -108,13 +109,19 @@ def sampling_options(command: _F) -> _F:
                      r"\n is a line end.")(command)
     for setting in reversed((MAX_TOKENS, *SAMPLING)):
         names = [f"--{setting.name.replace('_', '-')}", *([setting.short] if setting.short else [])]
-        shown: dict[str, Any] = {"show_default": True} if setting.default is not None else {}
-        random = "  [default: random]" if setting.name == "seed" else ""
         metavar = "X" if isinstance(setting.default, float) else "N"
-        add = option(*names, type=setting.kind, metavar=metavar, default=setting.default, help=setting.help + random,
-                     **shown)
+        add = option(*names, type=setting.kind, metavar=metavar, default=setting.default,
+                     help=setting.help + _default_note(setting))
         command = add(command)
     return command
+
+
+def _default_note(setting: Setting) -> str:
+    if setting is MAX_TOKENS:
+        return ""
+    default = "random" if setting.default is None else f"{setting.default:g}"
+    models = "the model's, else " if setting.keyword in RECOMMENDED else ""
+    return f"  [default: {models}{default}]"
 
 
 @contextlib.contextmanager

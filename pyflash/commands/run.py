@@ -125,6 +125,11 @@ def _typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+def _is_chosen(name: str) -> bool:
+    """Whether an option stands on the command line or in the environment."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
 def _model_and_prompt(
     first: str | None, second: str | None, options: dict[str, Any]
 ) -> tuple[str | None, str | None]:
@@ -177,9 +182,10 @@ def _settings(options: dict[str, Any], stats: bool) -> Settings:
         stop = stop_strings(options["stop"]) if options["stop"] else ()
     except pyflash.ArgumentError as error:
         raise click.UsageError(f"--stop: {error}") from None
+    chosen = {setting.name: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
     return Settings(
-        {setting.name: options[setting.name] for setting in SAMPLING}, options["max_tokens"], _think_mode(options),
-        stop, options["hide_thinking"], stats, not options["no_history"],
+        chosen, options["max_tokens"], _think_mode(options), stop, options["hide_thinking"], stats,
+        not options["no_history"],
     )
 
 

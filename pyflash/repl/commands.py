@@ -197,7 +197,7 @@ COMMANDS = (
     Command("/undo", "", "take the last question and its answer back", Commands._undo),
     Command("/read", "FILE", "put a text file before the next question", Commands._read, path=True),
     Command("/system", "[TEXT]", 'show or set the system message; "" removes it', Commands._system),
-    Command("/set", "[NAME [VALUE]]", "list, show or change settings", Commands._set),
+    Command("/set", "[NAME [VALUE]]", "list, show or change settings; VALUE default: the model's", Commands._set),
     Command("/think", "[low|high|max]", "let the model think before it answers", Commands._think),
     Command("/nothink", "", "answer at once", Commands._nothink),
     Command("/result", "TEXT", "the result of the tool call that waits for one", Commands._result),

@@ -88,6 +88,7 @@ class Conversation:
     ) -> None:
         self.session = session
         self.settings = settings
+        settings.follow(session.model.sampling)
         self.messages: list[dict[str, Any]] = []
         self.attached: list[str] = []
         self.last: Answer | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pyflash.errors import ArgumentError
+from pyflash.sampling import SamplingOptions
 
 THINKING = ("off", "low", "high", "max")
 
@@ -41,7 +42,7 @@ class FiniteFloat(click.types.FloatParamType):
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing to set. keyword: its name as an argument of Session.chat()."""
+    """One thing to set. keyword: its name as an argument of Session.chat(). default: where the model has none."""
 
     name: str
     keyword: str
@@ -84,25 +85,32 @@ _ALIASES = {"temperature": "temp", "repetition_penalty": "repeat_penalty", "pena
 _WITHOUT = ("off", "none", "default")
 
 
-def _numbers() -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
     return {setting.name: setting.default for setting in SAMPLING}
 
 
 @dataclass
 class Settings:
-    """numbers: by the names in SAMPLING."""
+    """numbers: what was chosen, by the names in SAMPLING. defaults: what the others are."""
 
-    numbers: dict[str, Any] = field(default_factory=_numbers)
+    numbers: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     think: str = "off"
     stop: tuple[str, ...] = ()
     hide_thinking: bool = False
     stats: bool = False
     history: bool = True
+    defaults: dict[str, Any] = field(default_factory=_defaults)
+
+    def follow(self, recommended: SamplingOptions) -> None:
+        """Makes what a model recommends the defaults."""
+        values: dict[str, Any] = {**recommended}
+        self.defaults = {setting.name: values.get(setting.keyword, setting.default) for setting in SAMPLING}
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of Session.chat()."""
-        named = {setting.keyword: self.numbers[setting.name] for setting in SAMPLING}
+        values = {**self.defaults, **self.numbers}
+        named = {setting.keyword: values[setting.name] for setting in SAMPLING}
         return {**named, "max_tokens": self.max_tokens, "think": self.think, "stop": self.stop}
 
     def change(self, name: str, text: str) -> None:
@@ -124,6 +132,9 @@ class Settings:
             self._change_number(numeric, text)
 
     def _change_number(self, setting: Setting, text: str) -> None:
+        if text.lower() == "default" and setting is not MAX_TOKENS:
+            self.numbers.pop(setting.name, None)
+            return
         if text.lower() in _WITHOUT:
             value = setting.default
         else:
@@ -139,7 +150,8 @@ class Settings:
     def shown(self, name: str) -> str:
         """A value as /set takes it."""
         name = canonical(name)
-        value = self.numbers[name] if name in self.numbers else getattr(self, name)
+        values = {**self.defaults, **self.numbers}
+        value = values[name] if name in values else getattr(self, name)
         if name == "stop":
             return " ".join(f'"{escaped(text)}"' for text in value) or "off"
         if isinstance(value, bool):

@@ -139,6 +139,16 @@ static void test_scalars(void) {
     CHECK(pf_gguf_get_f32(gguf, "f32", &f) && f == 1.5f);
     CHECK(pf_gguf_get_f32(gguf, "f64", &f) && f == 0.25f);
     CHECK(!pf_gguf_get_f32(gguf, "f64+", &f) && !pf_gguf_get_f32(gguf, "u8", &f) && f == 0.25f);
+    const struct { const char *key; double value; } numbers[] = {
+        {"u8", 200}, {"i8", -5}, {"i32-", -7}, {"u64", 4294967295.0}, {"u64+", 18446744073709551616.0},
+        {"i64", 4294967296.0}, {"f32", 1.5}, {"f64", 0.25}, {"f64+", 1e300},
+    };
+    double number = 9;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        CHECK(pf_gguf_get_number(gguf, numbers[i].key, &number) && number == numbers[i].value);
+    }
+    CHECK(!pf_gguf_get_number(gguf, "bool", &number) && !pf_gguf_get_number(gguf, "text", &number) && number == 1e300);
+    CHECK(!pf_gguf_get_number(gguf, "absent", &number) && number == 1e300);
     CHECK(pf_gguf_get_bool(gguf, "bool", &flag) && flag && !pf_gguf_get_bool(gguf, "u8", &flag));
     CHECK(pf_gguf_get_string(gguf, "text", &s) && s.len == 9 && memcmp(s.data, "deepseek4", 9) == 0);
     CHECK(pf_gguf_get_string(gguf, "none", &s) && s.len == 0);
@@ -175,6 +185,8 @@ static void test_arrays(void) {
     CHECK(!pf_gguf_array_i64(gguf, "f32", 0, &i) && !pf_gguf_array_i64(gguf, "text", 0, &i));
     CHECK(pf_gguf_array_f32(gguf, "f32", 1, &f) && f == -2.5f && !pf_gguf_array_f32(gguf, "f32", 2, &f));
     CHECK(!pf_gguf_array_f32(gguf, "i32", 0, &f) && !pf_gguf_get_f32(gguf, "f32", &f));
+    double number = 9;
+    CHECK(!pf_gguf_get_number(gguf, "f32", &number) && number == 9);
     pf_gguf_string s[3] = {{0}};
     CHECK(!pf_gguf_array_strings(gguf, "text", s, 2) && !pf_gguf_array_strings(gguf, "i32", s, 3) && !s[0].data);
     CHECK(pf_gguf_array_strings(gguf, "text", s, 3) && s[0].len == 1 && s[1].len == 0 && s[2].len == 5);

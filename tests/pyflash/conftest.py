@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,27 @@ Say = Callable[..., list[int]]
 def model(tiny_model: Path) -> Iterator[pyflash.Model]:
     with pyflash.Model.open(tiny_model, precision="exact", threads=1) as opened:
         yield opened
+
+
+RECOMMENDED = {"temperature": 2.0, "top_k": 30, "top_p": 0.95, "min_p": 0.001, "repetition_penalty": 1.25}
+
+
+@pytest.fixture(scope="session")
+def recommending_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny_model's weights in a file that recommends RECOMMENDED. Not to be written to."""
+    from gguf_export.convert import ConvertOptions, convert
+    from gguf_export.synthetic import make_config, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("recommending")
+    checkpoint = write_checkpoint(folder / "checkpoint", make_config("tiny"), seed=4)
+    (checkpoint / "generation_config.json").write_text(json.dumps(RECOMMENDED))
+    return convert(checkpoint, folder / "model.gguf", ConvertOptions()).files[0]
+
+
+@pytest.fixture
+def recommended() -> dict[str, Any]:
+    """What recommending_model recommends."""
+    return dict(RECOMMENDED)
 
 
 @pytest.fixture

@@ -75,8 +75,24 @@ def test_every_number_can_be_set_and_shown() -> None:
     }  # fmt: skip
     for setting in SAMPLING:
         settings.change(f"--{setting.name.replace('_', '-')}", "default")
-        assert settings.numbers[setting.name] == setting.default
+        assert settings.arguments()[setting.keyword] == setting.default
     assert set(helps()) >= {setting.name for setting in SAMPLING}
+
+
+def test_defaults_are_the_models() -> None:
+    settings = Settings({"top_p": 0.5})
+    settings.follow({"temperature": 0.25, "top_k": 30, "top_p": 0.75})
+    assert [settings.shown(name) for name in ("temp", "top_k", "top_p", "min_p")] == ["0.25", "30", "0.5", "0"]
+    settings.change("top_p", "default")
+    settings.change("temp", "0")
+    settings.change("top_k", "off")
+    arguments = settings.arguments()
+    assert (arguments["temperature"], arguments["top_k"], arguments["top_p"]) == (0, 0, 0.75)
+    settings.change("top_k", "default")
+    settings.change("temp", "default")
+    assert (settings.shown("top_k"), settings.shown("temp")) == ("30", "0.25")
+    settings.follow({})
+    assert settings.arguments() == Settings().arguments()
 
 
 @pytest.mark.parametrize("name, value", [
