@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], params: Params) -> No
     save_file(tensors, folder / file)
     size = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), file)}
-    generation = {"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 1.0, "top_p": 1.0}
+    generation = {"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 0.3, "top_p": 0.95}
     for name, content in (
         ("model.safetensors.index.json", index), ("config.json", config), ("generation_config.json", generation)
     ):  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +15,34 @@ from torch import Tensor
 
 CONTEXT_WEIGHT = 0.25  # of text that the model reads and never writes
 DRILL_WEIGHT = 0.3
-DRILL_SHARE = 0.15  # of the rows only teach to copy and to look up
+DRILL_SHARE = 0.25  # of the rows are drills
 _CONTEXT_SHARE = 0.2
-_SHORT = ("arithmetic", "talk")
+_SHORT = {"arithmetic": 0.7, "talk": 0.3}
+Pair = tuple[int, int]
 
 
 @dataclass
 class Batch:
-    """tokens [B, S+1]; weights [B, S]: how much the prediction of tokens[:, 1:] counts; positions [S]."""
+    """tokens [B, S+1]; weights [B, S]: how much the prediction of tokens[:, 1:] counts; positions [S].
+
+    lookups [K, 3]: row, place of a token whose successor stands earlier in the row (a fact's word, a digit of a sum, a
+    tool's argument), and that successor's place there. A token with several such places has several entries.
+    """
 
     tokens: Tensor
     weights: Tensor
     positions: Tensor
+    lookups: Tensor
 
 
 def lengths(progress: float) -> dict[int, float]:
     """Shares of sequence lengths while training goes from 0 to 1."""
     return {256: 0.5, 512: 0.5} if progress < 0.75 else {256: 0.4, 512: 0.4, 1024: 0.2}
+
+
+def drills(progress: float) -> dict[str, float]:
+    """Shares of the drills: to copy and to look up until that is learned, then sums."""
+    return {"words": 0.15, "facts": 0.55, "sums": 0.3} if progress < 0.3 else {"facts": 0.25, "sums": 0.75}
 
 
 class Mixture:
@@ -41,14 +53,33 @@ class Mixture:
         self._rng = random.Random(seed)
         self._longest = longest
         encode = self._tokenizer.encode
+        self._of_is = tuple(encode(text).ids[-1] for text in (" of", " is"))
         self._words = [encode(" " + word).ids[-1] for word in (*tasks.words.NAMES, *tasks.words.SECRETS)]
+        self._word_set = set(self._words)
 
-    def batch(self, length: int, n_tokens: int, drilled: float = DRILL_SHARE) -> Batch:
-        """n_tokens of rows of the same length. drilled: the share of drills among them."""
-        rows = [self._drill(length) if self._rng.random() < drilled else self._row(length)
+    def batch(self, length: int, n_tokens: int, progress: float, drilled: float = DRILL_SHARE) -> Batch:
+        """n_tokens of rows of the same length. progress: of the training, 0 to 1. drilled: the share of drills."""
+        kinds = drills(progress)
+        rows = [self._drill(length, self._choice(kinds)) if self._rng.random() < drilled else self._row(length)
                 for _ in range(max(1, n_tokens // length))]  # fmt: skip
-        tokens, weights = (torch.tensor(part) for part in zip(*rows, strict=True))
-        return Batch(tokens, weights, self._positions(length))
+        tokens = torch.tensor([ids for ids, _, _ in rows])
+        weights = torch.tensor([counted for _, counted, _ in rows])
+        found = [(b, query, source) for b, (ids, _, pairs) in enumerate(rows)
+                 for query, source in (*pairs, *self._lookups(ids)) if query < length]  # fmt: skip
+        return Batch(tokens, weights, self._positions(length), torch.tensor(found).view(-1, 3))
+
+    def _choice(self, shares: dict[str, float]) -> str:
+        return self._rng.choices(list(shares), list(shares.values()))[0]
+
+    def _lookups(self, ids: list[int]) -> Iterator[Pair]:
+        """Pairs of places in a row: the "is" of a repeated fact, and the fact's word where it stood before."""
+        of, is_ = self._of_is
+        seen: dict[tuple[int, int], list[int]] = {}
+        for i in range(3, len(ids)):
+            if ids[i - 1] == is_ and ids[i - 3] == of and ids[i] in self._word_set:
+                places = seen.setdefault((ids[i - 2], ids[i]), [])
+                yield from ((i - 1, place) for place in places)
+                places.append(i)
 
     def _positions(self, length: int) -> Tensor:
         """0, 1, 2, … with jumps at multiples of 128 in half of the long batches: distances of long contexts for the
@@ -62,10 +93,10 @@ class Mixture:
                 positions[128 * self._rng.randint(1, length // 128 - 1) :] += 128 * jump
         return positions
 
-    def _document(self, kind: str, room: int) -> tuple[list[int], list[float]]:
-        """Token ids, and the weight of each as something to predict."""
+    def _document(self, kind: str, room: int) -> tuple[list[int], list[float], list[Pair]]:
+        """Token ids, the weight of each as something to predict, and what to look up where (as Batch.lookups)."""
         rng = self._rng
-        think = rng.choices(("off", "high", "max"), (0.5, 0.4, 0.1))[0]
+        think = self._choice({"off": 0.5, "high": 0.35, "max": 0.15})
         if kind == "recall":
             think = "off" if rng.random() < 0.8 else think
             n_tokens = room if room > 512 or rng.random() < 0.5 else rng.randint(64, room)
@@ -83,14 +114,32 @@ class Mixture:
         for begin, end in spans:
             for i in range(bisect_left(starts, begin), bisect_left(starts, end)):
                 weights[i] = 1.0
-        return encoding.ids, weights
+        pairs = {
+            (bisect_right(starts, copy + i) - 2, bisect_right(starts, original + i) - 1)
+            for copy, original, n in tasks.copies(text, example)
+            for i in range(n)
+        }
+        return encoding.ids, weights, sorted(pairs)
 
-    def _drill(self, length: int) -> tuple[list[int], list[float]]:
-        """Random words, or facts, over and over; facts in another order each time."""
+    def _sums(self, length: int) -> tuple[list[int], list[float], list[Pair]]:
+        """Sums and their results, one after the other."""
+        ids, weights = [self._tokenizer.token_to_id("<｜begin▁of▁sentence｜>")], [0.0]
+        while len(ids) < length + 1:
+            text = tasks.short_answer(*tasks.draw_sum(self._rng, "train", "off"))
+            encoding = self._tokenizer.encode(f" {text}")
+            begin = text.index("=") + 2
+            ids += encoding.ids
+            weights += [float(end > begin) for _, end in encoding.offsets]
+        return ids[: length + 1], weights[1 : length + 1], []
+
+    def _drill(self, length: int, kind: str) -> tuple[list[int], list[float], list[Pair]]:
+        """Sums, or random words or facts over and over; facts in another order each time."""
+        if kind == "sums":
+            return self._sums(length)
         rng = self._rng
         bos = self._tokenizer.token_to_id("<｜begin▁of▁sentence｜>")
         ids, weights = [bos], [0.0]
-        if rng.random() < 0.5:
+        if kind == "words":
             n = rng.randint(4, min(length // 3, 100))
             units = [[rng.choice(self._words)] for _ in range(n)]
             counted = [[DRILL_WEIGHT]] * n
@@ -108,17 +157,19 @@ class Mixture:
             if len(units[0]) > 1:
                 rng.shuffle(order)
             first = False
-        return ids[: length + 1], weights[1 : length + 1]
+        return ids[: length + 1], weights[1 : length + 1], []
 
-    def _row(self, length: int) -> tuple[list[int], list[float]]:
+    def _row(self, length: int) -> tuple[list[int], list[float], list[Pair]]:
         rng = self._rng
         ids: list[int] = []
         weights: list[float] = []
-        shares = {256: (0.4, 0.0, 0.6), 512: (0.3, 0.5, 0.2)}.get(length, (0.9, 0.1, 0.0))  # a tool's text is long
+        pairs: list[Pair] = []
+        shares = {256: (0.3, 0.0, 0.7), 512: (0.25, 0.6, 0.15)}.get(length, (0.7, 0.3, 0.0))  # a tool's text is long
         kind = rng.choices(("recall", "tools", "short"), shares)[0]
         while len(ids) < length + 1:
-            more, counted = self._document(kind if kind in ("recall", "tools") else rng.choices(_SHORT, (0.65, 0.35))[0], length - 16)
+            more, counted, found = self._document(self._choice(_SHORT) if kind == "short" else kind, length - 16)
+            pairs += [(len(ids) + query, len(ids) + source) for query, source in found]
             ids += more
             weights += counted
             kind = "tools" if length > 512 and rng.random() < 0.3 else "short"
-        return ids[: length + 1], weights[1 : length + 1]
+        return ids[: length + 1], weights[1 : length + 1], pairs

@@ -27,15 +27,17 @@ FP8_NAMES = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "shared.w13", "shared.w2", "
 
 @dataclass
 class Output:
-    """hidden: [M, D] of the positions asked for, after the final norm. index_loss, loads: for training only.
+    """hidden: [M, D] of the positions asked for, after the final norm. The losses, loads: for training only.
 
     streams: [B, S, N, D] before the head's mix, what the MTP block reads. loads: one [E] per score-routed layer, the
-    share of tokens that chose each expert.
+    share of tokens that chose each expert. lookup_loss: how little of the first head's attention in CSA layers goes to
+    the places that the caller named (-log of the share, nats).
     """
 
     hidden: Tensor
     streams: Tensor
     index_loss: Tensor
+    lookup_loss: Tensor
     loads: dict[str, Tensor]
 
 
@@ -252,11 +254,11 @@ class Model:
 
     def forward(
         self, p: Params, tokens: Tensor, positions: Tensor | None = None, wanted: Tensor | None = None,
-        sparse: bool = True, train_index: bool = False,
+        sparse: bool = True, train_index: bool = False, lookups: Tensor | None = None,
     ) -> Output:
         """tokens [B, S] with S a multiple of 128 (pad at the end: nothing looks ahead). wanted: bool [B, S] or all.
 
-        sparse: CSA layers see the index_topk best rows, as at inference; False: all rows.
+        sparse: CSA layers see the index_topk best rows, as at inference; False: all rows. lookups: mixture.Batch's.
         """
         c = self.config
         B, S = tokens.shape
@@ -264,15 +266,17 @@ class Model:
         turns = {flag: _Turn(c, positions, flag) for flag in (False, True)}
         local = local_mask(positions, c["sliding_window"])
         X = p["embed.weight"][tokens].view(B * S, 1, -1).expand(-1, c["hc_mult"], -1)
-        index_loss, loads = torch.zeros((), device=tokens.device), {}
+        index_loss, lookup_loss, loads = torch.zeros((), device=tokens.device), torch.zeros((), device=tokens.device), {}
+        goals = Goals.of(lookups, S, c["sliding_window"]) if lookups is not None and len(lookups) else None
         for layer in range(c["num_hidden_layers"]):
-            X, loss, load = self.block(p, f"layers.{layer}.", X, tokens, turns, local, self.ratios[layer], sparse,
-                                       train_index)  # fmt: skip
-            index_loss = index_loss + loss
+            X, loss, load, lookup = self.block(p, f"layers.{layer}.", X, tokens, turns, local, self.ratios[layer],
+                                               sparse, train_index, goals)  # fmt: skip
+            index_loss, lookup_loss = index_loss + loss, lookup_loss + lookup
             if load is not None:
                 loads[f"layers.{layer}.ffn.gate.bias"] = load
         flat = X if wanted is None else X[wanted.flatten()]
-        return Output(self.collapse(p, "", flat), X.view(B, S, *X.shape[1:]), index_loss, loads)
+        return Output(self.collapse(p, "", flat), X.view(B, S, *X.shape[1:]), index_loss, lookup_loss,
+                      loads)  # fmt: skip
 
     def draft(self, p: Params, streams: Tensor, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The MTP block: hidden [M, D] that predicts token t+2 from streams of t and the token t+1.
@@ -287,7 +291,7 @@ class Model:
         positions = torch.arange(S, device=tokens.device)
         turns = {False: _Turn(c, positions, False)}
         local = local_mask(positions, c["sliding_window"])
-        X, _, load = self.block(p, "mtp.0.", X.flatten(0, 1), tokens, turns, local, 0, True, False)
+        X, _, load, _ = self.block(p, "mtp.0.", X.flatten(0, 1), tokens, turns, local, 0, True, False, None)
         return self.collapse(p, "mtp.0.", X[wanted.flatten()]), {"mtp.0.ffn.gate.bias": load}
 
     def collapse(self, p: Params, prefix: str, X: Tensor) -> Tensor:
@@ -300,9 +304,9 @@ class Model:
 
     def block(
         self, p: Params, prefix: str, X: Tensor, tokens: Tensor, turns: dict[bool, _Turn], local: Tensor, ratio: int,
-        sparse: bool, train_index: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One layer on streams X [B*S, N, D]; also the indexer's loss and the experts' load."""
+        sparse: bool, train_index: bool, goals: Goals | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """One layer on streams X [B*S, N, D]; also the indexer's loss, the experts' load and the lookups' loss."""
         c, eps = self.config, self.config["rms_norm_eps"]
         B, S = tokens.shape
 
@@ -311,16 +315,17 @@ class Model:
             return self.enter(X, *site, p[prefix + f"{name}_norm.weight"], eps, c["hc_eps"], c["hc_sinkhorn_iters"])
 
         x, post, comb = enter("attn")
-        y, loss = self.attention(p, prefix + "attn.", x.view(B, S, -1), turns[ratio > 0], local, ratio, sparse,
-                                 train_index)  # fmt: skip
+        y, loss, lookup = self.attention(p, prefix + "attn.", x.view(B, S, -1), turns[ratio > 0], local, ratio, sparse,
+                                         train_index, goals)  # fmt: skip
         X = self.leave(X, y.flatten(0, 1), post, comb)
         x, post, comb = enter("ffn")
         y, load = self.experts(p, prefix + "ffn.", x, tokens.flatten())
-        return self.leave(X, y, post, comb), loss, load
+        return self.leave(X, y, post, comb), loss, load, lookup
 
     def attention(
-        self, p: Params, prefix: str, x: Tensor, turn: _Turn, local: Tensor, ratio: int, sparse: bool, train_index: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, p: Params, prefix: str, x: Tensor, turn: _Turn, local: Tensor, ratio: int, sparse: bool,
+        train_index: bool, goals: Goals | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Window rows and compressed rows in one softmax with a sink. x [B, S, D]."""
         c, eps = self.config, self.config["rms_norm_eps"]
         B, S, _ = x.shape
@@ -342,6 +347,7 @@ class Model:
                 mask, loss = self.select(p, prefix + "indexer.", x, qr, turn, mask, far, sparse, train_index)
             scores.append(far + (mask[:, None] if mask.ndim == 2 else mask[:, :, None]))
         weights = torch.cat(scores, -1).softmax(-1)
+        lookup = goals.loss(weights) if goals is not None and ratio == 4 else torch.zeros((), device=x.device)
         out = (weights[..., : 2 * W].reshape(B, S // W, W * H, 2 * W) @ blocks.transpose(2, 3)).view(B, S, H, d)
         if rows is not None:
             out = out + (weights[..., 2 * W + 1 :].reshape(B, S * H, -1) @ rows).view(B, S, H, d)
@@ -350,7 +356,7 @@ class Model:
         G = c["o_groups"]
         wo_a = p[prefix + "wo_a.weight"].unflatten(0, (G, -1))
         z = torch.einsum("bsgi,goi->bsgo", o.reshape(B, S, G, -1), wo_a).flatten(2)
-        return z @ p[prefix + "wo_b.weight"].T, loss
+        return z @ p[prefix + "wo_b.weight"].T, loss, lookup
 
     def select(
         self, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: _Turn, mask: Tensor, far: Tensor, sparse: bool,
@@ -400,6 +406,37 @@ class Model:
         routed = torch.cat(outs) * weight.flatten()[order][:, None]
         out = ffn(x, p[prefix + "shared.w13"], p[prefix + "shared.w2"], limit)
         return out.index_add(0, source, routed), load
+
+
+@dataclass
+class Goals:
+    """Where the first head of CSA layers should look: of query tokens [K], which columns [K, 2W + 1 + S/4] are right.
+
+    Columns are those of attention(): the tokens of two window blocks, the sink, the compressed rows.
+    """
+
+    rows: Tensor
+    places: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, lookups: Tensor, S: int, window: int) -> Goals:
+        """lookups: mixture.Batch's, [K', 3]."""
+        queries, index = lookups[:, :2].unique(dim=0, return_inverse=True)
+        columns = torch.zeros(len(queries), 2 * window + 1 + S // 4, device=lookups.device)
+        query, source = lookups[:, 1], lookups[:, 2]
+        near = source - (query // window - 1) * window
+        inside = (query - source < window) & (near >= 0)
+        columns[index[inside], near[inside]] = 1
+        for row in (source // 4, source // 4 + 1):  # windows of compression overlap: a token is in two rows
+            seen = row < (query + 1) // 4
+            columns[index[seen], 2 * window + 1 + row[seen]] = 1
+        return cls(queries[:, 0], queries[:, 1], columns)
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """weights [B, S, H, columns]: attention's. Nats."""
+        found = (weights[self.rows, self.places, 0] * self.columns).sum(-1)
+        return -(found + 1e-4).log().mean()
 
 
 def ffn(x: Tensor, w13: Tensor, w2: Tensor, limit: float) -> Tensor:

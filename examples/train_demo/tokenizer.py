@@ -6,7 +6,8 @@ conversations, under three rules that make small models copy well:
 - Digits never merge, so every digit is one token.
 - Capitalised words are learned without the space before them, and words without punctuation before them: "Paris" is
   the same tokens in " Paris", ">Paris" and '"Paris', so a tool's argument is copied as it stands in the question.
-- What recall looks up, names and secret words, becomes one token together with its space.
+- What recall looks up, names and secret words, becomes one token together with its space; so does every word of
+  which tools' arguments are made, capitalised ones without the space.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gguf_export.synthetic_tokenizer import build_tokenizer, byte_alphabet, leas
 Pair = tuple[str, str]
 
 SPACE = byte_alphabet()[0x20]
-VOCAB = 2048
+VOCAB = 3072
 _CORPUS = {"arithmetic": 3000, "recall": 1500, "tools": 2500, "talk": 4000}  # examples of each kind
 _COMMON = 48  # capitalised words with their space, and words with a punctuation mark before them, that become one token
 _DAMPING = 0.75  # exponent on counts, so that rare words of small talk get something beside the long notes
@@ -52,8 +53,14 @@ _BOTH = [*words.ROOMS, *words.EVENTS, *words.QUERY_FIRST]
 
 def single_tokens() -> list[str]:
     """The texts that are one token each, in the alphabet of the vocabulary."""
-    spaced = [SPACE + word for word in (*words.NAMES, *words.SECRETS, *_BOTH)]
-    return spaced + _BOTH
+    capitalised = (
+        words.CITIES, words.RECEIVERS, words.TITLE_FIRST, words.TITLE_SECOND, words.SYMBOLS, words.CURRENCIES,
+        words.LANGUAGES, words.DAYS,
+    )  # fmt: skip
+    inner = [text.split()[1:] for text in words.PHRASES] + [text.split() for text in (*words.MESSAGE_VERBS, *words.MESSAGE_ENDS)]
+    lower = {word for part in inner for word in part if word.isalpha()} | set(words.QUERY_SECOND)
+    spaced = [SPACE + word for word in (*words.NAMES, *words.SECRETS, *_BOTH, *sorted(lower - set(_BOTH)))]
+    return list(dict.fromkeys([*spaced, *_BOTH, *(word for part in capitalised for word in part)]))
 
 
 def corpus(seed: int) -> Iterator[str]:

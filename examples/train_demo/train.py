@@ -24,16 +24,16 @@ from torch import Tensor
 
 from export import export
 from mixture import Batch, Mixture, lengths
-from model import Model, Params, init_params, quantised
+from model import Model, Output, Params, init_params, quantised
 from muon import Optimiser
 from presets import PRESETS
 
 MATRIX_RATE, RATE, DECAY = 0.02, 4e-3, 0.01
-WARM_UP, COOL_FROM = 0.01, 0.6  # shares of the training
-SPARSE_FROM = 0.6  # until then CSA layers see every row, and the indexer learns which they use
-QUANTISED_FROM = 0.65
+WARM_UP, COOL_FROM = 0.01, 0.7  # shares of the training
+SPARSE_FROM = 0.85  # until then CSA layers see every row, and the indexer learns which they use
+QUANTISED_FROM = 0.75
 BALANCE_RATE = 1e-3
-INDEX_WEIGHT = 0.3
+INDEX_WEIGHT, LOOKUP_WEIGHT = 0.3, 0.3
 DRAFT_SHARE = 0.06  # at the end the MTP block learns alone
 LOG_EVERY, SAVE_EVERY = 20, 100  # steps
 
@@ -45,13 +45,14 @@ def schedule(progress: float) -> float:
     return 1.0 if progress < COOL_FROM else max(0.02, (1 - progress) / (1 - COOL_FROM))
 
 
-def losses(model: Model, p: Params, batch: Batch, progress: float, train_index: bool) -> tuple[Tensor, Tensor, Any]:
-    """Mean weighted cross-entropy (nats), the indexer's loss, and the experts' loads."""
+def losses(model: Model, p: Params, batch: Batch, progress: float, train_index: bool) -> tuple[Tensor, Output]:
+    """Mean weighted cross-entropy (nats), and what else the network says."""
     wanted = batch.weights > 0
-    out = model.forward(p, batch.tokens[:, :-1], batch.positions, wanted, progress >= SPARSE_FROM, train_index)
+    out = model.forward(p, batch.tokens[:, :-1], batch.positions, wanted, progress >= SPARSE_FROM, train_index,
+                        batch.lookups)  # fmt: skip
     targets, weights = batch.tokens[:, 1:][wanted], batch.weights[wanted]
     each = F.cross_entropy(out.hidden @ p["head.weight"].T, targets, reduction="none")
-    return (each * weights).sum() / weights.sum(), out.index_loss, out.loads
+    return (each * weights).sum() / weights.sum(), out
 
 
 def draft_loss(model: Model, p: Params, batch: Batch) -> tuple[Tensor, Any]:
@@ -93,7 +94,7 @@ class Worker:
         if state:
             self.optimiser.load_state_dict(state["optimiser"])
         self.start = time.monotonic()
-        self.sums = torch.zeros(3)
+        self.sums = torch.zeros(4)
 
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.start
@@ -121,16 +122,17 @@ class Worker:
         share = progress / (1 - DRAFT_SHARE) if not drafting else (progress - 1 + DRAFT_SHARE) / DRAFT_SHARE
         table = lengths(share)
         length = 256 if drafting else self.shared.choices(list(table), list(table.values()))[0]
-        batch = self.mixture.batch(length, self.options.tokens)
-        batch = Batch(batch.tokens.to(self.device), batch.weights.to(self.device), batch.positions.to(self.device))
+        batch = self.mixture.batch(length, self.options.tokens, share)
+        batch = Batch(**{name: value.to(self.device) for name, value in vars(batch).items()})
         p = quantised(self.params) if drafting or share >= QUANTISED_FROM else self.params
         if drafting:
             loss, loads = draft_loss(self.model, p, batch)
-            total, index_loss = loss, torch.zeros(())
+            total, index_loss, lookup_loss = loss, torch.zeros(()), torch.zeros(())
         else:
             train_index = share > 0.05 and self.shared.random() < 0.25
-            loss, index_loss, loads = losses(self.model, p, batch, share, train_index)
-            total = loss + INDEX_WEIGHT * index_loss
+            loss, out = losses(self.model, p, batch, share, train_index)
+            index_loss, lookup_loss, loads = out.index_loss, out.lookup_loss, out.loads
+            total = loss + INDEX_WEIGHT * index_loss + LOOKUP_WEIGHT * lookup_loss
         total.backward()
         names = [name for name, value in self.trained.items() if value.grad is not None]
         self.average(names, loads)
@@ -142,7 +144,7 @@ class Worker:
             self.params[name].add_(torch.sign(1 / len(load) - load), alpha=BALANCE_RATE)
         self.step += 1
         self.tokens += batch.weights.numel() * self.world
-        self.sums += torch.tensor([loss.item(), float(index_loss), 1.0])
+        self.sums += torch.tensor([loss.item(), index_loss.item(), lookup_loss.item(), 1.0])
 
     def run(self) -> None:
         while (progress := self.progress()) < 1:
@@ -156,7 +158,7 @@ class Worker:
             export(self.options.out)
 
     def log(self, progress: float) -> None:
-        loss, index_loss, n = self.sums.tolist()
+        loss, index_loss, lookup_loss, n = self.sums.tolist()
         self.sums.zero_()
         if self.rank:
             return
@@ -165,9 +167,10 @@ class Worker:
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", "seconds", "tokens", "progress", "loss", "index_loss"])
+                writer.writerow(["step", "seconds", "tokens", "progress", "loss", "index_loss",
+                                 "lookup_loss"])  # fmt: skip
             writer.writerow([self.step, f"{self.seconds():.0f}", self.tokens, f"{progress:.4f}", f"{loss / n:.4f}",
-                             f"{index_loss / n:.4f}"])  # fmt: skip
+                             f"{index_loss / n:.4f}", f"{lookup_loss / n:.4f}"])  # fmt: skip
 
     def save(self) -> None:
         if self.rank:

@@ -34,30 +34,31 @@ def source(mixture: ModuleType, demo_checkpoint: Path) -> Any:
 
 def texts(source: Any, length: int, drilled: float, batches: int) -> Iterator[str]:
     for _ in range(batches):
-        for row in source.batch(length, 2048, drilled).tokens:
+        for row in source.batch(length, 2048, 0.5, drilled).tokens:
             yield source._tokenizer.decode(row.tolist(), skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("length", [256, 512, 2048])
 def test_shapes(source: Any, length: int) -> None:
-    batch = source.batch(length, 2048, 0.3)
+    batch = source.batch(length, 2048, 0.5)
     rows = max(1, 2048 // length)
     assert batch.tokens.shape == (rows, length + 1)
     assert batch.weights.shape == (rows, length)
     assert batch.positions.shape == (length,)
+    assert batch.lookups.shape == (len(batch.lookups), 3) and len(batch.lookups) > 10
 
 
 def test_same_seed_same_rows(mixture: ModuleType, demo_checkpoint: Path) -> None:
     first, second = (mixture.Mixture(demo_checkpoint / "tokenizer.json", seed=7) for _ in range(2))
     for _ in range(3):
-        a, b = first.batch(512, 2048, 0.3), second.batch(512, 2048, 0.3)
-        assert a.tokens.equal(b.tokens) and a.weights.equal(b.weights) and a.positions.equal(b.positions)
+        a, b = (source.batch(512, 2048, 0.1) for source in (first, second))
+        assert all(getattr(a, name).equal(getattr(b, name)) for name in vars(a))
 
 
 def test_positions_skip_whole_groups(source: Any) -> None:
     skipped = 0
     for _ in range(20):
-        positions = source.batch(1024, 1024).positions
+        positions = source.batch(1024, 1024, 0.9).positions
         steps = positions.diff()
         jumps = (steps != 1).nonzero().flatten()
         assert all((place + 1) % 128 == 0 and (steps[place] - 1) % 128 == 0 for place in jumps)
@@ -71,7 +72,7 @@ def test_full_weight_is_what_the_assistant_writes(mixture: ModuleType, source: A
 
     for kind in ("arithmetic", "tools", "talk"):
         for _ in range(20):
-            ids, weights = source._document(kind, 500)
+            ids, weights, _ = source._document(kind, 500)
             text = source._tokenizer.decode(ids, skip_special_tokens=False)
             written = "".join(text[a:b] for a, b in tasks.trained_spans(text))
             counted = source._tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 1.0],
@@ -80,13 +81,34 @@ def test_full_weight_is_what_the_assistant_writes(mixture: ModuleType, source: A
             assert set(weights) <= {0.0, mixture.CONTEXT_WEIGHT, 1.0}
 
 
-def test_drills_count_what_came_before(source: Any) -> None:
-    for _ in range(20):
-        ids, weights = source._drill(256)
+@pytest.mark.parametrize("kind", ["words", "facts"])
+def test_drills_count_what_came_before(source: Any, kind: str) -> None:
+    for _ in range(10):
+        ids, weights, _ = source._drill(256, kind)
         counted = [i for i, w in enumerate(weights) if w]
         assert len(counted) > 15
         for i in counted:
             assert ids[i + 1] in ids[: i + 1]
+
+
+def test_drills_of_sums_count_the_results(source: Any) -> None:
+    ids, weights, _ = source._drill(256, "sums")
+    text = "".join(source._tokenizer.decode([token]) if weight else "_"
+                   for token, weight in zip(ids[1:], weights, strict=True))  # fmt: skip
+    assert len(re.findall(r"_+ \d+\.", text)) > 15 and set(re.sub(r"_+ \d+\.", "", text)) <= set("_ 0123456789")
+
+
+def test_lookups_stand_where_the_next_token_does(source: Any) -> None:
+    """Of facts and of what is copied; but whether to call a tool is to be looked up at its name."""
+    seen = {True: 0, False: 0}
+    for length in (256, 512):
+        for drilled in (0.0, 1.0):
+            for _ in range(10):
+                batch = source.batch(length, 2048, 0.1, drilled)
+                for row, query, place in batch.lookups.tolist():
+                    assert 0 <= place <= query < length
+                    seen[bool(batch.tokens[row, query + 1] == batch.tokens[row, place])] += 1
+    assert seen[True] > 1000 and seen[False] < 0.1 * seen[True]
 
 
 def test_held_back_facts_never_occur(source: Any) -> None:

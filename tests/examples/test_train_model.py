@@ -16,7 +16,7 @@ pytest.importorskip("safetensors", reason="safetensors writes its checkpoint")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "train_demo"))
 
 from export import split_stacks, write_checkpoint  # noqa: E402
-from model import Model, Params, init_params, quantised  # noqa: E402
+from model import Goals, Model, Params, init_params, quantised  # noqa: E402
 from muon import Optimiser, orthogonal  # noqa: E402
 from presets import PRESETS  # noqa: E402
 from quantise import round_fp4, round_fp8  # noqa: E402
@@ -104,6 +104,29 @@ def test_skipped_positions_move_rows_apart() -> None:
         far = Model(SMALL).forward(params, ids, positions).hidden
     assert torch.equal(near[:128], far[:128])
     assert not torch.allclose(near[128:], far[128:], atol=1e-3)
+
+
+def test_lookups_are_the_share_of_attention() -> None:
+    """Where the rows of all earlier tokens are right, the loss is what the sinks and the token's own rows take."""
+    params, ids = shaken(SMALL, 5), tokens(2, 6)
+    query = 200
+    everything = torch.tensor([(1, query, place) for place in range(query)])
+    one = torch.tensor([(1, query, 40)])
+    with torch.no_grad():
+        model = Model(SMALL)
+        most = model.forward(params, ids, lookups=everything, sparse=False).lookup_loss
+        least = model.forward(params, ids, lookups=one, sparse=False).lookup_loss
+        nothing = model.forward(params, ids, lookups=one[:0], sparse=False).lookup_loss
+    assert 0 < most < 1 < least and nothing == 0
+
+
+def test_a_lookup_is_in_the_window_or_in_two_compressed_rows() -> None:
+    W = SMALL["sliding_window"]
+    goals = Goals.of(torch.tensor([(0, 130, 129), (0, 130, 8), (1, 254, 3)]), LENGTH, W)
+    assert goals.rows.tolist() == [0, 1] and goals.places.tolist() == [130, 254]
+    first, second = (row.nonzero().flatten().tolist() for row in goals.columns)
+    assert first == [8, 129, 2 * W + 1 + 2, 2 * W + 1 + 3]  # 129 is in no row that is complete at 130
+    assert second == [2 * W + 1, 2 * W + 1 + 1]
 
 
 def test_everything_trained_gets_a_gradient() -> None:

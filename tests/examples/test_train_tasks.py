@@ -21,7 +21,7 @@ from pyflash import chat
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "train_demo"
 KINDS = ("arithmetic", "recall", "tools", "talk")
 THINK = ("off", "high", "max")
-VOCAB = 2048
+VOCAB = 3072
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,6 +136,36 @@ def contents(example: Any) -> set[Any]:
         }
     fallback = importlib.import_module("tasks.talk_data").FALLBACK
     return {asked[-1]} if example.answer != (fallback,) else set()
+
+
+def test_copies_are_what_stands_before(tasks: ModuleType) -> None:
+    found = {}
+    for kind in ("arithmetic", "tools"):
+        for example in draw(tasks, kind, 300, "train"):
+            text = tasks.render(example)
+            for copy_at, original, n in tasks.copies(text, example):
+                assert original + n <= copy_at
+                same = text[copy_at : copy_at + n] == text[original : original + n]
+                found[kind, same] = found.get((kind, same), 0) + 1
+    assert found["arithmetic", True] > 2000 and ("arithmetic", False) not in found
+    # Only whether to call at all is looked up at something else, the tool's name.
+    assert found["tools", True] > 4 * found["tools", False] > 400
+
+
+def test_copies_of_a_sum(tasks: ModuleType) -> None:
+    common = importlib.import_module("tasks.common")
+    arithmetic = importlib.import_module("tasks.arithmetic")
+    messages = [common.user("Subtract 75 from 203."),
+                common.assistant("203 - 75 = 128.", arithmetic.reasoning(203, "-", 75, "high"))]  # fmt: skip
+    example = tasks.Example("arithmetic", messages, None, "high", 128)
+    text = tasks.render(example)
+    found = [(text[:copied + n][-9:], text[: original + n][-6:]) for copied, original, n in tasks.copies(text, example)]
+    assert found == [
+        ("think>203", "om 203"), ("203 - 075", "act 75"), (". Ones: 3", "nk>203"), ("es: 3 - 5", " - 075"),
+        (". Tens: 0", "ink>20"), ("ns: 0 - 7", "3 - 07"), ("ndreds: 2", "hink>2"), ("ds: 2 - 0", "03 - 0"),
+        ("0. So 128", "rite 8"), (" 0. So 12", "rite 2"), ("w 0. So 1", "rite 1"), ("think>203", "om 203"),
+        (">203 - 75", "act 75"), (" 75 = 128", "So 128"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

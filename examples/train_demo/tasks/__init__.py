@@ -12,11 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from tasks import arithmetic, recall, talk, tools, words
+from tasks.arithmetic import draw_sum, short_answer
 from tasks.common import SPLITS, THINK, Example, render, trained_spans
+from tasks.copies import copies
 from tasks.recall import draw_facts, fact, recall_spans
 
 __all__ = [
-    "KINDS", "SPLITS", "THINK", "Example", "draw_facts", "fact", "generate", "is_right", "recall_spans", "render", "trained_spans", "words",
+    "KINDS", "SPLITS", "THINK", "Example", "copies", "draw_facts", "draw_sum", "fact", "generate", "is_right",
+    "recall_spans", "render", "short_answer", "trained_spans", "words",
 ]  # fmt: skip
 
 _MODULES: dict[str, ModuleType] = {"arithmetic": arithmetic, "recall": recall, "tools": tools, "talk": talk}
