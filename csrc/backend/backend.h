@@ -121,7 +121,7 @@ typedef struct pf_compress_args {
 } pf_compress_args;
 
 typedef struct pf_index_args {
-    const float *q;       /* [T, n_head, width] */
+    const float *q;       /* [T, n_head, width]; for PF_ROW_IDX_FP4 rows as round_fp4 leaves it */
     const float *w;       /* [T, n_head] */
     float scale;          /* of w */
     int64_t n_token, position; /* first token's absolute position */

@@ -28,7 +28,7 @@ FLAGS = ["-std=c11", "-g", "-ffp-contract=off", "-pthread", "-fPIC", "-DPF_STATI
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 NEON_DOT = ["-march=armv8.2-a+dotprod"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
-GATE = ["gate.c", "gate_kernels.c", "gate_linear.c", "gate_model.c"]
+GATE = ["gate.c", "gate_fp4.c", "gate_kernels.c", "gate_linear.c", "gate_model.c"]
 GLUE = ["glue.c"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 MODES = {

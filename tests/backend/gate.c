@@ -228,6 +228,7 @@ static int run(const char *isa) {
     gate_kernels(k, scalar->kernels);
     gate_linear_ops(backend, scalar);
     gate_model_ops(backend, scalar);
+    gate_fp4(k, scalar->kernels);
     printf("%s: %ld checks, %ld failures\n", isa, gate_checks, gate_failures - failures);
     return gate_failures > failures ? 1 : 0;
 }

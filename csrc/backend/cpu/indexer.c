@@ -11,8 +11,13 @@ typedef struct score_job {
     const pf_index_args *args;
     const pf_cpu_kernels *k;
     pf_exec *ex;
-    float *scratch; /* [worker, PF_ROW_TILE, width + n_head] */
+    uint8_t *codes;         /* [FP4_TOKENS, n_head] for FP4 rows: heads as integers (fp4.h) */
+    float *scratch;         /* [worker, scratch_floats] */
+    int64_t scratch_floats; /* products of a tile [n_head, PF_ROW_TILE], then its rows */
 } score_job;
+
+/* Tokens whose queries are integers at once: as much memory for any number of tokens and any length of context. */
+enum { FP4_TOKENS = 32 };
 
 /* Tiles of rows: a row is decoded once and meets every head of every token that sees it. */
 static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
@@ -20,30 +25,68 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const pf_index_args *args = job->args;
     const pf_cpu_kernels *k = job->k;
     const int64_t width = args->rows->width, n_head = args->n_head;
-    float *rows = job->scratch + worker * PF_ROW_TILE * (width + n_head), *s = rows + PF_ROW_TILE * width;
+    float *s = job->scratch + worker * job->scratch_floats, *rows = s + PF_ROW_TILE * n_head;
     for (int64_t tile = begin; tile < end && !pf_cancelled(job->ex); ++tile) {
         const int64_t first = tile * PF_ROW_TILE;
         const int64_t n_row = pf_min_i64(PF_ROW_TILE, (args->position + args->n_token) / args->ratio - first);
-        for (int64_t i = 0; i < n_row; ++i) k->load_row(args->rows, pf_row_at(args->rows, first + i), rows + i * width);
+        const uint8_t *at[PF_ROW_TILE];
+        for (int64_t i = 0; i < n_row; ++i) at[i] = pf_row_at(args->rows, first + i);
+        if (job->codes) k->fp4_tile(at, n_row, width, (uint8_t *)rows);
+        for (int64_t i = 0; i < n_row && !job->codes; ++i) k->load_row(args->rows, at[i], rows + i * width);
         for (int64_t t = 0; t < args->n_token; ++t) {
             /* a row is seen by the token that completes it and by all after */
             const int64_t seen = pf_min_i64(n_row, (args->position + t + 1) / args->ratio - first);
             if (seen <= 0) continue;
-            k->row_dots(args->q + t * n_head * width, n_head, rows, seen, width, s, PF_ROW_TILE);
+            if (job->codes) {
+                const uint8_t *q = job->codes + t * n_head * pf_fp4_query_bytes(width);
+                k->fp4_dots(q, n_head, (const uint8_t *)rows, width, s, PF_ROW_TILE);
+            } else {
+                k->row_dots(args->q + t * n_head * width, n_head, rows, seen, width, s, PF_ROW_TILE);
+            }
             k->weigh_heads(s, PF_ROW_TILE, seen, args->w + t * n_head, n_head, args->scale,
                            args->scores + t * args->ld + first);
         }
     }
 }
 
+static void encode_heads(void *arg, int64_t begin, int64_t end, int worker) {
+    const score_job *job = arg;
+    const int64_t width = job->args->rows->width;
+    (void)worker;
+    for (int64_t h = begin; h < end; ++h) {
+        pf_cpu_fp4_query(job->args->q + h * width, width, job->codes + h * pf_fp4_query_bytes(width));
+    }
+}
+
+static pf_status score_tokens(score_job *job) {
+    const pf_index_args *args = job->args;
+    const int64_t n_rows = (args->position + args->n_token) / args->ratio, heads = args->n_token * args->n_head;
+    pf_status status = PF_OK;
+    if (job->codes) {
+        status = pf_parallel(job->ex, heads, pf_max_i64(16, pf_grain(job->ex, heads)), encode_heads, job);
+    }
+    if (status == PF_OK) status = pf_parallel(job->ex, pf_ceil_div(n_rows, PF_ROW_TILE), 1, score_rows, job);
+    return status;
+}
+
 pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
     const size_t mark = pf_arena_mark(ex->arena);
-    score_job job = {args, pf_cpu_kernels_of(ex), ex, NULL};
-    job.scratch = pf_arena_alloc(ex->arena, (size_t)pf_pool_threads(ex->pool) * PF_ROW_TILE *
-                                                (size_t)(args->rows->width + args->n_head) * sizeof(float));
-    if (job.scratch == NULL) return PF_ERR_MEMORY;
-    const int64_t n_rows = (args->position + args->n_token) / args->ratio;
-    const pf_status status = pf_parallel(ex, pf_ceil_div(n_rows, PF_ROW_TILE), 1, score_rows, &job);
+    const int64_t width = args->rows->width, n_head = args->n_head;
+    pf_index_args part = *args;
+    score_job job = {.args = &part, .k = pf_cpu_kernels_of(ex), .ex = ex};
+    const bool integers = args->rows->format == PF_ROW_IDX_FP4 && width % PF_FP4_GROUP == 0;
+    job.scratch_floats = PF_ROW_TILE * n_head + (integers ? pf_fp4_tile_bytes(width) / 4 : PF_ROW_TILE * width);
+    job.scratch = pf_arena_alloc(ex->arena, (size_t)(pf_pool_threads(ex->pool) * job.scratch_floats) * sizeof(float));
+    if (integers) job.codes = pf_arena_alloc(ex->arena, (size_t)(FP4_TOKENS * n_head * pf_fp4_query_bytes(width)));
+    pf_status status = job.scratch != NULL && (job.codes != NULL || !integers) ? PF_OK : PF_ERR_MEMORY;
+    for (int64_t t = 0; t < args->n_token && status == PF_OK; t += part.n_token) {
+        part.n_token = pf_min_i64(integers ? FP4_TOKENS : args->n_token, args->n_token - t);
+        part.position = args->position + t;
+        part.q = args->q + t * n_head * width;
+        part.w = args->w + t * n_head;
+        part.scores = args->scores + t * args->ld;
+        status = score_tokens(&job);
+    }
     pf_arena_reset(ex->arena, mark);
     return status;
 }

@@ -12,6 +12,7 @@
 #define PF_BACKEND_CPU_KERNELS_H
 
 #include "backend/backend.h"
+#include "backend/cpu/fp4.h"
 #include "backend/cpu/q16.h"
 
 /* One block of a matrix product: rows [row_begin, row_end) of one matrix times n activation rows.
@@ -55,7 +56,7 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
 enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };
 int pf_weight_kind(pf_dtype type);
 
-enum { PF_ROW_TILE = 32, PF_MIX_MAX = 17 };
+enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
 typedef struct pf_cpu_kernels {
     const char *name;
@@ -90,6 +91,12 @@ typedef struct pf_cpu_kernels {
     /* out[i] = scale sum_h w[h] max(0, s[h * ld + i]); s readable up to PF_ROW_TILE in every row. */
     void (*weigh_heads)(const float *s, int64_t ld, int64_t n_row, const float *w, int64_t n_head, float scale,
                         float *out);
+
+    /* n_row <= PF_ROW_TILE FP4 rows, width a multiple of 32, as the tile that fp4_dots of the same set takes; the last
+     * one fills it up. */
+    void (*fp4_tile)(const uint8_t *const *row, int64_t n_row, int64_t width, uint8_t *tile);
+    /* out[h * ld + i] = q_h . row_i for n_q heads (fp4.h) and all PF_ROW_TILE rows of a tile. */
+    void (*fp4_dots)(const uint8_t *q, int64_t n_q, const uint8_t *tile, int64_t width, float *out, int64_t ld);
 
     /* h = silu(min(gate, limit)) * clamp(up, -limit, limit) * gain; h may be gate. */
     void (*swiglu)(const float *gate, const float *up, int64_t n, float limit, float gain, float *h);

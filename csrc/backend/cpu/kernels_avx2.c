@@ -11,7 +11,7 @@
 /* ---- Floats ------------------------------------------------------------------------------------------------ */
 
 typedef __m256 pf_vec;
-enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, Q16_ROWS_ALONE = 1, Q16_ROWS = 2, SUM_VECS = 2 };
+enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, Q16_ROWS_ALONE = 1, Q16_ROWS = 2, SUM_VECS = 2, FP4_HEADS = 3 };
 static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256i first_lanes(int64_t n) {
@@ -91,6 +91,8 @@ PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m256 *v) {
 /* ---- Integers ---------------------------------------------------------------------------------------------- */
 
 typedef __m256i pf_ivec;
+static inline __m256i pf_ivec_load(const uint8_t *p) { return load256(p); }
+static inline void pf_ivec_store(uint8_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)(void *)p, v); }
 static inline __m256i pf_ivec_set1(int32_t v) { return _mm256_set1_epi32(v); }
 static inline __m256i pf_ivec_add(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
 static inline __m256i pf_ivec_table(__m128i bytes) { return _mm256_broadcastsi128_si256(bytes); }
@@ -131,6 +133,16 @@ PF_INLINE __m256i blocks_exponents(const uint8_t *at, int n) {
 }
 
 #include "backend/cpu/x86_blocks.h"
+
+/* Two sums a row, 16 bits each, of at most 16 * 144 + 48 * 144; the codes of the rows are PF_FP4_LARGEST too large. */
+typedef __m256i fp4_sum;
+static inline __m256i fp4_start(int32_t codes) {
+    return _mm256_set1_epi16((int16_t)(-PF_FP4_LARGEST / 2 * codes));
+}
+static inline __m256i fp4_add(__m256i s, __m256i rows, __m256i q) {
+    return _mm256_add_epi16(s, _mm256_maddubs_epi16(rows, q));
+}
+static inline __m256i fp4_total(__m256i s) { return _mm256_madd_epi16(s, _mm256_set1_epi16(1)); }
 
 static inline float q16_total(const __m256 *s) {
     const __m256 v = _mm256_add_ps(s[0], s[1]);

@@ -14,7 +14,7 @@
 static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 
 typedef __m512 pf_vec;
-enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, Q16_ROWS_ALONE = 1, Q16_ROWS = 4, SUM_VECS = 4 };
+enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, Q16_ROWS_ALONE = 1, Q16_ROWS = 4, SUM_VECS = 4, FP4_HEADS = 4 };
 static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
@@ -94,6 +94,8 @@ PF_INLINE void from_i8(__m128i low, __m128i high, float scale, __m512 *v) {
 /* ---- Integers ---------------------------------------------------------------------------------------------- */
 
 typedef __m512i pf_ivec;
+static inline __m512i pf_ivec_load(const uint8_t *p) { return _mm512_loadu_si512((const void *)p); }
+static inline void pf_ivec_store(uint8_t *p, __m512i v) { _mm512_storeu_si512((void *)p, v); }
 static inline __m512i pf_ivec_set1(int32_t v) { return _mm512_set1_epi32(v); }
 static inline __m512i pf_ivec_add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 static inline __m512i pf_ivec_table(__m128i bytes) { return _mm512_broadcast_i32x4(bytes); }
@@ -108,14 +110,12 @@ static inline __m512 pf_vec_of_ints(__m512i v) { return _mm512_cvtepi32_ps(v); }
 static inline __m512i pf_vec_round(__m512 v) { return _mm512_cvtps_epi32(v); }
 static inline __m512 pf_vec_of_bits(__m512i v) { return _mm512_castsi512_ps(v); }
 
-static inline __m512i load512(const uint8_t *p) { return _mm512_loadu_si512((const void *)p); }
-
 PF_INLINE __m512i pf_ivec_dot4(const __m512i *w, const uint8_t *at, int64_t stride) {
     /* Two chains, for one token has few sums in flight. */
-    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[0], load512(at));
-    __m512i b = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[1], load512(at + stride));
-    a = _mm512_dpwssd_epi32(a, w[2], load512(at + 2 * stride));
-    b = _mm512_dpwssd_epi32(b, w[3], load512(at + 3 * stride));
+    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[0], pf_ivec_load(at));
+    __m512i b = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[1], pf_ivec_load(at + stride));
+    a = _mm512_dpwssd_epi32(a, w[2], pf_ivec_load(at + 2 * stride));
+    b = _mm512_dpwssd_epi32(b, w[3], pf_ivec_load(at + 3 * stride));
     return _mm512_add_epi32(a, b);
 }
 
@@ -140,6 +140,12 @@ PF_INLINE __m512i blocks_exponents(const uint8_t *at, int n) {
 }
 
 #include "backend/cpu/x86_blocks.h"
+
+/* The codes of the rows are PF_FP4_LARGEST too large. */
+typedef __m512i fp4_sum;
+static inline __m512i fp4_start(int32_t codes) { return _mm512_set1_epi32(-PF_FP4_LARGEST * codes); }
+static inline __m512i fp4_add(__m512i s, __m512i rows, __m512i q) { return _mm512_dpbusd_epi32(s, rows, q); }
+static inline __m512i fp4_total(__m512i s) { return s; }
 
 static inline float q16_total(const __m512 *s) {
     const __m256 v = halves_sum(s[0]);

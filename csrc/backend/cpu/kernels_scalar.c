@@ -225,6 +225,37 @@ static void row_sums(const float *p, int64_t ld, const float *shrink, int64_t n_
     }
 }
 
+static void fp4_tile(const uint8_t *const *row, int64_t n_row, int64_t width, uint8_t *tile) {
+    for (int64_t r = 0; r < PF_FP4_ROWS; ++r) {
+        const uint8_t *from = row[r < n_row ? r : n_row - 1];
+        for (int64_t i = 0; i < width; ++i) {
+            const int64_t place = pf_fp4_place(i);
+            const int8_t code = pf_e2m1_doubled[i & 1 ? from[i / 2] >> 4 : from[i / 2] & 15u];
+            tile[(place / 4 * PF_FP4_ROWS + r) * 4 + place % 4] = (uint8_t)code;
+        }
+        for (int64_t g = 0; g < width / PF_FP4_GROUP; ++g) {
+            pf_fp4_row_scales(tile, width)[g * PF_FP4_ROWS + r] = 0.25f * pf_e8m0_to_f32(from[width / 2 + g]);
+        }
+    }
+}
+
+static void fp4_dots(const uint8_t *q, int64_t n_q, const uint8_t *tile, int64_t width, float *out, int64_t ld) {
+    for (int64_t h = 0; h < n_q; ++h, q += pf_fp4_query_bytes(width)) {
+        for (int64_t r = 0; r < PF_FP4_ROWS; ++r) {
+            float s = 0.0f;
+            for (int64_t g = 0; g < width / PF_FP4_GROUP; ++g) {
+                int32_t sum = 0;
+                for (int64_t i = g * PF_FP4_GROUP; i < (g + 1) * PF_FP4_GROUP; ++i) {
+                    sum += (int8_t)q[i] * (int8_t)tile[(i / 4 * PF_FP4_ROWS + r) * 4 + i % 4];
+                }
+                const float row_scale = pf_fp4_row_scales(tile, width)[g * PF_FP4_ROWS + r];
+                s = fmaf((float)sum, pf_fp4_query_scales(q, width)[g] * row_scale, s);
+            }
+            out[h * ld + r] = s;
+        }
+    }
+}
+
 static void weigh_heads(const float *s, int64_t ld, int64_t n_row, const float *w, int64_t n_head, float scale,
                         float *out) {
     for (int64_t i = 0; i < n_row; ++i) {
@@ -290,6 +321,8 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
         .row_dots = row_dots,
         .softmax_part = softmax_part,
         .row_sums = row_sums,
+        .fp4_tile = fp4_tile,
+        .fp4_dots = fp4_dots,
         .weigh_heads = weigh_heads,
         .swiglu = swiglu,
         .norm = norm,

@@ -1,5 +1,5 @@
-/* NEON vectors for kernels_neon.c and kernels_neon_dot.c: the definitions that gemm_q16_tile.h asks for, with the dot
- * product instructions where the file is compiled for them (PF_NEON_DOT). */
+/* NEON vectors for kernels_neon.c and kernels_neon_dot.c: the definitions that gemm_q16_tile.h and vector_fp4.h ask
+ * for, with the dot product instructions where the file is compiled for them (PF_NEON_DOT). */
 #ifndef PF_BACKEND_CPU_NEON_VECTORS_H
 #define PF_BACKEND_CPU_NEON_VECTORS_H
 
@@ -14,7 +14,7 @@
 
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
-enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, Q16_ROWS_ALONE = 2, Q16_ROWS = 4, SUM_VECS = 4 };
+enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, Q16_ROWS_ALONE = 2, Q16_ROWS = 4, SUM_VECS = 4, FP4_HEADS = 4 };
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -122,6 +122,39 @@ PF_INLINE float q16_total(const float32x4_t *s) {
     const float32x4_t t = vaddq_f32(vaddq_f32(s[0], s[2]), vaddq_f32(s[1], s[3]));
     const float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
     return vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
+}
+
+/* ---- FP4 index rows, for vector_fp4.h ---------------------------------------------------------------------- */
+
+typedef int8x16_t fp4_bytes;
+PF_INLINE int8x16_t fp4_load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+PF_INLINE int8x16_t fp4_quad(const uint8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+#if defined(PF_NEON_DOT)
+typedef int32x4_t fp4_sum;
+PF_INLINE int32x4_t fp4_start(int32_t codes) { return (void)codes, vdupq_n_s32(0); }
+PF_INLINE int32x4_t fp4_add(int32x4_t s, int8x16_t rows, int8x16_t q) { return vdotq_s32(s, rows, q); }
+PF_INLINE int32x4_t fp4_total(int32x4_t s) { return s; }
+#else
+/* Two sums a row, 16 bits each. */
+typedef int16x8_t fp4_sum;
+PF_INLINE int16x8_t fp4_start(int32_t codes) { return (void)codes, vdupq_n_s16(0); }
+PF_INLINE int16x8_t fp4_add(int16x8_t s, int8x16_t rows, int8x16_t q) {
+    const int16x8_t low = vmull_s8(vget_low_s8(rows), vget_low_s8(q));
+    return vaddq_s16(s, vpaddq_s16(low, vmull_s8(vget_high_s8(rows), vget_high_s8(q))));
+}
+PF_INLINE int32x4_t fp4_total(int16x8_t s) { return vpaddlq_s16(s); }
+#endif
+
+PF_INLINE void fp4_expand(const uint8_t *codes, uint8_t *even, uint8_t *odd) {
+    int8x16_t low, high;
+    e2m1_nibbles(codes, &low, &high);
+    vst1q_u8(even, vreinterpretq_u8_s8(low));
+    vst1q_u8(odd, vreinterpretq_u8_s8(high));
 }
 
 #endif

@@ -139,6 +139,25 @@ static inline float round_e2m1(float v) {
     return pf_f32_from_bits(pf_f32_bits((a + large) - large) | (pf_f32_bits(v) & 0x80000000u));
 }
 
+void pf_cpu_fp4_query(const float *q, int64_t width, uint8_t *head) {
+    float *scales = pf_fp4_query_scales(head, width);
+    int32_t *sums = pf_fp4_query_sums(head, width);
+    for (int64_t g = 0; g < width / IDX_GROUP; ++g, q += IDX_GROUP) {
+        const int32_t k = fp4_exponent(q, IDX_GROUP);
+        const float doubled = 2.0f * power_of_two(-k), most = (float)PF_FP4_LARGEST;
+        int32_t codes[IDX_GROUP], sum = 0;
+        for (int i = 0; i < IDX_GROUP; ++i) {
+            float v = q[i] * doubled;
+            v = v < most ? v : most; /* also a NaN */
+            codes[i] = (int32_t)(v > -most ? v : -most);
+            sum += codes[i];
+        }
+        for (int i = 0; i < IDX_GROUP; ++i) head[g * IDX_GROUP + pf_fp4_place(i)] = (uint8_t)codes[i];
+        scales[g] = power_of_two(k);
+        sums[g] = sum;
+    }
+}
+
 static void round_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const rows_job *job = arg;
     (void)worker;

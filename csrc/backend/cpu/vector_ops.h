@@ -5,6 +5,7 @@
 #include "backend/cpu/gemm_f32_tile.h"
 #include "backend/cpu/gemm_q16_tile.h"
 #include "backend/cpu/vector_attention.h"
+#include "backend/cpu/vector_fp4.h"
 #include "backend/cpu/vector_rows.h"
 #include "backend/cpu/vector_tokens.h"
 
@@ -44,7 +45,7 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
 #define PF_VECTOR_ENTRIES                                                                                        \
     .dot = dot, .axpy = axpy, .dequant = PF_WEIGHT_ENTRIES(dequant), .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),        \
     .gemm_q16 = PF_Q16_ENTRIES, .load_row = load_row, .row_dots = row_dots, .softmax_part = softmax_part,        \
-    .row_sums = row_sums, .weigh_heads = weigh_heads, .swiglu = swiglu, .norm = norm, .pool_add = pool_add,      \
-    .mix = mix, .collect = collect
+    .row_sums = row_sums, .fp4_tile = fp4_tile, .fp4_dots = fp4_dots, .weigh_heads = weigh_heads,                \
+    .swiglu = swiglu, .norm = norm, .pool_add = pool_add, .mix = mix, .collect = collect
 
 #endif

@@ -3,8 +3,8 @@
  * The including file defines pf_vec, from_i8, pf_ivec of as many bits (pf_ivec_left: 32-bit lanes; _left_byte and,
  * arithmetic, _right_byte: 16-bit lanes by 8; _upper_bytes: of those lanes; _table, _lookup, _low_nibbles,
  * _high_nibbles of every byte; _dot4: four vectors of 16-bit integers times those `stride` bytes apart in memory, the
- * products of pairs added up), pf_vec_of_bits, _of_ints, and of the first n of the consecutive blocks of a vector, 128
- * bits each and zero for others,
+ * products of pairs added up; _load and _store of bytes anywhere), pf_vec_of_bits, _of_ints, and of the first n of the
+ * consecutive blocks of a vector, 128 bits each and zero for others,
  *     blocks_16bytes: 16 bytes, `stride` apart;
  *     blocks_halves: the half float that a block begins with, in four lanes;
  *     blocks_exponents: the byte that an MXFP4 block begins with, times 2^16 in four lanes. */
@@ -84,6 +84,23 @@ PF_INLINE pf_vec dot_q8_0(const q16_weights *w, const uint8_t *act, int64_t padd
 PF_INLINE pf_vec dot_mxfp4(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
     (void)padded;
     return dot_words(w, act, group, part);
+}
+
+/* ---- FP4 index rows, for vector_fp4.h ---------------------------------------------------------------------- */
+
+typedef pf_ivec fp4_bytes;
+PF_INLINE pf_ivec fp4_load(const uint8_t *p) { return pf_ivec_load(p); }
+PF_INLINE pf_ivec fp4_quad(const uint8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return pf_ivec_set1(four);
+}
+
+PF_INLINE void fp4_expand(const uint8_t *codes, uint8_t *even, uint8_t *odd) {
+    const pf_ivec table = pf_ivec_table(_mm_add_epi8(e2m1_table(), _mm_set1_epi8(PF_FP4_LARGEST)));
+    const pf_ivec pairs = pf_ivec_load(codes);
+    pf_ivec_store(even, pf_ivec_lookup(table, pf_ivec_low_nibbles(pairs)));
+    pf_ivec_store(odd, pf_ivec_lookup(table, pf_ivec_high_nibbles(pairs)));
 }
 
 #endif
