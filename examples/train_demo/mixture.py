@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 CONTEXT_WEIGHT = 0.25  # of text that the model reads and never writes
-DRILL_WEIGHT = 0.3
+WORDS_WEIGHT = 0.3  # of random words that come again
 DRILL_SHARE = 0.25  # of the rows are drills
 _CONTEXT_SHARE = 0.2
 _SHORT = {"arithmetic": 0.7, "talk": 0.3}
@@ -42,7 +42,7 @@ def lengths(progress: float) -> dict[int, float]:
 
 def drills(progress: float) -> dict[str, float]:
     """Shares of the drills: to copy and to look up until that is learned, then sums."""
-    return {"words": 0.15, "facts": 0.55, "sums": 0.3} if progress < 0.3 else {"facts": 0.25, "sums": 0.75}
+    return {"words": 0.1, "facts": 0.6, "sums": 0.3} if progress < 0.55 else {"facts": 0.3, "sums": 0.7}
 
 
 class Mixture:
@@ -142,12 +142,12 @@ class Mixture:
         if kind == "words":
             n = rng.randint(4, min(length // 3, 100))
             units = [[rng.choice(self._words)] for _ in range(n)]
-            counted = [[DRILL_WEIGHT]] * n
+            counted = [[WORDS_WEIGHT]] * n
         else:
             facts = tasks.draw_facts(rng, "train", rng.randint(3, min(length // 20, 24)))
             texts = [" " + tasks.fact(name, word) for name, word in facts.items()]
             units = [self._tokenizer.encode(text).ids for text in texts]
-            counted = [[0.0] * (len(unit) - 2) + [DRILL_WEIGHT, 0.0] for unit in units]  # the word before the full stop
+            counted = [[0.0] * (len(unit) - 2) + [1.0, 0.0] for unit in units]  # the word before the full stop
         order = list(range(len(units)))
         first = True
         while len(ids) < length + 1:

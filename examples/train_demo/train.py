@@ -33,7 +33,7 @@ WARM_UP, COOL_FROM = 0.01, 0.7  # shares of the training
 SPARSE_FROM = 0.85  # until then CSA layers see every row, and the indexer learns which they use
 QUANTISED_FROM = 0.75
 BALANCE_RATE = 1e-3
-INDEX_WEIGHT, LOOKUP_WEIGHT = 0.3, 0.3
+INDEX_WEIGHT, LOOKUP_WEIGHT = 0.3, 1.0
 DRAFT_SHARE = 0.06  # at the end the MTP block learns alone
 LOG_EVERY, SAVE_EVERY = 20, 100  # steps
 
