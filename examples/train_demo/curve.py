@@ -19,6 +19,7 @@ def draw(out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(8, 4))
     axes.plot(tokens, [row["loss"] for row in rows], label="cross-entropy, nats a token", color="#1f5fa8")
     axes.plot(tokens, [row["index_loss"] for row in rows], label="indexer, KL from the attention", color="#c2571a")
+    axes.plot(tokens, [row["lookup_loss"] for row in rows], label="lookups, −ln of the attention", color="#3a8a4d")
     axes.set_yscale("log")
     axes.set_xlabel("tokens, millions")
     axes.grid(alpha=0.3)
