@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tasks
@@ -41,8 +41,10 @@ def lengths(progress: float) -> dict[int, float]:
 
 
 def drills(progress: float) -> dict[str, float]:
-    """Shares of the drills: to copy and to look up until that is learned, then sums."""
-    return {"words": 0.1, "facts": 0.6, "sums": 0.3} if progress < 0.55 else {"facts": 0.3, "sums": 0.7}
+    """Shares of the drills: to copy and to look up until that is learned, then more of the rest."""
+    if progress < 0.55:
+        return {"words": 0.1, "facts": 0.6, "sums": 0.3}
+    return {"facts": 0.25, "sums": 0.35, "arguments": 0.4}
 
 
 class Mixture:
@@ -106,11 +108,14 @@ class Mixture:
             example = tasks.generate(kind, rng, "train", think=think, n_turns=rng.choice((1, 2, 3, 4)))
         else:
             example = tasks.generate(kind, rng, "train", think=think)
-        text = tasks.render(example)
+        return self._encode(example)
+
+    def _encode(self, example: tasks.Example) -> tuple[list[int], list[float], list[Pair]]:
+        rng, text = self._rng, tasks.render(example)
         encoding = self._tokenizer.encode(text)
         weights = [CONTEXT_WEIGHT if rng.random() < _CONTEXT_SHARE else 0.0 for _ in encoding.ids]
         starts = [start for start, _ in encoding.offsets]
-        spans = tasks.trained_spans(text) + (tasks.recall_spans(text) if kind == "recall" else [])
+        spans = tasks.trained_spans(text) + (tasks.recall_spans(text) if example.kind == "recall" else [])
         for begin, end in spans:
             for i in range(bisect_left(starts, begin), bisect_left(starts, end)):
                 weights[i] = 1.0
@@ -132,10 +137,26 @@ class Mixture:
             weights += [float(end > begin) for _, end in encoding.offsets]
         return ids[: length + 1], weights[1 : length + 1], []
 
+    def _arguments(self, length: int) -> tuple[list[int], list[float], list[Pair]]:
+        """Calls of tools that nobody has described, of which only what is copied counts."""
+        ids: list[int] = []
+        weights: list[float] = []
+        pairs: list[Pair] = []
+        while len(ids) < length + 1:
+            example = tasks.generate("tools", self._rng, "train", think=self._choice({"off": 0.6, "high": 0.4}), n_turns=4)
+            more, _, found = self._encode(replace(example, tools=None))
+            pairs += [(len(ids) + query, len(ids) + source) for query, source in found]
+            copied = {query + 1 for query, _ in found}
+            weights += [float(i in copied) for i in range(len(more))]
+            ids += more
+        return ids[: length + 1], weights[1 : length + 1], pairs
+
     def _drill(self, length: int, kind: str) -> tuple[list[int], list[float], list[Pair]]:
         """Sums, or random words or facts over and over; facts in another order each time."""
         if kind == "sums":
             return self._sums(length)
+        if kind == "arguments":
+            return self._arguments(length)
         rng = self._rng
         bos = self._tokenizer.token_to_id("<｜begin▁of▁sentence｜>")
         ids, weights = [bos], [0.0]
@@ -164,7 +185,7 @@ class Mixture:
         ids: list[int] = []
         weights: list[float] = []
         pairs: list[Pair] = []
-        shares = {256: (0.3, 0.0, 0.7), 512: (0.25, 0.6, 0.15)}.get(length, (0.7, 0.3, 0.0))  # a tool's text is long
+        shares = {256: (0.3, 0.0, 0.7), 512: (0.2, 0.7, 0.1)}.get(length, (0.6, 0.4, 0.0))  # a tool's text is long
         kind = rng.choices(("recall", "tools", "short"), shares)[0]
         while len(ids) < length + 1:
             more, counted, found = self._document(self._choice(_SHORT) if kind == "short" else kind, length - 16)

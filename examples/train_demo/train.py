@@ -29,7 +29,7 @@ from muon import Optimiser
 from presets import PRESETS
 
 MATRIX_RATE, RATE, DECAY = 0.02, 4e-3, 0.01
-WARM_UP, COOL_FROM = 0.01, 0.7  # shares of the training
+WARM_UP, COOL_FROM = 0.01, 0.45  # shares of the training
 SPARSE_FROM = 0.85  # until then CSA layers see every row, and the indexer learns which they use
 QUANTISED_FROM = 0.75
 BALANCE_RATE = 1e-3

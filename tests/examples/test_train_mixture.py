@@ -98,6 +98,15 @@ def test_drills_of_sums_count_the_results(source: Any) -> None:
     assert len(re.findall(r"_+ \d+\.", text)) > 15 and set(re.sub(r"_+ \d+\.", "", text)) <= set("_ 0123456789")
 
 
+def test_drills_of_arguments_count_what_is_copied(source: Any) -> None:
+    ids, weights, pairs = source._drill(256, "arguments")
+    counted = {i for i, weight in enumerate(weights) if weight}
+    assert len(counted) > 10 and counted == {query for query, _ in pairs if query < 256}
+    assert all(ids[query + 1] == ids[place] for query, place in pairs if query < 256)
+    text = source._tokenizer.decode(ids, skip_special_tokens=False)
+    assert "<｜DSML｜invoke" in text and "Available Tool Schemas" not in text
+
+
 def test_lookups_stand_where_the_next_token_does(source: Any) -> None:
     """Of facts and of what is copied; but whether to call a tool is to be looked up at its name."""
     seen = {True: 0, False: 0}

@@ -106,7 +106,10 @@ def tools(text: str, example: Example) -> Iterator[Copy]:
                     yield copy.start(), original.start(), len(value)
         for call in message.get("tool_calls", ()):
             name = call["function"]["name"]
-            source = text.find(f'"name": "{name}"') + len('"name": "')
+            described = text.find(f'"name": "{name}"')
+            if described < 0:
+                continue
+            source = described + len('"name": "')
             yield begin, source, 1  # whether to call at all
             for copy in re.finditer(rf"(?<!\w){name}(?!\w)", text[:end]):
                 if copy.start() >= begin:
