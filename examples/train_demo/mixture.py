@@ -99,6 +99,8 @@ class Mixture:
         """Token ids, the weight of each as something to predict, and what to look up where (as Batch.lookups)."""
         rng = self._rng
         think = self._choice({"off": 0.5, "high": 0.35, "max": 0.15})
+        if kind == "arithmetic":
+            think = self._choice({"off": 0.2, "high": 0.5, "max": 0.3})  # "off" has its drill
         if kind == "recall":
             think = "off" if rng.random() < 0.8 else think
             n_tokens = room if room > 512 or rng.random() < 0.5 else rng.randint(64, room)
@@ -185,7 +187,7 @@ class Mixture:
         ids: list[int] = []
         weights: list[float] = []
         pairs: list[Pair] = []
-        shares = {256: (0.3, 0.0, 0.7), 512: (0.2, 0.7, 0.1)}.get(length, (0.6, 0.4, 0.0))  # a tool's text is long
+        shares = {256: (0.15, 0.0, 0.85), 512: (0.15, 0.6, 0.25)}.get(length, (0.5, 0.35, 0.15))  # a tool's text is long
         kind = rng.choices(("recall", "tools", "short"), shares)[0]
         while len(ids) < length + 1:
             more, counted, found = self._document(self._choice(_SHORT) if kind == "short" else kind, length - 16)
