@@ -51,7 +51,7 @@ _COMMON: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Ninety minutes on two cores: the one that is shipped.
+    # An hour and three quarters on two cores: the one that is shipped.
     "cpu": _COMMON | {
         "hidden_size": 128,
         "num_hidden_layers": 5,
