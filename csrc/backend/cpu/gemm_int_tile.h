@@ -97,7 +97,7 @@ PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t token,
     for (int64_t group = 0; group < groups; ++group) {
         PF_UNROLL for (int r = 0; r < n_row; ++r) {
             const uint8_t *next = tile.rows[r] + n_row * g->w->row_bytes + group * group_bytes;
-            for (int64_t i = 0; i + 64 <= group_bytes; i += 64) pf_prefetch(next + i);
+            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(next + i);
         }
         int_group(&tile, 0, n_row, 1, group, f.group_blocks, f);
     }
