@@ -258,7 +258,8 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf
         for (int i = 0; i < N * COLS; ++i) {
             const int pattern = i / COLS % 4;
             x[i] = pattern == 0 ? 1.0f : pattern == 1 ? -1.0f : i / (pattern - 1) % 2 ? 1.0f : -1.0f;
-            if (acts == PF_ACTS_Q16 && i / COLS >= 4 && i % 32 != 0) x[i] *= low_plane; /* the block's first keeps its scale */
+            /* The block's first keeps its scale. */
+            if (acts == PF_ACTS_Q16 && i / COLS >= 4 && i % 32 != 0) x[i] *= low_plane;
         }
         check_product(k, scalar, &w, kind, acts, x, N);
         gate_weight_free(&w);
@@ -272,7 +273,8 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, p
     for (int form = 0; form < 12; ++form) {
         const int kind = form < 6 ? PF_W_Q8_0 : PF_W_MXFP4;
         const uint16_t scale = scales[form / 6][form % 6];
-        gate_context("%s gemm_%s, scale %x of type %d", k->name, form_names[acts], (unsigned)scale, (int)gate_types[kind]);
+        gate_context("%s gemm_%s, scale %x of type %d", k->name, form_names[acts], (unsigned)scale,
+                     (int)gate_types[kind]);
         test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
         for (int64_t at = 0; at < w.data.bytes; at += kind == PF_W_Q8_0 ? 34 : 17) {
             if (kind == PF_W_Q8_0) memcpy(w.data.data + at, &scale, 2);

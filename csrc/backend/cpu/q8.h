@@ -1,5 +1,5 @@
-/* Activations quantised to 8 bits for the integer kernels, one scale a block of 32: half the bytes of q16.h, and products
- * that take half the instructions.
+/* Activations quantised to 8 bits for the integer kernels, one scale a block of 32: half the bytes of q16.h, and
+ * products that take about half the instructions.
  *
  * d = max|x| / 127, v = x/d rounded to nearest even.
  *

@@ -3,8 +3,8 @@
  * The including file defines pf_vec, from_i8, pf_ivec of as many bits (pf_ivec_left: 32-bit lanes; _left_byte and,
  * arithmetic, _right_byte: 16-bit lanes by 8; _upper_bytes: of those lanes; _table, _lookup, _low_nibbles,
  * _high_nibbles of every byte; _dot4: four vectors of 16-bit integers times those `stride` bytes apart in memory, the
- * products of pairs added up; _load and _store of bytes anywhere; _low_words and so on: halves of every 128 bits in turn;
- * _of_bytes: every byte to a lane; _q8_0: Q8_0's bytes as its dot_q8_q8_0 takes them), pf_vec_of_bits, _of_ints,
+ * products of pairs added up; _load and _store of bytes anywhere; _low_words to _high_pairs: halves of every 128 bits
+ * in turn; _of_bytes: every byte to a lane; _q8_0: Q8_0's bytes as its dot_q8_q8_0 takes them), pf_vec_of_bits, _of_ints,
  * _of_halves, and of the first n of the consecutive blocks of a vector, 128 bits each and zero for others,
  *     blocks_16bytes: 16 bytes, `stride` apart, n at least 1;
  *     blocks_halves: the half float that a block begins with, in four lanes;
@@ -41,8 +41,8 @@ PF_INLINE void from_idx_fp4(const uint8_t *in, float scale, pf_vec *v) {
 /* ---- Integers ------------------------------------------------------------------------------------------------ */
 
 /* Consecutive blocks of a row.
- * For q16 side by side, 128 bits each: int16 of the even columns of their first halves, of the odd ones, and the same of
- * the second halves. For q8 a 32-bit lane each: bytes of the columns 0 to 3, 4 to 7, ... */
+ * For q16 side by side, 128 bits each: int16 of the even columns of their first halves, of the odd ones, and the same
+ * of the second halves. For q8 a 32-bit lane each: bytes of the columns 0 to 3, 4 to 7, ... */
 typedef struct int_weights {
     pf_ivec w[8];
     pf_vec scale;
