@@ -4,7 +4,7 @@
  * arithmetic, _right_byte: 16-bit lanes by 8; _upper_bytes: of those lanes; _table, _lookup, _low_nibbles,
  * _high_nibbles of every byte; _dot4: four vectors of 16-bit integers times those `stride` bytes apart in memory, the
  * products of pairs added up; _load and _store of bytes anywhere; _low_words to _high_pairs: halves of every 128 bits
- * in turn; _of_bytes: every byte to a lane; _q8_0: Q8_0's bytes as its dot_q8_q8_0 takes them), pf_vec_of_bits, _of_ints,
+ * in turn; _of_bytes: every byte to a lane; _q8_0: Q8_0's bytes as dot_q8_q8_0 takes them), pf_vec_of_bits, _of_ints,
  * _of_halves, and of the first n of the consecutive blocks of a vector, 128 bits each and zero for others,
  *     blocks_16bytes: 16 bytes, `stride` apart, n at least 1;
  *     blocks_halves: the half float that a block begins with, in four lanes;
