@@ -129,7 +129,7 @@ def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, r
     base = _Base(model, program_bytes + model.info.weight_bytes, memory.usable)
     cost = base.cost(n_ctx, cache)
     more = cost.needed_bytes - program_bytes  # the program has its share already
-    with_reference = cache != "reference" and model.info.precision == "fast"
+    with_reference = cache != "reference" and model.info.precision != "exact"
     return Plan(
         cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=model.info.weight_bytes,
         program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,

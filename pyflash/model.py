@@ -17,7 +17,7 @@ from pyflash.tokenizer import Tokenizer
 
 _log = logging.getLogger("pyflash")
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
-_PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT}
+_PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
 _CACHES = {"auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE}
 
 
@@ -106,13 +106,13 @@ class Model:
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
-        device: "auto" or "cpu". threads: None for one per physical core. precision: "fast", or "exact" for float32
-        activations and cache. isa: the CPU kernel set, "scalar", "avx2" or "avx512"; None takes $PYFLASH_CPU or else
-        the best of this machine. mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread
-        on a core of its own (Linux and Windows). prefault: read all weights into memory now; mlock: and keep them
-        there; progress is called meanwhile with the bytes read and all there are. expert_budget: for files larger than
-        memory: bytes of routed experts that are kept there, the others being read ahead from disk when they are chosen;
-        0 leaves it to the system.
+        device: "auto" or "cpu". threads: None for one per physical core. precision: "fast" (16-bit activations into
+        quantised weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa:
+        the CPU kernel set, "scalar", "avx2" or "avx512"; None takes $PYFLASH_CPU or else the best of this machine. mtp:
+        a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux and
+        Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
+        with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
+        are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:

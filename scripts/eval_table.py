@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int)
     parser.add_argument("--special", action="store_true", help="text that spells special tokens is those tokens")
-    parser.add_argument("--precision", choices=("fast", "exact"), default="fast")
+    parser.add_argument("--precision", choices=("fast", "exact", "int8"), default="fast")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     try:

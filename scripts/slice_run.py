@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--isa", nargs="+", default=["scalar", "avx2", "avx512"])
-    parser.add_argument("--precision", choices=["fast", "exact"], default="fast")
+    parser.add_argument("--precision", choices=["fast", "exact", "int8"], default="fast")
     parser.add_argument("--emulated", metavar="LIBRARY", help="library to run avx512 with")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

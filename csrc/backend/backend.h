@@ -78,6 +78,7 @@ typedef struct pf_exec {
     const atomic_int *cancel; /* non-zero: stop soon and return PF_ERR_CANCELLED; may be NULL */
     bool dry;                /* operations take their scratch and compute nothing, to learn how much that is */
     bool exact;              /* float32 activations; otherwise quantised weights get integer ones */
+    bool int8;               /* these have 8 bits instead of 16 */
 } pf_exec;
 
 /* mHC parameters of one site; float32. */

@@ -80,8 +80,9 @@ typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
 typedef struct pf_model pf_model;
 typedef struct pf_session pf_session;
 
-#define PF_PRECISION_FAST 0  /* integer activations per block where weights are quantised; see PF_CACHE_* */
+#define PF_PRECISION_FAST 0  /* 16-bit integer activations where weights are MXFP4 or Q8_0; see PF_CACHE_* */
 #define PF_PRECISION_EXACT 1 /* float32 activations and cache; weights dequantised exactly */
+#define PF_PRECISION_INT8 2  /* as FAST, with 8-bit integer activations: quicker, and less accurate */
 
 typedef struct pf_model_params {
     uint32_t struct_size;

@@ -18,8 +18,9 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     if (!pf_params_take(out, sizeof *out, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "model parameters without struct_size: call pf_model_params_init first");
     }
-    if (out->precision != PF_PRECISION_FAST && out->precision != PF_PRECISION_EXACT) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "precision %d is unknown: use fast (0) or exact (1)", out->precision);
+    if (out->precision < PF_PRECISION_FAST || out->precision > PF_PRECISION_INT8) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "precision %d is unknown: use fast (0), exact (1) or int8 (2)",
+                       out->precision);
     }
     if (out->n_threads < 0 || out->n_threads > 1024) {
         return pf_fail(err, PF_ERR_ARGUMENT, "%d threads: use 1 to 1024, or 0 for one per core", out->n_threads);

@@ -122,7 +122,8 @@ static bool take_cancel(pf_session *session) { return atomic_exchange(&session->
 
 static pf_exec make_exec(pf_session *session) {
     return (pf_exec){.backend = session->model->backend, .pool = session->model->pool, .arena = session->arena,
-                     .cancel = &session->cancel, .exact = session->model->precision == PF_PRECISION_EXACT};
+                     .cancel = &session->cancel, .exact = session->model->precision == PF_PRECISION_EXACT,
+                     .int8 = session->model->precision == PF_PRECISION_INT8};
 }
 
 static pf_status check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err) {

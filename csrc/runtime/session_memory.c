@@ -9,7 +9,8 @@
 static pf_status run_dry(pf_session *session, const int32_t *tokens) {
     const pf_cache *cache = &session->cache;
     pf_exec exec = {.backend = session->model->backend, .pool = session->model->pool, .arena = session->arena,
-                    .exact = session->model->precision == PF_PRECISION_EXACT, .dry = true};
+                    .exact = session->model->precision == PF_PRECISION_EXACT,
+                    .int8 = session->model->precision == PF_PRECISION_INT8, .dry = true};
     pf_step step = {.net = &session->model->net, .cache = &session->cache, .ex = &exec, .tokens = tokens,
                     .n = cache->n_chunk, .position = cache->n_ctx - cache->n_chunk};
     pf_arena_reset(session->arena, 0);

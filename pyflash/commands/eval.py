@@ -15,7 +15,7 @@ import click
 import pyflash
 from gguf_export.errors import reason
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import model_options, open_model, option
+from pyflash.commands.options import PRECISIONS, model_options, open_model, option
 from pyflash.commands.output import Status, print_done
 from pyflash.commands.signals import leaving_on_signals
 from pyflash.progress import format_seconds
@@ -106,7 +106,7 @@ def ppl(
 @click.option("--text", type=click.Path(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
               "log-probabilities holds its own.")
 @_text_options
-@option("--base-precision", type=click.Choice(["fast", "exact"]), default="exact", show_default=True,
+@option("--base-precision", type=click.Choice(PRECISIONS), default="exact", show_default=True,
         help="Precision in which a BASE model is evaluated.")
 @model_options
 def kld(

@@ -6,7 +6,7 @@ import click
 
 from pyflash import report
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import converter_errors, option
+from pyflash.commands.options import PRECISIONS, converter_errors, option
 from pyflash.commands.output import print_done
 
 
@@ -14,7 +14,7 @@ from pyflash.commands.output import print_done
 @click.argument("file", type=GGUFFile())
 @option("--ctx", "-c", type=click.IntRange(1), metavar="N",
         help="Context in tokens to plan for.  [default: the model's, at most 65536]")
-@option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
+@option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
         help="Precision to plan for, as of run.")
 @option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
         help="Precision of the cache to plan for, as of run.")

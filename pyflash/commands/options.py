@@ -32,6 +32,9 @@ def _refuse_gpu_layers(_context: click.Context, _option: click.Parameter, layers
         raise pyflash.DeviceError("this build has no GPU support: leave out -ngl and PYFLASH_GPU_LAYERS, or set 0")
 
 
+PRECISIONS = ["fast", "exact", "int8"]
+
+
 def model_options(command: _F) -> _F:
     """How a model is opened and run."""
     options = (
@@ -39,8 +42,8 @@ def model_options(command: _F) -> _F:
                help="Worker threads.  [default: one a core]"),
         option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", default=0, show_default=True,
                expose_value=False, callback=_refuse_gpu_layers, help="Layers on the GPU; this build can do 0."),
-        option("--precision", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
-               help="exact: float32 activations and cache."),
+        option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+               help="exact: float32 activations and cache; int8: 8-bit activations, quicker and less accurate."),
         option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
                help="Precision of the cache; reference: about half the memory of f16."),
         option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,

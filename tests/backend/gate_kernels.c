@@ -79,15 +79,26 @@ typedef struct product {
     const pf_cpu_kernels *k;
     const test_weight *w;
     const float *magnitude; /* [n, rows] */
-    bool q16;
+    pf_acts_form form;
     int kind;
 } product;
+
+static const pf_gemm_fn *gemm_of(const pf_cpu_kernels *k, pf_acts_form form) {
+    return form == PF_ACTS_Q8 ? k->gemm_q8 : form == PF_ACTS_Q16 ? k->gemm_q16 : k->gemm_f32;
+}
+static pf_quantize_fn quantizer_of(const pf_cpu_kernels *k, pf_acts_form form) {
+    return form == PF_ACTS_Q8 ? k->quantize_q8 : k->quantize_q16;
+}
+static int64_t bytes_of(pf_acts_form form, int64_t n) {
+    return form == PF_ACTS_Q8 ? pf_q8_bytes(n) : pf_q16_bytes(n);
+}
+static const char *const form_names[] = {[PF_ACTS_F32] = "f32", [PF_ACTS_Q16] = "q16", [PF_ACTS_Q8] = "q8"};
 
 static void run_product(const product *p, const pf_cpu_kernels *k, pf_gemm *g, int64_t begin, int64_t end) {
     float *scratch = malloc((size_t)g->w->cols * sizeof *scratch);
     if (!scratch) exit(2);
     g->scratch = scratch;
-    (p->q16 ? k->gemm_q16 : k->gemm_f32)[p->kind](k, g, begin, end);
+    gemm_of(k, p->form)[p->kind](k, g, begin, end);
     free(scratch);
 }
 
@@ -146,17 +157,18 @@ static void check_gather(const product *p, const pf_gemm *whole, const float *y,
 }
 
 static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, const test_weight *w, int kind,
-                          bool q16, const float *x, int64_t n) {
+                          pf_acts_form form, const float *x, int64_t n) {
+    const bool quantised = form != PF_ACTS_F32;
     const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
-    const int64_t stride = q16 ? pf_q16_stride(cols) : cols * 4;
-    buffer act = q16 ? gate_aligned((n - 1) * stride + pf_q16_bytes(cols)) : gate_buffer(n * stride, AT_END);
+    const int64_t stride = quantised ? pf_acts_stride(form, cols) : cols * 4;
+    buffer act = quantised ? gate_aligned((n - 1) * stride + bytes_of(form, cols)) : gate_buffer(n * stride, AT_END);
     float *plain = malloc((size_t)cols * sizeof *plain), *magnitude = calloc((size_t)(n * ld), sizeof *magnitude);
     if (!plain || !magnitude) exit(2);
     for (int64_t t = 0; t < n; ++t) {
-        if (q16) scalar->quantize_q16(x + t * cols, cols, 0, cols, act.data + t * stride);
+        if (quantised) quantizer_of(scalar, form)(x + t * cols, cols, 0, cols, act.data + t * stride);
         else memcpy(act.data + t * stride, x + t * cols, (size_t)stride);
     }
-    for (int64_t r = 0; !q16 && r < rows; ++r) {
+    for (int64_t r = 0; !quantised && r < rows; ++r) {
         scalar->dequant[kind](&w->w, matrix, r, plain);
         for (int64_t t = 0; t < n; ++t) {
             double sum = 0.0;
@@ -164,7 +176,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
             magnitude[t * ld + r] = (float)sum;
         }
     }
-    const product p = {k, w, magnitude, q16, kind};
+    const product p = {k, w, magnitude, form, kind};
     const int64_t begin = rows > 4 ? 1 : 0, end = rows > 4 ? rows - 1 : rows;
     output y = gate_output(n * ld), y0 = gate_output(n * ld);
     pf_gemm g = {.w = &w->w, .matrix = matrix, .act = act.data, .act_stride = stride, .n = n, .y = y.y, .ldy = ld};
@@ -178,7 +190,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
         const float *row = y.y + t * ld, *row0 = y0.y + t * ld;
         clean = clean && gate_poisoned(row, begin * 4) && gate_poisoned(row + end, (ld - end) * 4);
         for (int64_t r = begin; r < end; ++r) {
-            if (q16) {
+            if (quantised) {
                 if (!gate_same(row + r, row0 + r, 1)) worst = INFINITY;
             } else {
                 worst = fmax(worst, gate_distance(row + r, row0 + r, 1, (double)magnitude[t * ld + r] + 1e-37));
@@ -196,28 +208,29 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     free(magnitude);
 }
 
-static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool q16) {
-    static const int64_t widths[] = {32, 96, 256, 416, 4096 + 32, 1, 19, 300};
+static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form form) {
+    static const int64_t widths[] = {32, 96, 256, 416, 512, 1024 + 288, 4096 + 32, 1, 19, 300};
     static const int64_t heights[] = {1, 7, 19, 133, 37};
     static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     int turn = 0;
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
-        if (q16 && !k->gemm_q16[kind]) continue;
+        CHECK(!gemm_of(k, form)[kind] == !gemm_of(scalar, form)[kind], "type %d is missing", kind);
+        if (!gemm_of(k, form)[kind]) continue;
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
             const int64_t cols = widths[i];
             if (has_blocks(gate_types[kind]) && cols % 32) continue;
             for (size_t j = 0; j < sizeof batches / sizeof *batches; ++j, ++turn) {
                 const int64_t n = batches[j], rows = cols > 4096 ? 19 : heights[turn % 5];
-                gate_context("%s %s of type %d, %lld x %lld, %lld tokens", k->name, q16 ? "gemm_q16" : "gemm_f32",
+                gate_context("%s gemm_%s of type %d, %lld x %lld, %lld tokens", k->name, form_names[form],
                              (int)gate_types[kind], (long long)rows, (long long)cols, (long long)n);
                 /* Integer products equal scalar's whatever the scales, so they get any bytes. */
-                const bool extreme = q16 && turn % 3 == 1;
+                const bool extreme = form != PF_ACTS_F32 && turn % 3 == 1;
                 test_weight w = gate_weight(gate_types[kind], rows, cols, 2, turn % 2, extreme, (place)(turn % PLACES));
                 float *x = malloc((size_t)(n * cols) * sizeof *x);
                 if (!x) exit(2);
                 gate_floats(x, n * cols, extreme ? 1e30f : 30.0f);
                 if (turn % 4 == 2) memset(x, 0, (size_t)cols * sizeof *x);
-                check_product(k, scalar, &w, kind, q16, x, n);
+                check_product(k, scalar, &w, kind, form, x, n);
                 free(x);
                 gate_weight_free(&w);
             }
@@ -225,13 +238,14 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, bool
     }
 }
 
-/* The largest products there are: every weight -128 or 12, every activation with a plane at +-127. */
-static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
-    enum { COLS = 1024, ROWS = 33, N = 6 };
+/* The largest products there are: every weight -128 or 12, every activation at +-127, of q16 with a plane
+ * there. */
+static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
+    enum { COLS = 1024, ROWS = 33, N = 8 };
     const float low_plane = (float)(PF_Q16_BASE * 126 + 127) / (float)PF_Q16_MAX;
     for (int form = 0; form < 4; ++form) {
         const int kind = form < 2 ? PF_W_Q8_0 : PF_W_MXFP4;
-        gate_context("%s largest products, form %d", k->name, form);
+        gate_context("%s gemm_%s, largest products, form %d", k->name, form_names[acts], form);
         test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
         const int64_t block = kind == PF_W_Q8_0 ? 34 : 17;
         const uint8_t byte = kind == PF_W_Q8_0 ? (form ? 0x7f : 0x80) : (form == 2 ? 0x77 : 0xff);
@@ -242,23 +256,25 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
         }
         float x[N * COLS];
         for (int i = 0; i < N * COLS; ++i) {
-            const int pattern = i / COLS % 3;
-            x[i] = pattern == 0 ? 1.0f : pattern == 1 ? -1.0f : i % 2 ? 1.0f : -1.0f;
-            if (i / COLS >= 3 && i % 32 != 0) x[i] *= low_plane; /* the block's first keeps its scale */
+            const int pattern = i / COLS % 4;
+            x[i] = pattern == 0 ? 1.0f : pattern == 1 ? -1.0f : i / (pattern - 1) % 2 ? 1.0f : -1.0f;
+            /* The block's first keeps its scale. */
+            if (acts == PF_ACTS_Q16 && i / COLS >= 4 && i % 32 != 0) x[i] *= low_plane;
         }
-        check_product(k, scalar, &w, kind, true, x, N);
+        check_product(k, scalar, &w, kind, acts, x, N);
         gate_weight_free(&w);
     }
 }
 
 /* One scale for every block, at the ends of its range, where no other block hides it. */
-static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     enum { COLS = 96, ROWS = 9, N = 2 };
     static const uint16_t scales[2][6] = {{0x0001, 0x0000, 0x8400, 0x7bff, 0x7c00, 0x7e00}, {0, 1, 2, 253, 254, 255}};
     for (int form = 0; form < 12; ++form) {
         const int kind = form < 6 ? PF_W_Q8_0 : PF_W_MXFP4;
         const uint16_t scale = scales[form / 6][form % 6];
-        gate_context("%s scale %x of type %d", k->name, (unsigned)scale, (int)gate_types[kind]);
+        gate_context("%s gemm_%s, scale %x of type %d", k->name, form_names[acts], (unsigned)scale,
+                     (int)gate_types[kind]);
         test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
         for (int64_t at = 0; at < w.data.bytes; at += kind == PF_W_Q8_0 ? 34 : 17) {
             if (kind == PF_W_Q8_0) memcpy(w.data.data + at, &scale, 2);
@@ -267,46 +283,62 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
         float x[N * COLS];
         gate_floats(x, N * COLS, 1.0f);
         for (int i = 0; i < N * COLS; ++i) x[i] *= form % 6 < 3 ? 1e6f : 1.0f;
-        check_product(k, scalar, &w, kind, true, x, N);
+        check_product(k, scalar, &w, kind, acts, x, N);
         gate_weight_free(&w);
     }
 }
 
-static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-38f, 3e38f, -3e38f, INFINITY, NAN, 0.5f, 127.0f,
                                     63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
+    const bool q8 = acts == PF_ACTS_Q8;
+    const int32_t most = q8 ? PF_Q8_MAX : PF_Q16_MAX;
+    const pf_quantize_fn fn = quantizer_of(k, acts);
     for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {
         for (int form = 0; form < 6; ++form) {
-            gate_context("%s quantize_q16 of %lld, form %d", k->name, (long long)n, form);
+            gate_context("%s quantize_%s of %lld, form %d", k->name, form_names[acts], (long long)n, form);
             buffer in = gate_buffer(n * 4, AT_END);
-            buffer out = gate_aligned(pf_q16_bytes(n)), want = gate_aligned(pf_q16_bytes(n));
+            const int64_t bytes = bytes_of(acts, n), padded = q8 ? pf_q8_padded(n) : pf_q16_padded(n);
+            buffer out = gate_aligned(bytes), want = gate_aligned(bytes);
             float *x = (float *)(void *)in.data;
             gate_floats(x, n, form == 0 ? 1.0f : form == 1 ? 1e35f : 10.0f);
             for (int64_t i = 0; i < n; ++i) {
                 if (form == 2) x[i] = special[gate_below(7)];
                 if (form == 3 && gate_below(40) == 0) x[i] = special[gate_below(16)];
                 if (form == 4) x[i] *= 1e-41f;
-                /* ties: a block with the largest magnitude PF_Q16_MAX has scale 1 */
-                if (form == 5) x[i] = i % 32 == 0 ? (float)PF_Q16_MAX : (float)(gate_below(2000) - 1000) * 0.5f;
+                /* ties: a block with the largest magnitude `most` has scale 1 */
+                if (form == 5) x[i] = i % 32 == 0 ? (float)most : (float)(gate_below(4 * PF_Q8_MAX) - 254) * 0.5f;
             }
             gate_poison(&out);
             gate_poison(&want);
-            k->quantize_q16(x, n, 0, n, out.data);
-            scalar->quantize_q16(x, n, 0, n, want.data);
-            CHECK(memcmp(out.data, want.data, (size_t)(2 * pf_q16_padded(n))) == 0, "codes");
-            CHECK(gate_same(pf_q16_scales(out.data, n), pf_q16_scales(want.data, n), pf_q16_padded(n) / 8), "scales");
-            bool range = true;
-            for (int64_t i = 0; i < pf_q16_padded(n); ++i) {
-                const int32_t v = pf_q16_get(out.data, n, i);
-                range = range && (i < n ? v >= -PF_Q16_MAX && v <= PF_Q16_MAX : v == 0);
+            fn(x, n, 0, n, out.data);
+            quantizer_of(scalar, acts)(x, n, 0, n, want.data);
+            const int64_t codes = q8 ? padded : 2 * padded, n_scale = q8 ? padded / 32 : padded / 8;
+            const float *scales = (const float *)(void *)(out.data + codes);
+            CHECK(memcmp(out.data, want.data, (size_t)codes) == 0, "codes");
+            CHECK(gate_same(scales, (const float *)(void *)(want.data + codes), n_scale), "scales");
+            const int64_t rest = codes + 4 * n_scale; /* the sums of q8 */
+            CHECK(memcmp(out.data + rest, want.data + rest, (size_t)(bytes - rest)) == 0, "sums");
+            bool range = true, sums_right = true;
+            for (int64_t block = 0; block < padded / 32; ++block) {
+                int32_t sums[2] = {0, 0};
+                int16_t stored[2];
+                for (int64_t i = 32 * block; i < 32 * (block + 1); ++i) {
+                    const int32_t v = q8 ? pf_q8_get(out.data, i) : pf_q16_get(out.data, n, i);
+                    range = range && (i < n ? v >= -most && v <= most : v == 0);
+                    sums[i % 4 / 2] += v;
+                }
+                memcpy(stored, out.data + rest + (q8 ? 4 * block : 0), q8 ? sizeof stored : 0);
+                for (int i = 0; q8 && i < 2; ++i) sums_right = sums_right && stored[i] == -PF_Q8_BIAS * sums[i];
             }
             CHECK(range, "a value out of range, or not zero behind the last");
+            CHECK(sums_right, "the sums are not those of the values");
             /* In two parts, the later one first. */
             const int64_t cut = gate_below(n / 32 + 1) * 32;
             gate_poison(&want);
-            k->quantize_q16(x, n, cut, n, want.data);
-            if (cut > 0) k->quantize_q16(x, n, 0, cut, want.data);
-            CHECK(memcmp(out.data, want.data, (size_t)pf_q16_bytes(n)) == 0, "two parts differ from the whole");
+            fn(x, n, cut, n, want.data);
+            if (cut > 0) fn(x, n, 0, cut, want.data);
+            CHECK(memcmp(out.data, want.data, (size_t)bytes) == 0, "two parts differ from the whole");
             gate_free(&in);
             gate_free(&out);
             gate_free(&want);
@@ -480,11 +512,13 @@ static void collects(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
 void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     vectors(k, scalar);
     dequant(k, scalar);
-    products(k, scalar, false);
-    products(k, scalar, true);
-    saturation(k, scalar);
-    scale_range(k, scalar);
-    quantize(k, scalar);
+    products(k, scalar, PF_ACTS_F32);
+    for (int form = PF_ACTS_Q16; form <= PF_ACTS_Q8; ++form) {
+        products(k, scalar, (pf_acts_form)form);
+        saturation(k, scalar, (pf_acts_form)form);
+        scale_range(k, scalar, (pf_acts_form)form);
+        quantize(k, scalar, (pf_acts_form)form);
+    }
     cache_rows(k, scalar);
     heads(k, scalar);
     mixes(k, scalar);

@@ -11,11 +11,18 @@ typedef struct runner {
     atomic_int cancel;
 } runner;
 
-static runner *runner_new(const pf_backend *backend, int threads, bool exact) {
+/* Squared, of float32 sums: some results are much smaller than what was added up, or behind a clamp. */
+#define FLOAT_ERROR 1e-10
+
+/* Activations of a run. */
+typedef enum form { FAST, EXACT, INT8, FORMS } form;
+static const char *const form_names[] = {[FAST] = "fast", [EXACT] = "exact", [INT8] = "int8"};
+
+static runner *runner_new(const pf_backend *backend, int threads, form acts) {
     runner *r = calloc(1, sizeof *r);
     if (!r) exit(2);
     r->ex = (pf_exec){.backend = backend, .pool = pf_pool_new(threads), .arena = pf_arena_new(), .cancel = &r->cancel,
-                      .exact = exact};
+                      .exact = acts == EXACT, .int8 = acts == INT8};
     if (!r->ex.pool || !r->ex.arena) exit(2);
     return r;
 }
@@ -28,9 +35,9 @@ static void runner_free(runner *r) {
 
 /* The same computation at 1, 2 and 3 threads and on the scalar table. */
 enum { RUNNERS = 4, SCALAR = 3 };
-static void runners_new(runner **r, const pf_backend *backend, const pf_backend *scalar, bool exact) {
-    for (int i = 0; i < SCALAR; ++i) r[i] = runner_new(backend, i + 1, exact);
-    r[SCALAR] = runner_new(scalar, 1, exact);
+static void runners_new(runner **r, const pf_backend *backend, const pf_backend *scalar, form acts) {
+    for (int i = 0; i < SCALAR; ++i) r[i] = runner_new(backend, i + 1, acts);
+    r[SCALAR] = runner_new(scalar, 1, acts);
 }
 static void runners_free(runner **r) {
     for (int i = 0; i < RUNNERS; ++i) runner_free(r[i]);
@@ -66,7 +73,7 @@ static void check_linear(runner **r, const test_weight *w, int64_t n) {
         norm += (double)y[SCALAR].y[i] * (double)y[SCALAR].y[i];
         difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
     }
-    CHECK(difference <= 1e-11 * norm, "differs from scalar by %g", sqrt(difference / norm));
+    CHECK(difference <= FLOAT_ERROR * norm, "differs from scalar by %g", sqrt(difference / norm));
     for (int64_t t = 0; t < n; t += 1 + n / 4) {
         output one = gate_output(ldy);
         r[0]->ex.backend->linear(&r[0]->ex, &w->w, x + t * ldx, ldx, 1, one.y, ldy);
@@ -88,15 +95,15 @@ static void check_linear(runner **r, const test_weight *w, int64_t n) {
 
 static void linears(const pf_backend *backend, const pf_backend *scalar) {
     static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {131, 4096 + 32}};
-    for (int exact = 0; exact < 2; ++exact) {
+    for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
-        runners_new(r, backend, scalar, exact);
+        runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
                 for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
                     if (shapes[s][1] > 4096 && n > 3) continue;
                     gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
-                                 exact ? "exact" : "fast", (long long)shapes[s][0], (long long)shapes[s][1],
+                                 form_names[acts], (long long)shapes[s][0], (long long)shapes[s][1],
                                  (long long)n);
                     test_weight w = gate_weight(gate_types[kind], shapes[s][0], shapes[s][1], 1, n % 2, false,
                                            (place)(n % PLACES));
@@ -111,7 +118,7 @@ static void linears(const pf_backend *backend, const pf_backend *scalar) {
 
 static void embeds(const pf_backend *backend, const pf_backend *scalar) {
     enum { N = 5, STREAMS = 3, COLS = 160 };
-    runner *r = runner_new(backend, 2, false);
+    runner *r = runner_new(backend, 2, FAST);
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
         gate_context("embed type %d", (int)gate_types[kind]);
         test_weight w = gate_weight(gate_types[kind], 50, COLS, 1, false, false, AT_END);
@@ -192,7 +199,7 @@ static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t
     CHECK(gate_output_intact(out), "wrote outside");
 }
 
-static void check_experts(runner **r, const experts_case *c, bool exact) {
+static void check_experts(runner **r, const experts_case *c, form acts) {
     output y[RUNNERS];
     for (int i = 0; i < RUNNERS; ++i) {
         y[i] = gate_output(c->n * D);
@@ -209,8 +216,9 @@ static void check_experts(runner **r, const experts_case *c, bool exact) {
         scalar_error += pow(want[i] - (double)y[SCALAR].y[i], 2);
         difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
     }
-    /* Two stages of 16-bit activations cost up to 1e-4 on data like this, and a rounding that falls otherwise less. */
-    const double limit = exact ? 1e-11 : 2.5e-8;
+    /* Two stages of 16-bit activations cost up to 1e-4 on data like this, of 8-bit ones 256 times as much, and a
+     * rounding that falls otherwise less. */
+    const double limit = acts == EXACT ? FLOAT_ERROR : acts == FAST ? 2.5e-8 : 65536 * 2.5e-8;
     CHECK(error <= limit * norm, "error %g", sqrt(error / norm));
     CHECK(scalar_error <= limit * norm, "scalar error %g", sqrt(scalar_error / norm));
     CHECK(difference <= limit * norm, "differs from scalar by %g", sqrt(difference / norm));
@@ -233,12 +241,12 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
         {PF_MXFP4, PF_MXFP4, PF_MXFP4}, {PF_Q8_0, PF_Q8_0, PF_Q8_0}, {PF_BF16, PF_F16, PF_F32},
         {PF_FP8, PF_FP8, PF_FP8},       {PF_MXFP4, PF_BF16, PF_Q8_0}, {PF_Q8_0, PF_MXFP4, PF_BF16},
     };
-    for (int exact = 0; exact < 2; ++exact) {
+    for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
-        runners_new(r, backend, scalar, exact);
+        runners_new(r, backend, scalar, (form)acts);
         for (size_t i = 0; i < sizeof types / sizeof *types; ++i) {
             for (int64_t n = 1; n <= 33; n = n == 1 ? 4 : n == 4 ? 33 : 34) {
-                gate_context("experts types %zu %s, %lld tokens", i, exact ? "exact" : "fast", (long long)n);
+                gate_context("experts types %zu %s, %lld tokens", i, form_names[acts], (long long)n);
                 experts_case c = {
                     .gate = gate_weight(types[i][0], F, D, E, false, false, AT_END),
                     .up = gate_weight(types[i][1], F, D, E, true, false, ODD),
@@ -249,7 +257,7 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
                 /* Some experts unused; one token names an expert twice. */
                 for (int64_t p = 0; p < n * A; ++p) c.chosen[p] = (int32_t)(p % A * 2 + gate_below(2));
                 if (n > 3) c.chosen[2 * A] = c.chosen[2 * A + 1];
-                check_experts(r, &c, exact);
+                check_experts(r, &c, (form)acts);
                 gate_weight_free(&c.gate);
                 gate_weight_free(&c.up);
                 gate_weight_free(&c.down);
@@ -264,7 +272,7 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
 }
 
 static void cancelling(const pf_backend *backend) {
-    runner *r = runner_new(backend, 2, false);
+    runner *r = runner_new(backend, 2, FAST);
     test_weight w = gate_weight(PF_MXFP4, D, D, E, false, false, AT_END);
     float *x = floats(D, 1.0f), out[D] = {0};
     const int32_t chosen[1] = {3}, outside[1] = {E};
@@ -349,7 +357,7 @@ static void stores(const pf_backend *backend) {
         rows.row_bytes = pf_row_bytes(rows.format, WIDTH, ROPE);
         buffer whole = gate_buffer(SLOTS * rows.row_bytes, AT_END), pieces = gate_buffer(whole.bytes, ODD);
         float *x = floats(N * WIDTH, 1e3f);
-        runner *r = runner_new(backend, 3, false);
+        runner *r = runner_new(backend, 3, FAST);
         gate_poison(&whole);
         gate_poison(&pieces);
         rows.data = whole.data;

@@ -30,7 +30,7 @@ def cancel_in_layer(session: Any, layer: int, name: str) -> Any:
     return tap
 
 
-@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("precision", ["exact", "fast", "int8"])
 @pytest.mark.parametrize("step", [1, 100, 129, 300])
 def test_cancelled_step_changes_nothing(tiny: TinyModel, precision: str, step: int) -> None:
     tokens = tiny.tokens(T, 32)

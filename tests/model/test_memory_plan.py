@@ -22,12 +22,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["exact", "fast", "one thread", "few experts", "no drafts"])
+@pytest.fixture(scope="module", params=["exact", "fast", "int8", "one thread", "few experts", "no drafts"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
     kind = request.param
     with pyflash.Model.open(
         tiny.path, mtp=None if kind == "no drafts" else tiny.mtp_path, threads=1 if kind == "one thread" else 3,
-        precision="exact" if kind == "exact" else "fast", expert_budget=1 if kind == "few experts" else 0,
+        precision=kind if kind in ("exact", "int8") else "fast", expert_budget=1 if kind == "few experts" else 0,
     ) as opened:  # fmt: skip
         yield opened
 

@@ -29,12 +29,14 @@ def logits(tiny: TinyModel, tokens: np.ndarray, precision: str, cache: str = "au
 
 @pytest.mark.parametrize("active", [2, 4])
 def test_fast_is_closer_than_llama_cpps_numerics(tmp_path: Path, active: int) -> None:
-    figures: dict[str, list[tuple[float, float]]] = {"fast": [], "reference cache": [], "llama.cpp-like": []}
+    names = ("fast", "int8", "reference cache", "llama.cpp-like")
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for seed in SEEDS:
         tiny = make_tiny_model(tmp_path / str(seed), seed=seed, dense="q8_0", num_experts_per_tok=active)
         tokens = tiny.tokens(T, seed)
         exact = logits(tiny, tokens, "exact")
-        figures["fast"].append(agreement(exact, logits(tiny, tokens, "fast")))
+        for precision in ("fast", "int8"):
+            figures[precision].append(agreement(exact, logits(tiny, tokens, precision)))
         figures["reference cache"].append(agreement(exact, logits(tiny, tokens, "fast", "reference")))
         llama_like = Oracle(tiny.config, tiny.weights, Numerics(act_int8=".", kv_f16=True)).forward(tokens)
         figures["llama.cpp-like"].append(agreement(Oracle(tiny.config, tiny.weights).forward(tokens), llama_like))
@@ -42,6 +44,7 @@ def test_fast_is_closer_than_llama_cpps_numerics(tmp_path: Path, active: int) ->
     print("".join(f"\n{name}: KL {kl:.4f}, top-1 {top1:.3f}" for name, (kl, top1) in mean.items()))
     (kl, top1), (llama_kl, llama_top1) = mean["fast"], mean["llama.cpp-like"]
     assert 0 < kl < 0.25 * llama_kl and top1 > llama_top1 + 0.05
+    assert kl < mean["int8"][0] < 1.5 * llama_kl and mean["int8"][1] > llama_top1 - 0.05
 
 
 def test_reference_cache_costs_what_its_roundings_cost(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tiny_models import TinyModel, make_tiny_model
 
 T = 420
 CONTEXT = T + 40
-PRECISIONS = ("exact", "fast")
+PRECISIONS = ("exact", "fast", "int8")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class CachedModel:
         return self._model.session(cache=self._cache, **options)
 
 
-@pytest.fixture(scope="module", params=["exact-auto", "fast-f16", "fast-reference"])
+@pytest.fixture(scope="module", params=["exact-auto", "fast-f16", "fast-reference", "int8-f16"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
     precision, cache = request.param.split("-")
     with pyflash.Model.open(tiny.path, precision=precision, threads=2) as opened:

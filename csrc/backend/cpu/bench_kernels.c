@@ -209,13 +209,15 @@ typedef struct variant {
     const char *name;
     pf_dtype type;
     int64_t block, block_bytes;
-    bool exact;
+    pf_acts_form acts;
 } variant;
 
 static const variant variants[] = {
-    {"mxfp4_q16", PF_MXFP4, 32, 17, false}, {"q8_0_q16", PF_Q8_0, 32, 34, false}, {"mxfp4_f32", PF_MXFP4, 32, 17, true},
-    {"q8_0_f32", PF_Q8_0, 32, 34, true},    {"fp8_f32", PF_FP8, 1, 1, true},      {"bf16_f32", PF_BF16, 1, 2, true},
-    {"f16_f32", PF_F16, 1, 2, true},        {"f32_f32", PF_F32, 1, 4, true},
+    {"mxfp4_q16", PF_MXFP4, 32, 17, PF_ACTS_Q16}, {"mxfp4_q8", PF_MXFP4, 32, 17, PF_ACTS_Q8},
+    {"q8_0_q16", PF_Q8_0, 32, 34, PF_ACTS_Q16},   {"q8_0_q8", PF_Q8_0, 32, 34, PF_ACTS_Q8},
+    {"mxfp4_f32", PF_MXFP4, 32, 17, PF_ACTS_F32}, {"q8_0_f32", PF_Q8_0, 32, 34, PF_ACTS_F32},
+    {"fp8_f32", PF_FP8, 1, 1, PF_ACTS_F32},       {"bf16_f32", PF_BF16, 1, 2, PF_ACTS_F32},
+    {"f16_f32", PF_F16, 1, 2, PF_ACTS_F32},       {"f32_f32", PF_F32, 1, 4, PF_ACTS_F32},
 };
 
 static pf_weight make_weight(const bench *b, const variant *v, int64_t rows, int64_t cols, int64_t count) {
@@ -234,11 +236,16 @@ static void linear_op(bench *b, void *args) {
     pf_cpu_linear(&b->ex, &a->w, b->x, a->w.cols, a->n, b->y, a->w.rows);
 }
 
+static void take_acts(bench *b, pf_acts_form form) {
+    b->ex.exact = form == PF_ACTS_F32;
+    b->ex.int8 = form == PF_ACTS_Q8;
+}
+
 static void bench_linear(bench *b) {
     for (size_t i = 0; i < sizeof variants / sizeof *variants; ++i) {
         const variant *v = &variants[i];
         linear_args a = {make_weight(b, v, 1, D, 1), 1};
-        b->ex.exact = v->exact;
+        take_acts(b, v->acts);
         a.w.rows = (int64_t)(DATA_BYTES / 2) / a.w.row_bytes / 128 * 128;
         a.w.scale_rows = a.w.rows / 128;
         bench_measure(b, v->name, "1 token, weights from memory", linear_op, &a, (double)(a.w.rows * a.w.row_bytes),
@@ -249,7 +256,7 @@ static void bench_linear(bench *b) {
                     (double)(a.w.rows * a.w.row_bytes), (double)(a.w.rows * D * a.n));
         }
     }
-    b->ex.exact = false;
+    take_acts(b, PF_ACTS_Q16);
 }
 
 typedef struct expert_case {
@@ -278,10 +285,15 @@ static void bench_experts(bench *b) {
                                .weight = c.weight, .n_token = 1, .n_used = USED, .expert_end = EXPERTS, .limit = 7.0f,
                                .out = b->y};
     const double weights = 3.0 * FF * D;
-    bench_measure(b, "experts", "1 token, 6 of MXFP4", experts_op, &c, USED * weights * 17 / 32, USED * weights);
-    c.args.n_token = MAX_TOKENS;
-    bench_measure(b, "experts", "64 tokens, 24 in use, MXFP4", experts_op, &c, 24 * weights * 17 / 32,
-            USED * MAX_TOKENS * weights);
+    for (int q8 = 0; q8 < 2; ++q8) {
+        const char *name = q8 ? "experts_q8" : "experts";
+        take_acts(b, q8 ? PF_ACTS_Q8 : PF_ACTS_Q16);
+        c.args.n_token = 1;
+        bench_measure(b, name, "1 token, 6 of MXFP4", experts_op, &c, USED * weights * 17 / 32, USED * weights);
+        c.args.n_token = MAX_TOKENS;
+        bench_measure(b, name, "64 tokens, 24 in use, MXFP4", experts_op, &c, 24 * weights * 17 / 32,
+                      USED * MAX_TOKENS * weights);
+    }
 }
 
 int main(int argc, char **argv) {

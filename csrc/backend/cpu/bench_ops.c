@@ -129,11 +129,13 @@ static void store_op(bench *b, void *args) {
 static void swiglu_op(bench *b, void *args) {
     pf_cpu_swiglu(&b->ex, b->x, b->z, ((token_case *)args)->n * FF, 7.0f, b->y);
 }
-static void quantize_op(bench *b, void *args) {
+static void quantize(bench *b, pf_acts_form form, int64_t n) {
     pf_acts acts;
-    pf_cpu_quantize(&b->ex, b->x, D, ((token_case *)args)->n, D, &acts);
+    pf_cpu_take_acts(&b->ex, form, b->x, D, n, D, &acts);
     pf_arena_reset(b->ex.arena, 0);
 }
+static void quantize_op(bench *b, void *args) { quantize(b, PF_ACTS_Q16, ((token_case *)args)->n); }
+static void quantize_q8_op(bench *b, void *args) { quantize(b, PF_ACTS_Q8, ((token_case *)args)->n); }
 static void compress_op(bench *b, void *args) { pf_cpu_compress(&b->ex, &((token_case *)args)->compress); }
 static void route_op(bench *b, void *args) {
     static int32_t chosen[MAX_TOKENS * USED];
@@ -153,6 +155,7 @@ static void bench_tokens(bench *b, token_case *c) {
     bench_measure(b, "rope_tail", what, rope_op, c, 8.0 * ROPE_DIM * HEADS * n, 0.0);
     bench_measure(b, "hadamard", what, hadamard_op, c, 8.0 * INDEX_DIM * HEADS * n, 0.0);
     bench_measure(b, "round_fp4", what, round_op, c, 8.0 * INDEX_DIM * HEADS * n, 0.0);
+    bench_measure(b, "quantize_q8", what, quantize_q8_op, c, 5.25 * D * n, 0.0);
     bench_measure(b, "swiglu", what, swiglu_op, c, 12.0 * FF * n, 0.0);
     bench_measure(b, "quantize_q16", what, quantize_op, c, 6.5 * D * n, 0.0);
     bench_measure(b, "route", what, route_op, c, 8.0 * N_EXPERT * n, 0.0);

@@ -27,8 +27,9 @@ typedef struct experts_job {
     pair_list pairs;
     pf_acts x;
     float *gate, *up;      /* [n_pair, F]; gate becomes the SwiGLU output */
-    pf_acts h;             /* what down takes: gate, or its q16 form */
-    uint8_t *h_q16;         /* NULL: down takes floats */
+    pf_acts h;             /* what down takes: gate, or it quantised */
+    uint8_t *h_quantised;  /* NULL: down takes floats */
+    pf_quantize_fn quantize;
     const float *ones;     /* [most]: down adds */
     pf_gemm_fn gate_fn, up_fn, down_fn;
     int64_t row_block, blocks; /* of F */
@@ -104,7 +105,7 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
             float *h = job->gate + p * n_ff;
             k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
                       job->pairs.weight[p], h + row_begin);
-            if (job->h_q16) k->quantize_q16(h, n_ff, row_begin, row_end, job->h_q16 + p * job->h.stride);
+            if (job->h_quantised) job->quantize(h, n_ff, row_begin, row_end, job->h_quantised + p * job->h.stride);
         }
     }
 }
@@ -129,21 +130,17 @@ static void down_piece(void *arg, int64_t begin, int64_t end, int worker) {
 static pf_status prepare(experts_job *job) {
     pf_exec *ex = job->ex;
     const pf_experts_args *args = job->args;
-    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
     const int64_t n_embd = args->gate->cols, n_ff = args->gate->rows;
-    const int gate = pf_weight_kind(args->gate->type), up = pf_weight_kind(args->up->type);
-    const int down = pf_weight_kind(args->down->type);
-    const bool x_q16 = pf_cpu_takes_q16(ex, args->gate) && pf_cpu_takes_q16(ex, args->up);
-    const bool h_q16 = pf_cpu_takes_q16(ex, args->down);
-    job->gate_fn = x_q16 ? k->gemm_q16[gate] : k->gemm_f32[gate];
-    job->up_fn = x_q16 ? k->gemm_q16[up] : k->gemm_f32[up];
-    job->down_fn = h_q16 ? k->gemm_q16[down] : k->gemm_f32[down];
+    const pf_acts_form gate_form = pf_cpu_acts_form(ex, args->gate), h_form = pf_cpu_acts_form(ex, args->down);
+    const pf_acts_form x_form = pf_cpu_acts_form(ex, args->up) == gate_form ? gate_form : PF_ACTS_F32;
+    job->gate_fn = pf_cpu_gemm(ex, x_form, args->gate);
+    job->up_fn = pf_cpu_gemm(ex, x_form, args->up);
+    job->down_fn = pf_cpu_gemm(ex, h_form, args->down);
 
     pf_status status = sort_pairs(ex, args, &job->pairs);
     if (status != PF_OK) return status;
     const int64_t n_pair = job->pairs.n_pair;
-    job->x = (pf_acts){(const uint8_t *)args->x, n_embd * (int64_t)sizeof(float)};
-    if (x_q16) status = pf_cpu_quantize(ex, args->x, n_embd, args->n_token, n_embd, &job->x);
+    status = pf_cpu_take_acts(ex, x_form, args->x, n_embd, args->n_token, n_embd, &job->x);
     if (status != PF_OK) return status;
 
     float *ones = pf_arena_alloc(ex->arena, (size_t)job->pairs.most * sizeof *ones);
@@ -155,10 +152,11 @@ static pf_status prepare(experts_job *job) {
     job->ones = ones;
 
     job->h = (pf_acts){(const uint8_t *)job->gate, n_ff * (int64_t)sizeof(float)};
-    if (h_q16) {
-        job->h.stride = pf_q16_stride(n_ff);
-        job->h.data = job->h_q16 = pf_arena_alloc(ex->arena, (size_t)(n_pair * job->h.stride));
-        if (!job->h_q16) return PF_ERR_MEMORY;
+    if (h_form != PF_ACTS_F32) {
+        job->quantize = pf_cpu_quantizer(ex, h_form);
+        job->h.stride = pf_acts_stride(h_form, n_ff);
+        job->h.data = job->h_quantised = pf_arena_alloc(ex->arena, (size_t)(n_pair * job->h.stride));
+        if (!job->h_quantised) return PF_ERR_MEMORY;
     }
     const int64_t wanted = 4 * pf_pool_threads(ex->pool);
     job->row_block = job->pairs.n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;

@@ -14,6 +14,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/fp4.h"
 #include "backend/cpu/q16.h"
+#include "backend/cpu/q8.h"
 
 /* One block of a matrix product: rows [row_begin, row_end) of one matrix times n activation rows.
  *   v = W[row] . act[in_rows ? in_rows[i] : i]
@@ -21,7 +22,7 @@
 typedef struct pf_gemm {
     const pf_weight *w;
     int64_t matrix;        /* which of w->count */
-    const uint8_t *act;    /* float [cols] or a q16 row (q16.h; 64-byte aligned), act_stride bytes apart */
+    const uint8_t *act;    /* float [cols], or a row of q16.h or q8.h (64-byte aligned), act_stride bytes apart */
     int64_t act_stride;
     int64_t n;
     const int32_t *in_rows, *out_rows; /* NULL: identity */
@@ -33,6 +34,7 @@ typedef struct pf_gemm {
 
 struct pf_cpu_kernels;
 typedef void (*pf_gemm_fn)(const struct pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end);
+typedef void (*pf_quantize_fn)(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row);
 typedef void (*pf_dequant_fn)(const pf_weight *w, int64_t matrix, int64_t row, float *out);
 
 static inline const uint8_t *pf_weight_row(const pf_weight *w, int64_t matrix, int64_t row) {
@@ -70,11 +72,11 @@ typedef struct pf_cpu_kernels {
     pf_dequant_fn dequant[PF_W_COUNT];
     /* float activations, any weight type: every product with the exactly dequantised weight, float accumulation. */
     pf_gemm_fn gemm_f32[PF_W_COUNT];
-    /* q16 activations; NULL where the type has no integer kernel (then gemm_f32 is used in fast too). */
-    pf_gemm_fn gemm_q16[PF_W_COUNT];
-    /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 row; where end is n, the zeros
+    /* q16 and q8 activations; NULL where the type has no integer kernels (then gemm_f32 is used everywhere). */
+    pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT];
+    /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 or q8 row; where end is n, the zeros
      * behind them too. */
-    void (*quantize_q16)(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row);
+    pf_quantize_fn quantize_q16, quantize_q8;
 
     /* Cache rows to float [width]. */
     void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);

@@ -14,7 +14,8 @@
 static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 
 typedef __m512 pf_vec;
-enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, Q16_ROWS_ALONE = 1, Q16_ROWS = 4, SUM_VECS = 4, FP4_HEADS = 4 };
+enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, SUM_VECS = 4, FP4_HEADS = 4 };
+enum { Q16_ROWS_ALONE = 1, Q16_ROWS = 4, Q8_ROWS = 2 };
 static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
@@ -106,6 +107,18 @@ static inline __m512i pf_ivec_upper_bytes(__m512i v) { return _mm512_and_si512(v
 PF_INLINE __m512i pf_ivec_left(__m512i v, unsigned n) { return _mm512_slli_epi32(v, n); }
 static inline __m512i pf_ivec_left_byte(__m512i v) { return _mm512_slli_epi16(v, 8); }
 static inline __m512i pf_ivec_right_byte(__m512i v) { return _mm512_srai_epi16(v, 8); }
+static inline __m512i pf_ivec_low_words(__m512i a, __m512i b) { return _mm512_unpacklo_epi32(a, b); }
+static inline __m512i pf_ivec_high_words(__m512i a, __m512i b) { return _mm512_unpackhi_epi32(a, b); }
+static inline __m512i pf_ivec_low_pairs(__m512i a, __m512i b) { return _mm512_unpacklo_epi64(a, b); }
+static inline __m512i pf_ivec_high_pairs(__m512i a, __m512i b) { return _mm512_unpackhi_epi64(a, b); }
+static inline __m512i pf_ivec_of_bytes(const uint64_t *v) {
+    return _mm512_cvtepu8_epi32(_mm_set_epi64x((int64_t)v[1], (int64_t)v[0]));
+}
+/* Unsigned, 128 more. */
+static inline __m512i pf_ivec_q8_0(__m512i v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+static inline __m512 pf_vec_of_halves(const uint64_t *v) {
+    return _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)v[3], (int64_t)v[2], (int64_t)v[1], (int64_t)v[0]));
+}
 static inline __m512 pf_vec_of_ints(__m512i v) { return _mm512_cvtepi32_ps(v); }
 static inline __m512i pf_vec_round(__m512 v) { return _mm512_cvtps_epi32(v); }
 static inline __m512 pf_vec_of_bits(__m512i v) { return _mm512_castsi512_ps(v); }
@@ -147,7 +160,24 @@ static inline __m512i fp4_start(int32_t codes) { return _mm512_set1_epi32(-PF_FP
 static inline __m512i fp4_add(__m512i s, __m512i rows, __m512i q) { return _mm512_dpbusd_epi32(s, rows, q); }
 static inline __m512i fp4_total(__m512i s) { return s; }
 
-static inline float q16_total(const __m512 *s) {
+/* `biases`: what the weights are too large by, in PF_Q8_BIAS. Two chains, as above. */
+PF_INLINE __m512 dot_bytes(const __m512i *w, const uint8_t *at, __m512i sums, int16_t biases) {
+    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), sums, _mm512_set1_epi16(biases));
+    __m512i b = _mm512_setzero_si512();
+    PF_UNROLL for (int i = 0; i < 8; i += 2) {
+        a = _mm512_dpbusd_epi32(a, w[i], pf_ivec_load(at + i * PF_Q8_QUADS));
+        b = _mm512_dpbusd_epi32(b, w[i + 1], pf_ivec_load(at + (i + 1) * PF_Q8_QUADS));
+    }
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(a, b));
+}
+PF_INLINE __m512 dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    return dot_bytes(w->w, q8_values(act, group, part), q8_sums(act, padded, group, part), 1);
+}
+PF_INLINE __m512 dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    return dot_bytes(w->w, q8_values(act, group, part), q8_sums(act, padded, group, part), 128 / PF_Q8_BIAS);
+}
+
+static inline float int_total(const __m512 *s) {
     const __m256 v = halves_sum(s[0]);
     const __m128 t = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 u = _mm_add_ps(t, _mm_movehl_ps(t, t));
@@ -158,12 +188,13 @@ static inline float q16_total(const __m512 *s) {
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
-/* quantize_q16 stays AVX2's. */
+/* quantize_q16 and quantize_q8 stay AVX2's. */
 void pf_kernels_avx512_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx512",
         PF_VECTOR_ENTRIES,
         .quantize_q16 = k->quantize_q16,
+        .quantize_q8 = k->quantize_q8,
     };
 }
 

@@ -97,39 +97,65 @@ PF_INLINE void store_bytes(uint8_t *out, const int32x4_t *q) {
     vst1q_u8(out, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high))));
 }
 
+/* The integers of a block, and its scale. */
+PF_INLINE float quantize_block(const float *x, float most, int32x4_t *q) {
+    float32x4_t v[8];
+    uint32x4_t amax = vdupq_n_u32(0);
+    for (int i = 0; i < 8; ++i) {
+        v[i] = vld1q_f32(x + 4 * i);
+        amax = vmaxq_u32(amax, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffffu)));
+    }
+    const float d = pf_f32_from_bits(vmaxvq_u32(amax)) / most;
+    for (int i = 0; i < 8; ++i) {
+        /* These take the number where the other is a NaN, which so becomes the lowest value as in scalar. */
+        const float32x4_t low = vmaxnmq_f32(vdivq_f32(v[i], vdupq_n_f32(d)), vdupq_n_f32(-most));
+        const int32x4_t rounded = vcvtnq_s32_f32(vminnmq_f32(low, vdupq_n_f32(most)));
+        q[i] = d == 0.0f ? vdupq_n_s32(0) : rounded;
+    }
+    return d;
+}
+
 static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
+    const float per_base = 1.0f / (float)PF_Q16_BASE;
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        float32x4_t v[8];
-        int32x4_t hi[8], lo[8];
-        uint32x4_t amax = vdupq_n_u32(0);
+        int32x4_t q[8], hi[8], lo[8];
+        pf_q16_put_scale(row, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
         for (int i = 0; i < 8; ++i) {
-            v[i] = vld1q_f32(x + b * BLOCK + 4 * i);
-            amax = vmaxq_u32(amax, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffffu)));
-        }
-        const float d = pf_f32_from_bits(vmaxvq_u32(amax)) / most;
-        for (int i = 0; i < 8; ++i) {
-            /* These take the number where the other is a NaN, which so becomes the lowest value as in scalar. */
-            const float32x4_t low = vmaxnmq_f32(vdivq_f32(v[i], vdupq_n_f32(d)), vdupq_n_f32(-most));
-            const int32x4_t rounded = vcvtnq_s32_f32(vminnmq_f32(low, vdupq_n_f32(most)));
-            const int32x4_t q = d == 0.0f ? vdupq_n_s32(0) : rounded;
-            hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q), per_base));
-            lo[i] = vmlsq_n_s32(q, hi[i], PF_Q16_BASE);
+            hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q[i]), per_base));
+            lo[i] = vmlsq_n_s32(q[i], hi[i], PF_Q16_BASE);
         }
         for (int half = 0; half < 2; ++half) {
             uint8_t *out = row + b * BLOCK + 16 * half;
             store_bytes(out, hi + 4 * half);
             store_bytes(out + pf_q16_padded(n), lo + 4 * half);
         }
-        pf_q16_put_scale(row, n, b, d);
     }
     if (end == n) pf_q16_pad(row, n);
+}
+
+static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
+    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
+        int32x4_t q[8], sums = vdupq_n_s32(0);
+        int8_t bytes[BLOCK];
+        int16_t both[4];
+        const float d = quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q);
+        for (int half = 0; half < 2; ++half) store_bytes((uint8_t *)bytes + 16 * half, q + 4 * half);
+        for (int i = 0; i < 8; ++i) sums = vmlsq_n_s32(sums, q[i], PF_Q8_BIAS);
+        vst1_s16(both, vmovn_s32(vpaddq_s32(sums, sums)));
+        pf_q8_put(row, n, b, bytes, d, both);
+    }
+    if (end == n) pf_q8_pad(row, n);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_neon_init(pf_cpu_kernels *k) {
-    *k = (pf_cpu_kernels){.name = "neon", PF_VECTOR_ENTRIES, .quantize_q16 = quantize_q16};
+    *k = (pf_cpu_kernels){
+        .name = "neon",
+        PF_VECTOR_ENTRIES,
+        .quantize_q16 = quantize_q16,
+        .quantize_q8 = quantize_q8,
+    };
 }
 
 #endif

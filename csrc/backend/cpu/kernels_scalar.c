@@ -90,7 +90,7 @@ static void gemm_f32(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begi
     }
 }
 
-/* Integer weights of block b and their scale, see q16.h. */
+/* Integer weights of block b and their scale, see q16.h and q8.h. */
 static float block_q8_0(const uint8_t *row, int64_t b, int32_t *q) {
     const uint8_t *in = row + b * Q8_0_BYTES;
     for (int j = 0; j < BLOCK; ++j) q[j] = (int8_t)in[2 + j];
@@ -100,71 +100,121 @@ static float block_q8_0(const uint8_t *row, int64_t b, int32_t *q) {
 static float block_mxfp4(const uint8_t *row, int64_t b, int32_t *q) {
     const uint8_t *in = row + b * MXFP4_BYTES;
     for (int j = 0; j < BLOCK / 2; ++j) {
-        q[j] = 256 * pf_e2m1_doubled[in[1 + j] & 15u];
-        q[j + BLOCK / 2] = 256 * pf_e2m1_doubled[in[1 + j] >> 4];
+        q[j] = pf_e2m1_doubled[in[1 + j] & 15u];
+        q[j + BLOCK / 2] = pf_e2m1_doubled[in[1 + j] >> 4];
     }
     return pf_f32_from_bits((uint32_t)in[0] << 23);
 }
 
+static float block_mxfp4_words(const uint8_t *row, int64_t b, int32_t *q) {
+    const float d = block_mxfp4(row, b, q);
+    for (int j = 0; j < BLOCK; ++j) q[j] *= 256;
+    return d;
+}
+
 typedef float (*block_fn)(const uint8_t *row, int64_t b, int32_t *q);
+
+static inline float sum_of_16(const float *s) {
+    float t[4];
+    for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
+    return (t[0] + t[2]) + (t[1] + t[3]);
+}
 
 static inline float q16_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
     const float *scales = pf_q16_scales(act, cols);
-    float s[PF_Q16_SUMS] = {0.0f}, t[4];
+    float s[PF_Q16_SUMS] = {0.0f};
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         int32_t q[BLOCK], i[4] = {0, 0, 0, 0};
         const float d = block(row, b, q) * scales[4 * b];
         for (int j = 0; j < BLOCK; ++j) i[j % 16 / 4] += q[j] * pf_q16_get(act, cols, b * BLOCK + j);
         for (int l = 0; l < 4; ++l) s[b % 4 * 4 + l] = fmaf((float)i[l], d, s[b % 4 * 4 + l]);
     }
-    for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
-    return (t[0] + t[2]) + (t[1] + t[3]);
+    return sum_of_16(s);
+}
+
+static inline float q8_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
+    float s[PF_Q8_SUMS] = {0.0f};
+    for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        int32_t q[BLOCK], i = 0;
+        const float d = block(row, b, q) * pf_q8_scales(act, cols)[b];
+        for (int j = 0; j < BLOCK; ++j) i += q[j] * pf_q8_get(act, b * BLOCK + j);
+        s[b % PF_Q8_SUMS] = fmaf((float)i, d, s[b % PF_Q8_SUMS]);
+    }
+    return sum_of_16(s);
+}
+
+typedef float (*row_dot_fn)(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block);
+
+static inline void gemm_int(const pf_gemm *g, int64_t row_begin, int64_t row_end, row_dot_fn row_dot, block_fn block,
+                            float unit) {
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
+        for (int64_t i = 0; i < g->n; ++i) {
+            pf_gemm_put(g, i, row, row_dot(w, pf_gemm_act(g, i), g->w->cols, block) * unit);
+        }
+    }
 }
 
 static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    for (int64_t row = row_begin; row < row_end; ++row) {
-        const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
-        for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_q8_0));
-        }
-    }
+    gemm_int(g, row_begin, row_end, q16_dot, block_q8_0, 1.0f);
 }
-
 static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    for (int64_t row = row_begin; row < row_end; ++row) {
-        const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
-        for (int64_t i = 0; i < g->n; ++i) {
-            const float v = q16_dot(w, pf_gemm_act(g, i), g->w->cols, block_mxfp4);
-            pf_gemm_put(g, i, row, v * PF_Q16_MXFP4_UNIT);
-        }
-    }
+    gemm_int(g, row_begin, row_end, q16_dot, block_mxfp4_words, PF_Q16_MXFP4_UNIT);
+}
+static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    gemm_int(g, row_begin, row_end, q8_dot, block_q8_0, 1.0f);
+}
+static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
+    (void)k;
+    gemm_int(g, row_begin, row_end, q8_dot, block_mxfp4, PF_Q8_MXFP4_UNIT);
 }
 
 /* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
 static inline int32_t round_to_int(float v) { return (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u); }
 
+/* The integers of a block, and its scale. */
+static float quantize_block(const float *x, float most, int32_t *q) {
+    /* Magnitudes compare as their bits do, and a NaN then wins wherever it stands. */
+    uint32_t amax = 0;
+    for (int j = 0; j < BLOCK; ++j) {
+        const uint32_t magnitude = pf_f32_bits(x[j]) & 0x7fffffffu;
+        amax = magnitude > amax ? magnitude : amax;
+    }
+    const float d = pf_f32_from_bits(amax) / most;
+    for (int j = 0; j < BLOCK; ++j) {
+        float v = d != 0.0f ? x[j] / d : 0.0f;
+        v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
+        q[j] = round_to_int(v < most ? v : most);
+    }
+    return d;
+}
+
 static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    const float most = (float)PF_Q16_MAX, per_base = 1.0f / (float)PF_Q16_BASE;
+    const float per_base = 1.0f / (float)PF_Q16_BASE;
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        /* Magnitudes compare as their bits do, and a NaN then wins wherever it stands. */
-        uint32_t amax = 0;
-        for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK; ++i) {
-            const uint32_t magnitude = pf_f32_bits(x[i]) & 0x7fffffffu;
-            amax = magnitude > amax ? magnitude : amax;
-        }
-        const float d = pf_f32_from_bits(amax) / most;
-        for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK; ++i) {
-            float v = d != 0.0f ? x[i] / d : 0.0f;
-            v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
-            v = v < most ? v : most;
-            const int32_t q = round_to_int(v);
-            pf_q16_put(row, n, i, q, round_to_int((float)q * per_base));
-        }
-        pf_q16_put_scale(row, n, b, d);
+        int32_t q[BLOCK];
+        pf_q16_put_scale(row, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        for (int j = 0; j < BLOCK; ++j) pf_q16_put(row, n, b * BLOCK + j, q[j], round_to_int((float)q[j] * per_base));
     }
     if (end == n) pf_q16_pad(row, n);
+}
+
+static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
+    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
+        int32_t q[BLOCK];
+        int8_t bytes[BLOCK];
+        int16_t sums[2] = {0, 0};
+        const float d = quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q);
+        for (int j = 0; j < BLOCK; ++j) {
+            bytes[j] = (int8_t)q[j];
+            sums[j % 4 / 2] = (int16_t)(sums[j % 4 / 2] - PF_Q8_BIAS * q[j]);
+        }
+        pf_q8_put(row, n, b, bytes, d, sums);
+    }
+    if (end == n) pf_q8_pad(row, n);
 }
 
 /* ---- Cache rows -------------------------------------------------------------------------------------------- */
@@ -316,7 +366,9 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
                     [PF_W_Q8_0] = dequant_q8_0, [PF_W_MXFP4] = dequant_mxfp4, [PF_W_FP8] = dequant_fp8},
         .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+        .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
         .quantize_q16 = quantize_q16,
+        .quantize_q8 = quantize_q8,
         .load_row = load_row,
         .row_dots = row_dots,
         .softmax_part = softmax_part,

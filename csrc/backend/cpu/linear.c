@@ -6,8 +6,20 @@
 
 #include <string.h>
 
-bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w) {
-    return !ex->exact && pf_cpu_kernels_of(ex)->gemm_q16[pf_weight_kind(w->type)] != NULL;
+pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
+    const pf_acts_form form = ex->exact ? PF_ACTS_F32 : ex->int8 ? PF_ACTS_Q8 : PF_ACTS_Q16;
+    return pf_cpu_gemm(ex, form, w) != NULL ? form : PF_ACTS_F32;
+}
+
+pf_gemm_fn pf_cpu_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {
+    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
+    const int kind = pf_weight_kind(w->type);
+    return form == PF_ACTS_Q8 ? k->gemm_q8[kind] : form == PF_ACTS_Q16 ? k->gemm_q16[kind] : k->gemm_f32[kind];
+}
+
+pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form) {
+    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
+    return form == PF_ACTS_Q8 ? k->quantize_q8 : k->quantize_q16;
 }
 
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats) {
@@ -18,7 +30,7 @@ float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats) {
 /* ---- Quantised activations --------------------------------------------------------------------------------- */
 
 typedef struct quantize_job {
-    const pf_cpu_kernels *k;
+    pf_quantize_fn quantize;
     const float *x;
     int64_t ldx, n, stride;
     uint8_t *out;
@@ -28,12 +40,17 @@ static void quantize_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const quantize_job *job = arg;
     (void)worker;
     for (int64_t r = begin; r < end; ++r) {
-        job->k->quantize_q16(job->x + r * job->ldx, job->n, 0, job->n, job->out + r * job->stride);
+        job->quantize(job->x + r * job->ldx, job->n, 0, job->n, job->out + r * job->stride);
     }
 }
 
-pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out) {
-    quantize_job job = {pf_cpu_kernels_of(ex), x, ldx, n, pf_q16_stride(n), NULL};
+pf_status pf_cpu_take_acts(pf_exec *ex, pf_acts_form form, const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                           pf_acts *out) {
+    if (form == PF_ACTS_F32) {
+        *out = (pf_acts){(const uint8_t *)x, ldx * (int64_t)sizeof *x};
+        return PF_OK;
+    }
+    quantize_job job = {pf_cpu_quantizer(ex, form), x, ldx, n, pf_acts_stride(form, n), NULL};
     job.out = pf_arena_alloc(ex->arena, (size_t)(job.stride * n_row));
     if (!job.out) return PF_ERR_MEMORY;
     *out = (pf_acts){job.out, job.stride};
@@ -68,17 +85,15 @@ static int64_t row_grain(const pf_exec *ex, int64_t rows) {
 
 pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
                         int64_t ldy) {
-    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
-    const int kind = pf_weight_kind(w->type);
     const size_t mark = pf_arena_mark(ex->arena);
-    const bool q16 = pf_cpu_takes_q16(ex, w);
-    pf_acts acts = {(const uint8_t *)x, ldx * (int64_t)sizeof *x};
-    pf_status status = q16 ? pf_cpu_quantize(ex, x, ldx, n_token, w->cols, &acts) : PF_OK;
+    const pf_acts_form form = pf_cpu_acts_form(ex, w);
+    pf_acts acts;
+    pf_status status = pf_cpu_take_acts(ex, form, x, ldx, n_token, w->cols, &acts);
     if (status == PF_OK) {
         linear_job job = {
             .ex = ex,
             .gemm = {.w = w, .act = acts.data, .act_stride = acts.stride, .n = n_token, .y = y, .ldy = ldy},
-            .fn = q16 ? k->gemm_q16[kind] : k->gemm_f32[kind],
+            .fn = pf_cpu_gemm(ex, form, w),
         };
         job.scratch = pf_cpu_gemm_scratch(ex, w->cols, &job.scratch_floats);
         status = job.scratch ? pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job) : PF_ERR_MEMORY;

@@ -1,4 +1,4 @@
-/* NEON vectors for kernels_neon.c and kernels_neon_dot.c: the definitions that gemm_q16_tile.h and vector_fp4.h ask
+/* NEON vectors for kernels_neon.c and kernels_neon_dot.c: the definitions that gemm_int_tile.h and vector_fp4.h ask
  * for, with the dot product instructions where the file is compiled for them (PF_NEON_DOT). */
 #ifndef PF_BACKEND_CPU_NEON_VECTORS_H
 #define PF_BACKEND_CPU_NEON_VECTORS_H
@@ -14,7 +14,8 @@
 
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
-enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, Q16_ROWS_ALONE = 2, Q16_ROWS = 4, SUM_VECS = 4, FP4_HEADS = 4 };
+enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, SUM_VECS = 4, FP4_HEADS = 4 };
+enum { Q16_ROWS_ALONE = 2, Q16_ROWS = 4, Q8_ROWS = 2 };
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -64,29 +65,34 @@ PF_INLINE void pf_prefetch(const uint8_t *at) {
 
 /* ---- Blocks ------------------------------------------------------------------------------------------------ */
 
-/* The two groups of 16 values that 16 bytes of e2m1 pairs hold, doubled: low nibbles, then high ones. */
-PF_INLINE void e2m1_nibbles(const uint8_t *in, int8x16_t *low, int8x16_t *high) {
+/* The values that 16 bytes of e2m1 pairs hold, doubled: of the low nibbles, and of the high ones. */
+PF_INLINE void e2m1_values(uint8x16_t codes, int8x16_t *low, int8x16_t *high) {
     const int8x16_t table = vld1q_s8(pf_e2m1_doubled);
-    const uint8x16_t codes = vld1q_u8(in);
     *low = vqtbl1q_s8(table, vandq_u8(codes, vdupq_n_u8(15)));
     *high = vqtbl1q_s8(table, vshrq_n_u8(codes, 4));
 }
-
-typedef struct q16_weights {
-    int8x16_t w[2];
-    float32x4_t scale;
-} q16_weights;
-
-/* n is 1: a block is a vector. */
-PF_INLINE q16_weights load_q8_0(const uint8_t *at, int n) {
-    const float16x4_t d = vreinterpret_f16_u16(vdup_n_u16(pf_load_u16(at)));
-    (void)n;
-    return (q16_weights){{vreinterpretq_s8_u8(vld1q_u8(at + 2)), vreinterpretq_s8_u8(vld1q_u8(at + 18))},
-                         vcvt_f32_f16(d)};
+PF_INLINE void e2m1_nibbles(const uint8_t *in, int8x16_t *low, int8x16_t *high) {
+    e2m1_values(vld1q_u8(in), low, high);
 }
 
-PF_INLINE q16_weights load_mxfp4(const uint8_t *at, int n) {
-    q16_weights v;
+/* For q16 the halves of a block; for q8 four blocks, a 32-bit lane each: columns 0 to 3, 4 to 7, ... */
+typedef struct int_weights {
+    int8x16_t w[8];
+    float32x4_t scale;
+} int_weights;
+
+/* n is 1: a block is a vector. */
+PF_INLINE int_weights load_q16_q8_0(const uint8_t *at, int n) {
+    int_weights v;
+    (void)n;
+    v.w[0] = vreinterpretq_s8_u8(vld1q_u8(at + 2));
+    v.w[1] = vreinterpretq_s8_u8(vld1q_u8(at + 18));
+    v.scale = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(pf_load_u16(at))));
+    return v;
+}
+
+PF_INLINE int_weights load_q16_mxfp4(const uint8_t *at, int n) {
+    int_weights v;
     (void)n;
     e2m1_nibbles(at + 1, &v.w[0], &v.w[1]);
     v.scale = vreinterpretq_f32_u32(vdupq_n_u32((uint32_t)at[0] << 23));
@@ -107,18 +113,111 @@ PF_INLINE int32x4_t plane_sums(const int8x16_t *w, const uint8_t *plane) {
 #endif
 }
 
-PF_INLINE int32x4_t dot_planes(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t block) {
+PF_INLINE int32x4_t dot_planes(const int_weights *w, const uint8_t *act, int64_t padded, int64_t block) {
     const uint8_t *hi = act + block * BLOCK;
     return vmlaq_n_s32(plane_sums(w->w, hi + padded), plane_sums(w->w, hi), PF_Q16_BASE);
 }
-PF_INLINE float32x4_t dot_q8_0(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+PF_INLINE float32x4_t dot_q16_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
     return vcvtq_f32_s32(dot_planes(w, act, padded, 4 * group + part));
 }
-PF_INLINE float32x4_t dot_mxfp4(const q16_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+PF_INLINE float32x4_t dot_q16_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
     return vcvtq_f32_s32(vshlq_n_s32(dot_planes(w, act, padded, 4 * group + part), 8)); /* 2 w are the bytes */
 }
 
-PF_INLINE float q16_total(const float32x4_t *s) {
+/* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros
+ * for blocks that are not there. */
+PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, uint8x16_t *out) {
+    uint32x4_t v[4];
+    uint64x2_t pairs[4];
+    PF_UNROLL for (int j = 0; j < 4; ++j) {
+        v[j] = vreinterpretq_u32_u8(j < n ? vld1q_u8(at + j * stride) : vdupq_n_u8(0));
+    }
+    PF_UNROLL for (int j = 0; j < 2; ++j) {
+        pairs[2 * j] = vreinterpretq_u64_u32(vzip1q_u32(v[2 * j], v[2 * j + 1]));
+        pairs[2 * j + 1] = vreinterpretq_u64_u32(vzip2q_u32(v[2 * j], v[2 * j + 1]));
+    }
+    PF_UNROLL for (int j = 0; j < 2; ++j) {
+        out[2 * j] = vreinterpretq_u8_u64(vzip1q_u64(pairs[j], pairs[j + 2]));
+        out[2 * j + 1] = vreinterpretq_u8_u64(vzip2q_u64(pairs[j], pairs[j + 2]));
+    }
+}
+
+PF_INLINE int_weights load_q8_q8_0(const uint8_t *at, int n) {
+    uint64_t halves = 0;
+    uint8x16_t quads[8];
+    int_weights v;
+    for (int half = 0; half < 2; ++half) blocks_quads(at + 2 + 16 * half, Q8_0_BYTES, n, quads + 4 * half);
+    PF_UNROLL for (int i = 0; i < 8; ++i) v.w[i] = vreinterpretq_s8_u8(quads[i]);
+    PF_UNROLL for (int b = 0; b < 4; ++b) {
+        if (b < n) halves |= (uint64_t)pf_load_u16(at + b * Q8_0_BYTES) << 16 * b;
+    }
+    v.scale = vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(halves)));
+    return v;
+}
+
+PF_INLINE int_weights load_q8_mxfp4(const uint8_t *at, int n) {
+    uint64_t exponents[2] = {0, 0};
+    uint8x16_t codes[4];
+    int_weights v;
+    blocks_quads(at + 1, MXFP4_BYTES, n, codes);
+    PF_UNROLL for (int i = 0; i < 4; ++i) e2m1_values(codes[i], &v.w[i], &v.w[i + 4]);
+    PF_UNROLL for (int b = 0; b < 4; ++b) {
+        if (b < n) exponents[b / 2] |= (uint64_t)at[b * MXFP4_BYTES] << (32 * (b % 2) + 23);
+    }
+    v.scale = vreinterpretq_f32_u64(vcombine_u64(vcreate_u64(exponents[0]), vcreate_u64(exponents[1])));
+    return v;
+}
+
+PF_INLINE int8x16_t q8_values(const uint8_t *act, int64_t group, int part, int i) {
+    return vreinterpretq_s8_u8(vld1q_u8(act + group * PF_Q8_GROUP + part * 16 + i * PF_Q8_QUADS));
+}
+
+#if defined(PF_NEON_DOT)
+PF_INLINE float32x4_t dot_bytes(const int8x16_t *w, const uint8_t *act, int64_t group, int part) {
+    /* Two chains, for one token has few sums in flight. */
+    int32x4_t a = vdupq_n_s32(0), b = a;
+    PF_UNROLL for (int i = 0; i < 8; i += 2) {
+        a = vdotq_s32(a, w[i], q8_values(act, group, part, i));
+        b = vdotq_s32(b, w[i + 1], q8_values(act, group, part, i + 1));
+    }
+    return vcvtq_f32_s32(vaddq_s32(a, b));
+}
+PF_INLINE float32x4_t dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    (void)padded;
+    return dot_bytes(w->w, act, group, part);
+}
+PF_INLINE float32x4_t dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    (void)padded;
+    return dot_bytes(w->w, act, group, part);
+}
+#else
+/* Pairs stay below 2 * 128 * 127 in 16 bits. */
+PF_INLINE float32x4_t dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    int32x4_t low = vdupq_n_s32(0), high = low; /* two blocks each */
+    (void)padded;
+    PF_UNROLL for (int i = 0; i < 8; i += 2) {
+        const int8x16_t w0 = w->w[i], w1 = w->w[i + 1];
+        const int8x16_t a0 = q8_values(act, group, part, i), a1 = q8_values(act, group, part, i + 1);
+        const int16x8_t s = vmull_s8(vget_low_s8(w0), vget_low_s8(a0)), t = vmull_high_s8(w0, a0);
+        low = vpadalq_s16(low, vmlal_s8(s, vget_low_s8(w1), vget_low_s8(a1)));
+        high = vpadalq_s16(high, vmlal_high_s8(t, w1, a1));
+    }
+    return vcvtq_f32_s32(vpaddq_s32(low, high));
+}
+/* Sums of eight stay below 8 * 12 * 127. */
+PF_INLINE float32x4_t dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+    int16x8_t low = vdupq_n_s16(0), high = low;
+    (void)padded;
+    PF_UNROLL for (int i = 0; i < 8; ++i) {
+        const int8x16_t a = q8_values(act, group, part, i);
+        low = vmlal_s8(low, vget_low_s8(w->w[i]), vget_low_s8(a));
+        high = vmlal_high_s8(high, w->w[i], a);
+    }
+    return vcvtq_f32_s32(vpaddlq_s16(vpaddq_s16(low, high)));
+}
+#endif
+
+PF_INLINE float int_total(const float32x4_t *s) {
     const float32x4_t t = vaddq_f32(vaddq_f32(s[0], s[2]), vaddq_f32(s[1], s[3]));
     const float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
     return vget_lane_f32(u, 0) + vget_lane_f32(u, 1);

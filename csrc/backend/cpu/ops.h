@@ -13,24 +13,32 @@ static inline const pf_cpu_kernels *pf_cpu_kernels_of(const pf_exec *ex) {
 
 /* linear.c */
 
-/* Rows of activations as a gemm kernel takes them. */
+/* What a gemm kernel takes as activations: floats, or rows of q16.h or q8.h. */
+typedef enum pf_acts_form { PF_ACTS_F32, PF_ACTS_Q16, PF_ACTS_Q8 } pf_acts_form;
+
+/* Rows of activations. */
 typedef struct pf_acts {
     const uint8_t *data;
     int64_t stride; /* bytes */
 } pf_acts;
 
-/* Bytes from one q16 row of n values to the next: 17 lines of 64 bytes more than a multiple of 2048, so that the same
- * columns of the rows of a batch do not meet in the same sets of L1. */
-static inline int64_t pf_q16_stride(int64_t n) {
+/* Bytes from one quantised row of n values to the next: 17 lines of 64 bytes more than a multiple of 2048, so that the
+ * same columns of the rows of a batch do not meet in the same sets of L1. */
+static inline int64_t pf_acts_stride(pf_acts_form form, int64_t n) {
     enum { TURN = 2048, SHIFT = 17 * 64 };
-    return (pf_q16_bytes(n) + TURN - 1 - SHIFT) / TURN * TURN + SHIFT;
+    const int64_t bytes = form == PF_ACTS_Q8 ? pf_q8_bytes(n) : pf_q16_bytes(n);
+    return (bytes + TURN - 1 - SHIFT) / TURN * TURN + SHIFT;
 }
-/* Quantises x [n_row, n] into arena memory. */
-pf_status pf_cpu_quantize(pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, pf_acts *out);
+/* What this run multiplies w with. */
+pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w);
+pf_gemm_fn pf_cpu_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w);
+/* Of a form that is not F32. */
+pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form);
+/* x [n_row, n], ldx apart, in the form: F32 as it lies, others quantised into arena memory. */
+pf_status pf_cpu_take_acts(pf_exec *ex, pf_acts_form form, const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                           pf_acts *out);
 /* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight. */
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats);
-/* Whether this run multiplies w with q16 activations. */
-bool pf_cpu_takes_q16(const pf_exec *ex, const pf_weight *w);
 
 pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
                        float *x);

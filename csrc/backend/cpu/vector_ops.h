@@ -3,7 +3,7 @@
 #define PF_BACKEND_CPU_VECTOR_OPS_H
 
 #include "backend/cpu/gemm_f32_tile.h"
-#include "backend/cpu/gemm_q16_tile.h"
+#include "backend/cpu/gemm_int_tile.h"
 #include "backend/cpu/vector_attention.h"
 #include "backend/cpu/vector_fp4.h"
 #include "backend/cpu/vector_rows.h"
@@ -39,13 +39,14 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
 #define PF_WEIGHT_ENTRIES(prefix)                                                                                \
     {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
      [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
-#define PF_Q16_ENTRIES {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4}
+#define PF_INT_ENTRIES(prefix) {[PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4}
 
 /* Everything that the headers of a vector kernel file define. */
 #define PF_VECTOR_ENTRIES                                                                                        \
     .dot = dot, .axpy = axpy, .dequant = PF_WEIGHT_ENTRIES(dequant), .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),        \
-    .gemm_q16 = PF_Q16_ENTRIES, .load_row = load_row, .row_dots = row_dots, .softmax_part = softmax_part,        \
-    .row_sums = row_sums, .fp4_tile = fp4_tile, .fp4_dots = fp4_dots, .weigh_heads = weigh_heads,                \
-    .swiglu = swiglu, .norm = norm, .pool_add = pool_add, .mix = mix, .collect = collect
+    .gemm_q16 = PF_INT_ENTRIES(gemm_q16), .gemm_q8 = PF_INT_ENTRIES(gemm_q8), .load_row = load_row,              \
+    .row_dots = row_dots, .softmax_part = softmax_part, .row_sums = row_sums, .fp4_tile = fp4_tile,              \
+    .fp4_dots = fp4_dots, .weigh_heads = weigh_heads, .swiglu = swiglu, .norm = norm, .pool_add = pool_add,      \
+    .mix = mix, .collect = collect
 
 #endif
