@@ -34,6 +34,25 @@ def kernel_sets() -> list[KernelSet]:
     return sorted(found, key=lambda kernels: _BEST_FIRST.index(kernels.name))
 
 
+def devices() -> dict[str, str]:
+    """What can compute, by kind: "ready", what there is, or why it cannot be used."""
+    return {"cpu": "ready", "cuda": _device_state("cuda")}
+
+
+def _device_state(kind: str) -> str:
+    n, error, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
+    if lib.pf_device_count(kind.encode(), n, error) != lib.PF_OK:
+        return ffi.string(error.message).decode(errors="replace")
+    found = []
+    for index in range(n[0]):
+        info.struct_size = ffi.sizeof("pf_device_info")
+        if lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK:
+            found.append(f"{ffi.string(info.name).decode(errors='replace')}, {info.total_bytes / 2**30:.0f} GiB")
+        else:
+            found.append(ffi.string(error.message).decode(errors="replace"))
+    return f"loaded, but no model is run on it yet: {'; '.join(found)}"
+
+
 # -- memory --
 
 

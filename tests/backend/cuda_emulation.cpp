@@ -1,8 +1,8 @@
-/* The fibers of cuda_emulation.h. A fiber starts on a context of its own (makecontext); after that _setjmp and _longjmp
- * change stacks, since swapcontext would make a system call every time. */
+/* The fibers of cuda_emulation.h. A fiber starts on a context of its own (makecontext); after that the compiler's own
+ * setjmp and longjmp change stacks, since swapcontext would make a system call every time, and the library's take
+ * longer than most kernels compute between two shuffles. */
 #include "cuda_emulation.h"
 
-#include <csetjmp>
 #include <memory>
 #include <ucontext.h>
 #include <vector>
@@ -13,11 +13,22 @@ uint3 thread, block;
 dim3 block_size, grid_size;
 
 enum state { READY, AT_WARP, AT_BLOCK, DONE };
-enum { WARP = 32, MOST_THREADS = 1024, STACK = 128 << 10, MOST_SHARED = 227 << 10 };
+enum { WARP = 32, MOST_THREADS = 1024, STACK = 192 << 10, MOST_SHARED = 227 << 10 };
+
+/* A function during which the stack changes: callers may rely on no register but those that every call preserves. */
+#if defined(__clang__)
+#  define FAR __attribute__((noinline))
+#else
+#  define FAR __attribute__((noipa))
+#endif
+
+struct place {
+    void *words[5];
+};
 
 struct fiber {
     ucontext_t start;
-    jmp_buf at;
+    place at;
     std::unique_ptr<char[]> stack;
     bool started = false;
     state now = READY;
@@ -25,7 +36,7 @@ struct fiber {
 };
 
 static std::vector<fiber> fibers;
-static jmp_buf scheduler;
+static place scheduler;
 static const std::function<void()> *kernel;
 static unsigned running;
 static uint64_t slots[2][MOST_THREADS];
@@ -40,34 +51,36 @@ void fail(const char *what) {
     std::abort();
 }
 
+/* Never in the function that has called __builtin_setjmp. */
+[[noreturn]] static FAR void go_to(place &where) { __builtin_longjmp(where.words, 1); }
+
+static FAR void wait(state what) {
+    fiber &f = fibers[running];
+    f.now = what;
+    if (__builtin_setjmp(f.at.words) == 0) go_to(scheduler);
+}
+
 static void body() {
     for (;;) {
         (*kernel)();
-        fibers[running].now = DONE;
-        if (_setjmp(fibers[running].at) == 0) _longjmp(scheduler, 1);
+        wait(DONE);
     }
 }
 
-static void resume(unsigned i) {
+static FAR void resume(unsigned i) {
     fiber &f = fibers[i];
     running = i;
     thread = uint3{i, 0, 0};
-    if (_setjmp(scheduler) != 0) return;
-    if (f.started) _longjmp(f.at, 1);
+    if (__builtin_setjmp(scheduler.words) != 0) return;
+    if (f.started) go_to(f.at);
     f.started = true;
     f.stack.reset(new char[STACK]);
     getcontext(&f.start);
     f.start.uc_stack.ss_sp = f.stack.get();
-    f.start.uc_stack.ss_size = STACK;
+    f.start.uc_stack.ss_size = STACK - i % 61 * 1088; /* else all stacks share the same few lines of the cache */
     f.start.uc_link = nullptr;
     makecontext(&f.start, body, 0);
     setcontext(&f.start);
-}
-
-static void wait(state what) {
-    fiber &f = fibers[running];
-    f.now = what;
-    if (_setjmp(f.at) == 0) _longjmp(scheduler, 1);
 }
 
 void block_barrier() { wait(AT_BLOCK); }
