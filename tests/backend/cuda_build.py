@@ -1,4 +1,4 @@
-"""Builds the CUDA backend without CUDA: its kernels over the emulation of cuda_emulation.h, by the host's C++ compiler."""
+"""Builds the CUDA backend without CUDA: its kernels over the emulation of cuda_emulation.h, by a C++ compiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GATE = ["gate.c", "gate_linear.c", "gate_model.c", "gate_cuda.c"]
 
 
 def sources() -> list[Path]:
-    return sorted(CUDA.glob("*.cu"))
+    return sorted(path for path in CUDA.glob("*.cu") if not path.name.startswith("bench_"))
 
 
 def cxx() -> str:

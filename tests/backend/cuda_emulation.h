@@ -139,7 +139,7 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 
 typedef int cudaError_t;
 typedef int cudaStream_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, CUDART_VERSION = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum { cudaStreamNonBlocking = 1 };
 struct cudaDeviceProp {
@@ -151,6 +151,7 @@ struct cudaDeviceProp {
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "out of memory"; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
     *out = cudaDeviceProp{"emulation", 9, 0, 3, (size_t)1 << 30};

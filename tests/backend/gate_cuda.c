@@ -1,11 +1,12 @@
 /* The CUDA backend against the scalar one, by the same checks as every CPU set (gate_linear.c, gate_model.c):
  *
- *     gate_cuda [LIBRARY]     on the device, with the plugin library at that path
- *     gate_cuda               in the emulation (PF_CUDA_EMULATED: the plugin is linked in)
+ *     gate_cuda LIBRARY [--quick]     on the device, with the plugin library at that path
+ *     gate_cuda                       in the emulation (PF_CUDA_EMULATED: the plugin is linked in)
  *
  * The emulation takes the checks' own buffers, with their protected pages. For a device every buffer of an operation is
- * copied between guard bytes, to an address as odd as its own, and back. Everything runs twice: with positions in the
- * arguments, and with positions in device memory. Exit status 1 on any failure, 77 without a usable device. */
+ * copied between guard bytes, to an address as odd as its own, and back. What depends on a position runs twice: with
+ * positions in the arguments and, unless --quick, with positions in device memory. Exit status 1 on any failure, 77
+ * without a usable device. */
 #include "gate.h"
 
 #include "backend/plugin.h"
@@ -146,14 +147,16 @@ static pf_status embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, i
     return end(&c, c.ex.backend->embed(&c.ex, &on, IN(tokens, n), n, n_stream, OUT(x, n * n_stream * w->cols)));
 }
 
-static pf_status linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy) {
+static pf_status linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n, float *y,
+                        int64_t ldy) {
     call c = begin(ex);
     const pf_weight on = weight_of(&c, w);
     return end(&c, c.ex.backend->linear(&c.ex, &on, IN(x, (n - 1) * ldx + w->cols), ldx, n,
                                         OUT(y, (n - 1) * ldy + w->rows), ldy));
 }
 
-static pf_status rms_norm(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps, float *y) {
+static pf_status rms_norm(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps,
+                          float *y) {
     call c = begin(ex);
     float *to = OUT(y, n_row * n);
     return end(&c, c.ex.backend->rms_norm(&c.ex, IN(x, n_row * n), n_row, n, IN(gain, n), eps, to));
@@ -245,7 +248,8 @@ static pf_status sparse_attn(pf_exec *ex, const pf_attn_args *args) {
 
 static pf_mhc_site site_of(call *c, const pf_mhc_shape *shape, const pf_mhc_site *site, int64_t rows, int64_t scales) {
     const int64_t width = shape->n_stream * shape->n_embd;
-    return (pf_mhc_site){in(c, site->fn, rows * width * 4), in(c, site->base, rows * 4), in(c, site->scale, scales * 4)};
+    return (pf_mhc_site){in(c, site->fn, rows * width * 4), in(c, site->base, rows * 4),
+                         in(c, site->scale, scales * 4)};
 }
 
 static pf_status mhc_pre(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
@@ -322,6 +326,36 @@ static const pf_backend table = {
     .mhc_post = mhc_post, .mhc_head = mhc_head, .route = route, .experts = experts, .add = add, .swiglu = swiglu,
 };
 
+/* ---- What only this backend promises ------------------------------------------------------------------------ */
+
+/* Integer products are the CPU's to the bit (backend/cpu/q16.h), whatever the shape does to the work's division; and a
+ * dry run takes the same scratch but writes nothing. */
+static void check_integers(const pf_backend *scalar) {
+    static const pf_dtype types[] = {PF_Q8_0, PF_MXFP4};
+    static const int64_t shapes[][3] = {{5, 32, 1}, {67, 1056, 1}, {67, 1056, 6}, {1600, 512, 1}, {1600, 512, 2}};
+    pf_exec ex = {.backend = &table, .arena = pf_arena_new()}, reference = {.backend = scalar, .arena = ex.arena};
+    if (ex.arena == NULL) exit(2);
+    for (size_t i = 0; i < 2 * sizeof shapes / sizeof *shapes; ++i) {
+        const int64_t rows = shapes[i / 2][0], cols = shapes[i / 2][1], n = shapes[i / 2][2];
+        test_weight w = gate_weight(types[i % 2], rows, cols, 1, false, false, i % 3 == 0 ? ODD : AT_END);
+        output x = gate_output(n * cols), y = gate_output(n * rows), want = gate_output(n * rows);
+        gate_context("integer products of type %d, [%lld, %lld], %lld tokens", (int)types[i % 2], (long long)rows,
+                     (long long)cols, (long long)n);
+        gate_floats(x.y, n * cols, 10.0f);
+        ex.dry = true;
+        CHECK(linear(&ex, &w.w, x.y, cols, n, y.y, rows) == PF_OK, "a dry run failed");
+        CHECK(gate_poisoned(y.y, n * rows * 4), "a dry run wrote");
+        ex.dry = false;
+        CHECK(linear(&ex, &w.w, x.y, cols, n, y.y, rows) == PF_OK, "failed");
+        CHECK(scalar->linear(&reference, &w.w, x.y, cols, n, want.y, rows) == PF_OK, "scalar failed");
+        CHECK(gate_same(y.y, want.y, n * rows) && gate_output_intact(&y), "not scalar's floats");
+        output *outputs[] = {&x, &y, &want};
+        for (size_t k = 0; k < 3; ++k) gate_output_free(outputs[k]);
+        gate_weight_free(&w);
+    }
+    pf_arena_delete(ex.arena);
+}
+
 /* ---- Main -------------------------------------------------------------------------------------------------- */
 
 static pf_plugin_query_fn find_query(const char *path) {
@@ -371,11 +405,14 @@ int main(int argc, char **argv) {
 #endif
     if (pf_cpu_backend("scalar", &scalar, &err) != PF_OK) return 2;
     if (!open_device(argc > 1 ? argv[1] : NULL)) return 77;
+    check_integers(scalar);
+    gate_model_ops(&table, scalar);
     gate_linear_ops(&table, scalar);
-    gate_model_ops(&table, scalar);
     printf("cuda: positions in arguments: %ld checks, %ld failures\n", gate_checks, gate_failures);
-    base_in_memory = true;
-    gate_model_ops(&table, scalar);
+    if (argc <= 2 || strcmp(argv[2], "--quick") != 0) {
+        base_in_memory = true;
+        gate_model_ops(&table, scalar);
+    }
     printf("cuda: %ld checks, %ld failures\n", gate_checks, gate_failures);
     plugin->close(device);
     return gate_failures ? 1 : 0;

@@ -1,5 +1,5 @@
-/* The compressor: contributions into the frontier rings, and a softmax per channel over a window's tokens, then norm and
- * rope. */
+/* The compressor: contributions into the frontier rings, and a softmax per channel over a window's tokens, then norm
+ * and rope. */
 #include "backend/cuda/ops.cuh"
 
 static __global__ void push_kernel(pf_frontier_args args, pf_position first) {
@@ -19,7 +19,7 @@ pf_status pf_cuda_push_frontier(pf_exec *ex, const pf_frontier_args *args) {
     return pf_launched();
 }
 
-/* One channel of row j. Slots: with overlap window j-1 with the first half of a and g, then window j with the second. */
+/* One channel of row j. Slots with overlap: window j-1 with the first half of a and g, then window j with the other. */
 PF_DEV float pool_channel(const pf_compress_args &args, int64_t j, int64_t c) {
     const int64_t ratio = args.ratio, stride = args.width * (args.overlap ? 2 : 1);
     const int64_t begin = args.overlap && j > 0 ? (j - 1) * ratio : j * ratio, end = (j + 1) * ratio;

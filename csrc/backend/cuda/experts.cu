@@ -98,7 +98,8 @@ struct expert_run {
     float *gate, *up, *y;   /* [n_pair, F], [n_pair, F], [n_pair, D] */
 };
 
-static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t n_token, pf_scratch &scratch, expert_run *run) {
+static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t n_token, pf_scratch &scratch,
+                         expert_run *run) {
     const int64_t n_pair = n_token * args->n_used, n_expert = args->gate->count, n_embd = args->gate->cols;
     const int64_t n_ff = args->gate->rows;
     const bool x_q16 = pf_takes_q16(ex, args->gate) && pf_takes_q16(ex, args->up), h_q16 = pf_takes_q16(ex, args->down);

@@ -31,6 +31,12 @@ PF_DEV uint32_t word_at(const uint8_t *p) {
     return pf_aligned(p, 4) ? *reinterpret_cast<const uint32_t *>(p) : pf_u32_at(p);
 }
 
+/* 32 products of codes. */
+PF_DEV int dot8(uint4 a, uint4 b, const int *v) {
+    const int sum = __dp4a((int)a.x, v[0], __dp4a((int)a.y, v[1], __dp4a((int)a.z, v[2], __dp4a((int)a.w, v[3], 0))));
+    return __dp4a((int)b.x, v[4], __dp4a((int)b.y, v[5], __dp4a((int)b.z, v[6], __dp4a((int)b.w, v[7], sum))));
+}
+
 /* The heads of a token as integers: codes [n_head, 32 GROUPS], then scales [n_head, GROUPS], by a block. */
 template <int GROUPS> PF_DEV void encode_heads(const float *q, int n_head, uint8_t *codes, float *scales) {
     for (int g = pf_warp(); g < n_head * GROUPS; g += WARPS) {
@@ -72,9 +78,7 @@ PF_UNROLL
 PF_UNROLL
                 for (int g = 0; g < GROUPS; ++g) {
                     const uint4 a = head[2 * g], b = head[2 * g + 1];
-                    const int *v = values + 8 * g;
-                    int sum = __dp4a((int)a.x, v[0], __dp4a((int)a.y, v[1], __dp4a((int)a.z, v[2], __dp4a((int)a.w, v[3], 0))));
-                    sum = __dp4a((int)b.x, v[4], __dp4a((int)b.y, v[5], __dp4a((int)b.z, v[6], __dp4a((int)b.w, v[7], sum))));
+                    const int sum = dot8(a, b, values + 8 * g);
                     s = fmaf((float)sum, scales[h * GROUPS + g] * row_scale[g], s);
                 }
                 total += weights[h] * (s > 0.0f ? s : 0.0f);
@@ -118,9 +122,10 @@ pf_status pf_cuda_index_scores(pf_exec *ex, const pf_index_args *a) {
     const pf_device *device = pf_device_of(ex);
     const score_args args = {*a, *a->rows, pf_position_at(device, a->position)};
     const int64_t groups = args.rows.width / PF_IDX_GROUP;
-    const bool integers = args.rows.format == PF_ROW_IDX_FP4 && args.rows.width % PF_IDX_GROUP == 0 && groups <= MOST_GROUPS;
+    const bool whole = args.rows.width % PF_IDX_GROUP == 0 && groups <= MOST_GROUPS;
+    const bool integers = args.rows.format == PF_ROW_IDX_FP4 && whole;
     pf_status status;
-    if (a->n_head * (args.rows.width + 20) > 40960 || args.rows.width > 2048) return PF_ERR_INTERNAL; /* shared memory */
+    if (a->n_head * (args.rows.width + 20) > 40960 || args.rows.width > 2048) return PF_ERR_INTERNAL; /* of shared */
     if (!pf_may_launch(ex, &status)) return status;
     /* The rows are counted on the device where the position is there. */
     const int64_t rows = device->base ? args.rows.capacity : (a->position + a->n_token) / a->ratio;

@@ -28,7 +28,8 @@ PF_DEV const uint8_t *act_of(const pf_matmul &m, int64_t i, int64_t end) {
 /* ---- Float activations ---- */
 
 /* Values of 8 columns, a multiple of 8 from the row's start. */
-template <int TYPE> PF_DEV void load_weights(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
+template <int TYPE>
+PF_DEV void load_weights(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
     const uint8_t *at = pf_row_of(w, matrix, row);
     if (TYPE == PF_F32) {
         uint32_t a[4], b[4];
@@ -64,6 +65,11 @@ template <int TYPE> PF_DEV void load_weights(const pf_weight &w, int64_t matrix,
     }
 }
 
+/* The same at a row's end, with zeros behind it. */
+PF_DEV void load_rest(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
+    for (int i = 0; i < 8; ++i) v[i] = col + i < w.cols ? pf_weight_value(w, matrix, row, col + i) : 0.0f;
+}
+
 template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds__(THREADS) f32_kernel(pf_matmul m) {
     const span group = group_of(m, blockIdx.y);
     const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * ROWS, cols = m.w.cols;
@@ -90,7 +96,7 @@ PF_UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const int64_t row = row0 + r < m.w.rows ? row0 + r : m.w.rows - 1;
                 if (whole) load_weights<TYPE>(m.w, group.matrix, row, col, w);
-                else for (int i = 0; i < 8; ++i) w[i] = col + i < cols ? pf_weight_value(m.w, group.matrix, row, col + i) : 0.0f;
+                else load_rest(m.w, group.matrix, row, col, w);
 PF_UNROLL
                 for (int t = 0; t < TOKENS; ++t) {
 PF_UNROLL
@@ -140,8 +146,8 @@ void pf_quantize_launch(const pf_exec *ex, const float *x, int64_t ldx, int64_t 
               n_row, n, count, pf_q16_row_bytes(n), out);
 }
 
-/* Half a warp takes a row: lane 4 b + l of it the columns 4 l .. 4 l + 3 of both halves of every fourth block, which are
- * four bytes of MXFP4 and two times four of Q8_0. Its sum is the rule's s[b][l]. */
+/* Half a warp takes a row: lane 4 b + l of it the columns 4 l .. 4 l + 3 of both halves of every fourth block, which
+ * are four bytes of MXFP4 and two times four of Q8_0. Its sum is the rule's s[b][l]. */
 enum { CHUNK = 16 }; /* blocks of a row in shared memory */
 
 template <int TYPE> struct block_format {
@@ -151,7 +157,8 @@ template <int TYPE> struct block_format {
 };
 
 /* Rows row0 .. row0 + n_row - 1, blocks c0 .. into `stage`, by a warp. */
-template <int TYPE, int ROWS> PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t c0, uint8_t *stage) {
+template <int TYPE, int ROWS>
+PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t c0, uint8_t *stage) {
     typedef block_format<TYPE> format;
     const int64_t blocks = w.cols / PF_BLOCK - c0;
     const int bytes = (blocks < CHUNK ? (int)blocks : (int)CHUNK) * format::bytes;
@@ -204,7 +211,8 @@ template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds
     struct memory { uint4 stage[WARPS][2 * ROWS][format::stride / 16]; };
     PF_SHARED(memory, shared);
     const span group = group_of(m, blockIdx.y);
-    const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * 2 * ROWS, cols = m.w.cols, n_block = cols / PF_BLOCK;
+    const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * 2 * ROWS;
+    const int64_t cols = m.w.cols, n_block = cols / PF_BLOCK;
     const int lane = pf_lane(), half = lane / 16, quarter = lane % 16 / 4, l = lane % 4;
     uint8_t *stage = reinterpret_cast<uint8_t *>(shared.stage[pf_warp()]);
     const uint8_t *mine = stage + half * ROWS * format::stride;
@@ -226,7 +234,9 @@ PF_UNROLL
                 int low[ROWS], high[ROWS];
                 float scale[ROWS];
 PF_UNROLL
-                for (int r = 0; r < ROWS; ++r) scale[r] = block_weights<TYPE>(mine + r * format::stride, b, l, &low[r], &high[r]);
+                for (int r = 0; r < ROWS; ++r) {
+                    scale[r] = block_weights<TYPE>(mine + r * format::stride, b, l, &low[r], &high[r]);
+                }
 PF_UNROLL
                 for (int t = 0; t < TOKENS; ++t) {
                     const int *hi = reinterpret_cast<const int *>(x[t] + block * PF_BLOCK) + l;

@@ -55,11 +55,14 @@ private:
     size_t mark_;
 };
 
-/* Whether an operation is to launch anything; *status is what it returns when not. */
+/* Whether an operation is to launch anything, and makes its device the calling thread's; *status is what it returns
+ * when not. */
 static inline bool pf_may_launch(const pf_exec *ex, pf_status *status) {
-    const bool cancelled = ex->cancel != nullptr && ex->cancel->load(std::memory_order_relaxed) != 0;
-    *status = cancelled && !ex->dry ? PF_ERR_CANCELLED : PF_OK;
-    return !cancelled && !ex->dry;
+    *status = PF_OK;
+    if (ex->dry) return false;
+    if (ex->cancel != nullptr && ex->cancel->load(std::memory_order_relaxed) != 0) *status = PF_ERR_CANCELLED;
+    else if (cudaSetDevice(pf_device_of(ex)->ordinal) != cudaSuccess) *status = PF_ERR_DEVICE;
+    return *status == PF_OK;
 }
 static inline pf_status pf_launched() { return cudaGetLastError() == cudaSuccess ? PF_OK : PF_ERR_DEVICE; }
 

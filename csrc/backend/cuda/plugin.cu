@@ -15,7 +15,6 @@
 enum { LEAST_MAJOR = 8 }; /* the oldest architecture that the library is built for is sm_80 */
 
 static const pf_plugin_host *plugin_host;
-static char problem[256];
 
 static pf_status fail(pf_error *err, pf_status code, const char *format, ...) {
     if (err) {
@@ -137,7 +136,8 @@ static void free_memory(pf_device *device, void *memory) {
 }
 
 static pf_status copy(pf_device *device, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
+    cudaError_t error = cudaSetDevice(device->ordinal);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
     return error == cudaSuccess ? PF_OK : PF_ERR_DEVICE;
 }
@@ -150,7 +150,10 @@ static pf_status download(pf_device *device, void *to, const void *from, size_t 
 
 static pf_status synchronize(pf_device *device, pf_error *err) {
     int fault = 0;
-    cudaError_t error = cudaMemcpyAsync(&fault, device->fault, sizeof fault, cudaMemcpyDeviceToHost, device->stream);
+    cudaError_t error = cudaSetDevice(device->ordinal);
+    if (error == cudaSuccess) {
+        error = cudaMemcpyAsync(&fault, device->fault, sizeof fault, cudaMemcpyDeviceToHost, device->stream);
+    }
     if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
     if (error == cudaSuccess && fault) {
         error = cudaMemsetAsync(device->fault, 0, sizeof fault, device->stream);
@@ -163,21 +166,30 @@ static void set_base(pf_device *device, const int64_t *position) { device->base 
 
 /* ---- The table ---- */
 
+static const char *why_unusable(cudaError_t error) {
+    static char line[160];
+    int driver = 0;
+    if (error == cudaSuccess) return "no CUDA device";
+    if (error != cudaErrorInsufficientDriver) return cudaGetErrorString(error);
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";
+    std::snprintf(line, sizeof line,
+                  "the NVIDIA driver is for CUDA %d.%d, this library for CUDA %d.%d: install a newer driver",
+                  driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return line;
+}
+
 PF_EXPORT const pf_plugin *pf_plugin_query(const pf_plugin_host *host) {
     static pf_plugin plugin;
     int n = 0;
     if (!host || host->abi != PF_PLUGIN_ABI || host->struct_size < sizeof *host) return nullptr;
     plugin_host = host;
     const cudaError_t error = cudaGetDeviceCount(&n);
-    if (error != cudaSuccess || n == 0) {
-        (void)cudaGetLastError();
-        std::snprintf(problem, sizeof problem, "%s", error == cudaSuccess ? "no CUDA device" : cudaGetErrorString(error));
-        n = 0;
-    }
+    (void)cudaGetLastError();
+    if (error != cudaSuccess) n = 0;
     plugin.struct_size = sizeof plugin;
     plugin.abi = PF_PLUGIN_ABI;
     plugin.kind = "cuda";
-    plugin.problem = n > 0 ? nullptr : problem;
+    plugin.problem = n > 0 ? nullptr : why_unusable(error);
     plugin.n_device = n;
     plugin.describe = describe;
     plugin.open = open_device;

@@ -11,7 +11,8 @@ PF_DEV bool before(float a, int i, float b, int j) { return a > b || (a == b && 
 
 /* The best expert that comes after (last_score, last) in the order of `before`, or -1. Every lane looks at its own
  * experts, then the warp agrees. */
-PF_DEV int next_best(const float *score, const float *bias, int n_expert, float last_score, int last, float *best_score) {
+PF_DEV int next_best(const float *score, const float *bias, int n_expert, float last_score, int last,
+                     float *best_score) {
     float best = -INFINITY;
     int expert = -1;
     for (int e = pf_lane(); e < n_expert; e += PF_WARP) {

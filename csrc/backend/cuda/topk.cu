@@ -54,7 +54,8 @@ PF_DEV void write_selected(topk_memory &s, const float *scores, int64_t n, uint3
         const int64_t i = first + self;
         const uint32_t key = i < n ? order_key(scores[i]) : 0;
         const bool is_above = i < n && key > kth, is_equal = i < n && key == kth;
-        const uint32_t above_votes = __ballot_sync(PF_ALL_LANES, is_above), equal_votes = __ballot_sync(PF_ALL_LANES, is_equal);
+        const uint32_t above_votes = __ballot_sync(PF_ALL_LANES, is_above);
+        const uint32_t equal_votes = __ballot_sync(PF_ALL_LANES, is_equal);
         if (pf_lane() == 0) {
             s.above[warp] = __popc(above_votes);
             s.equal[warp] = __popc(equal_votes);
@@ -108,7 +109,8 @@ static __global__ void __launch_bounds__(THREADS) topk_kernel(topk_args args) {
 
 pf_status pf_cuda_topk(pf_exec *ex, const float *scores, int64_t ld, int64_t n_token, int64_t position, int32_t ratio,
                        int64_t k, int32_t *select, int32_t *select_n) {
-    const topk_args args = {scores, ld, n_token, k, pf_position_at(pf_device_of(ex), position), ratio, select, select_n};
+    const pf_position at = pf_position_at(pf_device_of(ex), position);
+    const topk_args args = {scores, ld, n_token, k, at, ratio, select, select_n};
     pf_status status;
     if (!pf_may_launch(ex, &status)) return status;
     PF_LAUNCH(topk_kernel, pf_blocks(ex, n_token, 1), THREADS, 0, pf_device_of(ex)->stream, args);
