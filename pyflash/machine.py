@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pyflash._native import ffi, lib
 
@@ -41,15 +42,17 @@ def devices() -> dict[str, str]:
 
 def _device_state(kind: str) -> str:
     n, error, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
+
+    def text(letters: Any) -> str:
+        return str(ffi.string(letters).decode(errors="replace"))
+
     if lib.pf_device_count(kind.encode(), n, error) != lib.PF_OK:
-        return ffi.string(error.message).decode(errors="replace")
+        return text(error.message)
     found = []
     for index in range(n[0]):
         info.struct_size = ffi.sizeof("pf_device_info")
-        if lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK:
-            found.append(f"{ffi.string(info.name).decode(errors='replace')}, {info.total_bytes / 2**30:.0f} GiB")
-        else:
-            found.append(ffi.string(error.message).decode(errors="replace"))
+        known = lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK
+        found.append(f"{text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else text(error.message))
     return f"loaded, but no model is run on it yet: {'; '.join(found)}"
 
 

@@ -11,6 +11,7 @@
 
 #include "backend/plugin.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #if !defined(PF_CUDA_EMULATED)
@@ -356,6 +357,62 @@ static void check_integers(const pf_backend *scalar) {
     pf_arena_delete(ex.arena);
 }
 
+/* Values where roundings and scales change, at every power of two, and what is no number. */
+static void awkward_floats(float *to, int64_t n) {
+    static const float at[] = {448.0f, 6.0f, 464.0f, 1.75f, 1.5f, 5.0f, 2.5f, 0.25f, 0.75f, 65504.0f, 1.0f, 17.0f, 0.0f};
+    gate_floats(to, n, 1e6f);
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t kind = gate_below(4), which = gate_below((int64_t)(sizeof at / sizeof *at));
+        if (kind == 0) to[i] = ldexpf(at[which], (int)(i / 96 % 150) - 110);
+        if (kind == 1) to[i] = nextafterf(to[i], gate_below(2) ? 1e30f : -1e30f);
+        if (i % 997 == 0) to[i] = gate_below(2) ? NAN : -INFINITY;
+    }
+}
+
+/* Cache rows are scalar's bytes, the indexer's rounding and embedded weights scalar's floats, whatever the input. */
+static void check_formats(const pf_backend *scalar) {
+    enum { WIDTH = 192, ROPE = 32, N = 400 };
+    pf_exec ex = {.backend = &table, .arena = pf_arena_new()}, reference = {.backend = scalar, .arena = ex.arena};
+    output x = gate_output(N * WIDTH), y = gate_output(N * WIDTH), want = gate_output(N * WIDTH);
+    if (ex.arena == NULL) exit(2);
+    awkward_floats(x.y, N * WIDTH);
+    for (int format = PF_ROW_F32; format <= PF_ROW_IDX_FP4; ++format) {
+        gate_context("store_rows, format %d, awkward values", format);
+        pf_rows rows = {.format = (pf_row_format)format, .width = WIDTH, .rope = ROPE, .capacity = N};
+        rows.row_bytes = pf_row_bytes(rows.format, WIDTH, ROPE);
+        buffer own = gate_buffer(N * rows.row_bytes, ODD), other = gate_buffer(N * rows.row_bytes, AT_END);
+        rows.data = own.data;
+        CHECK(store_rows(&ex, &rows, 7, N, x.y) == PF_OK, "failed");
+        rows.data = other.data;
+        CHECK(scalar->store_rows(&reference, &rows, 7, N, x.y) == PF_OK, "scalar failed");
+        CHECK(memcmp(own.data, other.data, (size_t)own.bytes) == 0, "not scalar's bytes");
+        gate_free(&own);
+        gate_free(&other);
+    }
+    gate_context("round_fp4, awkward values");
+    memcpy(y.y, x.y, N * WIDTH * sizeof *x.y);
+    memcpy(want.y, x.y, N * WIDTH * sizeof *x.y);
+    CHECK(round_fp4(&ex, y.y, N, WIDTH) == PF_OK, "failed");
+    CHECK(scalar->round_fp4(&reference, want.y, N, WIDTH) == PF_OK, "scalar failed");
+    CHECK(gate_same(y.y, want.y, N * WIDTH), "not scalar's floats");
+    for (int kind = 0; kind < 2 * PF_W_COUNT; ++kind) {
+        int32_t tokens[N];
+        gate_context("embed type %d, any bytes", (int)gate_types[kind / 2]);
+        test_weight w = gate_weight(gate_types[kind / 2], 300, WIDTH, 1, kind % 2, true, kind % 2 ? ODD : AT_END);
+        for (int i = 0; i < N; ++i) tokens[i] = (int32_t)gate_below(300);
+        CHECK(embed(&ex, &w.w, tokens, N, 1, y.y) == PF_OK, "failed");
+        CHECK(scalar->embed(&reference, &w.w, tokens, N, 1, want.y) == PF_OK, "scalar failed");
+        CHECK(gate_same(y.y, want.y, N * WIDTH), "not scalar's floats");
+        gate_weight_free(&w);
+    }
+    output *outputs[] = {&x, &y, &want};
+    for (size_t k = 0; k < 3; ++k) {
+        CHECK(gate_output_intact(outputs[k]), "wrote outside");
+        gate_output_free(outputs[k]);
+    }
+    pf_arena_delete(ex.arena);
+}
+
 /* ---- Main -------------------------------------------------------------------------------------------------- */
 
 static pf_plugin_query_fn find_query(const char *path) {
@@ -405,9 +462,10 @@ int main(int argc, char **argv) {
 #endif
     if (pf_cpu_backend("scalar", &scalar, &err) != PF_OK) return 2;
     if (!open_device(argc > 1 ? argv[1] : NULL)) return 77;
-    check_integers(scalar);
     gate_model_ops(&table, scalar);
     gate_linear_ops(&table, scalar);
+    check_formats(scalar);
+    check_integers(scalar);
     printf("cuda: positions in arguments: %ld checks, %ld failures\n", gate_checks, gate_failures);
     if (argc <= 2 || strcmp(argv[2], "--quick") != 0) {
         base_in_memory = true;
