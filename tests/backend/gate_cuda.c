@@ -1,10 +1,10 @@
 /* The CUDA backend against the scalar one, by the same checks as every CPU set (gate_linear.c, gate_model.c):
  *
  *     gate_cuda LIBRARY [--quick]     on the device, with the plugin library at that path
- *     gate_cuda                       in the emulation (PF_CUDA_EMULATED: the plugin is linked in)
+ *     gate_cuda [--copies] [--quick]  in the emulation (PF_CUDA_EMULATED: the plugin is linked in)
  *
- * The emulation takes the checks' own buffers, with their protected pages. For a device every buffer of an operation is
- * copied between guard bytes, to an address as odd as its own, and back. What depends on a position runs twice: with
+ * The emulation takes the checks' own buffers, with their protected pages. For a device, and with --copies, every buffer
+ * of an operation is copied between guard bytes, to an address as odd as its own, and back. What depends on a position runs twice: with
  * positions in the arguments and, unless --quick, with positions in device memory. Exit status 1 on any failure, 77
  * without a usable device. */
 #include "gate.h"
@@ -455,19 +455,26 @@ static bool open_device(const char *path) {
 
 int main(int argc, char **argv) {
     const pf_backend *scalar;
+    const char *path = NULL;
+    bool quick = false;
     pf_error err;
     setvbuf(stdout, NULL, _IOLBF, 0);
 #if !defined(PF_CUDA_EMULATED)
     copies = true;
 #endif
+    for (int i = 1; i < argc; ++i) {
+        if (strcmp(argv[i], "--quick") == 0) quick = true;
+        else if (strcmp(argv[i], "--copies") == 0) copies = true;
+        else path = argv[i];
+    }
     if (pf_cpu_backend("scalar", &scalar, &err) != PF_OK) return 2;
-    if (!open_device(argc > 1 ? argv[1] : NULL)) return 77;
+    if (!open_device(path)) return 77;
     gate_model_ops(&table, scalar);
     gate_linear_ops(&table, scalar);
     check_formats(scalar);
     check_integers(scalar);
     printf("cuda: positions in arguments: %ld checks, %ld failures\n", gate_checks, gate_failures);
-    if (argc <= 2 || strcmp(argv[2], "--quick") != 0) {
+    if (!quick) {
         base_in_memory = true;
         gate_model_ops(&table, scalar);
     }

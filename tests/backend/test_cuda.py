@@ -26,9 +26,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return cuda_build.emulated_objects(tmp_path_factory.mktemp("cuda"))
 
 
-def test_operations_emulated(objects: list[Path], tmp_path: Path) -> None:
-    program = cuda_build.gate(tmp_path, objects)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=900)
+@pytest.fixture(scope="module")
+def gate(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), objects)
+
+
+@pytest.mark.parametrize("options", [[], ["--copies", "--quick"]], ids=["in place", "copied"])
+def test_operations_emulated(gate: Path, options: list[str]) -> None:
+    """Copied: as on a device, where the gate has buffers of its own for every operation."""
+    done = subprocess.run([gate, *options], capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
