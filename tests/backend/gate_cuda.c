@@ -357,15 +357,21 @@ static void check_integers(const pf_backend *scalar) {
     pf_arena_delete(ex.arena);
 }
 
-/* Values where roundings and scales change, at every power of two, and what is no number. */
+/* Groups of 32 whose largest value is where a scale changes, or next to it, with ties of every format below it; and some
+ * that are no numbers. */
 static void awkward_floats(float *to, int64_t n) {
-    static const float at[] = {448.0f, 6.0f, 464.0f, 1.75f, 1.5f, 5.0f, 2.5f, 0.25f, 0.75f, 65504.0f, 1.0f, 17.0f, 0.0f};
-    gate_floats(to, n, 1e6f);
+    static const float tops[] = {448.0f, 6.0f, 448.00003f, 6.0000005f, 447.99997f, 5.9999995f, 1.0f, 0.0f};
+    static const float ties[] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f, 1.0625f, 1.1875f, 17.0f, 432.0f};
     for (int64_t i = 0; i < n; ++i) {
-        const int64_t kind = gate_below(4), which = gate_below((int64_t)(sizeof at / sizeof *at));
-        if (kind == 0) to[i] = ldexpf(at[which], (int)(i / 96 % 150) - 110);
-        if (kind == 1) to[i] = nextafterf(to[i], gate_below(2) ? 1e30f : -1e30f);
-        if (i % 997 == 0) to[i] = gate_below(2) ? NAN : -INFINITY;
+        const int64_t group = i / 32;
+        const int exponent = (int)(group * 37 % 220) - 130; /* down to where only the least scale is left */
+        const float top = tops[group % 8];
+        float v = ldexpf(ties[gate_below(11)], exponent + (int)gate_below(9) - 8);
+        if (gate_below(3) == 0) v = nextafterf(v, gate_below(2) ? 1e30f : 0.0f);
+        if (gate_below(4) == 0) v = gate_normal() * ldexpf(top, exponent - 4);
+        if (fabsf(v) > ldexpf(top, exponent) || i % 32 == 5) v = ldexpf(top, exponent);
+        to[i] = gate_below(2) ? v : -v;
+        if (i % 1997 == 0) to[i] = gate_below(2) ? NAN : -INFINITY;
     }
 }
 
