@@ -78,7 +78,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         python=f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}", processor=processor(),
         memory=machine.memory(), kernels=kernels, kernel_set=kernel_set,
-        devices={"cpu": "ready", "cuda": "not built in"}, packages={name: _version(name) for name in _PACKAGES},
+        devices=machine.devices(), packages={name: _version(name) for name in _PACKAGES},
         extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=str(folder),
         demo_checkpoint=checkpoint, demo_model=model, demo_model_made=model is not None and os.path.isfile(model), limits=limits, environment=ours,
         problems=tuple(problems), warnings=tuple(warnings),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pyflash._native import ffi, lib
 
@@ -32,6 +33,27 @@ def kernel_sets() -> list[KernelSet]:
         found.append(KernelSet(ffi.string(name).decode(), ffi.string(problem).decode() if problem else None))
         index += 1
     return sorted(found, key=lambda kernels: _BEST_FIRST.index(kernels.name))
+
+
+def devices() -> dict[str, str]:
+    """What can compute, by kind: "ready", what there is, or why it cannot be used."""
+    return {"cpu": "ready", "cuda": _device_state("cuda")}
+
+
+def _device_state(kind: str) -> str:
+    n, error, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
+
+    def text(letters: Any) -> str:
+        return str(ffi.string(letters).decode(errors="replace"))
+
+    if lib.pf_device_count(kind.encode(), n, error) != lib.PF_OK:
+        return text(error.message)
+    found = []
+    for index in range(n[0]):
+        info.struct_size = ffi.sizeof("pf_device_info")
+        known = lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK
+        found.append(f"{text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else text(error.message))
+    return f"loaded, but no model is run on it yet: {'; '.join(found)}"
 
 
 # -- memory --

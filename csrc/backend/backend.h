@@ -19,7 +19,12 @@
 #include "format/dtypes.h"
 #include "pyflash.h"
 
-#include <stdatomic.h>
+#if defined(__cplusplus) /* device plugins are C++ */
+#  include <atomic>
+using std::atomic_int;
+#else
+#  include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stdint.h>
 

@@ -370,6 +370,21 @@ PF_API const char *pf_cpu_isa_name(int32_t index);
 /* NULL when usable on this machine, else the reason. */
 PF_API const char *pf_cpu_isa_problem(int32_t index);
 
+/* A device beside the processor. Grows at its end only. */
+typedef struct pf_device_info {
+    uint32_t struct_size;  /* set by the caller to sizeof(pf_device_info) before the call */
+    int32_t major, minor;  /* CUDA: compute capability */
+    int32_t n_sm;          /* CUDA: multiprocessors */
+    uint64_t total_bytes;  /* of its memory */
+    uint64_t free_bytes;
+    char name[128];        /* zero-terminated */
+} pf_device_info;
+
+/* How many devices of a kind ("cuda") can be used: loads the plugin library of that kind, which lies beside this one.
+ * DEVICE, with the reason, when there is none, or when it cannot be used here. */
+PF_API pf_status pf_device_count(const char *kind, int32_t *n, pf_error *err);
+PF_API pf_status pf_device_describe(const char *kind, int32_t index, pf_device_info *info, pf_error *err);
+
 /* How fast the model's threads read memory: the best of three passes over `bytes` bytes of fresh memory, which should
  * be far more than the caches hold; ARGUMENT below 1 MiB. What a benchmark holds the speed of decoding against. */
 PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second,

@@ -62,7 +62,7 @@ def _builds(cc: str, flags: list[str], folder: Path, text: str, link: bool) -> b
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _isa_flags(source: Path, mode: str) -> list[str]:
+def isa_flags(source: Path, mode: str) -> list[str]:
     if (X86 and mode != "arm64") and source.stem.endswith("_avx2"):
         return AVX2
     if (X86 and mode != "arm64") and source.stem.endswith("_avx512"):
@@ -90,7 +90,7 @@ def build(folder: Path, mode: str) -> tuple[Path, Path]:
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.o"
-        done = subprocess.run([cc, *flags, *_isa_flags(source, mode), "-c", str(source), "-o", str(out)], capture_output=True, text=True)
+        done = subprocess.run([cc, *flags, *isa_flags(source, mode), "-c", str(source), "-o", str(out)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return out
 

@@ -215,6 +215,8 @@ void gate_weight_free(test_weight *w) {
 
 /* ---- Main -------------------------------------------------------------------------------------------------- */
 
+#if !defined(PF_GATE_TOOLS_ONLY) /* gate_cuda.c has its own */
+
 static int run(const char *isa) {
     const pf_backend *backend, *scalar;
     pf_error err;
@@ -252,3 +254,5 @@ int main(int argc, char **argv) {
     }
     return result;
 }
+
+#endif

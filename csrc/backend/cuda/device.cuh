@@ -1,0 +1,81 @@
+/* The thin layer between the kernels and what runs them: CUDA, or, with PF_CUDA_EMULATED, an emulation by the host's
+ * compiler (tests/backend/cuda_emulation.h), in which blocks run one after the other and a block's threads as fibers.
+ *
+ * Rules that both rely on: blocks are one-dimensional and of whole warps; all threads of a warp take part in every
+ * shuffle, and all threads of a block in every barrier; no thread leaves before its block's last barrier. */
+#ifndef PF_BACKEND_CUDA_DEVICE_CUH
+#define PF_BACKEND_CUDA_DEVICE_CUH
+
+#include <stdint.h>
+
+#if defined(PF_CUDA_EMULATED)
+#  include "cuda_emulation.h"
+#else
+#  include <cuda_runtime.h>
+/* kernel in parentheses; grid and block are dim3 or numbers; shared: bytes of PF_DYNAMIC. */
+#  define PF_LAUNCH(kernel, grid, block, shared, stream, ...)          \
+      do {                                                             \
+          auto *kernel_ = kernel;                                      \
+          kernel_<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__); \
+      } while (0)
+#  define PF_UNROLL _Pragma("unroll")
+/* A block's shared variable; type: a plain struct. */
+#  define PF_SHARED(type, name) __shared__ type name
+/* The block's shared memory of the size that the launch gives, aligned to 16. */
+#  define PF_DYNAMIC(name) extern __shared__ __align__(16) uint8_t name[]
+#endif
+
+#define PF_DEV static __device__ __forceinline__
+
+enum { PF_WARP = 32 };
+#define PF_ALL_LANES 0xffffffffu
+
+PF_DEV int pf_lane() { return (int)(threadIdx.x & 31u); }
+PF_DEV int pf_warp() { return (int)(threadIdx.x >> 5); }
+
+template <typename T> PF_DEV T pf_shfl_xor(T v, int mask) { return __shfl_xor_sync(PF_ALL_LANES, v, mask); }
+
+/* The sum over a warp, in all lanes; always in the same order. */
+PF_DEV float pf_warp_sum(float v) {
+    for (int mask = 16; mask > 0; mask /= 2) v += pf_shfl_xor(v, mask);
+    return v;
+}
+PF_DEV float pf_warp_max(float v) {
+    for (int mask = 16; mask > 0; mask /= 2) v = fmaxf(v, pf_shfl_xor(v, mask));
+    return v;
+}
+PF_DEV uint32_t pf_warp_max_bits(uint32_t v) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const uint32_t other = pf_shfl_xor(v, mask);
+        v = other > v ? other : v;
+    }
+    return v;
+}
+
+/* The sum over a block, in all threads; `part` is shared. */
+struct pf_parts {
+    float of_warp[PF_WARP];
+};
+PF_DEV float pf_block_sum(float v, pf_parts &part) {
+    v = pf_warp_sum(v);
+    if (pf_lane() == 0) part.of_warp[pf_warp()] = v;
+    __syncthreads();
+    const float sum = pf_warp_sum(pf_lane() < (int)(blockDim.x / PF_WARP) ? part.of_warp[pf_lane()] : 0.0f);
+    __syncthreads(); /* part may be used again */
+    return sum;
+}
+
+/* Index of the thread in the grid's first dimension, and how many there are. */
+PF_DEV int64_t pf_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
+PF_DEV int64_t pf_threads() { return (int64_t)gridDim.x * blockDim.x; }
+
+/* A position that may count from one in device memory (pf_plugin.set_base). */
+struct pf_position {
+    const int64_t *base;
+    int64_t offset;
+};
+PF_DEV int64_t pf_position_of(pf_position p) { return p.base ? *p.base + p.offset : p.offset; }
+
+PF_DEV bool pf_aligned(const void *p, uint32_t to) { return ((uintptr_t)p & (to - 1u)) == 0; }
+
+#endif

@@ -1,0 +1,330 @@
+/* linear, and the matrix products that experts.cu shares.
+ *
+ * A warp takes several rows of the weight, and one or four rows of activations. Weights are read in 16-byte pieces that
+ * lie next to each other; those of block formats, whose blocks have 17 and 34 bytes, by way of shared memory. */
+#include "backend/cuda/formats.cuh"
+#include "backend/cuda/matmul.cuh"
+
+enum { WARPS = 4, THREADS = WARPS * PF_WARP };
+
+/* ---- What a block works on ---- */
+
+struct span {
+    int64_t matrix, begin, end; /* rows of activations */
+};
+
+PF_DEV span group_of(const pf_matmul &m, int64_t group) {
+    if (!m.groups.matrix) return {0, 0, m.n};
+    if (group >= *m.groups.n_group) return {0, 0, 0};
+    return {m.groups.matrix[group], m.groups.start[group], m.groups.start[group + 1]};
+}
+
+/* Activation row of item i; the last one for what fills a tile up. */
+PF_DEV const uint8_t *act_of(const pf_matmul &m, int64_t i, int64_t end) {
+    const int64_t item = i < end ? i : end - 1;
+    return m.act + (m.in_rows ? m.in_rows[item] : item) * m.act_stride;
+}
+
+/* ---- Float activations ---- */
+
+/* Values of 8 columns, a multiple of 8 from the row's start. */
+template <int TYPE>
+PF_DEV void load_weights(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
+    const uint8_t *at = pf_row_of(w, matrix, row);
+    if (TYPE == PF_F32) {
+        uint32_t a[4], b[4];
+        pf_load_words(at + 4 * col, a);
+        pf_load_words(at + 4 * col + 16, b);
+        for (int i = 0; i < 4; ++i) {
+            v[i] = __uint_as_float(a[i]);
+            v[i + 4] = __uint_as_float(b[i]);
+        }
+    } else if (TYPE == PF_F16 || TYPE == PF_BF16) {
+        uint32_t a[4];
+        pf_load_words(at + 2 * col, a);
+        for (int i = 0; i < 8; ++i) {
+            const uint32_t bits = a[i / 2] >> 16 * (i % 2) & 0xffffu;
+            v[i] = TYPE == PF_F16 ? pf_of_f16(bits) : pf_of_bf16(bits);
+        }
+    } else if (TYPE == PF_FP8) {
+        uint32_t a[2];
+        const float scale = pf_fp8_scale(w, matrix, row, col);
+        pf_load_words(at + col, a);
+        for (int i = 0; i < 8; ++i) v[i] = scale * pf_of_e4m3(a[i / 4] >> 8 * (i % 4) & 0xffu);
+    } else if (TYPE == PF_Q8_0) {
+        at += col / PF_BLOCK * PF_Q8_0_BYTES;
+        const float scale = pf_of_f16(pf_u16_at(at));
+        at += 2 + col % PF_BLOCK;
+        for (int i = 0; i < 8; ++i) v[i] = scale * (float)(int8_t)at[i];
+    } else {
+        at += col / PF_BLOCK * PF_MXFP4_BYTES;
+        const float scale = pf_of_e8m0(at[0]);
+        const int first = (int)(col % PF_BLOCK), shift = first < 16 ? 0 : 4;
+        at += 1 + first % 16;
+        for (int i = 0; i < 8; ++i) v[i] = scale * pf_of_e2m1((uint32_t)at[i] >> shift & 15u);
+    }
+}
+
+/* The same at a row's end, with zeros behind it. */
+PF_DEV void load_rest(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
+    for (int i = 0; i < 8; ++i) v[i] = col + i < w.cols ? pf_weight_value(w, matrix, row, col + i) : 0.0f;
+}
+
+template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds__(THREADS) f32_kernel(pf_matmul m) {
+    const span group = group_of(m, blockIdx.y);
+    const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * ROWS, cols = m.w.cols;
+    const int lane = pf_lane();
+    if (row0 >= m.w.rows) return; /* a whole warp; nobody waits for the block */
+    for (int64_t i0 = group.begin + blockIdx.z * TOKENS; i0 < group.end; i0 += (int64_t)gridDim.z * TOKENS) {
+        const float *x[TOKENS];
+        float sum[ROWS][TOKENS];
+PF_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            x[t] = reinterpret_cast<const float *>(act_of(m, i0 + t, group.end));
+PF_UNROLL
+            for (int r = 0; r < ROWS; ++r) sum[r][t] = 0.0f;
+        }
+        for (int64_t col = 8 * lane; col < cols; col += 8 * PF_WARP) {
+            const bool whole = cols - col >= 8;
+            float v[TOKENS][8], w[8];
+PF_UNROLL
+            for (int t = 0; t < TOKENS; ++t) {
+                if (whole) pf_load_floats(x[t] + col, v[t]);
+                else for (int i = 0; i < 8; ++i) v[t][i] = col + i < cols ? x[t][col + i] : 0.0f;
+            }
+PF_UNROLL
+            for (int r = 0; r < ROWS; ++r) {
+                const int64_t row = row0 + r < m.w.rows ? row0 + r : m.w.rows - 1;
+                if (whole) load_weights<TYPE>(m.w, group.matrix, row, col, w);
+                else load_rest(m.w, group.matrix, row, col, w);
+PF_UNROLL
+                for (int t = 0; t < TOKENS; ++t) {
+PF_UNROLL
+                    for (int i = 0; i < 8; ++i) sum[r][t] = fmaf(w[i], v[t][i], sum[r][t]);
+                }
+            }
+        }
+PF_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+PF_UNROLL
+            for (int t = 0; t < TOKENS; ++t) {
+                const float v = pf_warp_sum(sum[r][t]);
+                if (lane == 0 && row0 + r < m.w.rows && i0 + t < group.end) m.y[(i0 + t) * m.ldy + row0 + r] = v;
+            }
+        }
+    }
+}
+
+/* ---- q16 activations ---- */
+
+/* To nearest even, for |v| < 2^22. */
+PF_DEV int round_to_int(float v) { return (int)(__float_as_uint(v + 0x1.8p23f) - 0x4b400000u); }
+
+/* A warp a block of 32 values. */
+static __global__ void quantize_kernel(const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
+                                       int64_t stride, uint8_t *out) {
+    const int64_t blocks = n / PF_BLOCK, rows = count ? *count : n_row;
+    const int lane = pf_lane();
+    for (int64_t k = pf_thread() / PF_WARP; k < rows * blocks; k += pf_threads() / PF_WARP) {
+        const int64_t row = k / blocks, b = k % blocks;
+        const float most = 32384.0f, value = x[row * ldx + b * PF_BLOCK + lane];
+        const float d = __uint_as_float(pf_warp_max_bits(pf_magnitude(value))) / most;
+        float v = d != 0.0f ? value / d : 0.0f;
+        v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
+        v = v < most ? v : most;
+        const int q = round_to_int(v), hi = round_to_int((float)q * (1.0f / 254.0f));
+        int8_t *to = reinterpret_cast<int8_t *>(out + row * stride);
+        to[b * PF_BLOCK + lane] = (int8_t)hi;
+        to[n + b * PF_BLOCK + lane] = (int8_t)(q - 254 * hi);
+        if (lane == 0) reinterpret_cast<float *>(to + 2 * n)[b] = d;
+    }
+}
+
+void pf_quantize_launch(const pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
+                        uint8_t *out) {
+    PF_LAUNCH(quantize_kernel, pf_blocks(ex, n_row * (n / PF_BLOCK), 4), 128, 0, pf_device_of(ex)->stream, x, ldx,
+              n_row, n, count, pf_q16_row_bytes(n), out);
+}
+
+/* Half a warp takes a row: lane 4 b + l of it the columns 4 l .. 4 l + 3 of both halves of every fourth block, which
+ * are four bytes of MXFP4 and two times four of Q8_0. Its sum is the rule's s[b][l]. */
+enum { CHUNK = 16 }; /* blocks of a row in shared memory */
+
+template <int TYPE> struct block_format {
+    static constexpr int bytes = TYPE == PF_Q8_0 ? (int)PF_Q8_0_BYTES : (int)PF_MXFP4_BYTES;
+    static constexpr int chunk = CHUNK * bytes, pieces = chunk / 16; /* 34 or 17 times 16 bytes */
+    static constexpr int stride = chunk + 16; /* a word may be read a few bytes past the end */
+};
+
+/* Rows row0 .. row0 + n_row - 1, blocks c0 .. into `stage`, by a warp. */
+template <int TYPE, int ROWS>
+PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t c0, uint8_t *stage) {
+    typedef block_format<TYPE> format;
+    const int64_t blocks = w.cols / PF_BLOCK - c0;
+    const int bytes = (blocks < CHUNK ? (int)blocks : (int)CHUNK) * format::bytes;
+    for (int i = pf_lane(); i < ROWS * format::pieces; i += PF_WARP) {
+        const int r = i / format::pieces, at = i % format::pieces * 16;
+        const int64_t row = row0 + r < w.rows ? row0 + r : w.rows - 1;
+        const uint8_t *from = pf_row_of(w, matrix, row) + c0 * format::bytes + at;
+        uint8_t *to = stage + r * format::stride + at;
+        if (at + 16 <= bytes && pf_aligned(from, 16)) {
+            *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
+        } else {
+            for (int k = 0; k < 16 && at + k < bytes; ++k) to[k] = from[k];
+        }
+    }
+}
+
+/* Four bytes of a row in shared memory from any offset. */
+PF_DEV uint32_t staged_word(const uint8_t *row, int offset) {
+    const uint32_t *at = reinterpret_cast<const uint32_t *>(row) + offset / 4;
+    return __funnelshift_r(at[0], at[1], (uint32_t)(offset % 4) * 8u);
+}
+
+/* Of four e2m1 codes, in the low four nibbles of code, the doubled values. */
+PF_DEV uint32_t doubled_values(uint32_t code) {
+    const uint32_t magnitude = code & 0x7777u;
+    const uint32_t plus = __byte_perm(0x03020100u, 0x0c080604u, magnitude);
+    const uint32_t minus = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, magnitude);
+    return __byte_perm(plus, minus, 0x3210u | (code & 0x8888u) >> 1);
+}
+
+/* The lane's 8 integers of block b (low: the first half's) and the block's scale. */
+template <int TYPE> PF_DEV float block_weights(const uint8_t *row, int b, int l, int *low, int *high) {
+    if (TYPE == PF_Q8_0) {
+        row += b / 2 * 2 * PF_Q8_0_BYTES; /* two blocks are a multiple of 4 bytes */
+        const int at = b % 2 * PF_Q8_0_BYTES;
+        *low = (int)staged_word(row, at + 2 + 4 * l);
+        *high = (int)staged_word(row, at + 18 + 4 * l);
+        return pf_of_f16(row[at] | (uint32_t)row[at + 1] << 8);
+    }
+    const int at = b * PF_MXFP4_BYTES;
+    const uint32_t codes = staged_word(row, at + 1 + 4 * l);
+    const uint32_t first = doubled_values(codes), second = doubled_values(codes >> 16); /* low, high, low, high */
+    *low = (int)__byte_perm(first, second, 0x6420u);
+    *high = (int)__byte_perm(first, second, 0x7531u);
+    return __uint_as_float((uint32_t)row[at] << 23);
+}
+
+template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds__(THREADS) q16_kernel(pf_matmul m) {
+    typedef block_format<TYPE> format;
+    struct memory { uint4 stage[WARPS][2 * ROWS][format::stride / 16]; };
+    PF_SHARED(memory, shared);
+    const span group = group_of(m, blockIdx.y);
+    const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * 2 * ROWS;
+    const int64_t cols = m.w.cols, n_block = cols / PF_BLOCK;
+    const int lane = pf_lane(), half = lane / 16, quarter = lane % 16 / 4, l = lane % 4;
+    uint8_t *stage = reinterpret_cast<uint8_t *>(shared.stage[pf_warp()]);
+    const uint8_t *mine = stage + half * ROWS * format::stride;
+    if (row0 >= m.w.rows) return; /* a whole warp; nobody waits for the block */
+    for (int64_t i0 = group.begin + blockIdx.z * TOKENS; i0 < group.end; i0 += (int64_t)gridDim.z * TOKENS) {
+        const uint8_t *x[TOKENS];
+        float sum[ROWS][TOKENS];
+PF_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            x[t] = act_of(m, i0 + t, group.end);
+PF_UNROLL
+            for (int r = 0; r < ROWS; ++r) sum[r][t] = 0.0f;
+        }
+        for (int64_t c0 = 0; c0 < n_block; c0 += CHUNK) {
+            stage_rows<TYPE, 2 * ROWS>(m.w, group.matrix, row0, c0, stage);
+            __syncwarp();
+            for (int b = quarter; b < CHUNK && c0 + b < n_block; b += 4) {
+                const int64_t block = c0 + b;
+                int low[ROWS], high[ROWS];
+                float scale[ROWS];
+PF_UNROLL
+                for (int r = 0; r < ROWS; ++r) {
+                    scale[r] = block_weights<TYPE>(mine + r * format::stride, b, l, &low[r], &high[r]);
+                }
+PF_UNROLL
+                for (int t = 0; t < TOKENS; ++t) {
+                    const int *hi = reinterpret_cast<const int *>(x[t] + block * PF_BLOCK) + l;
+                    const int *lo = reinterpret_cast<const int *>(x[t] + cols + block * PF_BLOCK) + l;
+                    const float d = reinterpret_cast<const float *>(x[t] + 2 * cols)[block];
+                    const int h0 = hi[0], h1 = hi[4], l0 = lo[0], l1 = lo[4];
+PF_UNROLL
+                    for (int r = 0; r < ROWS; ++r) {
+                        const int products = 254 * __dp4a(low[r], h0, __dp4a(high[r], h1, 0)) +
+                                             __dp4a(low[r], l0, __dp4a(high[r], l1, 0));
+                        const float whole = (float)(TYPE == PF_MXFP4 ? 256 * products : products);
+                        sum[r][t] = fmaf(whole, scale[r] * d, sum[r][t]);
+                    }
+                }
+            }
+            __syncwarp();
+        }
+PF_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+PF_UNROLL
+            for (int t = 0; t < TOKENS; ++t) {
+                float v = sum[r][t];
+                for (int mask = 8; mask > 0; mask /= 2) v += pf_shfl_xor(v, mask); /* within half a warp */
+                if (TYPE == PF_MXFP4) v *= 0x1p-9f;
+                const int64_t row = row0 + half * ROWS + r;
+                if (lane % 16 == 0 && row < m.w.rows && i0 + t < group.end) m.y[(i0 + t) * m.ldy + row] = v;
+            }
+        }
+    }
+}
+
+/* ---- Launching ---- */
+
+template <int TYPE, int ROWS, int TOKENS> static void launch(const pf_exec *ex, const pf_matmul &m, bool q16) {
+    const bool grouped = m.groups.matrix != nullptr;
+    const int64_t rows = m.w.rows, tile = WARPS * ROWS * (q16 ? 2 : 1), most = grouped ? m.groups.rows : m.n;
+    const dim3 grid((unsigned)pf_div_up(rows, tile), (unsigned)(grouped ? m.groups.most_groups : 1),
+                    (unsigned)pf_least(64, pf_div_up(most, TOKENS)));
+    if (q16) {
+        if constexpr (TYPE == PF_Q8_0 || TYPE == PF_MXFP4) {
+            PF_LAUNCH((q16_kernel<TYPE, ROWS, TOKENS>), grid, THREADS, 0, pf_device_of(ex)->stream, m);
+        }
+    } else {
+        PF_LAUNCH((f32_kernel<TYPE, ROWS, TOKENS>), grid, THREADS, 0, pf_device_of(ex)->stream, m);
+    }
+}
+
+/* Few rows are spread over more warps; it changes no result. */
+template <int TYPE> static void launch_type(const pf_exec *ex, const pf_matmul &m) {
+    const bool grouped = m.groups.matrix != nullptr;
+    const int64_t most = grouped ? m.groups.rows : m.n, groups = grouped ? m.groups.most_groups : 1;
+    const bool few = m.w.rows * groups < 32 * (int64_t)pf_device_of(ex)->n_sm * WARPS;
+    if (most > 1) launch<TYPE, 4, 4>(ex, m, m.q16);
+    else if (few) launch<TYPE, 1, 1>(ex, m, m.q16);
+    else launch<TYPE, 4, 1>(ex, m, m.q16);
+}
+
+void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
+    switch (m.w.type) {
+    case PF_F32: return launch_type<PF_F32>(ex, m);
+    case PF_F16: return launch_type<PF_F16>(ex, m);
+    case PF_BF16: return launch_type<PF_BF16>(ex, m);
+    case PF_Q8_0: return launch_type<PF_Q8_0>(ex, m);
+    case PF_MXFP4: return launch_type<PF_MXFP4>(ex, m);
+    default: return launch_type<PF_FP8>(ex, m);
+    }
+}
+
+pf_status pf_cuda_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
+                         int64_t ldy) {
+    pf_scratch scratch(ex);
+    pf_matmul m = {};
+    pf_status status;
+    m.w = *w;
+    m.n = n_token;
+    m.y = y;
+    m.ldy = ldy;
+    m.q16 = pf_takes_q16(ex, w);
+    m.act = reinterpret_cast<const uint8_t *>(x);
+    m.act_stride = ldx * (int64_t)sizeof(float);
+    uint8_t *quantized = nullptr;
+    if (m.q16) {
+        m.act_stride = pf_q16_row_bytes(w->cols);
+        m.act = quantized = scratch.take<uint8_t>(n_token * m.act_stride);
+        if (!quantized) return PF_ERR_MEMORY;
+    }
+    if (!pf_may_launch(ex, &status)) return status;
+    if (m.q16) pf_quantize_launch(ex, x, ldx, n_token, w->cols, nullptr, quantized);
+    pf_matmul_launch(ex, m);
+    return pf_launched();
+}

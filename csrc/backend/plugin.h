@@ -1,0 +1,72 @@
+/* Device backends as plugin libraries: what libpyflash and libpyflash_<kind> tell each other.
+ *
+ * A plugin lies beside libpyflash, exports the one function pf_plugin_query, and links nothing of libpyflash. It loads
+ * on machines without its device or driver, and then says why it is unusable.
+ *
+ * An operation of a device's table (backend.h) takes its data where the device reads it: every pointer to weights,
+ * activations, cache rows, ids and parameters is one that pf_plugin.alloc gave, and so is all memory of pf_exec.arena.
+ * Only the argument structs themselves are in host memory, and are read before the operation returns. Operations are
+ * queued in order; what one of them found wrong (PF_ERR_INTERNAL, PF_ERR_DEVICE) may be told by a later call, by
+ * synchronize at the latest. */
+#ifndef PF_BACKEND_PLUGIN_H
+#define PF_BACKEND_PLUGIN_H
+
+#include "backend/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PF_PLUGIN_ABI 1
+
+/* What a plugin calls of libpyflash. */
+typedef struct pf_plugin_host {
+    uint32_t struct_size;
+    int32_t abi; /* PF_PLUGIN_ABI */
+    void *(*arena_alloc)(pf_arena *arena, size_t bytes);
+    size_t (*arena_mark)(const pf_arena *arena);
+    void (*arena_reset)(pf_arena *arena, size_t mark);
+} pf_plugin_host;
+
+typedef struct pf_device pf_device; /* one opened device; one thread at a time */
+
+typedef struct pf_plugin {
+    uint32_t struct_size;
+    int32_t abi;         /* PF_PLUGIN_ABI */
+    const char *kind;    /* "cuda" */
+    const char *problem; /* why nothing can be used here, one line; NULL when at least one device can */
+    int32_t n_device;
+
+    pf_status (*describe)(int32_t index, pf_device_info *info, pf_error *err);
+    pf_status (*open)(int32_t index, pf_device **out, pf_error *err);
+    void (*close)(pf_device *device);
+    const pf_backend *(*backend)(pf_device *device); /* lives as long as the device */
+
+    /* Memory of the device, aligned to 256 bytes; NULL when there is not enough. */
+    void *(*alloc)(pf_device *device, size_t bytes);
+    void (*free)(pf_device *device, void *memory);
+    /* In order with the operations. upload returns when `from` has been read, download when `to` has been written. */
+    pf_status (*upload)(pf_device *device, void *to, const void *from, size_t bytes);
+    pf_status (*download)(pf_device *device, void *to, const void *from, size_t bytes);
+    /* Waits for all operations; the first thing that went wrong since the last call. */
+    pf_status (*synchronize)(pf_device *device, pf_error *err);
+
+    /* While set, operations add *position, an int64 in device memory, to the `position` or `first` that their arguments
+     * give, so that a recorded sequence of operations can be replayed for the next token. (For pools it must point to
+     * the number of rows: another one than for positions.) NULL: nothing is added. */
+    void (*set_base)(pf_device *device, const int64_t *position);
+} pf_plugin;
+
+/* The plugin's table, static storage; NULL when host is not of a version that it knows. */
+typedef const pf_plugin *(*pf_plugin_query_fn)(const pf_plugin_host *host);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- libpyflash's side (plugin.c) ---- */
+
+/* Loads libpyflash_<kind> from the folder of libpyflash, once a process. DEVICE says why it cannot be. */
+pf_status pf_plugin_load(const char *kind, const pf_plugin **out, pf_error *err);
+
+#endif

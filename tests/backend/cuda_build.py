@@ -1,0 +1,75 @@
+"""Builds the CUDA backend without CUDA: its kernels over the emulation of cuda_emulation.h, by a C++ compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from . import c_build
+
+CUDA = c_build.CSRC / "backend" / "cuda"
+INCLUDE = [f"-I{c_build.CSRC}", f"-I{c_build.CSRC / 'include'}", f"-I{c_build.HERE}"]
+FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-strict-aliasing",
+         "-U_FORTIFY_SOURCE", "-DPF_CUDA_EMULATED", "-DPF_STATIC", *INCLUDE]  # fmt: skip
+GATE = ["gate.c", "gate_linear.c", "gate_model.c", "gate_cuda.c"]
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in CUDA.glob("*.cu") if not path.name.startswith("bench_"))
+
+
+def cxx() -> str:
+    """The C++ compiler to use; skips the test where there is none, or where fibers have not been tried."""
+    if platform.system() != "Linux" or not (c_build.X86 or c_build.ARM64):
+        pytest.skip("the emulation of CUDA is for Linux on x86-64 or arm64")
+    for name in [os.environ.get("CXX"), "c++", "g++", "clang++"]:
+        if name and shutil.which(name):
+            return name
+    pytest.skip("no C++ compiler (set CXX)")
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def emulated_objects(folder: Path) -> list[Path]:
+    """The plugin's objects, with the emulation."""
+    compiler = cxx()
+
+    def compile_one(source: Path) -> Path:
+        out = folder / f"{source.name}.o"
+        run(compiler, *FLAGS, "-x", "c++", "-c", source, "-o", out)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, [*sources(), c_build.HERE / "cuda_emulation.cpp"]))
+
+
+def gate(folder: Path, objects: list[Path]) -> Path:
+    """The gate's program over the emulation."""
+    cc, program = c_build.compiler(), folder / "gate_cuda"
+    flags = [*c_build.FLAGS, "-O2", *c_build.WARNINGS, *INCLUDE, "-DPF_GATE_TOOLS_ONLY", "-DPF_CUDA_EMULATED"]
+
+    def compile_one(source: Path) -> Path:
+        out = folder / f"{source.name}.o"
+        run(cc, *flags, *c_build.isa_flags(source, "native"), "-c", source, "-o", out)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        own = list(pool.map(compile_one, c_build.sources(GATE)))
+    run(cxx(), "-pthread", *own, *objects, "-o", program, "-lm")
+    return program
+
+
+def plugin(folder: Path, objects: list[Path]) -> Path:
+    """The plugin library over the emulation, under the real one's name."""
+    library = folder / "libpyflash_cuda.so"
+    run(cxx(), "-shared", *objects, "-o", library)
+    return library

@@ -1,0 +1,183 @@
+/* CUDA as far as csrc/backend/cuda uses it, for the host's compiler (PF_CUDA_EMULATED; C++17, x86-64 or arm64 Linux).
+ *
+ * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only. This
+ * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
+ * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
+ * speed. What would hang or be undefined on a device ends the program with a message: lanes that part at a shuffle,
+ * a thread that leaves before a barrier, a vector load from an odd address. */
+#ifndef PF_TESTS_CUDA_EMULATION_H
+#define PF_TESTS_CUDA_EMULATION_H
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+/* ---- Language ---- */
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((unused))
+#define __launch_bounds__(...)
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint2 {
+    uint32_t x, y;
+};
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+struct float4 {
+    float x, y, z, w;
+};
+
+namespace emulated {
+extern uint3 thread, block;
+extern dim3 block_size, grid_size;
+
+void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &kernel);
+void block_barrier();
+void warp_barrier();
+/* What lane `from` of this warp gave; all lanes call it. */
+uint64_t exchange(uint64_t value, unsigned from);
+/* This block's memory, filled with garbage at its start. */
+void *shared_variable(size_t bytes);
+void *dynamic_shared();
+[[noreturn]] void fail(const char *what);
+} // namespace emulated
+
+#define threadIdx (emulated::thread)
+#define blockIdx (emulated::block)
+#define blockDim (emulated::block_size)
+#define gridDim (emulated::grid_size)
+
+#define PF_LAUNCH(kernel, grid, threads, shared, stream, ...)                                  \
+    do {                                                                                       \
+        (void)(stream);                                                                        \
+        emulated::launch((grid), (threads), (size_t)(shared), [=]() { (kernel)(__VA_ARGS__); }); \
+    } while (0)
+#define PF_UNROLL
+#define PF_SHARED(type, name) type &name = *static_cast<type *>(emulated::shared_variable(sizeof(type)))
+#define PF_DYNAMIC(name) uint8_t *name = static_cast<uint8_t *>(emulated::dynamic_shared())
+
+/* ---- Intrinsics ---- */
+
+static inline void __syncthreads() { emulated::block_barrier(); }
+static inline void __syncwarp() { emulated::warp_barrier(); }
+static inline void __threadfence() {}
+
+template <typename T> static inline T __shfl_sync(unsigned, T v, int from) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &v, sizeof v);
+    bits = emulated::exchange(bits, (unsigned)from & 31u);
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+template <typename T> static inline T __shfl_xor_sync(unsigned mask, T v, int with) {
+    return __shfl_sync(mask, v, (int)((emulated::thread.x & 31u) ^ (unsigned)with));
+}
+/* Lanes below delta keep their own. */
+template <typename T> static inline T __shfl_up_sync(unsigned mask, T v, unsigned delta) {
+    const unsigned lane = emulated::thread.x & 31u;
+    return __shfl_sync(mask, v, (int)(lane >= delta ? lane - delta : lane));
+}
+static inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    unsigned votes = (predicate ? 1u : 0u) << (emulated::thread.x & 31u);
+    for (int with = 16; with > 0; with /= 2) votes |= __shfl_xor_sync(mask, votes, with);
+    return votes;
+}
+
+template <typename T> static inline T atomicAdd(T *at, T v) {
+    const T before = *at;
+    *at = before + v;
+    return before;
+}
+static inline int atomicExch(int *at, int v) {
+    const int before = *at;
+    *at = v;
+    return before;
+}
+
+static inline int __popc(unsigned v) { return __builtin_popcount(v); }
+static inline float __uint_as_float(uint32_t bits) {
+    float v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+static inline uint32_t __float_as_uint(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+static inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; ++i) c += (int8_t)((uint32_t)a >> 8 * i) * (int8_t)((uint32_t)b >> 8 * i);
+    return c;
+}
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
+    const uint64_t bytes = (uint64_t)y << 32 | x;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; ++i) out |= (uint32_t)(bytes >> 8 * (s >> 4 * i & 7u) & 0xffu) << 8 * i;
+    return out;
+}
+static inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+    return (uint32_t)(((uint64_t)high << 32 | low) >> (shift & 31u));
+}
+template <typename T> static inline T min(T a, T b) { return b < a ? b : a; }
+template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
+
+/* ---- Runtime ---- */
+
+typedef int cudaError_t;
+typedef int cudaStream_t;
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, CUDART_VERSION = 0 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum { cudaStreamNonBlocking = 1 };
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem;
+};
+
+static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+static inline const char *cudaGetErrorString(cudaError_t) { return "out of memory"; }
+static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
+    *out = cudaDeviceProp{"emulation", 9, 0, 3, (size_t)1 << 30};
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
+    return *free = *total = (size_t)1 << 30, cudaSuccess;
+}
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) { return *out = 1, cudaSuccess; }
+static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *, int, int) { return cudaSuccess; }
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes) {
+    void *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!memory) return cudaErrorMemoryAllocation;
+    std::memset(memory, 0xff, bytes);
+    *out = static_cast<T *>(memory);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaFree(void *memory) { return std::free(memory), cudaSuccess; }
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
+    return std::memcpy(to, from, n), cudaSuccess;
+}
+static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t) {
+    return std::memset(to, value, n), cudaSuccess;
+}
+
+#endif
