@@ -34,7 +34,7 @@ def test_texts_are_as_long_as_they_are_called(base: dict[str, measure.Result], m
     for name, result in base.items():
         if n_tokens := measure.ROWS[name].n_tokens:
             lengths = [len(prompt) for prompt in measure.prompts_of(result.examples, model.tokenizer)]
-            assert 0.95 * n_tokens < min(lengths) and max(lengths) <= n_tokens
+            assert 0.95 * n_tokens < min(lengths) and max(lengths) < 1.02 * n_tokens
 
 
 def test_chat_gives_the_same_answers(base: dict[str, measure.Result], model: pyflash.Model) -> None:
