@@ -132,7 +132,7 @@ def test_closed_pipe_ends_quietly(tmp_path: Path, tiny_model: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed(tmp_path: Path, tiny_model: Path, closed: str) -> None:
-    command = " ".join([*COMMAND, "run", str(tiny_model), "Hi", "-n", "3", closed])
+    command = " ".join([*COMMAND, "run", str(tiny_model), "Hi", "-n", "8", "--seed", "1", closed])
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 0 and done.stderr == b""
     assert bool(done.stdout) == (" >&-" not in f" {closed}")
