@@ -16,7 +16,8 @@ from . import c_build
 CUDA = c_build.CSRC / "backend" / "cuda"
 INCLUDE = [f"-I{c_build.CSRC}", f"-I{c_build.CSRC / 'include'}", f"-I{c_build.HERE}"]
 FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-strict-aliasing",
-         "-U_FORTIFY_SOURCE", "-DPF_CUDA_EMULATED", "-DPF_STATIC", *INCLUDE]  # fmt: skip
+         "-U_FORTIFY_SOURCE", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-DPF_CUDA_EMULATED",
+         "-DPF_STATIC", *INCLUDE]  # fmt: skip
 GATE = ["gate.c", "gate_linear.c", "gate_model.c", "gate_cuda.c"]
 
 

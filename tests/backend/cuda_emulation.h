@@ -4,7 +4,7 @@
  * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
  * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
  * speed. What would hang or be undefined on a device ends the program with a message: lanes that part at a shuffle,
- * a thread that leaves before a barrier, a vector load from an odd address. */
+ * a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
 #define PF_TESTS_CUDA_EMULATION_H
 
@@ -31,13 +31,13 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct uint2 {
+struct alignas(8) uint2 {
     uint32_t x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
 
