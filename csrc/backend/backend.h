@@ -83,7 +83,7 @@ typedef struct pf_exec {
     const atomic_int *cancel; /* non-zero: stop soon and return PF_ERR_CANCELLED; may be NULL */
     bool dry;                /* operations take their scratch and compute nothing, to learn how much that is */
     bool exact;              /* float32 activations; otherwise quantised weights get integer ones */
-    bool int8;               /* these have 8 bits instead of 16 */
+    bool int8;               /* these have 8 bits instead of 16, where the backend has such products */
 } pf_exec;
 
 /* mHC parameters of one site; float32. */
