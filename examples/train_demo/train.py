@@ -1,4 +1,4 @@
-"""Trains the demonstration model from nothing: `python train.py OUT --preset cpu --minutes 90 --processes 2`.
+"""Trains the demonstration model from nothing: `python train.py OUT --preset cpu --steps 3400 --processes 2`.
 
 One process a core (or one for a GPU), gradients averaged. OUT gets `state.pt` to go on from (--resume), `log.csv`, and
 in the end a checkpoint in the official layout.
@@ -100,7 +100,9 @@ class Worker:
         return self.seconds_before + time.monotonic() - self.start
 
     def progress(self) -> float:
-        """The first process's clock decides, so that all agree."""
+        """0 to 1. Of a time, the first process's clock decides, so that all agree."""
+        if self.options.minutes is None:
+            return self.step / self.options.steps
         value = torch.tensor([self.seconds() / (60 * self.options.minutes)])
         if self.world > 1:
             dist.broadcast(value, 0)
@@ -200,7 +202,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder with tokenizer.json of tokenizer.py; gets everything")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--config", help="a config.json object instead of a preset")
-    parser.add_argument("--minutes", type=float, default=90)
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--steps", type=int, default=3400)
+    extent.add_argument("--minutes", type=float, help="as many steps as fit, instead")
     parser.add_argument("--tokens", type=int, default=2048, help="of one step in one process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each process")

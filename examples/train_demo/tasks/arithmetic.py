@@ -10,6 +10,7 @@ from typing import Any
 from tasks.common import Example, assistant, check_options, held_back, system, user, vary
 from tasks.words import NAMES
 
+NEAR_SHARE = 0.1  # of the sums without thinking: 83 - 77 is the hardest kind
 _PLACES = ("Ones", "Tens", "Hundreds", "Thousands")
 Sum = tuple[int, str, int]
 
@@ -158,9 +159,12 @@ def is_held_back(a: int, op: str, b: int) -> bool:
 
 
 def draw_sum(rng: random.Random, split: str, think: str) -> Sum:
-    """Two operands and the sign between them, from the split."""
+    """Two operands and the sign between them, from the split; in training small differences more often."""
     while True:
         operands = _draw_operands(rng, think)
+        if split == "train" and think == "off" and rng.random() < NEAR_SHARE:
+            a = rng.randint(10, 99)
+            operands = a, "-", a - rng.randint(0, 10)
         if is_held_back(*operands) == (split == "test"):
             return operands
 
