@@ -89,9 +89,7 @@ static const pf_gemm_fn *gemm_of(const pf_cpu_kernels *k, pf_acts_form form) {
 static pf_quantize_fn quantizer_of(const pf_cpu_kernels *k, pf_acts_form form) {
     return form == PF_ACTS_Q8 ? k->quantize_q8 : k->quantize_q16;
 }
-static int64_t bytes_of(pf_acts_form form, int64_t n) {
-    return form == PF_ACTS_Q8 ? pf_q8_bytes(n) : pf_q16_bytes(n);
-}
+static int planes_of(pf_acts_form form) { return form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES; }
 static const char *const form_names[] = {[PF_ACTS_F32] = "f32", [PF_ACTS_Q16] = "q16", [PF_ACTS_Q8] = "q8"};
 
 static void run_product(const product *p, const pf_cpu_kernels *k, pf_gemm *g, int64_t begin, int64_t end) {
@@ -161,12 +159,16 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     const bool quantised = form != PF_ACTS_F32;
     const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
     const int64_t stride = quantised ? pf_acts_stride(form, cols) : cols * 4;
-    buffer act = quantised ? gate_aligned((n - 1) * stride + bytes_of(form, cols)) : gate_buffer(n * stride, AT_END);
+    const int64_t row_bytes = quantised ? pf_int_row_bytes(planes_of(form), cols) : stride;
+    buffer act = quantised ? gate_aligned((n - 1) * stride + row_bytes) : gate_buffer(n * stride, AT_END);
+    buffer act0 = gate_aligned((n - 1) * stride + row_bytes); /* scalar's: a set may order the integers in its own way */
     float *plain = malloc((size_t)cols * sizeof *plain), *magnitude = calloc((size_t)(n * ld), sizeof *magnitude);
     if (!plain || !magnitude) exit(2);
     for (int64_t t = 0; t < n; ++t) {
-        if (quantised) quantizer_of(scalar, form)(x + t * cols, cols, 0, cols, act.data + t * stride);
+        if (quantised) quantizer_of(k, form)(x + t * cols, cols, 0, cols, act.data + t * stride);
         else memcpy(act.data + t * stride, x + t * cols, (size_t)stride);
+        if (quantised) quantizer_of(scalar, form)(x + t * cols, cols, 0, cols, act0.data + t * stride);
+        else memcpy(act0.data + t * stride, x + t * cols, (size_t)stride);
     }
     for (int64_t r = 0; !quantised && r < rows; ++r) {
         scalar->dequant[kind](&w->w, matrix, r, plain);
@@ -183,6 +185,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     run_product(&p, k, &g, begin, end);
     pf_gemm g0 = g;
     g0.y = y0.y;
+    g0.act = act0.data;
     run_product(&p, scalar, &g0, begin, end);
     bool clean = gate_output_intact(&y);
     double worst = 0.0;
@@ -204,6 +207,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     gate_output_free(&y);
     gate_output_free(&y0);
     gate_free(&act);
+    gate_free(&act0);
     free(plain);
     free(magnitude);
 }
@@ -242,7 +246,7 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
  * there. */
 static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     enum { COLS = 1024, ROWS = 33, N = 8 };
-    const float low_plane = (float)(PF_Q16_BASE * 126 + 127) / (float)PF_Q16_MAX;
+    const float low_plane = (float)(PF_INT_BASE * 126 + 127) / (float)PF_Q16_MAX;
     for (int form = 0; form < 4; ++form) {
         const int kind = form < 2 ? PF_W_Q8_0 : PF_W_MXFP4;
         gate_context("%s gemm_%s, largest products, form %d", k->name, form_names[acts], form);
@@ -291,14 +295,14 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, p
 static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-38f, 3e38f, -3e38f, INFINITY, NAN, 0.5f, 127.0f,
                                     63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
-    const bool q8 = acts == PF_ACTS_Q8;
-    const int32_t most = q8 ? PF_Q8_MAX : PF_Q16_MAX;
+    const int planes = planes_of(acts);
+    const int32_t most = acts == PF_ACTS_Q8 ? PF_Q8_MAX : PF_Q16_MAX;
     const pf_quantize_fn fn = quantizer_of(k, acts);
     for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {
         for (int form = 0; form < 6; ++form) {
             gate_context("%s quantize_%s of %lld, form %d", k->name, form_names[acts], (long long)n, form);
             buffer in = gate_buffer(n * 4, AT_END);
-            const int64_t bytes = bytes_of(acts, n), padded = q8 ? pf_q8_padded(n) : pf_q16_padded(n);
+            const int64_t bytes = pf_int_row_bytes(planes, n), padded = pf_int_padded(n);
             buffer out = gate_aligned(bytes), want = gate_aligned(bytes);
             float *x = (float *)(void *)in.data;
             gate_floats(x, n, form == 0 ? 1.0f : form == 1 ? 1e35f : 10.0f);
@@ -313,23 +317,29 @@ static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
             gate_poison(&want);
             fn(x, n, 0, n, out.data);
             quantizer_of(scalar, acts)(x, n, 0, n, want.data);
-            const int64_t codes = q8 ? padded : 2 * padded, n_scale = q8 ? padded / 32 : padded / 8;
-            const float *scales = (const float *)(void *)(out.data + codes);
-            CHECK(memcmp(out.data, want.data, (size_t)codes) == 0, "codes");
-            CHECK(gate_same(scales, (const float *)(void *)(want.data + codes), n_scale), "scales");
-            const int64_t rest = codes + 4 * n_scale; /* the sums of q8 */
-            CHECK(memcmp(out.data + rest, want.data + rest, (size_t)(bytes - rest)) == 0, "sums");
+            const int64_t n_scale = padded / 32, rest = planes * padded + 4 * n_scale;
+            const bool words = acts == PF_ACTS_Q16 && k->q16_words;
+            bool codes = true;
+            for (int64_t i = 0; i < padded; ++i) {
+                const int32_t v = words ? pf_int_get_word(out.data, n, i) : pf_int_get(out.data, planes, n, i);
+                codes = codes && v == pf_int_get(want.data, planes, n, i);
+            }
+            CHECK(codes, "codes");
+            CHECK(gate_same(pf_int_scales(out.data, planes, n), pf_int_scales(want.data, planes, n), n_scale), "scales");
+            CHECK(words || memcmp(out.data + rest, want.data + rest, (size_t)(bytes - rest)) == 0, "sums");
             bool range = true, sums_right = true;
-            for (int64_t block = 0; block < padded / 32; ++block) {
+            for (int64_t i = 0; i < padded; ++i) {
+                const int32_t v = pf_int_get(want.data, planes, n, i);
+                range = range && (i < n ? v >= -most && v <= most : v == 0);
+            }
+            for (int64_t each = 0; each < planes * padded / 32; ++each) {
+                const int64_t plane = each / (padded / 32), block = each % (padded / 32);
+                const int8_t *values = (const int8_t *)want.data + plane * padded + pf_int_place(block);
                 int32_t sums[2] = {0, 0};
                 int16_t stored[2];
-                for (int64_t i = 32 * block; i < 32 * (block + 1); ++i) {
-                    const int32_t v = q8 ? pf_q8_get(out.data, i) : pf_q16_get(out.data, n, i);
-                    range = range && (i < n ? v >= -most && v <= most : v == 0);
-                    sums[i % 4 / 2] += v;
-                }
-                memcpy(stored, out.data + rest + (q8 ? 4 * block : 0), q8 ? sizeof stored : 0);
-                for (int i = 0; q8 && i < 2; ++i) sums_right = sums_right && stored[i] == -PF_Q8_BIAS * sums[i];
+                for (int i = 0; i < 32; ++i) sums[i % 4 / 2] += values[i / 4 * PF_INT_QUADS + i % 4];
+                memcpy(stored, pf_int_sums(want.data, planes, n, (int)plane) + 4 * block, sizeof stored);
+                for (int i = 0; i < 2; ++i) sums_right = sums_right && stored[i] == -PF_INT_BIAS * sums[i];
             }
             CHECK(range, "a value out of range, or not zero behind the last");
             CHECK(sums_right, "the sums are not those of the values");

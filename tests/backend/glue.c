@@ -78,11 +78,12 @@ GLUE void glue_hadamard(const char *isa, float *x, int64_t rows, int64_t n) {
 /* values [n], scales [n / 32] */
 GLUE void glue_quantize_q16(const char *isa, const float *x, int64_t n, int32_t *values, float *scales) {
     pf_exec ex = open_exec(isa);
-    void *row = pf_alloc((size_t)pf_q16_bytes(n));
+    void *row = pf_alloc((size_t)pf_int_row_bytes(PF_Q16_PLANES, n));
     if (!row) abort();
     pf_cpu_kernels_of(&ex)->quantize_q16(x, n, 0, n, row);
-    for (int64_t i = 0; i < n; ++i) values[i] = pf_q16_get(row, n, i);
-    for (int64_t b = 0; b < n / 32; ++b) scales[b] = pf_q16_scales(row, n)[4 * b];
+    const bool words = pf_cpu_kernels_of(&ex)->q16_words;
+    for (int64_t i = 0; i < n; ++i) values[i] = words ? pf_int_get_word(row, n, i) : pf_int_get(row, PF_Q16_PLANES, n, i);
+    for (int64_t b = 0; b < n / 32; ++b) scales[b] = pf_int_scales(row, PF_Q16_PLANES, n)[b];
     pf_free(row);
     close_exec(&ex);
 }

@@ -13,8 +13,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/fp4.h"
-#include "backend/cpu/q16.h"
-#include "backend/cpu/q8.h"
+#include "backend/cpu/int_acts.h"
 
 /* One block of a matrix product: rows [row_begin, row_end) of one matrix times n activation rows.
  *   v = W[row] . act[in_rows ? in_rows[i] : i]
@@ -22,7 +21,7 @@
 typedef struct pf_gemm {
     const pf_weight *w;
     int64_t matrix;        /* which of w->count */
-    const uint8_t *act;    /* float [cols], or a row of q16.h or q8.h (64-byte aligned), act_stride bytes apart */
+    const uint8_t *act;    /* float [cols], or a row of int_acts.h (64-byte aligned), act_stride bytes apart */
     int64_t act_stride;
     int64_t n;
     const int32_t *in_rows, *out_rows; /* NULL: identity */
@@ -77,6 +76,7 @@ typedef struct pf_cpu_kernels {
     /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 or q8 row; where end is n, the zeros
      * behind them too. */
     pf_quantize_fn quantize_q16, quantize_q8;
+    bool q16_words; /* how this set keeps q16 */
 
     /* Cache rows to float [width]. */
     void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);

@@ -8,11 +8,13 @@
 
 #include <string.h>
 
+#define PF_INT_WORDS /* products of 16 bits need fewer instructions here than two of 8 */
+
 /* ---- Floats ------------------------------------------------------------------------------------------------ */
 
 typedef __m256 pf_vec;
 enum { PF_VEC_LANES = 8, PF_VECS = 4, TILE_TOKENS = 3, SUM_VECS = 2, FP4_HEADS = 3 };
-enum { Q16_ROWS_ALONE = 1, Q16_ROWS = 2, Q8_ROWS = 1 };
+enum { Q16_ROWS = 1, Q8_ROWS = 1 };
 static inline __m256 pf_vec_zero(void) { return _mm256_setzero_ps(); }
 static inline __m256 pf_vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256i first_lanes(int64_t n) {
@@ -100,7 +102,6 @@ static inline __m256i pf_ivec_table(__m128i bytes) { return _mm256_broadcastsi12
 static inline __m256i pf_ivec_lookup(__m256i table, __m256i i) { return _mm256_shuffle_epi8(table, i); }
 static inline __m256i pf_ivec_low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 static inline __m256i pf_ivec_high_nibbles(__m256i v) { return pf_ivec_low_nibbles(_mm256_srli_epi16(v, 4)); }
-static inline __m256i pf_ivec_upper_bytes(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi16(-256)); }
 PF_INLINE __m256i pf_ivec_left(__m256i v, int n) { return _mm256_slli_epi32(v, n); }
 static inline __m256i pf_ivec_left_byte(__m256i v) { return _mm256_slli_epi16(v, 8); }
 static inline __m256i pf_ivec_right_byte(__m256i v) { return _mm256_srai_epi16(v, 8); }
@@ -108,9 +109,6 @@ static inline __m256i pf_ivec_low_words(__m256i a, __m256i b) { return _mm256_un
 static inline __m256i pf_ivec_high_words(__m256i a, __m256i b) { return _mm256_unpackhi_epi32(a, b); }
 static inline __m256i pf_ivec_low_pairs(__m256i a, __m256i b) { return _mm256_unpacklo_epi64(a, b); }
 static inline __m256i pf_ivec_high_pairs(__m256i a, __m256i b) { return _mm256_unpackhi_epi64(a, b); }
-static inline __m256i pf_ivec_of_bytes(const uint64_t *v) {
-    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)v[0]));
-}
 static inline __m256i pf_ivec_q8_0(__m256i v) { return v; }
 static inline __m256 pf_vec_of_halves(const uint64_t *v) {
     return _mm256_cvtph_ps(_mm_set_epi64x((int64_t)v[1], (int64_t)v[0]));
@@ -119,32 +117,26 @@ static inline __m256 pf_vec_of_ints(__m256i v) { return _mm256_cvtepi32_ps(v); }
 static inline __m256i pf_vec_round(__m256 v) { return _mm256_cvtps_epi32(v); }
 static inline __m256 pf_vec_of_bits(__m256i v) { return _mm256_castsi256_ps(v); }
 
-PF_INLINE __m256i pf_ivec_dot4(const __m256i *w, const uint8_t *at, int64_t stride) {
-    const __m256i a = _mm256_madd_epi16(w[0], load256(at)), b = _mm256_madd_epi16(w[1], load256(at + stride));
-    const __m256i c = _mm256_madd_epi16(w[2], load256(at + 2 * stride));
-    const __m256i d = _mm256_madd_epi16(w[3], load256(at + 3 * stride));
-    return _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
-}
-
 PF_INLINE __m256i blocks_16bytes(const uint8_t *at, int64_t stride, int n) {
     if (n < 2) return _mm256_inserti128_si256(_mm256_setzero_si256(), load128(at), 0);
     return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(at)), load128(at + stride), 1);
 }
 
-PF_INLINE __m256 blocks_halves(const uint8_t *at, int64_t stride, int n) {
-    const __m128i a = _mm_set1_epi16((int16_t)pf_load_u16(at));
-    const __m128i b = n < 2 ? _mm_setzero_si128() : _mm_set1_epi16((int16_t)pf_load_u16(at + stride));
-    return _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b));
-}
-
-PF_INLINE __m256i blocks_exponents(const uint8_t *at, int n) {
-    /* One load has both: the second block's is byte 1 of the upper half. */
-    const __m256i places = _mm256_setr_epi8(-1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1,
-                                            -1, -1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1);
-    return _mm256_shuffle_epi8(n < 2 ? blocks_16bytes(at, 0, 1) : load256(at), places);
+/* Of 32 bytes from block 2k on, 128-bit lane j has the byte of block 2k + j at place j. */
+PF_INLINE __m256i blocks_exponents(const uint8_t *at) {
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i v = _mm256_setzero_si256();
+    PF_UNROLL for (int k = 0; k < 4; ++k) {
+        const __m128i low = _mm_cmpeq_epi32(_mm_set1_epi32(k), _mm_setr_epi32(0, 1, 2, 3));
+        const __m128i zeros = _mm_andnot_si128(_mm_and_si128(low, _mm_set1_epi32(0x00ff0000)), _mm_set1_epi8(-128));
+        const __m256i places = _mm256_setr_m128i(zeros, _mm_or_si128(zeros, _mm_and_si128(low, _mm_set1_epi32(0x00010000))));
+        v = _mm256_or_si256(v, _mm256_shuffle_epi8(load256(at + 2 * k * MXFP4_BYTES), places));
+    }
+    return _mm256_permutevar8x32_epi32(v, in_order);
 }
 
 #include "backend/cpu/x86_blocks.h"
+#include "backend/cpu/x86_quantize.h"
 
 /* Two sums a row, 16 bits each, of at most 16 * 144 + 48 * 144; the codes of the rows are PF_FP4_LARGEST too large. */
 typedef __m256i fp4_sum;
@@ -157,26 +149,34 @@ static inline __m256i fp4_add(__m256i s, __m256i rows, __m256i q) {
 static inline __m256i fp4_total(__m256i s) { return _mm256_madd_epi16(s, _mm256_set1_epi16(1)); }
 
 /* Sums of 16 columns, 16 bits each, pass their range on the way and end within it: 16 * 12 * 127. */
-PF_INLINE __m256 dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    const uint8_t *at = q8_values(act, group, part);
-    __m256i s = q8_sums(act, padded, group, part);
+PF_INLINE __m256 plane_mxfp4(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    __m256i s = load256(sums);
     PF_UNROLL for (int i = 0; i < 8; ++i) {
-        s = _mm256_add_epi16(s, _mm256_maddubs_epi16(w->w[i], load256(at + i * PF_Q8_QUADS)));
+        s = _mm256_add_epi16(s, _mm256_maddubs_epi16(w->w[i], load256(values + i * PF_INT_QUADS)));
     }
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(s, _mm256_set1_epi16(1)));
 }
 
 /* Pairs stay below 2 * 128 * 127 in 16 bits. */
-PF_INLINE __m256 dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    const uint8_t *at = q8_values(act, group, part);
+PF_INLINE __m256 plane_q8_0(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
     __m256i s = _mm256_setzero_si256();
-    (void)padded;
+    (void)sums;
     PF_UNROLL for (int i = 0; i < 8; ++i) {
-        const __m256i with_sign = _mm256_sign_epi8(load256(at + i * PF_Q8_QUADS), w->w[i]);
+        const __m256i with_sign = _mm256_sign_epi8(load256(values + i * PF_INT_QUADS), w->w[i]);
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w->w[i]), with_sign);
         s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
     return _mm256_cvtepi32_ps(s);
+}
+
+/* Eight blocks times 16-bit activations. */
+PF_INLINE __m256 word_products(const int_weights *w, const uint8_t *even, const uint8_t *odd) {
+    __m256i a = _mm256_setzero_si256(), b = a;
+    PF_UNROLL for (int i = 0; i < 8; ++i) {
+        a = _mm256_add_epi32(a, _mm256_madd_epi16(w->even[i], load256(even + i * PF_INT_QUADS)));
+        b = _mm256_add_epi32(b, _mm256_madd_epi16(w->odd[i], load256(odd + i * PF_INT_QUADS)));
+    }
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(a, b));
 }
 
 static inline float int_total(const __m256 *s) {
@@ -188,81 +188,13 @@ static inline float int_total(const __m256 *s) {
 
 #include "backend/cpu/vector_ops.h"
 
-/* ---- Quantised activations --------------------------------------------------------------------------------- */
-
-static inline float max_f32_bits(__m256i v) {
-    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-    return _mm_cvtss_f32(_mm_castsi128_ps(s));
-}
-
-/* 16 columns of integers, as words: the even ones and the odd ones to places of their own. */
-static inline void store_words(uint8_t *even, uint8_t *odd, __m256i low, __m256i high) {
-    const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
-                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-    const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(words, pairs), 0xd8);
-    _mm_storeu_si128((__m128i *)(void *)even, _mm256_castsi256_si128(apart));
-    _mm_storeu_si128((__m128i *)(void *)odd, _mm256_extracti128_si256(apart, 1));
-}
-
-/* The integers of a block, and its scale. */
-PF_INLINE float quantize_block(const float *x, float most, __m256i *q) {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    const __m256 low = _mm256_set1_ps(-most), high = _mm256_set1_ps(most);
-    __m256 v[4];
-    __m256i amax = _mm256_setzero_si256();
-    for (int i = 0; i < 4; ++i) {
-        v[i] = _mm256_loadu_ps(x + 8 * i);
-        amax = _mm256_max_epi32(amax, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
-    }
-    const float d = max_f32_bits(amax) / most;
-    for (int i = 0; i < 4; ++i) {
-        /* In this order of operands a NaN becomes the lowest value, as in the scalar kernel. */
-        v[i] = _mm256_min_ps(_mm256_max_ps(_mm256_div_ps(v[i], _mm256_set1_ps(d)), low), high);
-        q[i] = d == 0.0f ? _mm256_setzero_si256() : _mm256_cvtps_epi32(v[i]);
-    }
-    return d;
-}
-
-static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        __m256i q[4];
-        pf_q16_put_scale(row, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
-        uint8_t *out = row + 2 * pf_q16_words_of(b);
-        store_words(out, out + PF_Q16_GROUP / 2, q[0], q[1]);
-        store_words(out + PF_Q16_GROUP, out + PF_Q16_GROUP / 2 * 3, q[2], q[3]);
-    }
-    if (end == n) pf_q16_pad(row, n);
-}
-
-static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        __m256i q[4];
-        int8_t bytes[BLOCK];
-        int16_t sums[2];
-        const float d = quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q);
-        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        _mm256_storeu_si256((__m256i *)(void *)bytes, _mm256_permutevar8x32_epi32(packed, order));
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(PF_Q8_BIAS), packed);
-        __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_sub_epi16(_mm_setzero_si128(), _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1)));
-        const int32_t both = _mm_cvtsi128_si32(s);
-        memcpy(sums, &both, sizeof both);
-        pf_q8_put(row, n, b, bytes, d, sums);
-    }
-    if (end == n) pf_q8_pad(row, n);
-}
-
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx2",
         PF_VECTOR_ENTRIES,
+        .q16_words = true,
         .quantize_q16 = quantize_q16,
         .quantize_q8 = quantize_q8,
     };

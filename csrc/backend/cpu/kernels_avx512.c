@@ -15,7 +15,7 @@ static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu 
 
 typedef __m512 pf_vec;
 enum { PF_VEC_LANES = 16, PF_VECS = 2, TILE_TOKENS = 6, SUM_VECS = 4, FP4_HEADS = 4 };
-enum { Q16_ROWS_ALONE = 1, Q16_ROWS = 4, Q8_ROWS = 2 };
+enum { Q16_ROWS = 2, Q8_ROWS = 2 };
 static inline __m512 pf_vec_zero(void) { return _mm512_setzero_ps(); }
 static inline __m512 pf_vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline __m512 pf_vec_load_part(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
@@ -103,17 +103,11 @@ static inline __m512i pf_ivec_table(__m128i bytes) { return _mm512_broadcast_i32
 static inline __m512i pf_ivec_lookup(__m512i table, __m512i i) { return _mm512_shuffle_epi8(table, i); }
 static inline __m512i pf_ivec_low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 static inline __m512i pf_ivec_high_nibbles(__m512i v) { return pf_ivec_low_nibbles(_mm512_srli_epi16(v, 4)); }
-static inline __m512i pf_ivec_upper_bytes(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi16(-256)); }
 PF_INLINE __m512i pf_ivec_left(__m512i v, unsigned n) { return _mm512_slli_epi32(v, n); }
-static inline __m512i pf_ivec_left_byte(__m512i v) { return _mm512_slli_epi16(v, 8); }
-static inline __m512i pf_ivec_right_byte(__m512i v) { return _mm512_srai_epi16(v, 8); }
 static inline __m512i pf_ivec_low_words(__m512i a, __m512i b) { return _mm512_unpacklo_epi32(a, b); }
 static inline __m512i pf_ivec_high_words(__m512i a, __m512i b) { return _mm512_unpackhi_epi32(a, b); }
 static inline __m512i pf_ivec_low_pairs(__m512i a, __m512i b) { return _mm512_unpacklo_epi64(a, b); }
 static inline __m512i pf_ivec_high_pairs(__m512i a, __m512i b) { return _mm512_unpackhi_epi64(a, b); }
-static inline __m512i pf_ivec_of_bytes(const uint64_t *v) {
-    return _mm512_cvtepu8_epi32(_mm_set_epi64x((int64_t)v[1], (int64_t)v[0]));
-}
 /* Unsigned, 128 more. */
 static inline __m512i pf_ivec_q8_0(__m512i v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
 static inline __m512 pf_vec_of_halves(const uint64_t *v) {
@@ -123,15 +117,6 @@ static inline __m512 pf_vec_of_ints(__m512i v) { return _mm512_cvtepi32_ps(v); }
 static inline __m512i pf_vec_round(__m512 v) { return _mm512_cvtps_epi32(v); }
 static inline __m512 pf_vec_of_bits(__m512i v) { return _mm512_castsi512_ps(v); }
 
-PF_INLINE __m512i pf_ivec_dot4(const __m512i *w, const uint8_t *at, int64_t stride) {
-    /* Two chains, for one token has few sums in flight. */
-    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[0], pf_ivec_load(at));
-    __m512i b = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[1], pf_ivec_load(at + stride));
-    a = _mm512_dpwssd_epi32(a, w[2], pf_ivec_load(at + 2 * stride));
-    b = _mm512_dpwssd_epi32(b, w[3], pf_ivec_load(at + 3 * stride));
-    return _mm512_add_epi32(a, b);
-}
-
 PF_INLINE __m512i blocks_16bytes(const uint8_t *at, int64_t stride, int n) {
     __m512i v = _mm512_inserti32x4(_mm512_setzero_si512(), load128(at), 0);
     if (n > 1) v = _mm512_inserti32x4(v, load128(at + stride), 1);
@@ -140,19 +125,20 @@ PF_INLINE __m512i blocks_16bytes(const uint8_t *at, int64_t stride, int n) {
     return v;
 }
 
-PF_INLINE __m512 blocks_halves(const uint8_t *at, int64_t stride, int n) {
-    __m128i d[4];
-    for (int b = 0; b < 4; ++b) d[b] = _mm_set1_epi16(b < n ? (int16_t)pf_load_u16(at + b * stride) : 0);
-    const __m128i low = _mm_unpacklo_epi64(d[0], d[1]), high = _mm_unpacklo_epi64(d[2], d[3]);
-    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
-}
-
-PF_INLINE __m512i blocks_exponents(const uint8_t *at, int n) {
-    const __m128i places = _mm_setr_epi8(-1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1);
-    return _mm512_shuffle_epi8(blocks_16bytes(at, MXFP4_BYTES, n), _mm512_broadcast_i32x4(places));
+/* Of 64 bytes from block 4k on, 128-bit lane j has the byte of block 4k + j at place j. */
+PF_INLINE __m512i blocks_exponents(const uint8_t *at) {
+    const __m512i places = _mm512_shuffle_epi8(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), _mm512_setzero_si512());
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i v = _mm512_setzero_si512();
+    PF_UNROLL for (int k = 0; k < 4; ++k) {
+        const __m512i four = pf_ivec_load(at + 4 * k * MXFP4_BYTES);
+        v = _mm512_mask_shuffle_epi8(v, UINT64_C(0x0004000400040004) << 4 * k, four, places);
+    }
+    return _mm512_permutexvar_epi32(in_order, v);
 }
 
 #include "backend/cpu/x86_blocks.h"
+#include "backend/cpu/x86_quantize.h"
 
 /* The codes of the rows are PF_FP4_LARGEST too large. */
 typedef __m512i fp4_sum;
@@ -160,21 +146,21 @@ static inline __m512i fp4_start(int32_t codes) { return _mm512_set1_epi32(-PF_FP
 static inline __m512i fp4_add(__m512i s, __m512i rows, __m512i q) { return _mm512_dpbusd_epi32(s, rows, q); }
 static inline __m512i fp4_total(__m512i s) { return s; }
 
-/* `biases`: what the weights are too large by, in PF_Q8_BIAS. Two chains, as above. */
-PF_INLINE __m512 dot_bytes(const __m512i *w, const uint8_t *at, __m512i sums, int16_t biases) {
-    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), sums, _mm512_set1_epi16(biases));
+/* `biases`: what the weights are too large by, in PF_INT_BIAS. Two chains, for one token has few sums in flight. */
+PF_INLINE __m512 plane(const __m512i *w, const uint8_t *at, const uint8_t *sums, int16_t biases) {
+    __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), pf_ivec_load(sums), _mm512_set1_epi16(biases));
     __m512i b = _mm512_setzero_si512();
     PF_UNROLL for (int i = 0; i < 8; i += 2) {
-        a = _mm512_dpbusd_epi32(a, w[i], pf_ivec_load(at + i * PF_Q8_QUADS));
-        b = _mm512_dpbusd_epi32(b, w[i + 1], pf_ivec_load(at + (i + 1) * PF_Q8_QUADS));
+        a = _mm512_dpbusd_epi32(a, w[i], pf_ivec_load(at + i * PF_INT_QUADS));
+        b = _mm512_dpbusd_epi32(b, w[i + 1], pf_ivec_load(at + (i + 1) * PF_INT_QUADS));
     }
     return _mm512_cvtepi32_ps(_mm512_add_epi32(a, b));
 }
-PF_INLINE __m512 dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    return dot_bytes(w->w, q8_values(act, group, part), q8_sums(act, padded, group, part), 1);
+PF_INLINE __m512 plane_mxfp4(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    return plane(w->w, values, sums, 1);
 }
-PF_INLINE __m512 dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    return dot_bytes(w->w, q8_values(act, group, part), q8_sums(act, padded, group, part), 128 / PF_Q8_BIAS);
+PF_INLINE __m512 plane_q8_0(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    return plane(w->w, values, sums, 128 / PF_INT_BIAS);
 }
 
 static inline float int_total(const __m512 *s) {
@@ -188,13 +174,12 @@ static inline float int_total(const __m512 *s) {
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
-/* quantize_q16 and quantize_q8 stay AVX2's. */
 void pf_kernels_avx512_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .name = "avx512",
         PF_VECTOR_ENTRIES,
-        .quantize_q16 = k->quantize_q16,
-        .quantize_q8 = k->quantize_q8,
+        .quantize_q16 = quantize_q16,
+        .quantize_q8 = quantize_q8,
     };
 }
 

@@ -90,7 +90,7 @@ static void gemm_f32(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begi
     }
 }
 
-/* Integer weights of block b and their scale, see q16.h and q8.h. */
+/* Integer weights of block b and their scale, see int_acts.h. */
 static float block_q8_0(const uint8_t *row, int64_t b, int32_t *q) {
     const uint8_t *in = row + b * Q8_0_BYTES;
     for (int j = 0; j < BLOCK; ++j) q[j] = (int8_t)in[2 + j];
@@ -106,70 +106,46 @@ static float block_mxfp4(const uint8_t *row, int64_t b, int32_t *q) {
     return pf_f32_from_bits((uint32_t)in[0] << 23);
 }
 
-static float block_mxfp4_words(const uint8_t *row, int64_t b, int32_t *q) {
-    const float d = block_mxfp4(row, b, q);
-    for (int j = 0; j < BLOCK; ++j) q[j] *= 256;
-    return d;
-}
-
 typedef float (*block_fn)(const uint8_t *row, int64_t b, int32_t *q);
 
-static inline float sum_of_16(const float *s) {
-    float t[4];
+static inline float int_dot(const uint8_t *row, const uint8_t *act, int planes, int64_t cols, block_fn block) {
+    const float *scales = pf_int_scales(act, planes, cols);
+    float s[PF_INT_SUMS] = {0.0f}, t[4];
+    for (int64_t b = 0; b < cols / BLOCK; ++b) {
+        int32_t q[BLOCK], i = 0;
+        const float d = block(row, b, q) * scales[b];
+        for (int j = 0; j < BLOCK; ++j) i += q[j] * pf_int_get(act, planes, cols, b * BLOCK + j);
+        s[b % PF_INT_SUMS] = fmaf((float)i, d, s[b % PF_INT_SUMS]);
+    }
     for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
     return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
-static inline float q16_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
-    const float *scales = pf_q16_scales(act, cols);
-    float s[PF_Q16_SUMS] = {0.0f};
-    for (int64_t b = 0; b < cols / BLOCK; ++b) {
-        int32_t q[BLOCK], i[4] = {0, 0, 0, 0};
-        const float d = block(row, b, q) * scales[4 * b];
-        for (int j = 0; j < BLOCK; ++j) i[j % 16 / 4] += q[j] * pf_q16_get(act, cols, b * BLOCK + j);
-        for (int l = 0; l < 4; ++l) s[b % 4 * 4 + l] = fmaf((float)i[l], d, s[b % 4 * 4 + l]);
-    }
-    return sum_of_16(s);
-}
-
-static inline float q8_dot(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block) {
-    float s[PF_Q8_SUMS] = {0.0f};
-    for (int64_t b = 0; b < cols / BLOCK; ++b) {
-        int32_t q[BLOCK], i = 0;
-        const float d = block(row, b, q) * pf_q8_scales(act, cols)[b];
-        for (int j = 0; j < BLOCK; ++j) i += q[j] * pf_q8_get(act, b * BLOCK + j);
-        s[b % PF_Q8_SUMS] = fmaf((float)i, d, s[b % PF_Q8_SUMS]);
-    }
-    return sum_of_16(s);
-}
-
-typedef float (*row_dot_fn)(const uint8_t *row, const uint8_t *act, int64_t cols, block_fn block);
-
-static inline void gemm_int(const pf_gemm *g, int64_t row_begin, int64_t row_end, row_dot_fn row_dot, block_fn block,
+static inline void gemm_int(const pf_gemm *g, int64_t row_begin, int64_t row_end, int planes, block_fn block,
                             float unit) {
     for (int64_t row = row_begin; row < row_end; ++row) {
         const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
         for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, row_dot(w, pf_gemm_act(g, i), g->w->cols, block) * unit);
+            pf_gemm_put(g, i, row, int_dot(w, pf_gemm_act(g, i), planes, g->w->cols, block) * unit);
         }
     }
 }
 
 static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    gemm_int(g, row_begin, row_end, q16_dot, block_q8_0, 1.0f);
+    gemm_int(g, row_begin, row_end, PF_Q16_PLANES, block_q8_0, 1.0f);
 }
 static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    gemm_int(g, row_begin, row_end, q16_dot, block_mxfp4_words, PF_Q16_MXFP4_UNIT);
+    gemm_int(g, row_begin, row_end, PF_Q16_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
 }
 static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    gemm_int(g, row_begin, row_end, q8_dot, block_q8_0, 1.0f);
+    gemm_int(g, row_begin, row_end, PF_Q8_PLANES, block_q8_0, 1.0f);
 }
 static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     (void)k;
-    gemm_int(g, row_begin, row_end, q8_dot, block_mxfp4, PF_Q8_MXFP4_UNIT);
+    gemm_int(g, row_begin, row_end, PF_Q8_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
 }
 
 /* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
@@ -192,29 +168,38 @@ static float quantize_block(const float *x, float most, int32_t *q) {
     return d;
 }
 
-static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    const float per_base = 1.0f / (float)PF_Q16_BASE;
-    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        int32_t q[BLOCK];
-        pf_q16_put_scale(row, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
-        for (int j = 0; j < BLOCK; ++j) pf_q16_put(row, n, b * BLOCK + j, q[j], round_to_int((float)q[j] * per_base));
+static void put_plane(uint8_t *row, int planes, int64_t n, int64_t block, int plane, const int32_t *v) {
+    int8_t bytes[BLOCK];
+    int16_t sums[2] = {0, 0};
+    for (int j = 0; j < BLOCK; ++j) {
+        bytes[j] = (int8_t)v[j];
+        sums[j % 4 / 2] = (int16_t)(sums[j % 4 / 2] - PF_INT_BIAS * v[j]);
     }
-    if (end == n) pf_q16_pad(row, n);
+    pf_int_put(row, planes, n, block, plane, bytes, sums);
+}
+
+static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
+    const float per_base = 1.0f / (float)PF_INT_BASE;
+    for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
+        int32_t q[BLOCK], hi[BLOCK];
+        pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        for (int j = 0; j < BLOCK; ++j) {
+            hi[j] = round_to_int((float)q[j] * per_base);
+            q[j] -= PF_INT_BASE * hi[j];
+        }
+        put_plane(row, PF_Q16_PLANES, n, b, 0, hi);
+        put_plane(row, PF_Q16_PLANES, n, b, 1, q);
+    }
+    if (end == n) pf_int_pad(row, PF_Q16_PLANES, n);
 }
 
 static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         int32_t q[BLOCK];
-        int8_t bytes[BLOCK];
-        int16_t sums[2] = {0, 0};
-        const float d = quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q);
-        for (int j = 0; j < BLOCK; ++j) {
-            bytes[j] = (int8_t)q[j];
-            sums[j % 4 / 2] = (int16_t)(sums[j % 4 / 2] - PF_Q8_BIAS * q[j]);
-        }
-        pf_q8_put(row, n, b, bytes, d, sums);
+        pf_int_put_scale(row, PF_Q8_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q));
+        put_plane(row, PF_Q8_PLANES, n, b, 0, q);
     }
-    if (end == n) pf_q8_pad(row, n);
+    if (end == n) pf_int_pad(row, PF_Q8_PLANES, n);
 }
 
 /* ---- Cache rows -------------------------------------------------------------------------------------------- */

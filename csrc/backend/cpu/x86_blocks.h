@@ -1,14 +1,12 @@
 /* Blocks of Q8_0, MXFP4 and index rows for the x86 kernel files: to floats, and as integers for gemm_int_tile.h.
  *
- * The including file defines pf_vec, from_i8, pf_ivec of as many bits (pf_ivec_left: 32-bit lanes; _left_byte and,
- * arithmetic, _right_byte: 16-bit lanes by 8; _upper_bytes: of those lanes; _table, _lookup, _low_nibbles,
- * _high_nibbles of every byte; _dot4: four vectors of 16-bit integers times those `stride` bytes apart in memory, the
- * products of pairs added up; _load and _store of bytes anywhere; _low_words to _high_pairs: halves of every 128 bits
- * in turn; _of_bytes: every byte to a lane; _q8_0: Q8_0's bytes as dot_q8_q8_0 takes them), pf_vec_of_bits, _of_ints,
- * _of_halves, and of the first n of the consecutive blocks of a vector, 128 bits each and zero for others,
- *     blocks_16bytes: 16 bytes, `stride` apart, n at least 1;
- *     blocks_halves: the half float that a block begins with, in four lanes;
- *     blocks_exponents: the byte that an MXFP4 block begins with, times 2^16 in four lanes. */
+ * The including file defines pf_vec, from_i8, pf_ivec of as many bits (pf_ivec_left: 32-bit lanes; _table, _lookup,
+ * _low_nibbles, _high_nibbles of every byte; _load and _store of bytes anywhere; _low_words to _high_pairs: halves of
+ * every 128 bits in turn; _q8_0: Q8_0's bytes as plane_q8_0 takes them; for PF_INT_WORDS _left_byte and, arithmetic,
+ * _right_byte: 16-bit lanes by 8), pf_vec_of_bits, _of_halves, and
+ *     blocks_16bytes: the 16 bytes, `stride` apart, of the first n of the consecutive blocks of a vector, n at least 1,
+ *         128 bits each and zero for others;
+ *     blocks_exponents: the bytes that a vector of MXFP4 blocks begins with, times 2^16. */
 #ifndef PF_BACKEND_CPU_X86_BLOCKS_H
 #define PF_BACKEND_CPU_X86_BLOCKS_H
 
@@ -40,53 +38,15 @@ PF_INLINE void from_idx_fp4(const uint8_t *in, float scale, pf_vec *v) {
 
 /* ---- Integers ------------------------------------------------------------------------------------------------ */
 
-/* Consecutive blocks of a row.
- * For q16 side by side, 128 bits each: int16 of the even columns of their first halves, of the odd ones, and the same
- * of the second halves. For q8 a 32-bit lane each: bytes of the columns 0 to 3, 4 to 7, ... */
+/* Consecutive blocks of a row, a 32-bit lane each: bytes of the columns 0 to 3, 4 to 7, ..., or words of 0 and 2, 4 and
+ * 6, ..., and of 1 and 3, 5 and 7, ... */
 typedef struct int_weights {
     pf_ivec w[8];
+#if defined(PF_INT_WORDS)
+    pf_ivec even[8], odd[8];
+#endif
     pf_vec scale;
 } int_weights;
-
-PF_INLINE int_weights load_q16_q8_0(const uint8_t *at, int n) {
-    int_weights v;
-    for (int half = 0; half < 2; ++half) {
-        const pf_ivec bytes = blocks_16bytes(at + 2 + 16 * half, Q8_0_BYTES, n);
-        v.w[2 * half] = pf_ivec_right_byte(pf_ivec_left_byte(bytes));
-        v.w[2 * half + 1] = pf_ivec_right_byte(bytes);
-    }
-    v.scale = blocks_halves(at, Q8_0_BYTES, n);
-    return v;
-}
-
-/* The table holds 2 w; in the upper byte of a word it is 512 w. */
-PF_INLINE int_weights load_q16_mxfp4(const uint8_t *at, int n) {
-    const pf_ivec table = pf_ivec_table(e2m1_table());
-    const pf_ivec codes = blocks_16bytes(at + 1, MXFP4_BYTES, n);
-    const pf_ivec halves[2] = {pf_ivec_lookup(table, pf_ivec_low_nibbles(codes)),
-                               pf_ivec_lookup(table, pf_ivec_high_nibbles(codes))};
-    int_weights v;
-    for (int half = 0; half < 2; ++half) {
-        v.w[2 * half] = pf_ivec_left_byte(halves[half]);
-        v.w[2 * half + 1] = pf_ivec_upper_bytes(halves[half]);
-    }
-    v.scale = pf_vec_of_bits(pf_ivec_left(blocks_exponents(at, n), 7));
-    return v;
-}
-
-/* Eight products a lane stay below 8 * 3072 * 32384 in 32 bits. */
-PF_INLINE pf_vec dot_words(const int_weights *w, const uint8_t *act, int64_t group, int part) {
-    const uint8_t *at = act + group * (2 * PF_Q16_GROUP) + part * (4 * PF_VEC_LANES);
-    return pf_vec_of_ints(pf_ivec_dot4(w->w, at, 2 * PF_Q16_GROUP / 4));
-}
-PF_INLINE pf_vec dot_q16_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    (void)padded;
-    return dot_words(w, act, group, part);
-}
-PF_INLINE pf_vec dot_q16_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    (void)padded;
-    return dot_words(w, act, group, part);
-}
 
 /* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros
  * for blocks that are not there. */
@@ -105,25 +65,35 @@ PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, pf_ivec *o
     }
 }
 
-PF_INLINE int_weights load_q8_q8_0(const uint8_t *at, int n) {
+PF_INLINE pf_vec scales_q8_0(const uint8_t *at, int n) {
     uint64_t halves[PF_VEC_LANES / 4];
-    int_weights v;
-    for (int half = 0; half < 2; ++half) blocks_quads(at + 2 + 16 * half, Q8_0_BYTES, n, v.w + 4 * half);
-    PF_UNROLL for (int i = 0; i < 8; ++i) v.w[i] = pf_ivec_q8_0(v.w[i]);
     PF_UNROLL for (int i = 0; i < PF_VEC_LANES / 4; ++i) {
         halves[i] = 0;
         PF_UNROLL for (int b = 0; b < 4; ++b) {
             if (4 * i + b < n) halves[i] |= (uint64_t)pf_load_u16(at + (4 * i + b) * Q8_0_BYTES) << 16 * b;
         }
     }
-    v.scale = pf_vec_of_halves(halves);
+    return pf_vec_of_halves(halves);
+}
+
+PF_INLINE int_weights load_q8_0(const uint8_t *at, int n) {
+    int_weights v;
+    for (int half = 0; half < 2; ++half) blocks_quads(at + 2 + 16 * half, Q8_0_BYTES, n, v.w + 4 * half);
+    PF_UNROLL for (int i = 0; i < 8; ++i) v.w[i] = pf_ivec_q8_0(v.w[i]);
+    v.scale = scales_q8_0(at, n);
     return v;
 }
 
-/* 2 w + PF_Q8_BIAS. */
-PF_INLINE int_weights load_q8_mxfp4(const uint8_t *at, int n) {
-    const pf_ivec table = pf_ivec_table(_mm_add_epi8(e2m1_table(), _mm_set1_epi8(PF_Q8_BIAS)));
-    uint64_t exponents[PF_VEC_LANES / 8];
+/* The bytes that n MXFP4 blocks begin with, times 2^16. */
+PF_INLINE pf_ivec some_exponents(const uint8_t *at, int n) {
+    int32_t e[PF_VEC_LANES] = {0};
+    for (int b = 0; b < n; ++b) e[b] = at[b * MXFP4_BYTES] << 16;
+    return pf_ivec_load((const uint8_t *)e);
+}
+
+/* 2 w + bias. */
+PF_INLINE int_weights load_mxfp4_and(const uint8_t *at, int n, int8_t bias) {
+    const pf_ivec table = pf_ivec_table(_mm_add_epi8(e2m1_table(), _mm_set1_epi8(bias)));
     pf_ivec codes[4];
     int_weights v;
     blocks_quads(at + 1, MXFP4_BYTES, n, codes);
@@ -131,23 +101,22 @@ PF_INLINE int_weights load_q8_mxfp4(const uint8_t *at, int n) {
         v.w[i] = pf_ivec_lookup(table, pf_ivec_low_nibbles(codes[i]));
         v.w[i + 4] = pf_ivec_lookup(table, pf_ivec_high_nibbles(codes[i]));
     }
-    PF_UNROLL for (int i = 0; i < PF_VEC_LANES / 8; ++i) {
-        exponents[i] = 0;
-        PF_UNROLL for (int b = 0; b < 8; ++b) {
-            if (8 * i + b < n) exponents[i] |= (uint64_t)at[(8 * i + b) * MXFP4_BYTES] << 8 * b;
-        }
-    }
-    v.scale = pf_vec_of_bits(pf_ivec_left(pf_ivec_of_bytes(exponents), 23));
+    v.scale = pf_vec_of_bits(pf_ivec_left(n == PF_VEC_LANES ? blocks_exponents(at) : some_exponents(at, n), 7));
     return v;
 }
+PF_INLINE int_weights load_mxfp4(const uint8_t *at, int n) { return load_mxfp4_and(at, n, PF_INT_BIAS); }
 
-/* The places of vector `part` of a group in a row's integers and in its sums. */
-PF_INLINE const uint8_t *q8_values(const uint8_t *act, int64_t group, int part) {
-    return act + group * PF_Q8_GROUP + part * 4 * PF_VEC_LANES;
+#if defined(PF_INT_WORDS)
+PF_INLINE int_weights with_words(int_weights v) {
+    PF_UNROLL for (int i = 0; i < 8; ++i) {
+        v.even[i] = pf_ivec_right_byte(pf_ivec_left_byte(v.w[i]));
+        v.odd[i] = pf_ivec_right_byte(v.w[i]);
+    }
+    return v;
 }
-PF_INLINE pf_ivec q8_sums(const uint8_t *act, int64_t padded, int64_t group, int part) {
-    return pf_ivec_load(act + padded / 8 * 9 + group * PF_Q8_QUADS + part * 4 * PF_VEC_LANES);
-}
+PF_INLINE int_weights load_words_q8_0(const uint8_t *at, int n) { return with_words(load_q8_0(at, n)); }
+PF_INLINE int_weights load_words_mxfp4(const uint8_t *at, int n) { return with_words(load_mxfp4_and(at, n, 0)); }
+#endif
 
 /* ---- FP4 index rows, for vector_fp4.h ---------------------------------------------------------------------- */
 
