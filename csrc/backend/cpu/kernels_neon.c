@@ -90,13 +90,6 @@ PF_INLINE void from_idx_fp4(const uint8_t *in, float scale, float32x4_t *v) {
 
 /* ---- Quantised activations --------------------------------------------------------------------------------- */
 
-/* 16 integers within a byte's range, as bytes in order. */
-PF_INLINE void store_bytes(uint8_t *out, const int32x4_t *q) {
-    const int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
-    const int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
-    vst1q_u8(out, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high))));
-}
-
 /* The integers of a block, and its scale. */
 PF_INLINE float quantize_block(const float *x, float most, int32x4_t *q) {
     float32x4_t v[8];
@@ -115,36 +108,46 @@ PF_INLINE float quantize_block(const float *x, float most, int32x4_t *q) {
     return d;
 }
 
+/* 16 integers within a byte's range, as bytes in order. */
+PF_INLINE void store_bytes(uint8_t *out, const int32x4_t *q) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+    const int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+    vst1q_u8(out, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high))));
+}
+
+/* A plane's integers of a block to their places. */
+PF_INLINE void put_plane(uint8_t *row, int planes, int64_t n, int64_t block, int plane, const int32x4_t *q) {
+    int32x4_t sums = vdupq_n_s32(0);
+    int8_t bytes[BLOCK];
+    int16_t both[4];
+    for (int half = 0; half < 2; ++half) store_bytes((uint8_t *)bytes + 16 * half, q + 4 * half);
+    for (int i = 0; i < 8; ++i) sums = vmlsq_n_s32(sums, q[i], PF_INT_BIAS);
+    vst1_s16(both, vmovn_s32(vpaddq_s32(sums, sums)));
+    pf_int_put(row, planes, n, block, plane, bytes, both);
+}
+
 static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
-    const float per_base = 1.0f / (float)PF_Q16_BASE;
+    const float per_base = 1.0f / (float)PF_INT_BASE;
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        int32x4_t q[8], hi[8], lo[8];
-        pf_q16_put_scale(row, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        int32x4_t q[8], hi[8];
+        pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
         for (int i = 0; i < 8; ++i) {
             hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q[i]), per_base));
-            lo[i] = vmlsq_n_s32(q[i], hi[i], PF_Q16_BASE);
+            q[i] = vmlsq_n_s32(q[i], hi[i], PF_INT_BASE);
         }
-        for (int half = 0; half < 2; ++half) {
-            uint8_t *out = row + b * BLOCK + 16 * half;
-            store_bytes(out, hi + 4 * half);
-            store_bytes(out + pf_q16_padded(n), lo + 4 * half);
-        }
+        put_plane(row, PF_Q16_PLANES, n, b, 0, hi);
+        put_plane(row, PF_Q16_PLANES, n, b, 1, q);
     }
-    if (end == n) pf_q16_pad(row, n);
+    if (end == n) pf_int_pad(row, PF_Q16_PLANES, n);
 }
 
 static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        int32x4_t q[8], sums = vdupq_n_s32(0);
-        int8_t bytes[BLOCK];
-        int16_t both[4];
-        const float d = quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q);
-        for (int half = 0; half < 2; ++half) store_bytes((uint8_t *)bytes + 16 * half, q + 4 * half);
-        for (int i = 0; i < 8; ++i) sums = vmlsq_n_s32(sums, q[i], PF_Q8_BIAS);
-        vst1_s16(both, vmovn_s32(vpaddq_s32(sums, sums)));
-        pf_q8_put(row, n, b, bytes, d, both);
+        int32x4_t q[8];
+        pf_int_put_scale(row, PF_Q8_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q8_MAX, q));
+        put_plane(row, PF_Q8_PLANES, n, b, 0, q);
     }
-    if (end == n) pf_q8_pad(row, n);
+    if (end == n) pf_int_pad(row, PF_Q8_PLANES, n);
 }
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */

@@ -15,7 +15,7 @@
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
 enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, SUM_VECS = 4, FP4_HEADS = 4 };
-enum { Q16_ROWS_ALONE = 2, Q16_ROWS = 4, Q8_ROWS = 2 };
+enum { Q16_ROWS = 2, Q8_ROWS = 2 };
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -75,54 +75,11 @@ PF_INLINE void e2m1_nibbles(const uint8_t *in, int8x16_t *low, int8x16_t *high) 
     e2m1_values(vld1q_u8(in), low, high);
 }
 
-/* For q16 the halves of a block; for q8 four blocks, a 32-bit lane each: columns 0 to 3, 4 to 7, ... */
+/* Four blocks, a 32-bit lane each: columns 0 to 3, 4 to 7, ... */
 typedef struct int_weights {
     int8x16_t w[8];
     float32x4_t scale;
 } int_weights;
-
-/* n is 1: a block is a vector. */
-PF_INLINE int_weights load_q16_q8_0(const uint8_t *at, int n) {
-    int_weights v;
-    (void)n;
-    v.w[0] = vreinterpretq_s8_u8(vld1q_u8(at + 2));
-    v.w[1] = vreinterpretq_s8_u8(vld1q_u8(at + 18));
-    v.scale = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(pf_load_u16(at))));
-    return v;
-}
-
-PF_INLINE int_weights load_q16_mxfp4(const uint8_t *at, int n) {
-    int_weights v;
-    (void)n;
-    e2m1_nibbles(at + 1, &v.w[0], &v.w[1]);
-    v.scale = vreinterpretq_f32_u32(vdupq_n_u32((uint32_t)at[0] << 23));
-    return v;
-}
-
-/* Sums of eight products: four columns of each half. */
-PF_INLINE int32x4_t plane_sums(const int8x16_t *w, const uint8_t *plane) {
-    const int8x16_t a0 = vreinterpretq_s8_u8(vld1q_u8(plane)), a1 = vreinterpretq_s8_u8(vld1q_u8(plane + 16));
-#if defined(PF_NEON_DOT)
-    return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w[0], a0), w[1], a1);
-#else
-    /* Pairs stay below 2 * 128 * 127 in 16 bits. */
-    const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(w[0]), vget_low_s8(a0)), vget_low_s8(w[1]), vget_low_s8(a1));
-    const int16x8_t high = vmlal_s8(vmull_s8(vget_high_s8(w[0]), vget_high_s8(a0)), vget_high_s8(w[1]),
-                                    vget_high_s8(a1));
-    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
-#endif
-}
-
-PF_INLINE int32x4_t dot_planes(const int_weights *w, const uint8_t *act, int64_t padded, int64_t block) {
-    const uint8_t *hi = act + block * BLOCK;
-    return vmlaq_n_s32(plane_sums(w->w, hi + padded), plane_sums(w->w, hi), PF_Q16_BASE);
-}
-PF_INLINE float32x4_t dot_q16_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    return vcvtq_f32_s32(dot_planes(w, act, padded, 4 * group + part));
-}
-PF_INLINE float32x4_t dot_q16_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    return vcvtq_f32_s32(vshlq_n_s32(dot_planes(w, act, padded, 4 * group + part), 8)); /* 2 w are the bytes */
-}
 
 /* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros
  * for blocks that are not there. */
@@ -142,7 +99,7 @@ PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, uint8x16_t
     }
 }
 
-PF_INLINE int_weights load_q8_q8_0(const uint8_t *at, int n) {
+PF_INLINE int_weights load_q8_0(const uint8_t *at, int n) {
     uint64_t halves = 0;
     uint8x16_t quads[8];
     int_weights v;
@@ -155,7 +112,7 @@ PF_INLINE int_weights load_q8_q8_0(const uint8_t *at, int n) {
     return v;
 }
 
-PF_INLINE int_weights load_q8_mxfp4(const uint8_t *at, int n) {
+PF_INLINE int_weights load_mxfp4(const uint8_t *at, int n) {
     uint64_t exponents[2] = {0, 0};
     uint8x16_t codes[4];
     int_weights v;
@@ -168,48 +125,49 @@ PF_INLINE int_weights load_q8_mxfp4(const uint8_t *at, int n) {
     return v;
 }
 
-PF_INLINE int8x16_t q8_values(const uint8_t *act, int64_t group, int part, int i) {
-    return vreinterpretq_s8_u8(vld1q_u8(act + group * PF_Q8_GROUP + part * 16 + i * PF_Q8_QUADS));
+/* Columns 4 i to 4 i + 3 of four blocks. */
+PF_INLINE int8x16_t plane_quads(const uint8_t *values, int i) {
+    return vreinterpretq_s8_u8(vld1q_u8(values + i * PF_INT_QUADS));
 }
 
+/* Weights are signed here, so nobody needs the planes' own sums. */
 #if defined(PF_NEON_DOT)
-PF_INLINE float32x4_t dot_bytes(const int8x16_t *w, const uint8_t *act, int64_t group, int part) {
+PF_INLINE float32x4_t plane(const int8x16_t *w, const uint8_t *values) {
     /* Two chains, for one token has few sums in flight. */
     int32x4_t a = vdupq_n_s32(0), b = a;
     PF_UNROLL for (int i = 0; i < 8; i += 2) {
-        a = vdotq_s32(a, w[i], q8_values(act, group, part, i));
-        b = vdotq_s32(b, w[i + 1], q8_values(act, group, part, i + 1));
+        a = vdotq_s32(a, w[i], plane_quads(values, i));
+        b = vdotq_s32(b, w[i + 1], plane_quads(values, i + 1));
     }
     return vcvtq_f32_s32(vaddq_s32(a, b));
 }
-PF_INLINE float32x4_t dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    (void)padded;
-    return dot_bytes(w->w, act, group, part);
+PF_INLINE float32x4_t plane_q8_0(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    (void)sums;
+    return plane(w->w, values);
 }
-PF_INLINE float32x4_t dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    (void)padded;
-    return dot_bytes(w->w, act, group, part);
+PF_INLINE float32x4_t plane_mxfp4(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    (void)sums;
+    return plane(w->w, values);
 }
 #else
-/* Pairs stay below 2 * 128 * 127 in 16 bits. */
-PF_INLINE float32x4_t dot_q8_q8_0(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
+/* Two products stay within 2 * 128 * 127 in 16 bits, three would not. */
+PF_INLINE float32x4_t plane_q8_0(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
     int32x4_t low = vdupq_n_s32(0), high = low; /* two blocks each */
-    (void)padded;
+    (void)sums;
     PF_UNROLL for (int i = 0; i < 8; i += 2) {
-        const int8x16_t w0 = w->w[i], w1 = w->w[i + 1];
-        const int8x16_t a0 = q8_values(act, group, part, i), a1 = q8_values(act, group, part, i + 1);
+        const int8x16_t w0 = w->w[i], w1 = w->w[i + 1], a0 = plane_quads(values, i), a1 = plane_quads(values, i + 1);
         const int16x8_t s = vmull_s8(vget_low_s8(w0), vget_low_s8(a0)), t = vmull_high_s8(w0, a0);
         low = vpadalq_s16(low, vmlal_s8(s, vget_low_s8(w1), vget_low_s8(a1)));
         high = vpadalq_s16(high, vmlal_high_s8(t, w1, a1));
     }
     return vcvtq_f32_s32(vpaddq_s32(low, high));
 }
-/* Sums of eight stay below 8 * 12 * 127. */
-PF_INLINE float32x4_t dot_q8_mxfp4(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part) {
-    int16x8_t low = vdupq_n_s16(0), high = low;
-    (void)padded;
+/* Sixteen products stay within 16 * 12 * 127. */
+PF_INLINE float32x4_t plane_mxfp4(const int_weights *w, const uint8_t *values, const uint8_t *sums) {
+    int16x8_t low = vdupq_n_s16(0), high = low; /* two blocks each */
+    (void)sums;
     PF_UNROLL for (int i = 0; i < 8; ++i) {
-        const int8x16_t a = q8_values(act, group, part, i);
+        const int8x16_t a = plane_quads(values, i);
         low = vmlal_s8(low, vget_low_s8(w->w[i]), vget_low_s8(a));
         high = vmlal_high_s8(high, w->w[i], a);
     }
