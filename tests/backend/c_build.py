@@ -3,7 +3,7 @@
 Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own. The
 vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
 libsimde-dev) instead, so that its logic runs on any AVX2 machine. Mode "arm64" is a cross build of the gate for qemu-user
-(Debian: gcc-aarch64-linux-gnu and qemu-user).
+(Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user).
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def build(folder: Path, mode: str) -> tuple[Path, Path]:
         pytest.skip("the emulated kernels need an x86-64 machine")
     if mode == "emulated" and not _builds(cc, AVX2, folder, "#include <simde/x86/avx512.h>\n" + main, False):
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+    if mode == "arm64" and not _builds(cc, ["-static"], folder, main, True):
+        pytest.skip(f"{cc} has no libc to link with (Debian: libc6-dev-arm64-cross)")
     if mode == "sanitized" and not _builds(cc, SANITIZE, folder, main, True):
         pytest.skip(f"{cc} cannot link with {SANITIZE[0]}")
 
