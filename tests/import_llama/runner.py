@@ -30,7 +30,7 @@ _NO_REGISTRY = (
 def _cache_folder() -> Path:
     """Where this version of the package is kept between runs; PYFLASH_TEST_CACHE names another parent."""
     parent = os.environ.get("PYFLASH_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(PACKAGE.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(PACKAGE.read_bytes() + b"without AMX").hexdigest()[:12]
     return Path(parent) / "pyflash-tests" / f"llama-cpp-{digest}"
 
 
@@ -45,7 +45,12 @@ def _require_node() -> None:
 
 
 def _npm_install(folder: Path) -> None:
-    """Only what package.json names: nothing optional (GPU builds), no scripts (downloads, compilers)."""
+    """Only what package.json names: nothing optional (GPU builds), no scripts (downloads, compilers).
+
+    Without llama.cpp's kernels for AMX: on processors that have it, every deepseek4 file with Q8_0 weights ends the process
+    ("GGML_ASSERT(*cur_backend_id != -1)"), as attn_output_a is used reshaped and AMX's buffers take no such weight. Without
+    that library llama.cpp picks its next best one.
+    """
     shutil.copy(PACKAGE, folder)
     command = ["npm", "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
                "--prefer-offline", "--fetch-retries=1", "--fetch-timeout=60000"]  # fmt: skip
@@ -57,6 +62,8 @@ def _npm_install(folder: Path) -> None:
     if done.returncode and codes:
         pytest.skip(f"npm cannot reach its registry: {', '.join(codes)}")
     assert done.returncode == 0, f"npm install failed:\n{done.stderr}"
+    for library in folder.rglob("libggml-cpu-sapphirerapids.so"):
+        library.unlink()
 
 
 def install() -> Path:

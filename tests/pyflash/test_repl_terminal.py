@@ -22,10 +22,10 @@ SLOW = {"PYFLASH_CPU": "scalar"}
 
 
 def long_text(tmp_path: Path) -> Path:
-    """A file of some 20,000 tokens, which the scalar kernels read for many seconds."""
+    """A file of some 8,000 tokens, which the scalar kernels read for many seconds."""
     words = random.Random(1)
     path = tmp_path / "long.txt"
-    path.write_text(" ".join(words.choice("abcdefgh") * words.randint(1, 5) for _ in range(8000)))
+    path.write_text(" ".join(words.choice("abcdefgh") * words.randint(1, 5) for _ in range(3000)))
     return path
 
 
