@@ -88,8 +88,8 @@ static inline void pf_int_put_scale(void *row, int planes, int64_t n, int64_t bl
 
 /* Writes the zeros behind a row's n values. */
 static inline void pf_int_pad(void *row, int planes, int64_t n) {
-    static const int8_t zeros[PF_INT_BLOCK];
-    static const int16_t no_sums[2];
+    static const int8_t zeros[PF_INT_BLOCK] = {0};
+    static const int16_t no_sums[2] = {0};
     for (int64_t block = n / PF_INT_BLOCK; block < pf_int_padded(n) / PF_INT_BLOCK; ++block) {
         for (int plane = 0; plane < planes; ++plane) pf_int_put(row, planes, n, block, plane, zeros, no_sums);
         pf_int_put_scale(row, planes, n, block, 0.0f);
