@@ -37,6 +37,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
+struct alignas(16) int4 {
+    int32_t x, y, z, w;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -129,8 +132,8 @@ static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
     for (int i = 0; i < 4; ++i) out |= (uint32_t)(bytes >> 8 * (s >> 4 * i & 7u) & 0xffu) << 8 * i;
     return out;
 }
-static inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
-    return (uint32_t)(((uint64_t)high << 32 | low) >> (shift & 31u));
+static inline uint32_t __funnelshift_rc(uint32_t low, uint32_t high, uint32_t shift) {
+    return (uint32_t)(((uint64_t)high << 32 | low) >> (shift < 32u ? shift : 32u));
 }
 template <typename T> static inline T min(T a, T b) { return b < a ? b : a; }
 template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }

@@ -329,19 +329,22 @@ static const pf_backend table = {
 
 /* ---- What only this backend promises ------------------------------------------------------------------------ */
 
-/* Integer products are the CPU's to the bit (backend/cpu/q16.h), whatever the shape does to the work's division; and a
- * dry run takes the same scratch but writes nothing. */
-static void check_integers(const pf_backend *scalar) {
+/* Integer products are the CPU's to the bit (backend/cpu/int_acts.h), whatever the shape does to the work's division and
+ * whatever the scales; and a dry run takes the same scratch but writes nothing. */
+static void check_integers(const pf_backend *scalar, bool int8) {
     static const pf_dtype types[] = {PF_Q8_0, PF_MXFP4};
-    static const int64_t shapes[][3] = {{5, 32, 1}, {67, 1056, 1}, {67, 1056, 6}, {1600, 512, 1}, {1600, 512, 2}};
-    pf_exec ex = {.backend = &table, .arena = pf_arena_new()}, reference = {.backend = scalar, .arena = ex.arena};
+    static const int64_t shapes[][3] = {{5, 32, 1},     {67, 1056, 1},  {67, 1056, 6}, {9, 480, 3},
+                                        {1600, 512, 1}, {1600, 512, 2}, {13, 544, 5}};
+    pf_exec ex = {.backend = &table, .arena = pf_arena_new(), .int8 = int8};
+    pf_exec reference = {.backend = scalar, .arena = ex.arena, .int8 = int8};
     if (ex.arena == NULL) exit(2);
-    for (size_t i = 0; i < 2 * sizeof shapes / sizeof *shapes; ++i) {
-        const int64_t rows = shapes[i / 2][0], cols = shapes[i / 2][1], n = shapes[i / 2][2];
-        test_weight w = gate_weight(types[i % 2], rows, cols, 1, false, false, i % 3 == 0 ? ODD : AT_END);
+    for (size_t i = 0; i < 4 * sizeof shapes / sizeof *shapes; ++i) {
+        const int64_t rows = shapes[i / 4][0], cols = shapes[i / 4][1], n = shapes[i / 4][2];
+        const bool extreme = i / 2 % 2 != 0;
+        test_weight w = gate_weight(types[i % 2], rows, cols, 1, false, extreme, i % 3 == 0 ? ODD : AT_END);
         output x = gate_output(n * cols), y = gate_output(n * rows), want = gate_output(n * rows);
-        gate_context("integer products of type %d, [%lld, %lld], %lld tokens", (int)types[i % 2], (long long)rows,
-                     (long long)cols, (long long)n);
+        gate_context("%s products of type %d, [%lld, %lld], %lld tokens%s", int8 ? "8-bit" : "16-bit",
+                     (int)types[i % 2], (long long)rows, (long long)cols, (long long)n, extreme ? ", any scale" : "");
         gate_floats(x.y, n * cols, 10.0f);
         ex.dry = true;
         CHECK(linear(&ex, &w.w, x.y, cols, n, y.y, rows) == PF_OK, "a dry run failed");
@@ -478,7 +481,8 @@ int main(int argc, char **argv) {
     gate_model_ops(&table, scalar);
     gate_linear_ops(&table, scalar);
     check_formats(scalar);
-    check_integers(scalar);
+    check_integers(scalar, false);
+    check_integers(scalar, true);
     printf("cuda: positions in arguments: %ld checks, %ld failures\n", gate_checks, gate_failures);
     if (!quick) {
         base_in_memory = true;

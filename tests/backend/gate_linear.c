@@ -18,9 +18,6 @@ typedef struct runner {
 typedef enum form { FAST, EXACT, INT8, FORMS } form;
 static const char *const form_names[] = {[FAST] = "fast", [EXACT] = "exact", [INT8] = "int8"};
 
-/* The CUDA backend has no 8-bit products and takes 16 bits in their place. */
-static int forms_of(const pf_backend *backend) { return strcmp(backend->name, "cuda") == 0 ? INT8 : FORMS; }
-
 static runner *runner_new(const pf_backend *backend, int threads, form acts) {
     runner *r = calloc(1, sizeof *r);
     if (!r) exit(2);
@@ -98,7 +95,7 @@ static void check_linear(runner **r, const test_weight *w, int64_t n) {
 
 static void linears(const pf_backend *backend, const pf_backend *scalar) {
     static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {131, 4096 + 32}};
-    for (int acts = 0; acts < forms_of(backend); ++acts) {
+    for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
@@ -244,7 +241,7 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
         {PF_MXFP4, PF_MXFP4, PF_MXFP4}, {PF_Q8_0, PF_Q8_0, PF_Q8_0}, {PF_BF16, PF_F16, PF_F32},
         {PF_FP8, PF_FP8, PF_FP8},       {PF_MXFP4, PF_BF16, PF_Q8_0}, {PF_Q8_0, PF_MXFP4, PF_BF16},
     };
-    for (int acts = 0; acts < forms_of(backend); ++acts) {
+    for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);
         for (size_t i = 0; i < sizeof types / sizeof *types; ++i) {

@@ -165,10 +165,15 @@ void experts(const float *x, float *y) {
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = (int32_t)((i % USED * 11 + i / USED * 5) % HELD_EXPERTS);
     const int32_t *chosen = on_device(ids);
     pf_experts_args args = {&gate, &up, &down, x, chosen, weights, 1, USED, 0, HELD_EXPERTS, 10.0f, y};
-    bench("experts MXFP4, 6 of them, 1 token", (double)(3 * USED * matrix), 0.0, [&](int turn) {
-        args.chosen = chosen + turn % 64 * USED;
-        return ex.backend->experts(&ex, &args);
-    });
+    for (int bits = 16; bits > 0; bits -= 8) {
+        const char *name = bits == 8 ? "experts MXFP4, 6 of them, 1 token, int8" : "experts MXFP4, 6 of them, 1 token";
+        ex.int8 = bits == 8;
+        bench(name, (double)(3 * USED * matrix), 0.0, [&](int turn) {
+            args.chosen = chosen + turn % 64 * USED;
+            return ex.backend->experts(&ex, &args);
+        });
+    }
+    ex.int8 = false;
 }
 
 void attention(float *q, float *out) {

@@ -94,7 +94,8 @@ static __global__ void gather_kernel(const int32_t *chosen, const int32_t *place
 
 struct expert_run {
     pair_lists lists;
-    uint8_t *x_q16, *h_q16; /* NULL where floats are taken */
+    int x_planes, h_planes; /* of integer activations; 0 where floats are taken */
+    uint8_t *x, *h;         /* these activations */
     float *gate, *up, *y;   /* [n_pair, F], [n_pair, F], [n_pair, D] */
 };
 
@@ -102,7 +103,9 @@ static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t
                          expert_run *run) {
     const int64_t n_pair = n_token * args->n_used, n_expert = args->gate->count, n_embd = args->gate->cols;
     const int64_t n_ff = args->gate->rows;
-    const bool x_q16 = pf_takes_q16(ex, args->gate) && pf_takes_q16(ex, args->up), h_q16 = pf_takes_q16(ex, args->down);
+    const int planes = pf_act_planes(ex, args->gate);
+    run->x_planes = pf_act_planes(ex, args->up) == planes ? planes : 0;
+    run->h_planes = pf_act_planes(ex, args->down);
     run->lists.matrix = scratch.take<int32_t>(n_expert);
     run->lists.start = scratch.take<int32_t>(n_expert + 1);
     run->lists.counts = scratch.take<int32_t>(2);
@@ -112,11 +115,11 @@ static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t
     run->gate = scratch.take<float>(n_pair * n_ff);
     run->up = scratch.take<float>(n_pair * n_ff);
     run->y = scratch.take<float>(n_pair * args->down->rows);
-    run->x_q16 = x_q16 ? scratch.take<uint8_t>(n_token * pf_q16_row_bytes(n_embd)) : nullptr;
-    run->h_q16 = h_q16 ? scratch.take<uint8_t>(n_pair * pf_q16_row_bytes(n_ff)) : nullptr;
+    if (run->x_planes > 0) run->x = scratch.take<uint8_t>(n_token * pf_act_row_bytes(run->x_planes, n_embd));
+    if (run->h_planes > 0) run->h = scratch.take<uint8_t>(n_pair * pf_act_row_bytes(run->h_planes, n_ff));
     const pair_lists &l = run->lists;
     return l.matrix && l.start && l.counts && l.token && l.weight && l.place && run->gate && run->up && run->y &&
-           (run->x_q16 || !x_q16) && (run->h_q16 || !h_q16);
+           (run->x || run->x_planes == 0) && (run->h || run->h_planes == 0);
 }
 
 static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_token, const expert_run &run) {
@@ -131,10 +134,10 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     m.n = n_pair;
     m.in_rows = run.lists.token;
     m.ldy = n_ff;
-    m.act = run.x_q16 ? run.x_q16 : reinterpret_cast<const uint8_t *>(args->x);
-    m.act_stride = run.x_q16 ? pf_q16_row_bytes(n_embd) : n_embd * (int64_t)sizeof(float);
-    m.q16 = run.x_q16 != nullptr;
-    if (m.q16) pf_quantize_launch(ex, args->x, n_embd, n_token, n_embd, nullptr, run.x_q16);
+    m.planes = run.x_planes;
+    m.act = m.planes > 0 ? run.x : reinterpret_cast<const uint8_t *>(args->x);
+    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, n_embd) : n_embd * (int64_t)sizeof(float);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, args->x, n_embd, n_token, n_embd, nullptr, run.x);
     m.w = *args->gate;
     m.y = run.gate;
     pf_matmul_launch(ex, m);
@@ -143,10 +146,10 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     pf_matmul_launch(ex, m);
     PF_LAUNCH(activate_kernel, pf_blocks(ex, n_pair * n_ff, THREADS), THREADS, 0, stream, run.gate, run.up, n_ff,
               run.lists.weight, n_pair_at, args->limit);
-    m.act = run.h_q16 ? run.h_q16 : reinterpret_cast<const uint8_t *>(run.gate);
-    m.act_stride = run.h_q16 ? pf_q16_row_bytes(n_ff) : n_ff * (int64_t)sizeof(float);
-    m.q16 = run.h_q16 != nullptr;
-    if (m.q16) pf_quantize_launch(ex, run.gate, n_ff, n_pair, n_ff, n_pair_at, run.h_q16);
+    m.planes = run.h_planes;
+    m.act = m.planes > 0 ? run.h : reinterpret_cast<const uint8_t *>(run.gate);
+    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, n_ff) : n_ff * (int64_t)sizeof(float);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, run.gate, n_ff, n_pair, n_ff, n_pair_at, run.h);
     m.in_rows = nullptr;
     m.w = *args->down;
     m.y = run.y;

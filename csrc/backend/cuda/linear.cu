@@ -115,54 +115,70 @@ PF_UNROLL
     }
 }
 
-/* ---- q16 activations ---- */
+/* ---- Integer activations ---- */
 
 /* To nearest even, for |v| < 2^22. */
 PF_DEV int round_to_int(float v) { return (int)(__float_as_uint(v + 0x1.8p23f) - 0x4b400000u); }
 
 /* A warp a block of 32 values. */
-static __global__ void quantize_kernel(const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
-                                       int64_t stride, uint8_t *out) {
+template <int PLANES> static __global__ void quantize_kernel(const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                                                             const int32_t *count, int64_t stride, uint8_t *out) {
     const int64_t blocks = n / PF_BLOCK, rows = count ? *count : n_row;
     const int lane = pf_lane();
     for (int64_t k = pf_thread() / PF_WARP; k < rows * blocks; k += pf_threads() / PF_WARP) {
         const int64_t row = k / blocks, b = k % blocks;
-        const float most = 32384.0f, value = x[row * ldx + b * PF_BLOCK + lane];
+        const float most = (float)(PLANES == PF_Q8_PLANES ? (int)PF_Q8_MAX : (int)PF_Q16_MAX);
+        const float value = x[row * ldx + b * PF_BLOCK + lane];
         const float d = __uint_as_float(pf_warp_max_bits(pf_magnitude(value))) / most;
         float v = d != 0.0f ? value / d : 0.0f;
         v = v > -most ? v : -most; /* also a NaN; its block's scale is NaN or infinite */
         v = v < most ? v : most;
-        const int q = round_to_int(v), hi = round_to_int((float)q * (1.0f / 254.0f));
-        int8_t *to = reinterpret_cast<int8_t *>(out + row * stride);
-        to[b * PF_BLOCK + lane] = (int8_t)hi;
-        to[n + b * PF_BLOCK + lane] = (int8_t)(q - 254 * hi);
-        if (lane == 0) reinterpret_cast<float *>(to + 2 * n)[b] = d;
+        int plane[2] = {round_to_int(v), 0};
+        if (PLANES == PF_Q16_PLANES) {
+            const int q = plane[0];
+            plane[0] = round_to_int((float)q * (1.0f / (float)PF_INT_BASE));
+            plane[1] = q - PF_INT_BASE * plane[0];
+        }
+        pf_act_group<PLANES> &to = reinterpret_cast<pf_act_group<PLANES> *>(out + row * stride)[b / PF_INT_BLOCKS];
+        const int at = (int)(b % PF_INT_BLOCKS);
+        for (int p = 0; p < PLANES; ++p) {
+            reinterpret_cast<int8_t *>(&to.values[p][lane / 16][at])[lane % 16] = (int8_t)plane[p];
+        }
+        if (lane == 0) to.scale[at] = d;
     }
 }
 
-void pf_quantize_launch(const pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
-                        uint8_t *out) {
-    PF_LAUNCH(quantize_kernel, pf_blocks(ex, n_row * (n / PF_BLOCK), 4), 128, 0, pf_device_of(ex)->stream, x, ldx,
-              n_row, n, count, pf_q16_row_bytes(n), out);
+void pf_quantize_launch(const pf_exec *ex, int planes, const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                        const int32_t *count, uint8_t *out) {
+    const unsigned grid = pf_blocks(ex, n_row * (n / PF_BLOCK), 4);
+    const int64_t stride = pf_act_row_bytes(planes, n);
+    const cudaStream_t stream = pf_device_of(ex)->stream;
+    if (planes == PF_Q8_PLANES) {
+        PF_LAUNCH((quantize_kernel<PF_Q8_PLANES>), grid, 128, 0, stream, x, ldx, n_row, n, count, stride, out);
+    } else {
+        PF_LAUNCH((quantize_kernel<PF_Q16_PLANES>), grid, 128, 0, stream, x, ldx, n_row, n, count, stride, out);
+    }
 }
 
-/* Half a warp takes a row: lane 4 b + l of it the columns 4 l .. 4 l + 3 of both halves of every fourth block, which
- * are four bytes of MXFP4 and two times four of Q8_0. Its sum is the rule's s[b][l]. */
-enum { CHUNK = 16 }; /* blocks of a row in shared memory */
-
-template <int TYPE> struct block_format {
+/* Half a warp takes a row, lane l of it every 16th block, of which its sum is the rule's s[l]. ROWS: of each half. */
+template <int TYPE, int ROWS> struct block_format {
     static constexpr int bytes = TYPE == PF_Q8_0 ? (int)PF_Q8_0_BYTES : (int)PF_MXFP4_BYTES;
-    static constexpr int chunk = CHUNK * bytes, pieces = chunk / 16; /* 34 or 17 times 16 bytes */
-    static constexpr int stride = chunk + 16; /* a word may be read a few bytes past the end */
+    static constexpr int scale_bytes = TYPE == PF_Q8_0 ? 2 : 1;
+    static constexpr int words = (bytes + 3) / 4; /* that a block lies in, wherever it begins */
+    static constexpr int chunk = PF_INT_BLOCKS * bytes, pieces = chunk / 16; /* 34 or 17 times 16 bytes */
+    /* From one row in shared memory to the next, so that the rows of the warp's halves are 64 bytes more than a multiple
+     * of 128 apart: then its lanes, 34 or 17 bytes apart in each half, read from 32 different banks. */
+    static constexpr int step = 128 / ROWS;
+    static constexpr int stride = chunk + (step + step / 2 - chunk % step) % step;
 };
 
-/* Rows row0 .. row0 + n_row - 1, blocks c0 .. into `stage`, by a warp. */
+/* The warp's rows from row0 on, blocks c0 .. into `stage`. */
 template <int TYPE, int ROWS>
 PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t c0, uint8_t *stage) {
-    typedef block_format<TYPE> format;
+    typedef block_format<TYPE, ROWS> format;
     const int64_t blocks = w.cols / PF_BLOCK - c0;
-    const int bytes = (blocks < CHUNK ? (int)blocks : (int)CHUNK) * format::bytes;
-    for (int i = pf_lane(); i < ROWS * format::pieces; i += PF_WARP) {
+    const int bytes = (blocks < PF_INT_BLOCKS ? (int)blocks : (int)PF_INT_BLOCKS) * format::bytes;
+    for (int i = pf_lane(); i < 2 * ROWS * format::pieces; i += PF_WARP) {
         const int r = i / format::pieces, at = i % format::pieces * 16;
         const int64_t row = row0 + r < w.rows ? row0 + r : w.rows - 1;
         const uint8_t *from = pf_row_of(w, matrix, row) + c0 * format::bytes + at;
@@ -175,12 +191,6 @@ PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t
     }
 }
 
-/* Four bytes of a row in shared memory from any offset. */
-PF_DEV uint32_t staged_word(const uint8_t *row, int offset) {
-    const uint32_t *at = reinterpret_cast<const uint32_t *>(row) + offset / 4;
-    return __funnelshift_r(at[0], at[1], (uint32_t)(offset % 4) * 8u);
-}
-
 /* Of four e2m1 codes, in the low four nibbles of code, the doubled values. */
 PF_DEV uint32_t doubled_values(uint32_t code) {
     const uint32_t magnitude = code & 0x7777u;
@@ -189,66 +199,93 @@ PF_DEV uint32_t doubled_values(uint32_t code) {
     return __byte_perm(plus, minus, 0x3210u | (code & 0x8888u) >> 1);
 }
 
-/* The lane's 8 integers of block b (low: the first half's) and the block's scale. */
-template <int TYPE> PF_DEV float block_weights(const uint8_t *row, int b, int l, int *low, int *high) {
-    if (TYPE == PF_Q8_0) {
-        row += b / 2 * 2 * PF_Q8_0_BYTES; /* two blocks are a multiple of 4 bytes */
-        const int at = b % 2 * PF_Q8_0_BYTES;
-        *low = (int)staged_word(row, at + 2 + 4 * l);
-        *high = (int)staged_word(row, at + 18 + 4 * l);
-        return pf_of_f16(row[at] | (uint32_t)row[at + 1] << 8);
+/* Block l of a row in shared memory: columns 4 i to 4 i + 3 in w[i], and its scale. */
+template <int TYPE, int ROWS> PF_DEV float staged_block(const uint8_t *row, int l, int (&w)[8]) {
+    typedef block_format<TYPE, ROWS> format;
+    const int at = l * format::bytes;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(row) + at / 4;
+    const uint32_t before = (uint32_t)(at % 4) * 8u, skip = before + 8u * format::scale_bytes; /* bits; at most 32 */
+    uint32_t word[format::words];
+PF_UNROLL
+    for (int i = 0; i < format::words; ++i) word[i] = from[i];
+    const uint32_t scale = word[0] >> before;
+    if constexpr (TYPE == PF_Q8_0) {
+PF_UNROLL
+        for (int i = 0; i < 8; ++i) w[i] = (int)__funnelshift_rc(word[i], word[i + 1], skip);
+        return pf_of_f16(scale & 0xffffu);
+    } else {
+PF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t codes = __funnelshift_rc(word[i], word[i + 1], skip);
+            const uint32_t first = doubled_values(codes), second = doubled_values(codes >> 16);
+            w[i] = (int)__byte_perm(first, second, 0x6420u); /* first and second: low, high, low, high */
+            w[i + 4] = (int)__byte_perm(first, second, 0x7531u);
+        }
+        return __uint_as_float((scale & 0xffu) << 23);
     }
-    const int at = b * PF_MXFP4_BYTES;
-    const uint32_t codes = staged_word(row, at + 1 + 4 * l);
-    const uint32_t first = doubled_values(codes), second = doubled_values(codes >> 16); /* low, high, low, high */
-    *low = (int)__byte_perm(first, second, 0x6420u);
-    *high = (int)__byte_perm(first, second, 0x7531u);
-    return __uint_as_float((uint32_t)row[at] << 23);
 }
 
-template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds__(THREADS) q16_kernel(pf_matmul m) {
-    typedef block_format<TYPE> format;
+/* The sum of a block's products with one plane. */
+PF_DEV int plane_products(const int (&w)[8], const int4 (&v)[2]) {
+    int sum = 0;
+PF_UNROLL
+    for (int i = 0; i < 2; ++i) {
+        sum = __dp4a(w[4 * i], v[i].x, sum);
+        sum = __dp4a(w[4 * i + 1], v[i].y, sum);
+        sum = __dp4a(w[4 * i + 2], v[i].z, sum);
+        sum = __dp4a(w[4 * i + 3], v[i].w, sum);
+    }
+    return sum;
+}
+
+template <int TYPE, int PLANES, int ROWS, int TOKENS>
+static __global__ void __launch_bounds__(THREADS) int_kernel(pf_matmul m) {
+    typedef block_format<TYPE, ROWS> format;
+    typedef pf_act_group<PLANES> acts;
     struct memory { uint4 stage[WARPS][2 * ROWS][format::stride / 16]; };
     PF_SHARED(memory, shared);
     const span group = group_of(m, blockIdx.y);
     const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * 2 * ROWS;
-    const int64_t cols = m.w.cols, n_block = cols / PF_BLOCK;
-    const int lane = pf_lane(), half = lane / 16, quarter = lane % 16 / 4, l = lane % 4;
+    const int64_t n_block = m.w.cols / PF_BLOCK;
+    const int half = pf_lane() / 16, l = pf_lane() % 16;
     uint8_t *stage = reinterpret_cast<uint8_t *>(shared.stage[pf_warp()]);
     const uint8_t *mine = stage + half * ROWS * format::stride;
     if (row0 >= m.w.rows) return; /* a whole warp; nobody waits for the block */
     for (int64_t i0 = group.begin + blockIdx.z * TOKENS; i0 < group.end; i0 += (int64_t)gridDim.z * TOKENS) {
-        const uint8_t *x[TOKENS];
+        const acts *x[TOKENS];
         float sum[ROWS][TOKENS];
 PF_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
-            x[t] = act_of(m, i0 + t, group.end);
+            x[t] = reinterpret_cast<const acts *>(act_of(m, i0 + t, group.end));
 PF_UNROLL
             for (int r = 0; r < ROWS; ++r) sum[r][t] = 0.0f;
         }
-        for (int64_t c0 = 0; c0 < n_block; c0 += CHUNK) {
-            stage_rows<TYPE, 2 * ROWS>(m.w, group.matrix, row0, c0, stage);
+        for (int64_t c0 = 0; c0 < n_block; c0 += PF_INT_BLOCKS) {
+            stage_rows<TYPE, ROWS>(m.w, group.matrix, row0, c0, stage);
             __syncwarp();
-            for (int b = quarter; b < CHUNK && c0 + b < n_block; b += 4) {
-                const int64_t block = c0 + b;
-                int low[ROWS], high[ROWS];
+            if (c0 + l < n_block) {
+                int w[ROWS][8];
                 float scale[ROWS];
 PF_UNROLL
                 for (int r = 0; r < ROWS; ++r) {
-                    scale[r] = block_weights<TYPE>(mine + r * format::stride, b, l, &low[r], &high[r]);
+                    scale[r] = staged_block<TYPE, ROWS>(mine + r * format::stride, l, w[r]);
                 }
 PF_UNROLL
                 for (int t = 0; t < TOKENS; ++t) {
-                    const int *hi = reinterpret_cast<const int *>(x[t] + block * PF_BLOCK) + l;
-                    const int *lo = reinterpret_cast<const int *>(x[t] + cols + block * PF_BLOCK) + l;
-                    const float d = reinterpret_cast<const float *>(x[t] + 2 * cols)[block];
-                    const int h0 = hi[0], h1 = hi[4], l0 = lo[0], l1 = lo[4];
+                    const acts &a = x[t][c0 / PF_INT_BLOCKS];
+                    const float d = a.scale[l];
+                    int4 v[PLANES][2];
+PF_UNROLL
+                    for (int p = 0; p < PLANES; ++p) {
+                        v[p][0] = a.values[p][0][l];
+                        v[p][1] = a.values[p][1][l];
+                    }
 PF_UNROLL
                     for (int r = 0; r < ROWS; ++r) {
-                        const int products = 254 * __dp4a(low[r], h0, __dp4a(high[r], h1, 0)) +
-                                             __dp4a(low[r], l0, __dp4a(high[r], l1, 0));
-                        const float whole = (float)(TYPE == PF_MXFP4 ? 256 * products : products);
-                        sum[r][t] = fmaf(whole, scale[r] * d, sum[r][t]);
+                        int i = 0;
+PF_UNROLL
+                        for (int p = 0; p < PLANES; ++p) i = PF_INT_BASE * i + plane_products(w[r], v[p]);
+                        sum[r][t] = fmaf((float)i, scale[r] * d, sum[r][t]);
                     }
                 }
             }
@@ -259,10 +296,11 @@ PF_UNROLL
 PF_UNROLL
             for (int t = 0; t < TOKENS; ++t) {
                 float v = sum[r][t];
-                for (int mask = 8; mask > 0; mask /= 2) v += pf_shfl_xor(v, mask); /* within half a warp */
-                if (TYPE == PF_MXFP4) v *= 0x1p-9f;
+                /* Within half a warp, and in the rule's order: s[l] and s[l + 8] first, t[0] and t[1] last. */
+                for (int mask = 8; mask > 0; mask /= 2) v += pf_shfl_xor(v, mask);
+                if (TYPE == PF_MXFP4) v *= PF_INT_MXFP4_UNIT;
                 const int64_t row = row0 + half * ROWS + r;
-                if (lane % 16 == 0 && row < m.w.rows && i0 + t < group.end) m.y[(i0 + t) * m.ldy + row] = v;
+                if (l == 0 && row < m.w.rows && i0 + t < group.end) m.y[(i0 + t) * m.ldy + row] = v;
             }
         }
     }
@@ -270,18 +308,24 @@ PF_UNROLL
 
 /* ---- Launching ---- */
 
-template <int TYPE, int ROWS, int TOKENS> static void launch(const pf_exec *ex, const pf_matmul &m, bool q16) {
+template <int TYPE, int ROWS, int TOKENS> static void launch(const pf_exec *ex, const pf_matmul &m) {
     const bool grouped = m.groups.matrix != nullptr;
-    const int64_t rows = m.w.rows, tile = WARPS * ROWS * (q16 ? 2 : 1), most = grouped ? m.groups.rows : m.n;
+    const int64_t rows = m.w.rows, tile = WARPS * ROWS * (m.planes > 0 ? 2 : 1);
+    const int64_t most = grouped ? m.groups.rows : m.n;
     const dim3 grid((unsigned)pf_div_up(rows, tile), (unsigned)(grouped ? m.groups.most_groups : 1),
                     (unsigned)pf_least(64, pf_div_up(most, TOKENS)));
-    if (q16) {
-        if constexpr (TYPE == PF_Q8_0 || TYPE == PF_MXFP4) {
-            PF_LAUNCH((q16_kernel<TYPE, ROWS, TOKENS>), grid, THREADS, 0, pf_device_of(ex)->stream, m);
+    const cudaStream_t stream = pf_device_of(ex)->stream;
+    if constexpr (TYPE == PF_Q8_0 || TYPE == PF_MXFP4) {
+        if (m.planes == PF_Q8_PLANES) {
+            PF_LAUNCH((int_kernel<TYPE, PF_Q8_PLANES, ROWS, TOKENS>), grid, THREADS, 0, stream, m);
+            return;
         }
-    } else {
-        PF_LAUNCH((f32_kernel<TYPE, ROWS, TOKENS>), grid, THREADS, 0, pf_device_of(ex)->stream, m);
+        if (m.planes == PF_Q16_PLANES) {
+            PF_LAUNCH((int_kernel<TYPE, PF_Q16_PLANES, ROWS, TOKENS>), grid, THREADS, 0, stream, m);
+            return;
+        }
     }
+    PF_LAUNCH((f32_kernel<TYPE, ROWS, TOKENS>), grid, THREADS, 0, stream, m);
 }
 
 /* Few rows are spread over more warps; it changes no result. */
@@ -289,9 +333,9 @@ template <int TYPE> static void launch_type(const pf_exec *ex, const pf_matmul &
     const bool grouped = m.groups.matrix != nullptr;
     const int64_t most = grouped ? m.groups.rows : m.n, groups = grouped ? m.groups.most_groups : 1;
     const bool few = m.w.rows * groups < 32 * (int64_t)pf_device_of(ex)->n_sm * WARPS;
-    if (most > 1) launch<TYPE, 4, 4>(ex, m, m.q16);
-    else if (few) launch<TYPE, 1, 1>(ex, m, m.q16);
-    else launch<TYPE, 4, 1>(ex, m, m.q16);
+    if (most > 1) launch<TYPE, 4, 4>(ex, m);
+    else if (few) launch<TYPE, 1, 1>(ex, m);
+    else launch<TYPE, 4, 1>(ex, m);
 }
 
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
@@ -314,17 +358,17 @@ pf_status pf_cuda_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_
     m.n = n_token;
     m.y = y;
     m.ldy = ldy;
-    m.q16 = pf_takes_q16(ex, w);
+    m.planes = pf_act_planes(ex, w);
     m.act = reinterpret_cast<const uint8_t *>(x);
     m.act_stride = ldx * (int64_t)sizeof(float);
     uint8_t *quantized = nullptr;
-    if (m.q16) {
-        m.act_stride = pf_q16_row_bytes(w->cols);
+    if (m.planes > 0) {
+        m.act_stride = pf_act_row_bytes(m.planes, w->cols);
         m.act = quantized = scratch.take<uint8_t>(n_token * m.act_stride);
         if (!quantized) return PF_ERR_MEMORY;
     }
     if (!pf_may_launch(ex, &status)) return status;
-    if (m.q16) pf_quantize_launch(ex, x, ldx, n_token, w->cols, nullptr, quantized);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, x, ldx, n_token, w->cols, nullptr, quantized);
     pf_matmul_launch(ex, m);
     return pf_launched();
 }

@@ -1,11 +1,12 @@
 /* Matrix products of one weight with rows of activations, as one group of rows (linear) or as many groups, each with a
  * matrix of its own (experts): y[i] = W[matrix of i's group] act[in_rows ? in_rows[i] : i].
  *
- * Activations are floats or, where the weight is Q8_0 or MXFP4 and the run is not exact, 16-bit integers: the CPU's q16
- * (backend/cpu/q16.h), of which every product is the same float here as there. */
+ * Activations are floats or, where the weight is Q8_0 or MXFP4 and the run is not exact, integers of 16 or 8 bits: the
+ * CPU's q16 and q8 (backend/cpu/int_acts.h), of which every product is the same float here as there. */
 #ifndef PF_BACKEND_CUDA_MATMUL_CUH
 #define PF_BACKEND_CUDA_MATMUL_CUH
 
+#include "backend/cpu/int_acts.h"
 #include "backend/cuda/ops.cuh"
 
 /* Groups of rows, in device memory. */
@@ -21,7 +22,7 @@ struct pf_matmul {
     pf_weight w;
     const uint8_t *act;
     int64_t act_stride; /* bytes */
-    bool q16;
+    int planes;         /* of integer activations; 0: floats */
     int64_t n;          /* rows, without groups */
     const int32_t *in_rows;
     pf_groups groups;   /* matrix NULL: matrix 0 with all rows */
@@ -29,19 +30,28 @@ struct pf_matmul {
     int64_t ldy;
 };
 
-/* Device layout of a q16 row of n values, a multiple of 32; value = 254 hi + lo:
- * int8 hi [n], int8 lo [n], float scale [n / 32]. Rows are multiples of 16 bytes apart. */
-static inline int64_t pf_q16_row_bytes(int64_t n) { return (2 * n + n / 8 + 15) / 16 * 16; }
+/* 16 blocks of a row of integer activations. The lanes of half a warp take a block each, so what they read together,
+ * the first or the second 16 columns of their blocks, lies together. A row is filled up to whole groups; nobody reads
+ * what it is filled with. */
+template <int PLANES> struct pf_act_group {
+    int4 values[PLANES][2][PF_INT_BLOCKS];
+    float scale[PF_INT_BLOCKS];
+};
+static inline int64_t pf_act_row_bytes(int planes, int64_t n) {
+    const size_t q8 = sizeof(pf_act_group<PF_Q8_PLANES>), q16 = sizeof(pf_act_group<PF_Q16_PLANES>);
+    return pf_div_up(n, PF_INT_GROUP) * (int64_t)(planes == PF_Q8_PLANES ? q8 : q16);
+}
 
-/* Whether this run multiplies w with q16 activations. */
-static inline bool pf_takes_q16(const pf_exec *ex, const pf_weight *w) {
-    return !ex->exact && (w->type == PF_Q8_0 || w->type == PF_MXFP4);
+/* Planes of the activations that this run multiplies w with; 0: floats. */
+static inline int pf_act_planes(const pf_exec *ex, const pf_weight *w) {
+    if (ex->exact || (w->type != PF_Q8_0 && w->type != PF_MXFP4)) return 0;
+    return ex->int8 ? PF_Q8_PLANES : PF_Q16_PLANES;
 }
 
 /* Queues the product. */
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);
-/* Queues the q16 form of x [n_row, n]; count: rows that there really are, a number in device memory, or NULL. */
-void pf_quantize_launch(const pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
-                        uint8_t *out);
+/* Queues the integer form of x [n_row, n]; count: rows that there really are, a number in device memory, or NULL. */
+void pf_quantize_launch(const pf_exec *ex, int planes, const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                        const int32_t *count, uint8_t *out);
 
 #endif
