@@ -329,8 +329,8 @@ static const pf_backend table = {
 
 /* ---- What only this backend promises ------------------------------------------------------------------------ */
 
-/* Integer products are the CPU's to the bit (backend/cpu/int_acts.h), whatever the shape does to the work's division and
- * whatever the scales; and a dry run takes the same scratch but writes nothing. */
+/* Integer products are the CPU's to the bit (backend/cpu/int_acts.h), whatever the shape does to the work's division
+ * and whatever the scales; and a dry run takes the same scratch but writes nothing. */
 static void check_integers(const pf_backend *scalar, bool int8) {
     static const pf_dtype types[] = {PF_Q8_0, PF_MXFP4};
     static const int64_t shapes[][3] = {{5, 32, 1},     {67, 1056, 1},  {67, 1056, 6}, {9, 480, 3},

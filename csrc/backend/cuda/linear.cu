@@ -166,8 +166,8 @@ template <int TYPE, int ROWS> struct block_format {
     static constexpr int scale_bytes = TYPE == PF_Q8_0 ? 2 : 1;
     static constexpr int words = (bytes + 3) / 4; /* that a block lies in, wherever it begins */
     static constexpr int chunk = PF_INT_BLOCKS * bytes, pieces = chunk / 16; /* 34 or 17 times 16 bytes */
-    /* From one row in shared memory to the next, so that the rows of the warp's halves are 64 bytes more than a multiple
-     * of 128 apart: then its lanes, 34 or 17 bytes apart in each half, read from 32 different banks. */
+    /* From one row in shared memory to the next, so that the rows of the warp's halves are 64 bytes more than a
+     * multiple of 128 apart: then its lanes, 34 or 17 bytes apart in each half, read from 32 different banks. */
     static constexpr int step = 128 / ROWS;
     static constexpr int stride = chunk + (step + step / 2 - chunk % step) % step;
 };
