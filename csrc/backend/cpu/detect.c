@@ -1,4 +1,8 @@
 /* Which kernel sets this machine runs, and the backend table of each. */
+#if !defined(_DEFAULT_SOURCE)
+#  define _DEFAULT_SOURCE /* syscall */
+#endif
+
 #include "backend/cpu/ops.h"
 
 #include "base/status.h"
@@ -12,6 +16,10 @@
 #    include <intrin.h>
 #  else
 #    include <cpuid.h>
+#  endif
+#  if defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
 #  endif
 #else
 #  define PF_X86 0
@@ -35,6 +43,7 @@
 /* Best first. */
 enum {
 #if PF_X86
+    ISA_AMX,
     ISA_AVX512,
     ISA_AVX2,
 #elif PF_ARM64
@@ -46,6 +55,7 @@ enum {
 
 static const char *const isa_names[ISA_COUNT] = {
 #if PF_X86
+    [ISA_AMX] = "amx",
     [ISA_AVX512] = "avx512",
     [ISA_AVX2] = "avx2",
 #elif PF_ARM64
@@ -112,6 +122,24 @@ static const char *avx512_problem(void) {
     return NULL;
 }
 
+static const char *amx_problem(void) {
+    const char *problem = avx512_problem();
+    if (problem) return problem;
+#  if defined(PF_AMX) && defined(__linux__) && !defined(PF_SIMDE)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, the number of the registers' state */
+    const uint32_t tile = 1u << 24, int8 = 1u << 25;
+    if ((cpuid(7, 0).edx & (tile | int8)) != (tile | int8)) return "this processor lacks AMX-INT8";
+    if ((xcr0() & 0x60000) != 0x60000) return "the operating system does not save the AMX registers";
+    /* A process has to ask before it uses them. */
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel gives no permission to use AMX";
+    return NULL;
+#  elif defined(PF_AMX) && !defined(PF_SIMDE)
+    return "AMX is used on Linux only";
+#  else
+    return "this build has no AMX kernels: its compiler did not know them";
+#  endif
+}
+
 #elif PF_ARM64
 
 /* The dot product instructions (SDOT): not a set of their own, since they change no result. */
@@ -134,6 +162,7 @@ static bool has_neon_dot(void) {
 static const char *isa_problem(int isa) {
     switch (isa) {
 #if PF_X86
+    case ISA_AMX: return amx_problem();
     case ISA_AVX512: return avx512_problem();
     case ISA_AVX2: return avx2_problem();
 #endif
@@ -159,8 +188,11 @@ static void fill_tables(void) {
         pf_cpu_kernels *k = &kernel_tables[isa];
         pf_kernels_scalar_init(k);
 #if PF_X86
-        if (isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
-        if (isa == ISA_AVX512) pf_kernels_avx512_init(k);
+        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
+        if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_avx512_init(k);
+#  if defined(PF_AMX)
+        if (isa == ISA_AMX) pf_kernels_amx_init(k);
+#  endif
 #elif PF_ARM64
         if (isa == ISA_NEON) pf_kernels_neon_init(k);
         if (isa == ISA_NEON && has_neon_dot()) pf_kernels_neon_dot_init(k);

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { ROW_BLOCK = 64, MIN_ROW_BLOCK = 32 };
+enum { ROW_BLOCK = 64, MIN_ROW_BLOCK = 32, TILED_ROW_BLOCK = 4 * PF_TILE_ROWS };
 
 /* (token, slot) pairs sorted by expert. */
 typedef struct pair_list {
@@ -21,17 +21,29 @@ typedef struct pair_list {
     int64_t *start;                 /* [n_active + 1] into the above */
 } pair_list;
 
+/* What the experts' tile kernels take of the activations of a product. */
+typedef struct packed_acts {
+    int planes;
+    int64_t stride;     /* bytes of PF_TILE_TOKENS pairs */
+    int64_t n_tile;     /* of all experts */
+    int32_t *active;    /* [n_tile] whose they are, as an index of the list of active experts */
+    int64_t *first_tile; /* [n_active + 1] */
+    int64_t *n_tiled;   /* [n_active] the first of the expert's pairs, which they take */
+    uint8_t *data;      /* NULL: none */
+} packed_acts;
+
 typedef struct experts_job {
     pf_exec *ex;
     const pf_experts_args *args;
     pair_list pairs;
     pf_acts x;
+    packed_acts x_packed, h_packed;
     float *gate, *up;      /* [n_pair, F]; gate becomes the SwiGLU output */
     pf_acts h;             /* what down takes: gate, or it quantised */
     uint8_t *h_quantised;  /* NULL: down takes floats */
     pf_quantize_fn quantize;
     const float *ones;     /* [most]: down adds */
-    pf_gemm_fn gate_fn, up_fn, down_fn;
+    pf_product gate_fn, up_fn, down_fn;
     int64_t row_block, blocks; /* of F */
     float *scratch;
     int64_t scratch_floats;
@@ -81,27 +93,55 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
     return PF_OK;
 }
 
+/* The pairs of an active expert, as a product takes them. */
+static pf_gemm gate_gemm(const experts_job *job, int64_t active) {
+    const int64_t first = job->pairs.start[active];
+    return (pf_gemm){
+        .w = job->args->gate, .matrix = job->pairs.expert[active], .act = job->x.data, .act_stride = job->x.stride,
+        .n = job->pairs.start[active + 1] - first, .in_rows = job->pairs.token + first,
+        .y = job->gate + first * job->args->gate->rows, .ldy = job->args->gate->rows,
+    };
+}
+static pf_gemm down_gemm(const experts_job *job, int64_t active) {
+    const int64_t first = job->pairs.start[active];
+    return (pf_gemm){
+        .w = job->args->down, .matrix = job->pairs.expert[active], .act = job->h.data + first * job->h.stride,
+        .act_stride = job->h.stride, .n = job->pairs.start[active + 1] - first, .out_rows = job->pairs.token + first,
+        .gain = job->ones, .y = job->args->out, .ldy = job->args->down->rows,
+    };
+}
+
+/* Rows of one active expert. next: rows that come after them, or NULL. */
+static void run_gemm(const experts_job *job, const pf_product *product, pf_gemm *gemm, const packed_acts *packed,
+                     int64_t active, int64_t row_begin, int64_t row_end, const uint8_t *next) {
+    int64_t n_tiled = 0;
+    if (packed->data) {
+        n_tiled = packed->n_tiled[active];
+        gemm->packed = packed->data + packed->first_tile[active] * packed->stride;
+        gemm->next = next;
+        gemm->next_bytes = next ? PF_TILE_ROWS * gemm->w->row_bytes : 0;
+    }
+    pf_cpu_gemm_run(job->ex, product, gemm, n_tiled, row_begin, row_end);
+}
+
 static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const experts_job *job = arg;
     const pf_experts_args *args = job->args;
     const pf_cpu_kernels *k = pf_cpu_kernels_of(job->ex);
     const int64_t n_ff = args->gate->rows;
     for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
-        const int64_t active = item / job->blocks, first = job->pairs.start[active];
+        const int64_t active = item / job->blocks, expert = job->pairs.expert[active];
         const int64_t row_begin = item % job->blocks * job->row_block;
         const int64_t row_end = pf_min_i64(row_begin + job->row_block, n_ff);
-        pf_gemm gemm = {
-            .w = args->gate, .matrix = job->pairs.expert[active],
-            .act = job->x.data, .act_stride = job->x.stride,
-            .n = job->pairs.start[active + 1] - first, .in_rows = job->pairs.token + first,
-            .y = job->gate + first * n_ff, .ldy = n_ff,
-            .scratch = job->scratch + worker * job->scratch_floats,
-        };
-        job->gate_fn(k, &gemm, row_begin, row_end);
-        gemm.w = args->up;
-        gemm.y = job->up + first * n_ff;
-        job->up_fn(k, &gemm, row_begin, row_end);
-        for (int64_t p = first; p < first + gemm.n; ++p) {
+        pf_gemm gate = gate_gemm(job, active), up = gate;
+        gate.scratch = up.scratch = job->scratch + worker * job->scratch_floats;
+        up.w = args->up;
+        up.y = job->up + job->pairs.start[active] * n_ff;
+        run_gemm(job, &job->gate_fn, &gate, &job->x_packed, active, row_begin, row_end,
+                 pf_weight_row(args->up, expert, row_begin));
+        run_gemm(job, &job->up_fn, &up, &job->x_packed, active, row_begin, row_end,
+                 row_end + PF_TILE_ROWS <= n_ff ? pf_weight_row(args->gate, expert, row_end) : NULL);
+        for (int64_t p = job->pairs.start[active]; p < job->pairs.start[active + 1]; ++p) {
             float *h = job->gate + p * n_ff;
             k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
                       job->pairs.weight[p], h + row_begin);
@@ -112,19 +152,67 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
 
 static void down_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const experts_job *job = arg;
-    const pf_experts_args *args = job->args;
+    const pf_weight *down = job->args->down;
     for (int64_t active = 0; active < job->pairs.n_active && !pf_cancelled(job->ex); ++active) {
-        const int64_t first = job->pairs.start[active];
-        const pf_gemm gemm = {
-            .w = args->down, .matrix = job->pairs.expert[active],
-            .act = job->h.data + first * job->h.stride, .act_stride = job->h.stride,
-            .n = job->pairs.start[active + 1] - first, .out_rows = job->pairs.token + first, .gain = job->ones,
-            .y = args->out, .ldy = args->down->rows,
-            .scratch = job->scratch + worker * job->scratch_floats,
-        };
-        job->down_fn(pf_cpu_kernels_of(job->ex), &gemm, begin, end);
+        pf_gemm gemm = down_gemm(job, active);
+        gemm.scratch = job->scratch + worker * job->scratch_floats;
+        const bool more = active + 1 < job->pairs.n_active && begin + PF_TILE_ROWS <= down->rows;
+        run_gemm(job, &job->down_fn, &gemm, &job->h_packed, active, begin, end,
+                 more ? pf_weight_row(down, job->pairs.expert[active + 1], begin) : NULL);
     }
 }
+
+/* ---- Packing ----------------------------------------------------------------------------------------------- */
+
+/* Room for the packed activations of a product, where its kernels take them. */
+static pf_status plan_packing(experts_job *job, pf_acts_form form, const pf_weight *w, packed_acts *out) {
+    pf_exec *ex = job->ex;
+    const pair_list *pairs = &job->pairs;
+    if (pf_cpu_tile_tokens(ex, form, w, pairs->most) == 0) return PF_OK;
+    /* However the pairs are spread over the experts: the memory of a dry run, which spreads them in one way, must do. */
+    const int64_t with_tiles = pf_min_i64(job->args->expert_end - job->args->expert_begin,
+                                          pairs->n_pair / pf_cpu_kernels_of(ex)->tiles.from);
+    const int64_t most_tiles = pairs->n_pair / PF_TILE_TOKENS + with_tiles;
+    out->planes = form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES;
+    out->stride = pf_cpu_kernels_of(ex)->tiles.packed_bytes(out->planes, w->cols);
+    out->active = pf_arena_alloc(ex->arena, (size_t)most_tiles * sizeof *out->active);
+    out->first_tile = pf_arena_alloc(ex->arena, (size_t)(pairs->n_active + 1) * sizeof *out->first_tile);
+    out->n_tiled = pf_arena_alloc(ex->arena, (size_t)pairs->n_active * sizeof *out->n_tiled);
+    if (!out->active || !out->first_tile || !out->n_tiled) return PF_ERR_MEMORY;
+    for (int64_t active = 0; active < pairs->n_active; ++active) {
+        out->first_tile[active] = out->n_tile;
+        out->n_tiled[active] = pf_cpu_tile_tokens(ex, form, w, pairs->start[active + 1] - pairs->start[active]);
+        const int64_t end = out->n_tile + pf_ceil_div(out->n_tiled[active], PF_TILE_TOKENS);
+        while (out->n_tile < end) out->active[out->n_tile++] = (int32_t)active;
+    }
+    out->first_tile[pairs->n_active] = out->n_tile;
+    out->data = pf_arena_alloc(ex->arena, (size_t)(most_tiles * out->stride));
+    return out->data ? PF_OK : PF_ERR_MEMORY;
+}
+
+static void pack_tile(const experts_job *job, const packed_acts *packed, const pf_gemm *gemm, int64_t tile) {
+    const int64_t active = packed->active[tile], first = (tile - packed->first_tile[active]) * PF_TILE_TOKENS;
+    const int64_t n = pf_min_i64(PF_TILE_TOKENS, packed->n_tiled[active] - first);
+    pf_cpu_kernels_of(job->ex)->tiles.pack(gemm, packed->planes, first, n, packed->data + tile * packed->stride);
+}
+static void pack_x_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const experts_job *job = arg;
+    (void)worker;
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const pf_gemm gemm = gate_gemm(job, job->x_packed.active[tile]);
+        pack_tile(job, &job->x_packed, &gemm, tile);
+    }
+}
+static void pack_h_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const experts_job *job = arg;
+    (void)worker;
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const pf_gemm gemm = down_gemm(job, job->h_packed.active[tile]);
+        pack_tile(job, &job->h_packed, &gemm, tile);
+    }
+}
+
+/* ---- The operation ----------------------------------------------------------------------------------------- */
 
 /* Kernels, and the activations in the form they take. */
 static pf_status prepare(experts_job *job) {
@@ -133,9 +221,9 @@ static pf_status prepare(experts_job *job) {
     const int64_t n_embd = args->gate->cols, n_ff = args->gate->rows;
     const pf_acts_form gate_form = pf_cpu_acts_form(ex, args->gate), h_form = pf_cpu_acts_form(ex, args->down);
     const pf_acts_form x_form = pf_cpu_acts_form(ex, args->up) == gate_form ? gate_form : PF_ACTS_F32;
-    job->gate_fn = pf_cpu_gemm(ex, x_form, args->gate);
-    job->up_fn = pf_cpu_gemm(ex, x_form, args->up);
-    job->down_fn = pf_cpu_gemm(ex, h_form, args->down);
+    job->gate_fn = (pf_product){pf_cpu_gemm(ex, x_form, args->gate), pf_cpu_tile_gemm(ex, x_form, args->gate)};
+    job->up_fn = (pf_product){pf_cpu_gemm(ex, x_form, args->up), pf_cpu_tile_gemm(ex, x_form, args->up)};
+    job->down_fn = (pf_product){pf_cpu_gemm(ex, h_form, args->down), pf_cpu_tile_gemm(ex, h_form, args->down)};
 
     pf_status status = sort_pairs(ex, args, &job->pairs);
     if (status != PF_OK) return status;
@@ -143,10 +231,15 @@ static pf_status prepare(experts_job *job) {
     status = pf_cpu_take_acts(ex, x_form, args->x, n_embd, args->n_token, n_embd, &job->x);
     if (status != PF_OK) return status;
 
+    if (job->up_fn.tile_fn) status = plan_packing(job, x_form, args->gate, &job->x_packed);
+    if (status == PF_OK) status = plan_packing(job, h_form, args->down, &job->h_packed);
+    if (status != PF_OK) return status;
+
     float *ones = pf_arena_alloc(ex->arena, (size_t)job->pairs.most * sizeof *ones);
     job->gate = pf_arena_alloc(ex->arena, (size_t)(n_pair * n_ff) * sizeof(float));
     job->up = pf_arena_alloc(ex->arena, (size_t)(n_pair * n_ff) * sizeof(float));
-    job->scratch = pf_cpu_gemm_scratch(ex, pf_max_i64(n_embd, n_ff), &job->scratch_floats);
+    const bool tiled = job->x_packed.data || job->h_packed.data;
+    job->scratch = pf_cpu_gemm_scratch(ex, pf_max_i64(n_embd, n_ff), tiled, &job->scratch_floats);
     if (!ones || !job->gate || !job->up || !job->scratch) return PF_ERR_MEMORY;
     for (int64_t i = 0; i < job->pairs.most; ++i) ones[i] = 1.0f;
     job->ones = ones;
@@ -160,6 +253,9 @@ static pf_status prepare(experts_job *job) {
     }
     const int64_t wanted = 4 * pf_pool_threads(ex->pool);
     job->row_block = job->pairs.n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;
+    if (job->x_packed.data && job->pairs.n_active * pf_ceil_div(n_ff, TILED_ROW_BLOCK) >= 4 * wanted) {
+        job->row_block = TILED_ROW_BLOCK; /* the next rows are asked for while these compute */
+    }
     job->blocks = pf_ceil_div(n_ff, job->row_block);
     return PF_OK;
 }
@@ -168,7 +264,9 @@ pf_status pf_cpu_experts(pf_exec *ex, const pf_experts_args *args) {
     const size_t mark = pf_arena_mark(ex->arena);
     experts_job job = {.ex = ex, .args = args};
     pf_status status = prepare(&job);
+    if (status == PF_OK) status = pf_parallel(ex, job.x_packed.n_tile, 1, pack_x_piece, &job);
     if (status == PF_OK) status = pf_parallel(ex, job.pairs.n_active * job.blocks, 1, gate_up_piece, &job);
+    if (status == PF_OK) status = pf_parallel(ex, job.h_packed.n_tile, 1, pack_h_piece, &job);
     if (status == PF_OK) {
         const int64_t rows = args->down->rows, share = rows / (4 * pf_pool_threads(ex->pool));
         const int64_t grain = pf_min_i64(ROW_BLOCK, pf_max_i64(16, share & ~(int64_t)15));

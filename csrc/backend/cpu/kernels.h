@@ -28,7 +28,10 @@ typedef struct pf_gemm {
     const float *gain;     /* NULL: store */
     float *y;
     int64_t ldy;
-    float *scratch;        /* [cols] floats of this worker, for a dequantised row */
+    float *scratch;        /* [cols] floats of this worker, for a dequantised row; or what the tile kernels say */
+    /* For the tile kernels: the activations, packed; and weights that will be wanted after these (NULL: unknown). */
+    const uint8_t *packed, *next;
+    int64_t next_bytes;
 } pf_gemm;
 
 struct pf_cpu_kernels;
@@ -59,6 +62,17 @@ int pf_weight_kind(pf_dtype type);
 
 enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
+/* Integer products for many tokens, on processors with matrix instructions: the same results, from packed activations. */
+enum { PF_TILE_TOKENS = 16, PF_TILE_ROWS = 64 };
+typedef struct pf_tile_kernels {
+    int64_t from; /* the fewest tokens that these are quicker for; 0: there are none */
+    int64_t (*packed_bytes)(int planes, int64_t cols); /* of PF_TILE_TOKENS, a multiple of 64 */
+    /* Activations [first, first + n) of g, n <= PF_TILE_TOKENS. */
+    void (*pack)(const pf_gemm *g, int planes, int64_t first, int64_t n, uint8_t *out);
+    int64_t (*scratch_bytes)(int64_t cols); /* for PF_TILE_TOKENS rows of a weight; gemms need it for PF_TILE_ROWS */
+    pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT]; /* best with multiples of PF_TILE_ROWS rows */
+} pf_tile_kernels;
+
 typedef struct pf_cpu_kernels {
     const char *name;
 
@@ -77,6 +91,7 @@ typedef struct pf_cpu_kernels {
      * behind them too. */
     pf_quantize_fn quantize_q16, quantize_q8;
     bool q16_words; /* how this set keeps q16 */
+    pf_tile_kernels tiles;
 
     /* Cache rows to float [width]. */
     void (*load_row)(const pf_rows *rows, const uint8_t *row, float *out);
@@ -116,6 +131,7 @@ typedef struct pf_cpu_kernels {
 void pf_kernels_scalar_init(pf_cpu_kernels *k);
 void pf_kernels_avx2_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_init(pf_cpu_kernels *k);
+void pf_kernels_amx_init(pf_cpu_kernels *k);
 void pf_kernels_neon_init(pf_cpu_kernels *k);
 void pf_kernels_neon_dot_init(pf_cpu_kernels *k);
 

@@ -22,8 +22,9 @@ pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form) {
     return form == PF_ACTS_Q8 ? k->quantize_q8 : k->quantize_q16;
 }
 
-float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats) {
-    *floats = (cols + 15) & ~(int64_t)15; /* workers never share a cache line */
+float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, bool tiled, int64_t *floats) {
+    const int64_t tile_rows = tiled ? PF_TILE_ROWS / 16 * pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
+    *floats = (pf_max_i64(cols, tile_rows) + 15) & ~(int64_t)15; /* workers never share a cache line */
     return pf_arena_alloc(ex->arena, (size_t)(*floats * pf_pool_threads(ex->pool)) * sizeof(float));
 }
 
@@ -59,12 +60,50 @@ pf_status pf_cpu_take_acts(pf_exec *ex, pf_acts_form form, const float *x, int64
     return pf_parallel(ex, n_row, grain, quantize_piece, &job);
 }
 
+/* ---- Tiles ------------------------------------------------------------------------------------------------- */
+
+int64_t pf_cpu_tile_tokens(const pf_exec *ex, pf_acts_form form, const pf_weight *w, int64_t n) {
+    const pf_tile_kernels *tiles = &pf_cpu_kernels_of(ex)->tiles;
+    if (form == PF_ACTS_F32 || tiles->from == 0 || pf_cpu_tile_gemm(ex, form, w) == NULL || n < tiles->from) return 0;
+    /* A few tokens left over are quicker without, and as right. */
+    const int64_t rest = n % PF_TILE_TOKENS;
+    return rest < tiles->from ? n - rest : n;
+}
+
+pf_gemm_fn pf_cpu_tile_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {
+    const pf_tile_kernels *tiles = &pf_cpu_kernels_of(ex)->tiles;
+    const int kind = pf_weight_kind(w->type);
+    return form == PF_ACTS_Q8 ? tiles->gemm_q8[kind] : tiles->gemm_q16[kind];
+}
+
+void pf_cpu_gemm_run(const pf_exec *ex, const pf_product *p, const pf_gemm *gemm, int64_t n_tiled, int64_t row_begin,
+                     int64_t row_end) {
+    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
+    pf_gemm part = *gemm;
+    if (n_tiled > 0) {
+        part.n = n_tiled;
+        p->tile_fn(k, &part, row_begin, row_end);
+    }
+    if (n_tiled == gemm->n) return;
+    part = *gemm;
+    part.n -= n_tiled;
+    if (part.in_rows) part.in_rows += n_tiled;
+    else part.act += n_tiled * part.act_stride;
+    if (part.out_rows) part.out_rows += n_tiled;
+    else part.y += n_tiled * part.ldy;
+    if (part.gain) part.gain += n_tiled;
+    p->fn(k, &part, row_begin, row_end);
+}
+
 /* ---- Linear ------------------------------------------------------------------------------------------------ */
 
 typedef struct linear_job {
     pf_exec *ex;
     pf_gemm gemm;
-    pf_gemm_fn fn;
+    pf_product product;
+    int planes;
+    int64_t n_tiled, packed_stride;
+    uint8_t *packed;
     float *scratch;
     int64_t scratch_floats;
 } linear_job;
@@ -74,13 +113,32 @@ static void linear_piece(void *arg, int64_t begin, int64_t end, int worker) {
     if (pf_cancelled(job->ex)) return;
     pf_gemm gemm = job->gemm;
     gemm.scratch = job->scratch + worker * job->scratch_floats;
-    job->fn(pf_cpu_kernels_of(job->ex), &gemm, begin, end);
+    pf_cpu_gemm_run(job->ex, &job->product, &gemm, job->n_tiled, begin, end);
+}
+
+static void pack_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const linear_job *job = arg;
+    (void)worker;
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t first = tile * PF_TILE_TOKENS, n = pf_min_i64(PF_TILE_TOKENS, job->n_tiled - first);
+        pf_cpu_kernels_of(job->ex)->tiles.pack(&job->gemm, job->planes, first, n, job->packed + tile * job->packed_stride);
+    }
 }
 
 /* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
 static int64_t row_grain(const pf_exec *ex, int64_t rows) {
     const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
-    return pf_min_i64(64, pf_max_i64(16, share & ~(int64_t)15));
+    return pf_min_i64(PF_TILE_ROWS, pf_max_i64(16, share & ~(int64_t)15));
+}
+
+static pf_status pack(linear_job *job) {
+    pf_exec *ex = job->ex;
+    const int64_t tiles = pf_ceil_div(job->n_tiled, PF_TILE_TOKENS);
+    if (tiles == 0) return PF_OK;
+    job->packed_stride = pf_cpu_kernels_of(ex)->tiles.packed_bytes(job->planes, job->gemm.w->cols);
+    job->packed = pf_arena_alloc(ex->arena, (size_t)(tiles * job->packed_stride));
+    job->gemm.packed = job->packed;
+    return job->packed ? pf_parallel(ex, tiles, 1, pack_piece, job) : PF_ERR_MEMORY;
 }
 
 pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,
@@ -93,10 +151,13 @@ pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t
         linear_job job = {
             .ex = ex,
             .gemm = {.w = w, .act = acts.data, .act_stride = acts.stride, .n = n_token, .y = y, .ldy = ldy},
-            .fn = pf_cpu_gemm(ex, form, w),
+            .product = {pf_cpu_gemm(ex, form, w), pf_cpu_tile_gemm(ex, form, w)},
+            .planes = form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES,
+            .n_tiled = pf_cpu_tile_tokens(ex, form, w, n_token),
         };
-        job.scratch = pf_cpu_gemm_scratch(ex, w->cols, &job.scratch_floats);
-        status = job.scratch ? pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job) : PF_ERR_MEMORY;
+        job.scratch = pf_cpu_gemm_scratch(ex, w->cols, job.n_tiled > 0, &job.scratch_floats);
+        status = job.scratch ? pack(&job) : PF_ERR_MEMORY;
+        if (status == PF_OK) status = pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job);
     }
     pf_arena_reset(ex->arena, mark);
     return status;

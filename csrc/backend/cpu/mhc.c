@@ -96,7 +96,7 @@ static pf_status run_site(pf_exec *ex, mhc_job *job, int64_t n_out, int64_t n_to
                           .count = 1, .row_bytes = width * (int64_t)sizeof(float)};
     job->n_token = n_token;
     job->m = pf_arena_alloc(ex->arena, (size_t)(n_token * n_out) * sizeof(float));
-    job->scratch = pf_cpu_gemm_scratch(ex, width, &job->scratch_floats);
+    job->scratch = pf_cpu_gemm_scratch(ex, width, false, &job->scratch_floats);
     pf_status status = job->m && job->scratch ? PF_OK : PF_ERR_MEMORY;
     if (status == PF_OK) {
         const int64_t items = pf_ceil_div(n_out, FN_ROWS) * pf_ceil_div(n_token, FN_TOKENS);

@@ -37,8 +37,22 @@ pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form);
 /* x [n_row, n], ldx apart, in the form: F32 as it lies, others quantised into arena memory. */
 pf_status pf_cpu_take_acts(pf_exec *ex, pf_acts_form form, const float *x, int64_t ldx, int64_t n_row, int64_t n,
                            pf_acts *out);
-/* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight. */
-float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, int64_t *floats);
+/* Kernel scratch of every worker, [threads, *floats]; NULL when out of memory. cols: the widest weight; tiled: enough for
+ * the tile kernels. */
+float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, bool tiled, int64_t *floats);
+
+/* The kernels of one product: for any number of tokens, and for many. */
+typedef struct pf_product {
+    pf_gemm_fn fn, tile_fn;
+} pf_product;
+
+/* NULL: there is none. */
+pf_gemm_fn pf_cpu_tile_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w);
+/* How many of n tokens, from the first on, the tile kernels of w should take. */
+int64_t pf_cpu_tile_tokens(const pf_exec *ex, pf_acts_form form, const pf_weight *w, int64_t n);
+/* Rows of a product whose first n_tiled tokens are packed. */
+void pf_cpu_gemm_run(const pf_exec *ex, const pf_product *p, const pf_gemm *gemm, int64_t n_tiled, int64_t row_begin,
+                     int64_t row_end);
 
 pf_status pf_cpu_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
                        float *x);
