@@ -1,6 +1,7 @@
 /* Matrix product with float activations, for the vector kernel files. With one token a row's columns go from memory
  * through registers into the sums; with more, a tile of 4 rows is expanded to floats a chunk of columns at a time and
- * meets a batch of tokens, so that a weight is read and expanded once a batch.
+ * meets a batch of tokens, so that a weight is read and expanded once a batch. One token waits for memory: eight rows are
+ * read side by side, and what follows is asked for, because that keeps more reads under way.
  *
  * The including file defines the vector (as for vector_rows.h, and pf_vec_zero, _load, _load_part, _fma, _sum) and
  * TILE_TOKENS, the tokens whose 4 sums each fit in registers. Every (row, token) pair has one vector of partial sums
@@ -10,7 +11,7 @@
 
 #include "backend/cpu/vector_rows.h"
 
-enum { TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
+enum { GEMV_ROWS = 8, TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
 
 static inline const float *f32_act(const pf_gemm *g, int64_t token) {
     return (const float *)(const void *)pf_gemm_act(g, token);
@@ -32,16 +33,22 @@ PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t to
                         take_one_fn take_one) {
     const int64_t cols = g->w->cols;
     const float *x = f32_act(g, token);
-    row_source s[TILE_ROWS];
-    pf_vec sums[TILE_ROWS];
-    for (int64_t r = 0; r < TILE_ROWS; ++r) {
+    row_source s[GEMV_ROWS];
+    const uint8_t *first[GEMV_ROWS];
+    pf_vec sums[GEMV_ROWS];
+    for (int64_t r = 0; r < GEMV_ROWS; ++r) {
+        first[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
         s[r] = row_of(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
         sums[r] = pf_vec_zero();
     }
-    int64_t col = 0;
+    const int64_t step = BLOCK * g->w->row_bytes / cols;
+    int64_t col = 0, at = 0;
     for (; col + BLOCK <= cols; col += BLOCK) {
-        for (int r = 0; r < TILE_ROWS; ++r) {
+        const int64_t ahead = pf_read_ahead(at, g->w->row_bytes, GEMV_ROWS);
+        at += step;
+        for (int r = 0; r < GEMV_ROWS; ++r) {
             pf_vec v[PF_VECS];
+            for (int64_t i = 0; i < step; i += 64) pf_prefetch(first[r] + ahead + i);
             take(&s[r], col, v);
             for (int j = 0; j < PF_VECS; ++j) {
                 sums[r] = pf_vec_fma(v[j], pf_vec_load(x + col + j * PF_VEC_LANES), sums[r]);
@@ -122,13 +129,11 @@ PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, ta
     memset(tile.w, 0, sizeof tile.w); /* rows that a tile lacks are computed too, and dropped */
     for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
         const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
-        for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
-            const int64_t n_row = pf_min_i64(TILE_ROWS, row_end - row);
-            if (n_token == 1) {
-                f32_gemv(g, row, n_row, token, take, take_one);
-            } else {
-                f32_tile_run(&tile, g, row, n_row, token, n_token, take, take_one);
-            }
+        const int64_t rows = n_token == 1 ? GEMV_ROWS : TILE_ROWS;
+        for (int64_t row = row_begin; row < row_end; row += rows) {
+            const int64_t n_row = pf_min_i64(rows, row_end - row);
+            if (n_token == 1) f32_gemv(g, row, n_row, token, take, take_one);
+            else f32_tile_run(&tile, g, row, n_row, token, n_token, take, take_one);
         }
     }
 }

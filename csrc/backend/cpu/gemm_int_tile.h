@@ -30,10 +30,11 @@ typedef struct int_format {
     load_fn load;
     plane_fn plane; /* NULL: words */
     int64_t block_bytes;
-    float unit; /* what the sums are multiplied with at last */
-    int planes; /* of the activations, and what else depends on them: */
-    int rows;   /* of a tile for several tokens */
-    int piece;  /* groups of a piece of columns */
+    int rows_alone; /* of a tile for one token: quickest from memory; short rows lie in few pages */
+    float unit;     /* what the sums are multiplied with at last */
+    int planes;     /* of the activations, and what else depends on them: */
+    int rows;       /* of a tile for several tokens */
+    int piece;      /* groups of a piece of columns */
 } int_format;
 
 typedef struct int_tile {
@@ -104,19 +105,22 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
     }
 }
 
-/* A row times one token: waits for memory, so the row behind it is asked for meanwhile. */
-PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int64_t token, int_format f) {
+/* n_row rows (a constant) times one token: waits for memory, so several rows are read in turn, which keeps more reads
+ * under way than one does, and the rows behind them are asked for meanwhile. */
+PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t token, int_format f) {
     const int64_t groups = g->w->cols / PF_INT_GROUP, group_bytes = PF_INT_BLOCKS * f.block_bytes;
     const int rest = (int)(g->w->cols / BLOCK % PF_INT_BLOCKS);
     int_tile tile;
-    int_begin(&tile, g, row, 1, token, 1);
+    int_begin(&tile, g, row, n_row, token, 1);
     for (int64_t group = 0; group < groups; ++group) {
-        const uint8_t *next = tile.rows[0] + g->w->row_bytes + group * group_bytes;
-        for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(next + i);
-        int_group(&tile, 0, 1, 1, group, PF_INT_BLOCKS, f);
+        const int64_t ahead = pf_read_ahead(group * group_bytes, g->w->row_bytes, n_row);
+        PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) {
+            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(tile.rows[r] + ahead + i);
+            int_group(&tile, r, 1, 1, group, PF_INT_BLOCKS, f);
+        }
     }
-    if (rest > 0) int_group(&tile, 0, 1, 1, groups, rest, f);
-    int_end(&tile, g, row, 1, token, 1, f);
+    for (int r = 0; rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, 1, groups, rest, f);
+    int_end(&tile, g, row, n_row, token, 1, f);
 }
 
 /* Groups [begin, end) of n_row rows (a constant) from `row` on. */
@@ -150,7 +154,9 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
                 int_batch(g, row, pf_min_i64(INT_TILE, row_end - row), token, n_token, f);
             }
         } else {
-            for (int64_t row = row_begin; row < row_end; ++row) int_gemv(g, row, token, f);
+            int64_t row = row_begin;
+            for (; row + f.rows_alone <= row_end; row += f.rows_alone) int_gemv(g, row, f.rows_alone, token, f);
+            for (; row < row_end; ++row) int_gemv(g, row, 1, token, f);
         }
     }
 }
@@ -164,13 +170,13 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
 #define Q8_ACTS PF_Q8_PLANES, Q8_ROWS, 2
 
 #if defined(PF_INT_WORDS)
-INT_GEMM(gemm_q16_q8_0, load_words_q8_0, NULL, Q8_0_BYTES, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_words_mxfp4, NULL, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, load_words_q8_0, NULL, Q8_0_BYTES, 1, 1.0f, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, load_words_mxfp4, NULL, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q16_ACTS)
 #else
-INT_GEMM(gemm_q16_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1, 1.0f, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q16_ACTS)
 #endif
-INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q8_ACTS)
-INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q8_ACTS)
+INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1, 1.0f, Q8_ACTS)
+INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q8_ACTS)
 
 #endif
