@@ -80,8 +80,9 @@ static void pack_tokens(const pf_gemm *g, int planes, int64_t first, int64_t n, 
     }
 }
 
-/* A panel is 16 rows: of a block their 32 bytes, row after row. Four panels lie in the order in which they are used: by
- * class, panel and block; then of every such block the scales of its 16 rows. */
+/* A panel is 16 rows: of a block their 32 bytes, row after row. Up to four panels lie in the order of the steps that use
+ * them, which go by class, panel and block; behind them of every step the scales of its 16 rows, and the place of its block
+ * among those of packed tokens. */
 typedef void (*unpack_fn)(const uint8_t *const *row, int64_t block, uint8_t *values, float *scales);
 
 PF_INLINE void unpack_q8_0(const uint8_t *const *row, int64_t block, uint8_t *values, float *scales) {
@@ -115,19 +116,43 @@ PF_INLINE void unpack_mxfp4(const uint8_t *const *row, int64_t block, uint8_t *v
 }
 
 static int64_t panel_bytes(int64_t cols) {
-    return class_blocks(cols) * CLASSES * (BLOCK_BYTES + TILE * (int64_t)sizeof(float));
+    return cols / BLOCK * (BLOCK_BYTES + TILE * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
 }
 
-/* Rows [row, row + n) as one of the panels; the last one fills it up. */
-PF_INLINE void unpack_panel(const pf_gemm *g, int64_t row, int64_t n, int panel, unpack_fn unpack, uint8_t *panels) {
-    const int64_t groups = class_blocks(g->w->cols), blocks = g->w->cols / BLOCK;
-    float *scales = (float *)(void *)(panels + PANELS * groups * CLASSES * BLOCK_BYTES);
-    const uint8_t *rows[TILE];
-    for (int64_t r = 0; r < TILE; ++r) rows[r] = pf_weight_row(g->w, g->matrix, row + (r < n ? r : n - 1));
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t place = (class_order[b % CLASSES] * PANELS + panel) * groups + b / CLASSES;
-        unpack(rows, b, panels + place * BLOCK_BYTES, scales + place * TILE);
+typedef struct row_panels {
+    int n_panel;
+    int64_t n_step;
+    uint8_t *values; /* [n_step, BLOCK_BYTES] */
+    float *scales;   /* [n_step, TILE] */
+    int32_t *places; /* [n_step] */
+} row_panels;
+
+/* Rows [row, row + n_row); the last one fills the last panel up. */
+PF_INLINE row_panels unpack_rows(const pf_gemm *g, int64_t row, int64_t n_row, unpack_fn unpack) {
+    const int64_t cols = g->w->cols, groups = class_blocks(cols);
+    row_panels p = {.n_panel = (int)pf_ceil_div(n_row, TILE), .values = (uint8_t *)g->scratch};
+    p.n_step = p.n_panel * (cols / BLOCK);
+    p.scales = (float *)(void *)(p.values + p.n_step * BLOCK_BYTES);
+    p.places = (int32_t *)(void *)(p.scales + p.n_step * TILE);
+    for (int panel = 0; panel < p.n_panel; ++panel) {
+        const uint8_t *rows[TILE];
+        int64_t first[CLASSES], begin = 0; /* steps of the panel */
+        for (int64_t r = 0; r < TILE; ++r) {
+            rows[r] = pf_weight_row(g->w, g->matrix, row + pf_min_i64(panel * TILE + r, n_row - 1));
+        }
+        for (int rank = 0; rank < CLASSES; ++rank) {
+            const int64_t count = class_count(cols, class_order[rank]);
+            first[class_order[rank]] = begin + panel * count;
+            begin += p.n_panel * count;
+        }
+        for (int64_t b = 0; b < cols / BLOCK; ++b) {
+            const int c = (int)(b % CLASSES);
+            const int64_t step = first[c] + b / CLASSES;
+            unpack(rows, b, p.values + step * BLOCK_BYTES, p.scales + step * TILE);
+            p.places[step] = (int32_t)(class_order[c] * groups + b / CLASSES);
+        }
     }
+    return p;
 }
 
 /* ---- Products ---------------------------------------------------------------------------------------------- */
@@ -157,34 +182,13 @@ static const struct {
 
 typedef struct tile_job {
     const pf_gemm *g;
-    int64_t cols, groups, plane_stride;
-    int n_panel;
-    const uint8_t *panels;
+    int64_t cols, plane_stride;
+    row_panels rows;
     const uint8_t *tokens;  /* one packed tile */
     const uint8_t *next;    /* lines to ask for, n_next of them, share a step */
     int64_t n_next, share;
     float unit;
 } tile_job;
-
-/* A block of a panel. Steps go by class, panel and block. */
-typedef struct step {
-    int rank, panel;
-    int64_t group, count;
-} step;
-
-PF_INLINE void advance(const tile_job *j, step *s) {
-    if (++s->group < s->count) return;
-    s->group = 0;
-    if (++s->panel < j->n_panel) return;
-    s->panel = 0;
-    do s->count = ++s->rank < CLASSES ? class_count(j->cols, class_order[s->rank]) : 1;
-    while (s->count == 0);
-}
-
-PF_INLINE int64_t row_place(const tile_job *j, const step *s) {
-    return (s->rank * PANELS + s->panel) * j->groups + s->group;
-}
-PF_INLINE int64_t token_place(const tile_job *j, const step *s) { return s->rank * j->groups + s->group; }
 
 /* The integer sums of a step, into its tiles; and from there to memory. */
 #define MULTIPLY(turn)                                                                                           \
@@ -204,26 +208,22 @@ PF_INLINE int64_t token_place(const tile_job *j, const step *s) { return s->rank
         if (planes == 2) _tile_stored(SUMS_1_##turn, sums + STAGE_INTS, 64);                                     \
     } while (0)
 
-PF_INLINE void multiply(const tile_job *j, const step *s, int planes, int64_t turn) {
-    enum { AHEAD = 2 * BLOCK_BYTES };
-    const uint8_t *rows = j->panels + row_place(j, s) * BLOCK_BYTES;
-    const uint8_t *tokens = j->tokens + token_place(j, s) * BLOCK_BYTES;
-    PF_UNROLL for (int i = 0; i < BLOCK_BYTES; i += 64) _mm_prefetch((const char *)(rows + AHEAD + i), _MM_HINT_T0);
-    if (turn % 2 == 0) MULTIPLY(EVEN);
+PF_INLINE void multiply(const tile_job *j, int planes, int64_t step) {
+    const uint8_t *rows = j->rows.values + step * BLOCK_BYTES;
+    const uint8_t *tokens = j->tokens + (int64_t)j->rows.places[step] * BLOCK_BYTES;
+    if (step % 2 == 0) MULTIPLY(EVEN);
     else MULTIPLY(ODD);
 }
-PF_INLINE void store(int planes, int64_t turn, int32_t *sums) {
-    if (turn % 2 == 0) STORE(EVEN);
+PF_INLINE void store(int planes, int64_t step, int32_t *sums) {
+    if (step % 2 == 0) STORE(EVEN);
     else STORE(ODD);
 }
 
 /* s[row] = fma(i, d_w d_a, s[row]) for the sums of a step. */
-PF_INLINE void accumulate(const tile_job *j, const step *s, int planes, const int32_t *sums, __m512 *acc) {
-    const int64_t blocks = j->groups * CLASSES;
-    const float *row_scales = (const float *)(const void *)(j->panels + PANELS * blocks * BLOCK_BYTES);
+PF_INLINE void accumulate(const tile_job *j, int planes, int64_t step, const int32_t *sums, __m512 *acc) {
     const float *token_scales = (const float *)(const void *)(j->tokens + planes * j->plane_stride);
-    const float *row_scale = row_scales + row_place(j, s) * TILE;
-    const __m512 token_scale = _mm512_loadu_ps(token_scales + token_place(j, s) * TILE);
+    const float *row_scale = j->rows.scales + step * TILE;
+    const __m512 token_scale = _mm512_loadu_ps(token_scales + (int64_t)j->rows.places[step] * TILE);
     PF_UNROLL for (int r = 0; r < TILE; ++r) {
         __m512 i = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + r * TILE));
         if (planes == 2) {
@@ -258,31 +258,23 @@ static void put_panel(const tile_job *j, int64_t row, int64_t n_row, int64_t tok
 PF_INLINE void tile_product(tile_job *j, int planes, int64_t row, int64_t n_row, int64_t token, int64_t n_token) {
     _Alignas(64) int32_t stages[2][2 * STAGE_INTS];
     __m512 waiting[PANELS][LEVELS][TILE]; /* sums of classes, to be added to later ones */
-    const int64_t n_step = j->n_panel * (j->cols / BLOCK);
-    step ahead = {.count = class_count(j->cols, class_order[0])};
-    int64_t turn = 0;
-    multiply(j, &ahead, planes, 0);
-    if (n_step > 1) {
-        advance(j, &ahead);
-        multiply(j, &ahead, planes, 1);
-    }
+    const int64_t n_step = j->rows.n_step;
+    int64_t step = 0;
+    multiply(j, planes, 0);
+    if (n_step > 1) multiply(j, planes, 1);
     store(planes, 0, stages[0]);
     for (int rank = 0; rank < CLASSES; ++rank) {
         const int64_t count = class_count(j->cols, class_order[rank]);
-        for (int panel = 0; panel < j->n_panel; ++panel) {
+        for (int panel = 0; panel < j->rows.n_panel; ++panel) {
             __m512 acc[TILE], total[TILE];
             PF_UNROLL for (int r = 0; r < TILE; ++r) acc[r] = _mm512_setzero_ps();
-            PF_KEEP_LOOP for (int64_t group = 0; group < count; ++group, ++turn) {
-                const step now = {rank, panel, group, count};
-                if (turn + 2 < n_step) {
-                    advance(j, &ahead);
-                    multiply(j, &ahead, planes, turn);
-                }
-                if (turn + 1 < n_step) store(planes, turn + 1, stages[(turn + 1) % 2]);
+            PF_KEEP_LOOP for (const int64_t end = step + count; step < end; ++step) {
+                if (step + 2 < n_step) multiply(j, planes, step + 2);
+                if (step + 1 < n_step) store(planes, step + 1, stages[(step + 1) % 2]);
                 for (int64_t i = 0; i < j->share && j->n_next > 0; ++i, --j->n_next, j->next += 64) {
                     _mm_prefetch((const char *)j->next, _MM_HINT_T1);
                 }
-                accumulate(j, &now, planes, stages[turn % 2], acc);
+                accumulate(j, planes, step, stages[step % 2], acc);
             }
             int level = 0;
             for (; rank >> level & 1; ++level) {
@@ -299,22 +291,17 @@ PF_INLINE void tile_product(tile_job *j, int planes, int64_t row, int64_t n_row,
 }
 
 PF_INLINE void tile_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, int planes, unpack_fn unpack, float unit) {
-    const int64_t cols = g->w->cols, blocks = class_blocks(cols) * CLASSES, tile_bytes = packed_bytes(planes, cols);
-    tile_job j = {.g = g, .cols = cols, .groups = class_blocks(cols),
-                  .plane_stride = blocks * BLOCK_BYTES, .panels = (const uint8_t *)g->scratch, .unit = unit};
+    const int64_t cols = g->w->cols, tile_bytes = packed_bytes(planes, cols);
+    tile_job j = {.g = g, .cols = cols, .plane_stride = class_blocks(cols) * CLASSES * BLOCK_BYTES, .unit = unit};
     _tile_loadconfig(&tile_config);
     for (int64_t row = row_begin; row < row_end; row += PF_TILE_ROWS) {
         const int64_t n_row = pf_min_i64(PF_TILE_ROWS, row_end - row), tiles = pf_ceil_div(g->n, TILE);
-        j.n_panel = (int)pf_ceil_div(n_row, TILE);
-        for (int panel = 0; panel < j.n_panel; ++panel) {
-            const int64_t first = panel * TILE;
-            unpack_panel(g, row + first, pf_min_i64(TILE, n_row - first), panel, unpack, (uint8_t *)g->scratch);
-        }
+        j.rows = unpack_rows(g, row, n_row, unpack);
         /* The next 64 rows, at the end those of what comes next. */
-        const int64_t rest = pf_min_i64(PF_TILE_ROWS, row_end - row - n_row), steps = tiles * j.n_panel * (cols / BLOCK);
+        const int64_t rest = pf_min_i64(PF_TILE_ROWS, row_end - row - n_row);
         j.next = rest > 0 ? pf_weight_row(g->w, g->matrix, row + n_row) : g->next;
         j.n_next = (rest > 0 ? rest * g->w->row_bytes : g->next_bytes) / 64;
-        j.share = pf_ceil_div(j.n_next, steps);
+        j.share = pf_ceil_div(j.n_next, tiles * j.rows.n_step);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = tile * TILE;
             j.tokens = g->packed + tile * tile_bytes;
