@@ -13,7 +13,7 @@ from typing import Any
 
 from pyflash._native import ffi, lib
 
-_BEST_FIRST = ("avx512", "avx2", "neon", "scalar")
+_BEST_FIRST = ("amx", "avx512", "avx2", "neon", "scalar")
 
 
 @dataclass(frozen=True)

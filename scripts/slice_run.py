@@ -1,6 +1,6 @@
 """Runs a slice of V4-Flash at full dimensions on every kernel set and compares them.
 
-    python scripts/slice_run.py FOLDER/slice.gguf [--isa scalar avx2 avx512] [--precision fast] [--emulated LIBRARY]
+    python scripts/slice_run.py FOLDER/slice.gguf [--isa scalar avx2 avx512 amx] [--precision fast] [--emulated LIBRARY]
 
 For each kernel set, in a process of its own: time to open the file (from a warm page cache), prefill of 64 tokens, 16
 decoded tokens, peak memory. Then whether all logits are finite, and how far each set is from the first one: relative
@@ -81,7 +81,7 @@ def compare(name: str, reference: np.ndarray, logits: np.ndarray) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("--isa", nargs="+", default=["scalar", "avx2", "avx512"])
+    parser.add_argument("--isa", nargs="+", default=["scalar", "avx2", "avx512", "amx"])
     parser.add_argument("--precision", choices=["fast", "exact", "int8"], default="fast")
     parser.add_argument("--emulated", metavar="LIBRARY", help="library to run avx512 with")
     args = parser.parse_args()

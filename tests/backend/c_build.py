@@ -26,6 +26,7 @@ CROSS = "aarch64-linux-gnu-gcc"
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
 FLAGS = ["-std=c11", "-g", "-ffp-contract=off", "-pthread", "-fPIC", "-DPF_STATIC"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AMX = ["-mamx-tile", "-mamx-int8"]
 NEON_DOT = ["-march=armv8.2-a+dotprod"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 GATE = ["gate.c", "gate_fp4.c", "gate_kernels.c", "gate_linear.c", "gate_model.c"]
@@ -62,11 +63,13 @@ def _builds(cc: str, flags: list[str], folder: Path, text: str, link: bool) -> b
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def isa_flags(source: Path, mode: str) -> list[str]:
+def isa_flags(source: Path, mode: str, flags: list[str]) -> list[str]:
     if (X86 and mode != "arm64") and source.stem.endswith("_avx2"):
         return AVX2
     if (X86 and mode != "arm64") and source.stem.endswith("_avx512"):
         return AVX2 if mode == "emulated" else AVX512
+    if X86 and "-DPF_AMX" in flags and source.stem.endswith("_amx"):
+        return [*AVX512, *AMX]
     if (ARM64 or mode == "arm64") and source.stem.endswith("_neon_dot"):
         return NEON_DOT
     return []
@@ -90,9 +93,13 @@ def build(folder: Path, mode: str) -> tuple[Path, Path]:
     if mode == "sanitized" and not _builds(cc, SANITIZE, folder, main, True):
         pytest.skip(f"{cc} cannot link with {SANITIZE[0]}")
 
+    if X86 and mode in ("native", "sanitized") and _builds(cc, AMX, folder, main, False):
+        flags.append("-DPF_AMX")
+
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.o"
-        done = subprocess.run([cc, *flags, *isa_flags(source, mode), "-c", str(source), "-o", str(out)], capture_output=True, text=True)
+        command = [cc, *flags, *isa_flags(source, mode, flags), "-c", str(source), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return out
 

@@ -60,7 +60,7 @@ def gate(folder: Path, objects: list[Path]) -> Path:
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.name}.o"
-        run(cc, *flags, *c_build.isa_flags(source, "native"), "-c", source, "-o", out)
+        run(cc, *flags, *c_build.isa_flags(source, "native", flags), "-c", source, "-o", out)
         return out
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,7 +1,7 @@
 /* Matrix product of blocks of integer weights with quantised activations (int_acts.h), for the vector kernel files:
  * groups of 16 blocks of a few rows are brought into the form that the products take once, and meet a batch of tokens.
  *
- * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows of a tile for several
+ * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch_far, the rows of a tile for several
  * tokens (Q16_ROWS, Q8_ROWS), and
  *     a type int_weights with a member `scale` (pf_vec: a block in every lane);
  *     int_weights load_<type>(const uint8_t *at, int n): the n blocks at `at`, which are a vector's, nothing behind them
@@ -21,7 +21,7 @@
 #include "base/arith.h"
 
 /* The activations of a batch in a piece of columns, and the sums of two rows, stay in L1 while all rows pass. */
-enum { INT_BATCH = 16, INT_TILE = 16, INT_ROWS_MOST = 2, PARTS = PF_INT_SUMS / PF_VEC_LANES };
+enum { INT_BATCH = 16, INT_TILE = 16, INT_ROWS_MOST = 2, INT_ROWS_ALONE = 8, PARTS = PF_INT_SUMS / PF_VEC_LANES };
 
 typedef int_weights (*load_fn)(const uint8_t *at, int n);
 typedef pf_vec (*plane_fn)(const int_weights *w, const uint8_t *values, const uint8_t *sums);
@@ -30,11 +30,10 @@ typedef struct int_format {
     load_fn load;
     plane_fn plane; /* NULL: words */
     int64_t block_bytes;
-    int rows_alone; /* of a tile for one token: quickest from memory; short rows lie in few pages */
-    float unit;     /* what the sums are multiplied with at last */
-    int planes;     /* of the activations, and what else depends on them: */
-    int rows;       /* of a tile for several tokens */
-    int piece;      /* groups of a piece of columns */
+    float unit; /* what the sums are multiplied with at last */
+    int planes; /* of the activations, and what else depends on them: */
+    int rows;   /* of a tile for several tokens */
+    int piece;  /* groups of a piece of columns */
 } int_format;
 
 typedef struct int_tile {
@@ -106,7 +105,8 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
 }
 
 /* n_row rows (a constant) times one token: waits for memory, so several rows are read in turn, which keeps more reads
- * under way than one does, and the rows behind them are asked for meanwhile. */
+ * under way than one does, and what follows is asked for meanwhile, into the second cache: the first has room for too few
+ * lines on the way. */
 PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t token, int_format f) {
     const int64_t groups = g->w->cols / PF_INT_GROUP, group_bytes = PF_INT_BLOCKS * f.block_bytes;
     const int rest = (int)(g->w->cols / BLOCK % PF_INT_BLOCKS);
@@ -115,7 +115,7 @@ PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t token,
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t ahead = pf_read_ahead(group * group_bytes, g->w->row_bytes, n_row);
         PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) {
-            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(tile.rows[r] + ahead + i);
+            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch_far(tile.rows[r] + ahead + i);
             int_group(&tile, r, 1, 1, group, PF_INT_BLOCKS, f);
         }
     }
@@ -155,7 +155,7 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
             }
         } else {
             int64_t row = row_begin;
-            for (; row + f.rows_alone <= row_end; row += f.rows_alone) int_gemv(g, row, f.rows_alone, token, f);
+            for (; row + INT_ROWS_ALONE <= row_end; row += INT_ROWS_ALONE) int_gemv(g, row, INT_ROWS_ALONE, token, f);
             for (; row < row_end; ++row) int_gemv(g, row, 1, token, f);
         }
     }
@@ -170,13 +170,13 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
 #define Q8_ACTS PF_Q8_PLANES, Q8_ROWS, 2
 
 #if defined(PF_INT_WORDS)
-INT_GEMM(gemm_q16_q8_0, load_words_q8_0, NULL, Q8_0_BYTES, 1, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_words_mxfp4, NULL, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, load_words_q8_0, NULL, Q8_0_BYTES, 1.0f, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, load_words_mxfp4, NULL, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
 #else
-INT_GEMM(gemm_q16_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
 #endif
-INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1, 1.0f, Q8_ACTS)
-INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, 4, PF_INT_MXFP4_UNIT, Q8_ACTS)
+INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q8_ACTS)
+INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q8_ACTS)
 
 #endif
