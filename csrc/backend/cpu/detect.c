@@ -125,7 +125,7 @@ static const char *avx512_problem(void) {
 static const char *amx_problem(void) {
     const char *problem = avx512_problem();
     if (problem) return problem;
-#  if defined(PF_AMX) && defined(__linux__) && !defined(PF_SIMDE)
+#  if defined(PF_AMX)
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, the number of the registers' state */
     const uint32_t tile = 1u << 24, int8 = 1u << 25;
     if ((cpuid(7, 0).edx & (tile | int8)) != (tile | int8)) return "this processor lacks AMX-INT8";
@@ -133,10 +133,10 @@ static const char *amx_problem(void) {
     /* A process has to ask before it uses them. */
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel gives no permission to use AMX";
     return NULL;
-#  elif defined(PF_AMX) && !defined(PF_SIMDE)
-    return "AMX is used on Linux only";
+#  elif defined(__linux__)
+    return "this build has no AMX kernels: its compiler does not know AMX";
 #  else
-    return "this build has no AMX kernels: its compiler did not know them";
+    return "AMX is used on Linux only";
 #  endif
 }
 
