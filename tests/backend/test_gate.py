@@ -1,7 +1,8 @@
 """Gate 3: every kernel and operation of every instruction set against the scalar ones (see gate.h and gate_*.c).
 
 The AVX-512 kernels run natively where the machine has AVX-512, and emulated by SIMDe on every other x86-64 machine; AMX's
-run where the machine has it, as nothing emulates them; the NEON kernels natively on an arm64 machine, and under qemu-user where it and a cross compiler are installed.
+only where the machine has it, as nothing emulates them; the NEON kernels natively on an arm64 machine, and under
+qemu-user where it and a cross compiler are installed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .conftest import Builds
 CANNOT_RUN = 77  # the program's exit status
 
 
-NATIVE = ["scalar", "neon"] if platform.machine().lower() in ("aarch64", "arm64") else ["scalar", "avx2", "avx512", "amx"]
+IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
+NATIVE = ["scalar", "neon"] if IS_ARM else ["scalar", "avx2", "avx512", "amx"]
 
 
 def run(*command: str | Path) -> None:
