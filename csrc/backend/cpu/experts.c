@@ -168,16 +168,17 @@ static void down_piece(void *arg, int64_t begin, int64_t end, int worker) {
 static pf_status plan_packing(experts_job *job, pf_acts_form form, const pf_weight *w, packed_acts *out) {
     pf_exec *ex = job->ex;
     const pair_list *pairs = &job->pairs;
-    if (pf_cpu_tile_tokens(ex, form, w, pairs->most) == 0) return PF_OK;
-    /* However the pairs are spread over the experts: the memory of a dry run, which spreads them in one way, must do. */
-    const int64_t with_tiles = pf_min_i64(job->args->expert_end - job->args->expert_begin,
-                                          pairs->n_pair / pf_cpu_kernels_of(ex)->tiles.from);
-    const int64_t most_tiles = pairs->n_pair / PF_TILE_TOKENS + with_tiles;
+    /* However the pairs are spread over the experts, as a token may even name one twice: the memory of a dry run, which
+     * spreads them in one way, must do. */
+    const int64_t from = pf_cpu_kernels_of(ex)->tiles.from, most = job->args->n_token * job->args->n_used;
+    const int64_t n_expert = job->args->gate->count;
+    if (pf_cpu_tile_tokens(ex, form, w, most) == 0) return PF_OK;
+    const int64_t most_tiles = most / PF_TILE_TOKENS + pf_min_i64(n_expert, most / from);
     out->planes = form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES;
     out->stride = pf_cpu_kernels_of(ex)->tiles.packed_bytes(out->planes, w->cols);
     out->active = pf_arena_alloc(ex->arena, (size_t)most_tiles * sizeof *out->active);
-    out->first_tile = pf_arena_alloc(ex->arena, (size_t)(pairs->n_active + 1) * sizeof *out->first_tile);
-    out->n_tiled = pf_arena_alloc(ex->arena, (size_t)pairs->n_active * sizeof *out->n_tiled);
+    out->first_tile = pf_arena_alloc(ex->arena, (size_t)(n_expert + 1) * sizeof *out->first_tile);
+    out->n_tiled = pf_arena_alloc(ex->arena, (size_t)n_expert * sizeof *out->n_tiled);
     if (!out->active || !out->first_tile || !out->n_tiled) return PF_ERR_MEMORY;
     for (int64_t active = 0; active < pairs->n_active; ++active) {
         out->first_tile[active] = out->n_tile;
@@ -253,7 +254,7 @@ static pf_status prepare(experts_job *job) {
     }
     const int64_t wanted = 4 * pf_pool_threads(ex->pool);
     job->row_block = job->pairs.n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;
-    if (job->x_packed.data && job->pairs.n_active * pf_ceil_div(n_ff, TILED_ROW_BLOCK) >= 4 * wanted) {
+    if (job->x_packed.n_tile > 0 && job->pairs.n_active * pf_ceil_div(n_ff, TILED_ROW_BLOCK) >= 4 * wanted) {
         job->row_block = TILED_ROW_BLOCK; /* the next rows are asked for while these compute */
     }
     job->blocks = pf_ceil_div(n_ff, job->row_block);
