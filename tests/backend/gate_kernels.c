@@ -89,7 +89,6 @@ static const pf_gemm_fn *gemm_of(const pf_cpu_kernels *k, pf_acts_form form) {
 static pf_quantize_fn quantizer_of(const pf_cpu_kernels *k, pf_acts_form form) {
     return form == PF_ACTS_Q8 ? k->quantize_q8 : k->quantize_q16;
 }
-static int planes_of(pf_acts_form form) { return form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES; }
 static const char *const form_names[] = {[PF_ACTS_F32] = "f32", [PF_ACTS_Q16] = "q16", [PF_ACTS_Q8] = "q8"};
 
 static void run_product(const product *p, const pf_cpu_kernels *k, pf_gemm *g, int64_t begin, int64_t end) {
@@ -159,7 +158,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
     const bool quantised = form != PF_ACTS_F32;
     const int64_t cols = w->w.cols, rows = w->w.rows, ld = rows + 3, matrix = w->w.count - 1;
     const int64_t stride = quantised ? pf_acts_stride(form, cols) : cols * 4;
-    const int64_t row_bytes = quantised ? pf_int_row_bytes(planes_of(form), cols) : stride;
+    const int64_t row_bytes = quantised ? pf_int_row_bytes(pf_acts_planes(form), cols) : stride;
     buffer act = quantised ? gate_aligned((n - 1) * stride + row_bytes) : gate_buffer(n * stride, AT_END);
     buffer act0 = gate_aligned((n - 1) * stride + row_bytes); /* scalar's: a set may order the integers in its own way */
     float *plain = malloc((size_t)cols * sizeof *plain), *magnitude = calloc((size_t)(n * ld), sizeof *magnitude);
@@ -295,7 +294,7 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, p
 static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-38f, 3e38f, -3e38f, INFINITY, NAN, 0.5f, 127.0f,
                                     63.5f, -63.5f, 1e-44f, 2.5e-43f, 1e30f};
-    const int planes = planes_of(acts);
+    const int planes = pf_acts_planes(acts);
     const int32_t most = acts == PF_ACTS_Q8 ? PF_Q8_MAX : PF_Q16_MAX;
     const pf_quantize_fn fn = quantizer_of(k, acts);
     for (int64_t n = 32; n <= 4128; n = n < 160 ? n + 32 : n == 160 ? 4096 : n + 32) {

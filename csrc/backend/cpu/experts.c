@@ -174,7 +174,7 @@ static pf_status plan_packing(experts_job *job, pf_acts_form form, const pf_weig
     const int64_t n_expert = job->args->gate->count;
     if (pf_cpu_tile_tokens(ex, form, w, most) == 0) return PF_OK;
     const int64_t most_tiles = most / PF_TILE_TOKENS + pf_min_i64(n_expert, most / from);
-    out->planes = form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES;
+    out->planes = pf_acts_planes(form);
     out->stride = pf_cpu_kernels_of(ex)->tiles.packed_bytes(out->planes, w->cols);
     out->active = pf_arena_alloc(ex->arena, (size_t)most_tiles * sizeof *out->active);
     out->first_tile = pf_arena_alloc(ex->arena, (size_t)(n_expert + 1) * sizeof *out->first_tile);

@@ -34,10 +34,8 @@ PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t to
     const int64_t cols = g->w->cols;
     const float *x = f32_act(g, token);
     row_source s[GEMV_ROWS];
-    const uint8_t *first[GEMV_ROWS];
     pf_vec sums[GEMV_ROWS];
     for (int64_t r = 0; r < GEMV_ROWS; ++r) {
-        first[r] = pf_weight_row(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
         s[r] = row_of(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
         sums[r] = pf_vec_zero();
     }
@@ -48,7 +46,7 @@ PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t to
         at += step;
         for (int r = 0; r < GEMV_ROWS; ++r) {
             pf_vec v[PF_VECS];
-            for (int64_t i = 0; i < step; i += 64) pf_prefetch(first[r] + ahead + i);
+            for (int64_t i = 0; i < step; i += 64) pf_prefetch(s[r].in + ahead + i);
             take(&s[r], col, v);
             for (int j = 0; j < PF_VECS; ++j) {
                 sums[r] = pf_vec_fma(v[j], pf_vec_load(x + col + j * PF_VEC_LANES), sums[r]);

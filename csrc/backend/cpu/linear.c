@@ -23,7 +23,7 @@ pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form) {
 }
 
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, bool tiled, int64_t *floats) {
-    const int64_t tile_rows = tiled ? PF_TILE_ROWS / 16 * pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
+    const int64_t tile_rows = tiled ? PF_TILE_ROWS / PF_TILE_TOKENS * pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
     *floats = (pf_max_i64(cols, tile_rows) + 15) & ~(int64_t)15; /* workers never share a cache line */
     return pf_arena_alloc(ex->arena, (size_t)(*floats * pf_pool_threads(ex->pool)) * sizeof(float));
 }
@@ -152,7 +152,7 @@ pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t
             .ex = ex,
             .gemm = {.w = w, .act = acts.data, .act_stride = acts.stride, .n = n_token, .y = y, .ldy = ldy},
             .product = {pf_cpu_gemm(ex, form, w), pf_cpu_tile_gemm(ex, form, w)},
-            .planes = form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES,
+            .planes = pf_acts_planes(form),
             .n_tiled = pf_cpu_tile_tokens(ex, form, w, n_token),
         };
         job.scratch = pf_cpu_gemm_scratch(ex, w->cols, job.n_tiled > 0, &job.scratch_floats);

@@ -15,6 +15,8 @@ static inline const pf_cpu_kernels *pf_cpu_kernels_of(const pf_exec *ex) {
 
 /* What a gemm kernel takes as activations: floats, or rows of int_acts.h. */
 typedef enum pf_acts_form { PF_ACTS_F32, PF_ACTS_Q16, PF_ACTS_Q8 } pf_acts_form;
+/* Of a form that is not F32. */
+static inline int pf_acts_planes(pf_acts_form form) { return form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES; }
 
 /* Rows of activations. */
 typedef struct pf_acts {
@@ -26,7 +28,7 @@ typedef struct pf_acts {
  * same columns of the rows of a batch do not meet in the same sets of L1. */
 static inline int64_t pf_acts_stride(pf_acts_form form, int64_t n) {
     enum { TURN = 2048, SHIFT = 17 * 64 };
-    const int64_t bytes = pf_int_row_bytes(form == PF_ACTS_Q8 ? PF_Q8_PLANES : PF_Q16_PLANES, n);
+    const int64_t bytes = pf_int_row_bytes(pf_acts_planes(form), n);
     return (bytes + TURN - 1 - SHIFT) / TURN * TURN + SHIFT;
 }
 /* What this run multiplies w with. */
