@@ -53,7 +53,7 @@ def _device_state(kind: str) -> str:
         info.struct_size = ffi.sizeof("pf_device_info")
         known = lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK
         found.append(f"{text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else text(error.message))
-    return f"loaded, but no model is run on it yet: {'; '.join(found)}"
+    return f"for --device {kind}, experimental: {'; '.join(found)}"
 
 
 # -- memory --

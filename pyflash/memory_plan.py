@@ -6,8 +6,9 @@ use. They come from the library itself, which knows them when a session is opene
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pyflash import machine
 from pyflash._values import StrPath
@@ -35,7 +36,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory in bytes of running one model file with one precision and cache type.
+    """Memory in bytes of running one model file with one precision and cache type. weight_bytes: those that no device
+    holds.
 
     program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
     fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
@@ -76,8 +78,13 @@ def _expert_budget(needed_bytes: int, expert_bytes: int, usable: int | None) -> 
 def expert_budget(model: Model, n_ctx: int | None, cache: str) -> int | None:
     """What Model.open() should be told for this machine: see Plan. For the process that will run the model."""
     with model.session(context=n_ctx, cache=cache) as session:
-        needed = _own_bytes(session) + model.info.weight_bytes
+        needed = _own_bytes(session) + _host_weights(model)
     return _expert_budget(needed, model.expert_reads.expert_bytes, machine.memory().usable)
+
+
+def _host_weights(model: Model) -> int:
+    """Bytes of the weights that this machine's memory should hold: those that no device does."""
+    return max(0, model.info.weight_bytes - model.placement.weight_bytes)
 
 
 def _own_bytes(session: Session) -> int:
@@ -112,10 +119,10 @@ class _Base:
             return False
 
 
-def open_measured(file: StrPath, precision: str) -> tuple[Model, int]:
-    """The opened model, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
+def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
+    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
     before = machine.process_memory()
-    model = Model.open(file, precision=precision)
+    model = Model.open(file, precision=precision, upload=False, **device)
     after = machine.process_memory()
     program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
     if before is not None and after is not None:
@@ -126,12 +133,13 @@ def open_measured(file: StrPath, precision: str) -> tuple[Model, int]:
 def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, read_bytes: int) -> Plan:
     """Plans a context of n_ctx tokens; None: the default. The others: see Plan."""
     memory = machine.memory()
-    base = _Base(model, program_bytes + model.info.weight_bytes, memory.usable)
+    weight_bytes = _host_weights(model)
+    base = _Base(model, program_bytes + weight_bytes, memory.usable)
     cost = base.cost(n_ctx, cache)
     more = cost.needed_bytes - program_bytes  # the program has its share already
-    with_reference = cache != "reference" and model.info.precision != "exact"
+    with_reference = cache == "f16"
     return Plan(
-        cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=model.info.weight_bytes,
+        cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=weight_bytes,
         program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,
         expert_budget=_expert_budget(cost.needed_bytes, model.expert_reads.expert_bytes, memory.usable),
         memory=memory, fits=cost.fits,
@@ -176,9 +184,9 @@ def warning_of(model: Model, session: Session, budget: int, show: Callable[[int]
             f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
             f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
         )
-    if own + model.info.weight_bytes > usable:
+    if own + _host_weights(model) > usable:
         kept = f", {show(budget)} of them stay in memory" if budget else ""
-        needed = show(own + model.info.weight_bytes)
+        needed = show(own + _host_weights(model))
         return (f"this takes {needed} of memory, and there are {show(usable)}: experts are read "
                 f"from disk again and again, which is slow{kept}; pyflash info tells what fits")
     return None

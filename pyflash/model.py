@@ -83,6 +83,22 @@ class ExpertReads:
     expert_bytes: int
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What of a model a device holds, and what the session that was planned for takes there: pf_placement_info of
+    pyflash.h, with the same names. All zeros without a device."""
+
+    name: str
+    n_layer: int
+    n_expert_layer: int
+    head: bool
+    weight_bytes: int
+    cache_bytes: int
+    buffer_bytes: int
+    free_bytes: int
+    total_bytes: int
+
+
 class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
@@ -103,16 +119,25 @@ class Model:
         cls, path: StrPath, device: str = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
+        gpu_layers: int | None = None, cpu_moe: int | None = None, gpu_context: int | None = None,
+        gpu_chunk: int | None = None, gpu_cache: str = "auto", gpu_budget: int = 0, upload: bool = True,
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
-        device: "auto" or "cpu". threads: None for one per physical core. precision: "fast" (16-bit activations into
+        device: "auto", "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto" is
+        the processor, as long as the kernels for devices have not been tried on one. threads: None for one per physical core. precision: "fast" (16-bit activations into
         quantised weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa:
         the CPU kernel set, "scalar", "avx2", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
         mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
+        gpu_layers: with a device: how many layers it computes, counted from the last one, the output being the first of
+        them; None for as many as fit. cpu_moe: in how many layers, counted from the first one, the routed experts stay
+        with the processor; None for as few as must. Both leave room on the device for a session(gpu_context, gpu_chunk,
+        cache=gpu_cache), and take at most gpu_budget bytes there, or 0: what is free, less a reserve. The weights are sent
+        before open() returns, and progress is called meanwhile; without upload they are not, and nothing can be evaluated:
+        for looking at the placement and at what sessions take.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:
@@ -135,17 +160,37 @@ class Model:
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log
         params.pin_threads = bool(pin)
+        params.n_gpu_layers = lib.PF_GPU_AUTO if gpu_layers is None else integer("gpu_layers", gpu_layers, 0, 2**31 - 1)
+        params.n_cpu_moe = lib.PF_GPU_AUTO if cpu_moe is None else integer("cpu_moe", cpu_moe, 0, 2**31 - 1)
+        params.gpu_ctx = 0 if gpu_context is None else integer("gpu_context", gpu_context, 1, 2**31 - 1)
+        params.gpu_chunk = 0 if gpu_chunk is None else integer("gpu_chunk", gpu_chunk, 1, 2**31 - 1)
+        params.gpu_cache_type = _cache_type(gpu_cache)
+        params.gpu_budget = integer("gpu_budget", gpu_budget, 0, 2**63 - 1)
         out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
         encoded = c_path(path)
         open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
         model = cls(ModelHandle(out[0]))
-        if prefault or mlock:
-            try:
+        try:
+            if upload:
+                model._upload(progress)
+            if prefault or mlock:
                 model._read_weights(mlock, progress)
-            except BaseException:
-                model.close()
-                raise
+        except BaseException:
+            model.close()
+            raise
         return model
+
+    def _upload(self, progress: Callable[[int, int], None] | None) -> None:
+        done, total, error = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("pf_error *")
+        sent = 0
+        while True:
+            with self._handle.borrow() as native:
+                check(lib.pf_model_upload(native, done, total, error), error)
+            if done[0] == 0:
+                return
+            sent += done[0]
+            if progress is not None:
+                progress(sent, total[0])
 
     def _read_weights(self, lock: bool, progress: Callable[[int, int], None] | None) -> None:
         done, total, error = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("pf_error *")
@@ -175,23 +220,33 @@ class Model:
 
         context: capacity in tokens; None for the model's, at most 65536. chunk: most tokens that one native step
         evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f16" or
-        "reference" (FP8 and FP4 as the published model has them, about half the size); "auto" is f16, and float32
+        "reference" (FP8 and FP4 as the published model has them, about half the size); "auto" is reference, and float32
         under precision="exact", which allows no other. checkpoints: how many are kept at most; None for 8.
         """
-        if cache not in _CACHES:
-            raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
+        cache_type = _cache_type(cache)
         params = ffi.new("pf_session_params *")
         lib.pf_session_params_init(params)
         params.n_ctx = 0 if context is None else integer("context", context, 1, 2**31 - 1)
         params.n_chunk = 0 if chunk is None else integer("chunk", chunk, 1, 2**31 - 1)
         params.flags = lib.PF_SESSION_POISON if poison else 0
-        params.cache_type = _CACHES[cache]
+        params.cache_type = cache_type
         if checkpoints is not None:
             params.n_checkpoint = integer("checkpoints", checkpoints, 0, 2**31 - 1)
         out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
         with self._handle.borrow() as native:
             open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
+
+    @property
+    def placement(self) -> Placement:
+        """What of the model a device holds."""
+        info = ffi.new("pf_placement_info *")
+        info.struct_size = ffi.sizeof("pf_placement_info")
+        error = ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            check(lib.pf_model_get_placement(native, info, error), error)
+        values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
+        return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
 
     @property
     def expert_reads(self) -> ExpertReads:
@@ -233,6 +288,12 @@ class Model:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _cache_type(cache: str) -> int:
+    if cache not in _CACHES:
+        raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
+    return int(_CACHES[cache])
 
 
 def _release(chat_template: str | None) -> Literal["preview", "0731"]:

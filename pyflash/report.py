@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyflash._values import StrPath
 from pyflash.memory_plan import Plan, advice, make_plan, open_measured
-from pyflash.model import ModelInfo
+from pyflash.model import ModelInfo, Placement
 from pyflash.progress import format_bytes
 from pyflash.sampling import SamplingOptions
 
@@ -32,7 +33,8 @@ _PARTS = (
 class Report:
     """A model file and its memory plan.
 
-    sampling: what the file recommends. part_bytes: the weights by part of the model, largest first.
+    sampling: what the file recommends. part_bytes: the weights by part of the model, largest first. placement: what a
+    device would hold; None without one.
     """
 
     file: str
@@ -40,6 +42,7 @@ class Report:
     sampling: SamplingOptions
     part_bytes: dict[str, int]
     plan: Plan
+    placement: Placement | None = None
 
 
 def _part_of(name: str, n_layer: int) -> str:
@@ -58,18 +61,20 @@ def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: str = "auto") -> Report:
-    """Opens the file and plans a context of n_ctx tokens (None: the default).
+def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: str = "auto",
+            device: Mapping[str, Any] | None = None) -> Report:
+    """Opens the file and plans a context of n_ctx tokens (None: the default). device: Model.open()'s arguments for one.
 
     Raises ConvertError where only the library can read the file.
     """
-    model, program_bytes = open_measured(file, precision)
+    model, program_bytes = open_measured(file, precision, device or {})
     with model:
         parts = _part_bytes(file, model.info.n_layer)
         read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
         sampling = model.sampling
         plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
-    return Report(os.fsdecode(file), model.info, sampling, parts, plan)
+        placement = model.placement if model.placement.total_bytes else None
+    return Report(os.fsdecode(file), model.info, sampling, parts, plan, placement)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -79,6 +84,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "file": report.file, "model": dataclasses.asdict(report.model), "sampling": report.sampling,
         "part_bytes": report.part_bytes,
+        "placement": dataclasses.asdict(report.placement) if report.placement else None,
         **{name: value for name, value in plan.pop("cost").items() if name != "fits"},
         **plan, "machine_bytes": memory["total"], "available_bytes": memory["available"],
         "limit_bytes": memory["limit"],
@@ -111,10 +117,26 @@ def describe(report: Report) -> str:
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
         ("program", format_bytes(plan.program_bytes)),
         ("together", f"{format_bytes(plan.cost.needed_bytes)} at most"),
+        *_device_rows(report),
         *_machine_rows(plan),
         *_context_rows(plan),
     ]
     return table(rows)
+
+
+def _device_rows(report: Report) -> list[tuple[str, str]]:
+    placed = report.placement
+    if placed is None:
+        return []
+    together = placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes
+    head = " and the output" if placed.head else ""
+    return [
+        ("on the device", f"{placed.n_layer} of {report.model.n_layer} layers{head}, routed experts of "
+                          f"{placed.n_expert_layer} of them"),
+        ("", f"weights {format_bytes(placed.weight_bytes)}, cache {format_bytes(placed.cache_bytes)}, buffers "
+             f"{format_bytes(placed.buffer_bytes)}"),
+        ("", f"together {format_bytes(together)} of {format_bytes(placed.free_bytes)} free on {placed.name}"),
+    ]
 
 
 def _machine_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -34,11 +34,14 @@ Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
 @dataclass(frozen=True)
 class Memory:
-    """A session's memory in bytes, at most: the cache for its whole capacity, working buffers and checkpoints."""
+    """A session's memory in bytes, at most: the cache for its whole capacity, working buffers and checkpoints; and what
+    cache and buffers take of a device, which is not counted among the others."""
 
     cache_bytes: int
     buffer_bytes: int
     checkpoint_bytes: int
+    device_cache_bytes: int = 0
+    device_buffer_bytes: int = 0
 
 
 class _TapCall:
@@ -329,7 +332,8 @@ class Session:
         with self._free():
             handle = self._native()
             check(lib.pf_session_get_memory(handle, memory, error), error)
-        return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes)
+        return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, memory.device_cache_bytes,
+                      memory.device_buffer_bytes)
 
     def set_tap(self, tap: Tap | None) -> None:
         """Calls tap(name, layer, position, array) for every named intermediate of each token; None: stop.

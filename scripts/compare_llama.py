@@ -8,7 +8,7 @@ when this was written) and compiles its llama-bench for this machine. `run` lets
 the same machine, and takes medians over the rounds. Each round is a process of each; what comes first in it warms it up
 and does not count. At a depth above 0, where filling the context takes longest, all rounds are in one process of each;
 --keep FILE adds the rounds of several calls to one table. Both evaluate random tokens, a prompt at once, on the same
-number of threads, with an F16 cache.
+number of threads, each with its own default cache: F16 in llama.cpp, the reference's FP8 and FP4 rows in pyflash.
 
 llama.cpp copies weights into another layout as it loads ("repack"), 13 GB for a slice of 16 GB. Where both fit into
 memory, --repack leaves that on, which is its default; the table says which it was. --nice below 0 needs root; on a

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define PF_PLUGIN_ABI 1
+#define PF_PLUGIN_ABI 2
 
 /* What a plugin calls of libpyflash. */
 typedef struct pf_plugin_host {
@@ -48,6 +48,8 @@ typedef struct pf_plugin {
     /* In order with the operations. upload returns when `from` has been read, download when `to` has been written. */
     pf_status (*upload)(pf_device *device, void *to, const void *from, size_t bytes);
     pf_status (*download)(pf_device *device, void *to, const void *from, size_t bytes);
+    /* Within the device's memory; the two do not overlap. Need not have happened when it returns. */
+    pf_status (*copy)(pf_device *device, void *to, const void *from, size_t bytes);
     /* Waits for all operations; the first thing that went wrong since the last call. */
     pf_status (*synchronize)(pf_device *device, pf_error *err);
 

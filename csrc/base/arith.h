@@ -29,5 +29,7 @@ static inline bool pf_align_u64(uint64_t a, uint64_t multiple, uint64_t *out) {
 static inline int64_t pf_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t pf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pf_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int32_t pf_min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t pf_max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 
 #endif

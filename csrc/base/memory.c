@@ -107,31 +107,38 @@ typedef struct pf_block {
 } pf_block;
 
 struct pf_arena {
+    pf_block_source source; /* alloc NULL: the heap, whose unused parts are poisoned */
     pf_block *first;
     pf_block *current; /* the blocks after it are empty */
     size_t capacity;
     size_t peak;
 };
 
-static pf_block *pf_block_new(size_t start, size_t size) {
+static bool pf_on_heap(const pf_arena *arena) { return arena->source.alloc == NULL; }
+
+static pf_block *pf_block_new(const pf_arena *arena, size_t start, size_t size) {
     pf_block *block = pf_calloc(1, sizeof *block);
     if (!block) return NULL;
-    block->data = pf_alloc(size);
+    block->data = pf_on_heap(arena) ? pf_alloc(size) : arena->source.alloc(arena->source.user, size);
     if (!block->data) {
         pf_free(block);
         return NULL;
     }
     block->start = start;
     block->size = size;
-    PF_POISON(block->data, size);
+    if (pf_on_heap(arena)) PF_POISON(block->data, size);
     return block;
 }
 
-static void pf_blocks_free(pf_block *block) {
-    while (block) {
+static void pf_blocks_free(const pf_arena *arena) {
+    for (pf_block *block = arena->first; block;) {
         pf_block *next = block->next;
-        PF_UNPOISON(block->data, block->size);
-        pf_free(block->data);
+        if (pf_on_heap(arena)) {
+            PF_UNPOISON(block->data, block->size);
+            pf_free(block->data);
+        } else {
+            arena->source.free(arena->source.user, block->data);
+        }
         pf_free(block);
         block = next;
     }
@@ -139,16 +146,35 @@ static void pf_blocks_free(pf_block *block) {
 
 pf_arena *pf_arena_new(void) { return pf_calloc(1, sizeof(pf_arena)); }
 
+pf_arena *pf_arena_new_from(const pf_block_source *source) {
+    pf_arena *arena = pf_arena_new();
+    if (arena) arena->source = *source;
+    return arena;
+}
+
+/* Any address will do: nobody looks there. */
+static void *alloc_nothing(void *user, size_t bytes) {
+    static _Alignas(PF_ALIGN) uint8_t somewhere[PF_ALIGN];
+    (void)user, (void)bytes;
+    return somewhere;
+}
+
+static void free_nothing(void *user, void *block) { (void)user, (void)block; }
+
+pf_arena *pf_arena_new_measuring(void) {
+    return pf_arena_new_from(&(pf_block_source){alloc_nothing, free_nothing, NULL});
+}
+
 void pf_arena_delete(pf_arena *arena) {
     if (!arena) return;
-    pf_blocks_free(arena->first);
+    pf_blocks_free(arena);
     pf_free(arena);
 }
 
 /* A block of `size` bytes behind the current ones. */
 static pf_block *pf_arena_append(pf_arena *arena, size_t size) {
     if (size > SIZE_MAX - arena->capacity) return NULL;
-    pf_block *block = pf_block_new(arena->capacity, size);
+    pf_block *block = pf_block_new(arena, arena->capacity, size);
     if (!block) return NULL;
     pf_block **tail = &arena->first;
     while (*tail) tail = &(*tail)->next;
@@ -174,7 +200,7 @@ void *pf_arena_alloc(pf_arena *arena, size_t bytes) {
     arena->current = block;
     uint8_t *memory = block->data + block->used;
     block->used += rounded;
-    PF_UNPOISON(memory, bytes);
+    if (pf_on_heap(arena)) PF_UNPOISON(memory, bytes);
     if (block->start + block->used > arena->peak) arena->peak = block->start + block->used;
     return memory;
 }
@@ -185,9 +211,9 @@ size_t pf_arena_mark(const pf_arena *arena) {
 
 /* One block instead of many. Without the memory for it the many stay, and nothing is lost but speed. */
 static void pf_arena_merge(pf_arena *arena) {
-    pf_block *merged = pf_block_new(0, arena->capacity);
+    pf_block *merged = pf_block_new(arena, 0, arena->capacity);
     if (!merged) return;
-    pf_blocks_free(arena->first);
+    pf_blocks_free(arena);
     arena->first = merged;
     arena->current = merged;
 }
@@ -200,7 +226,7 @@ void pf_arena_reset(pf_arena *arena, size_t mark) {
     for (pf_block *block = keep; block; block = block->next) {
         size_t used = block == keep ? mark - block->start : 0;
         if (used < block->used) {
-            PF_POISON(block->data + used, block->used - used);
+            if (pf_on_heap(arena)) PF_POISON(block->data + used, block->used - used);
             block->used = used;
         }
     }

@@ -21,6 +21,16 @@ void pf_region_free(void *region, size_t bytes);
  * adding blocks, and merges them into one at the next pf_arena_reset(.., 0), so a steady state allocates nothing. */
 typedef struct pf_arena pf_arena;
 pf_arena *pf_arena_new(void);
+
+/* Where an arena's blocks come from, which need not be memory that this process can touch. */
+typedef struct pf_block_source {
+    void *(*alloc)(void *user, size_t bytes); /* PF_ALIGN aligned; NULL when out of memory */
+    void (*free)(void *user, void *block);
+    void *user;
+} pf_block_source;
+pf_arena *pf_arena_new_from(const pf_block_source *source); /* copied */
+/* An arena whose memory does not exist: for learning how much of it some work would take. */
+pf_arena *pf_arena_new_measuring(void);
 void pf_arena_delete(pf_arena *arena);
 void *pf_arena_alloc(pf_arena *arena, size_t bytes); /* NULL when out of memory; PF_ALIGN aligned */
 size_t pf_arena_mark(const pf_arena *arena);

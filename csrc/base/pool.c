@@ -6,17 +6,15 @@
 
 #include "base/cpus.h"
 #include "base/memory.h"
+#include "base/mutex.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
 #if defined(_WIN32)
-#  define WIN32_LEAN_AND_MEAN
-#  include <windows.h>
 #  include <process.h>
 #else
-#  include <pthread.h>
 #  include <signal.h>
 #  if defined(__linux__)
 #    include <sched.h>
@@ -29,16 +27,11 @@
 
 #if defined(_WIN32)
 
-typedef SRWLOCK pf_mutex;
 typedef CONDITION_VARIABLE pf_cond;
 typedef HANDLE pf_thread;
 #  define PF_THREAD_RESULT unsigned __stdcall
 #  define PF_THREAD_RETURN 0
 
-static bool pf_mutex_init(pf_mutex *m) { return InitializeSRWLock(m), true; }
-static void pf_mutex_destroy(pf_mutex *m) { (void)m; }
-static void pf_mutex_lock(pf_mutex *m) { AcquireSRWLockExclusive(m); }
-static void pf_mutex_unlock(pf_mutex *m) { ReleaseSRWLockExclusive(m); }
 static bool pf_cond_init(pf_cond *c) { return InitializeConditionVariable(c), true; }
 static void pf_cond_destroy(pf_cond *c) { (void)c; }
 static void pf_cond_wait(pf_cond *c, pf_mutex *m) { SleepConditionVariableSRW(c, m, INFINITE, 0); }
@@ -61,16 +54,11 @@ static bool pf_thread_pin(pf_thread thread, int cpu) {
 
 #else
 
-typedef pthread_mutex_t pf_mutex;
 typedef pthread_cond_t pf_cond;
 typedef pthread_t pf_thread;
 #  define PF_THREAD_RESULT void *
 #  define PF_THREAD_RETURN NULL
 
-static bool pf_mutex_init(pf_mutex *m) { return pthread_mutex_init(m, NULL) == 0; }
-static void pf_mutex_destroy(pf_mutex *m) { pthread_mutex_destroy(m); }
-static void pf_mutex_lock(pf_mutex *m) { pthread_mutex_lock(m); }
-static void pf_mutex_unlock(pf_mutex *m) { pthread_mutex_unlock(m); }
 static bool pf_cond_init(pf_cond *c) { return pthread_cond_init(c, NULL) == 0; }
 static void pf_cond_destroy(pf_cond *c) { pthread_cond_destroy(c); }
 static void pf_cond_wait(pf_cond *c, pf_mutex *m) { pthread_cond_wait(c, m); }

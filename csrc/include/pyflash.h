@@ -89,7 +89,8 @@ typedef struct pf_model_params {
     int32_t precision;      /* PF_PRECISION_*; default FAST */
     int32_t n_threads;      /* worker threads, 0: one per physical core this process may use */
     int32_t reserved;
-    const char *device;     /* NULL or "auto", "cpu" */
+    const char *device;     /* NULL, "auto" or "cpu": the processor; "cuda" or "cuda:1": that device too, see
+                               pf_model_upload(). "auto" leaves devices alone until one has been tried */
     const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512" */
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
@@ -98,7 +99,18 @@ typedef struct pf_model_params {
     int32_t reserved2;
     uint64_t expert_budget; /* bytes of routed experts kept in memory, the others being read ahead from disk when they
                                are chosen; 0: the system decides. For files larger than memory */
+    int32_t n_gpu_layers;   /* layers on the device, counted from the last one, the head being the first of them: at most
+                               layers + 1. PF_GPU_AUTO (the default): as many as fit */
+    int32_t n_cpu_moe;      /* layers, counted from the first one, whose routed experts stay with the processor.
+                               PF_GPU_AUTO (the default): as few as do not fit */
+    int64_t gpu_ctx;        /* what PF_GPU_AUTO leaves room for on the device: a session of so many tokens (0: as
+                               pf_session_params), */
+    int32_t gpu_chunk;      /* with this chunk (0: as there) */
+    int32_t gpu_cache_type; /* and this PF_CACHE_* */
+    uint64_t gpu_budget;    /* bytes of the device that may be used; 0: those that are free, less a reserve */
 } pf_model_params;
+
+#define PF_GPU_AUTO -1
 
 PF_API void pf_model_params_init(pf_model_params *params);
 
@@ -108,6 +120,25 @@ PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, 
 PF_API pf_model *pf_model_retain(pf_model *model);
 /* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
 PF_API void pf_model_release(pf_model *model);
+
+/* Sends a device the weights that were placed there: one bounded step. Call it until *n_done, the bytes it sent, is 0;
+ * nothing can be evaluated before. *n_total (may be NULL): all of them. At once 0 without a device. */
+PF_API pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, pf_error *err);
+
+/* What of the model a device holds, and what a session of gpu_ctx tokens takes there; zeros without one. */
+typedef struct pf_placement_info {
+    uint32_t struct_size;
+    int32_t n_layer;        /* layers on the device */
+    int32_t n_expert_layer; /* layers whose routed experts are there too */
+    int32_t head;           /* 1: the head is there */
+    uint64_t weight_bytes;  /* taken for weights */
+    uint64_t cache_bytes;   /* predicted for the session */
+    uint64_t buffer_bytes;
+    uint64_t free_bytes;    /* what was free before anything was placed */
+    uint64_t total_bytes;   /* of the device's memory */
+    char name[128];         /* the device's, zero-terminated */
+} pf_placement_info;
+PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
 #define PF_PREFAULT_LOCK 1u /* also keep them there (mlock) until the model is freed; MEMORY when that is not allowed */
 
@@ -179,8 +210,8 @@ PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, doub
  * the session has of it, pf_session_eval() evaluates the rest and pf_session_checkpoint() marks its end; then
  * pf_sampler_pick() and pf_session_eval() take turns up to eos_token. */
 
-#define PF_CACHE_AUTO 0      /* float32 in exact, F16 in fast */
-#define PF_CACHE_F16 1       /* half floats: twice the memory of REFERENCE and closest to exact */
+#define PF_CACHE_AUTO 0      /* float32 in exact, REFERENCE otherwise */
+#define PF_CACHE_F16 1       /* half floats: twice the memory of REFERENCE, and closer to exact */
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 
@@ -272,6 +303,8 @@ typedef struct pf_session_memory {
     uint64_t cache_bytes;      /* for the whole capacity */
     uint64_t buffer_bytes;     /* of evaluating chunks, logits of the last token only, and of drafts */
     uint64_t checkpoint_bytes; /* of n_checkpoint checkpoints */
+    uint64_t device_cache_bytes;  /* on the device, taken from the start and not counted above */
+    uint64_t device_buffer_bytes;
 } pf_session_memory;
 PF_API pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err);
 

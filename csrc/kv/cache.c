@@ -56,38 +56,73 @@ static void place_layer(layout *at, const pf_config *c, const pf_cache *cache, p
     place_frontier(at, ratio, overlap, c->index_dim, &out->index_frontier);
 }
 
-/* With base NULL only measures: at->used becomes the size. */
-static void place_all(layout *at, const pf_config *c, bool mtp, pf_cache_formats formats, pf_cache *cache) {
-    cache->layers = place(at, (uint64_t)cache->n_layer, sizeof *cache->layers);
+/* What is laid out: on the host, and on the device where there is one. */
+typedef struct layouts {
+    layout host, device;
+} layouts;
+
+/* With base NULL only measures: at->host.used and at->device.used become the sizes. */
+static void place_all(layouts *at, const pf_config *c, bool mtp, pf_cache_formats formats, int32_t first_on_device,
+                      pf_cache *cache) {
+    cache->layers = place(&at->host, (uint64_t)cache->n_layer, sizeof *cache->layers);
     for (int32_t l = 0; l < cache->n_layer; ++l) {
         pf_layer_cache measured = {0};
-        pf_layer_cache *layer = at->base != NULL ? &cache->layers[l] : &measured;
-        place_layer(at, c, cache, formats, l < c->n_layer ? c->ratio[l] : 0, layer);
+        pf_layer_cache *layer = at->host.base != NULL ? &cache->layers[l] : &measured;
+        const bool on_device = l >= first_on_device && l < c->n_layer;
+        place_layer(on_device ? &at->device : &at->host, c, cache, formats, l < c->n_layer ? c->ratio[l] : 0, layer);
     }
     if (mtp) {
         cache->stream_ring = PF_ROLLBACK + 1 + cache->n_chunk;
         cache->stream_floats = (int64_t)c->n_stream * c->n_embd;
-        cache->streams = place(at, (uint64_t)cache->stream_ring, (uint64_t)cache->stream_floats * sizeof(float));
+        cache->streams = place(&at->host, (uint64_t)cache->stream_ring, (uint64_t)cache->stream_floats * sizeof(float));
     }
 }
 
-pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        int32_t n_checkpoint, pf_cache *out, pf_error *err) {
-    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .window = config->window, .n_ctx = n_ctx,
-                      .n_chunk = n_chunk};
-    layout measure = {NULL, 0, false};
-    place_all(&measure, config, mtp, formats, &cache);
-    if (!measure.overflow) cache.region = pf_region_alloc((size_t)measure.used);
-    if (cache.region == NULL) {
+uint64_t pf_cache_layer_bytes(const pf_config *config, int32_t layer, pf_cache_formats formats, int64_t n_ctx,
+                              int32_t n_chunk) {
+    const pf_cache cache = {.n_ctx = n_ctx, .n_chunk = n_chunk};
+    layout at = {NULL, 0, false};
+    pf_layer_cache measured = {0};
+    place_layer(&at, config, &cache, formats, config->ratio[layer], &measured);
+    return at.overflow ? UINT64_MAX : at.used;
+}
+
+static pf_status allocate(pf_cache *cache, const layouts *measured, pf_error *err) {
+    const bool overflow = measured->host.overflow || measured->device.overflow;
+    const double gib = 1073741824.0;
+    if (!overflow) cache->region = pf_region_alloc((size_t)measured->host.used);
+    if (cache->region == NULL) {
         return pf_fail(err, PF_ERR_MEMORY, "no memory for a cache of %lld tokens (%.1f GiB): ask for a smaller context",
-                       (long long)n_ctx, (double)measure.used / 1073741824.0);
+                       (long long)cache->n_ctx, (double)measured->host.used / gib);
     }
-    cache.region_bytes = measure.used;
-    layout at = {cache.region, 0, false};
-    place_all(&at, config, mtp, formats, &cache);
-    const pf_status status = pf_checkpoints_open(&cache, n_checkpoint, &cache.checkpoints, err);
+    cache->region_bytes = measured->host.used;
+    if (measured->device.used == 0) return PF_OK;
+    cache->device_region = pf_link_alloc(cache->link, (size_t)measured->device.used);
+    if (cache->device_region == NULL) {
+        return pf_fail(err, PF_ERR_MEMORY,
+                       "no memory on the device for its share of a cache of %lld tokens (%.1f GiB): ask for a smaller "
+                       "context, or for fewer layers on the device",
+                       (long long)cache->n_ctx, (double)measured->device.used / gib);
+    }
+    cache->device_bytes = measured->device.used;
+    return PF_OK;
+}
+
+pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
+                        int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err) {
+    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .window = config->window, .n_ctx = n_ctx,
+                      .n_chunk = n_chunk, .link = device != NULL ? device->link : NULL};
+    const int32_t first_on_device = device != NULL ? device->first_layer : config->n_layer;
+    layouts at = {{NULL, 0, false}, {NULL, 0, false}};
+    place_all(&at, config, mtp, formats, first_on_device, &cache);
+    pf_status status = allocate(&cache, &at, err);
+    if (status == PF_OK) {
+        at = (layouts){{cache.region, 0, false}, {cache.device_region, 0, false}};
+        place_all(&at, config, mtp, formats, first_on_device, &cache);
+        status = pf_checkpoints_open(&cache, n_checkpoint, &cache.checkpoints, err);
+    }
     if (status != PF_OK) {
-        pf_region_free(cache.region, (size_t)cache.region_bytes);
+        pf_cache_close(&cache);
         return status;
     }
     *out = cache;
@@ -97,29 +132,66 @@ pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats form
 void pf_cache_close(pf_cache *cache) {
     pf_checkpoints_close(&cache->checkpoints);
     if (cache->region != NULL) pf_region_free(cache->region, (size_t)cache->region_bytes);
+    if (cache->device_region != NULL) pf_link_free(cache->link, cache->device_region);
     memset(cache, 0, sizeof *cache);
 }
 
-static void poison(void *data, uint64_t bytes) {
-    if (data != NULL) memset(data, 0xff, (size_t)bytes); /* NaN in every row format's floats and scales */
+/* ---- Pieces, wherever they lie ----------------------------------------------------------------------------- */
+
+static bool on_device(const pf_cache *cache, const void *piece) {
+    const uintptr_t at = (uintptr_t)piece, begin = (uintptr_t)cache->device_region;
+    return cache->device_region != NULL && at >= begin && at - begin < cache->device_bytes;
 }
 
-static void poison_frontier(const pf_frontier *f) {
-    poison(f->a, (uint64_t)(f->ring * f->channels) * sizeof(float));
-    poison(f->g, (uint64_t)(f->ring * f->channels) * sizeof(float));
+void pf_cache_read(const pf_cache *cache, void *to, const void *piece, uint64_t size) {
+    if (on_device(cache, piece)) (void)pf_link_download(cache->link, to, piece, (size_t)size);
+    else if (size > 0) memcpy(to, piece, (size_t)size);
+}
+
+void pf_cache_write(const pf_cache *cache, void *piece, const void *from, uint64_t size) {
+    if (on_device(cache, piece)) (void)pf_link_upload(cache->link, piece, from, (size_t)size);
+    else if (size > 0) memcpy(piece, from, (size_t)size);
+}
+
+/* Both on the same side. */
+static void copy_piece(const pf_cache *cache, void *to, const void *from, uint64_t size) {
+    if (on_device(cache, to)) (void)pf_link_copy(cache->link, to, from, (size_t)size);
+    else memcpy(to, from, (size_t)size);
+}
+
+static void poison(const pf_cache *cache, uint8_t *data, uint64_t bytes) {
+    uint8_t garbage[4096]; /* NaN in every row format's floats and scales */
+    memset(garbage, 0xff, sizeof garbage);
+    while (data != NULL && bytes > 0) {
+        const uint64_t n = bytes < sizeof garbage ? bytes : sizeof garbage;
+        pf_cache_write(cache, data, garbage, n);
+        data += n;
+        bytes -= n;
+    }
+}
+
+static void poison_rows(const pf_cache *cache, const pf_rows *rows) {
+    poison(cache, rows->data, (uint64_t)(rows->capacity * rows->row_bytes));
+}
+
+static void poison_frontier(const pf_cache *cache, const pf_frontier *f) {
+    poison(cache, (uint8_t *)f->a, (uint64_t)(f->ring * f->channels) * sizeof(float));
+    poison(cache, (uint8_t *)f->g, (uint64_t)(f->ring * f->channels) * sizeof(float));
 }
 
 void pf_cache_poison(pf_cache *cache) {
     for (int32_t l = 0; l < cache->n_layer; ++l) {
         const pf_layer_cache *layer = &cache->layers[l];
-        poison(layer->raw.data, (uint64_t)(layer->raw.capacity * layer->raw.row_bytes));
-        poison(layer->pool.data, (uint64_t)(layer->pool.capacity * layer->pool.row_bytes));
-        poison(layer->index_pool.data, (uint64_t)(layer->index_pool.capacity * layer->index_pool.row_bytes));
-        poison_frontier(&layer->frontier);
-        poison_frontier(&layer->index_frontier);
+        poison_rows(cache, &layer->raw);
+        poison_rows(cache, &layer->pool);
+        poison_rows(cache, &layer->index_pool);
+        poison_frontier(cache, &layer->frontier);
+        poison_frontier(cache, &layer->index_frontier);
     }
-    poison(cache->streams, (uint64_t)(cache->stream_ring * cache->stream_floats) * sizeof(float));
+    poison(cache, (uint8_t *)cache->streams, (uint64_t)(cache->stream_ring * cache->stream_floats) * sizeof(float));
 }
+
+/* ---- Steps ------------------------------------------------------------------------------------------------- */
 
 /* The open windows' contributions to the undo copy, or back. */
 static void copy_open_window(const pf_cache *cache, const pf_frontier *f, bool restore) {
@@ -127,8 +199,8 @@ static void copy_open_window(const pf_cache *cache, const pf_frontier *f, bool r
     float *undo = f->undo;
     for (int64_t p = pf_max_i64(0, cache->position - f->need); p < cache->position; ++p, undo += 2 * f->channels) {
         float *a = pf_frontier_a(f, p), *g = pf_frontier_g(f, p);
-        memcpy(restore ? a : undo, restore ? undo : a, bytes);
-        memcpy(restore ? g : undo + f->channels, restore ? undo + f->channels : g, bytes);
+        copy_piece(cache, restore ? a : undo, restore ? undo : a, bytes);
+        copy_piece(cache, restore ? g : undo + f->channels, restore ? undo + f->channels : g, bytes);
     }
 }
 

@@ -3,11 +3,16 @@
  * count is position / ratio, never stored. Rolling back is moving the position; what lies beyond it is overwritten when
  * the tokens come again.
  *
- * Rings remember PF_ROLLBACK tokens more than the model needs, so any position down to `floor` can be returned to. */
+ * Rings remember PF_ROLLBACK tokens more than the model needs, so any position down to `floor` can be returned to.
+ *
+ * The rows of layers that a device computes lie in its memory, where only operations, pf_cache_read() and
+ * pf_cache_write() reach. Whoever calls anything here then holds the link, and asks it at the end whether the device
+ * still works (pf_link_check()): nothing here reports that it does not. */
 #ifndef PF_KV_CACHE_H
 #define PF_KV_CACHE_H
 
 #include "backend/backend.h"
+#include "backend/link.h"
 #include "model/config.h"
 
 enum {
@@ -60,19 +65,34 @@ typedef struct pf_cache {
     int64_t position;         /* tokens in the cache */
     int64_t floor;            /* lowest position that the rings can return to, besides 0 */
     pf_checkpoints checkpoints;
-    uint8_t *region;          /* one allocation that holds all of the above */
+    uint8_t *region;          /* one allocation that holds all of the above, but for layers on a device */
     uint64_t region_bytes;
+    pf_link *link;            /* NULL without a device */
+    uint8_t *device_region;   /* the device's memory: the rows and frontiers of its layers */
+    uint64_t device_bytes;
 } pf_cache;
+
+/* Layers first_layer .. n_layer - 1 are kept in the memory of a device; the MTP block never is. */
+typedef struct pf_cache_device {
+    pf_link *link;
+    int32_t first_layer;
+} pf_cache_device;
 
 /* How rows are kept. */
 typedef struct pf_cache_formats {
     pf_row_format kv, index;
 } pf_cache_formats;
 
-/* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. */
+/* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. device may be NULL. */
 pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        int32_t n_checkpoint, pf_cache *out, pf_error *err);
+                        int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err);
 void pf_cache_close(pf_cache *cache);
+/* Bytes of one layer's rows and frontiers. */
+uint64_t pf_cache_layer_bytes(const pf_config *config, int32_t layer, pf_cache_formats formats, int64_t n_ctx,
+                              int32_t n_chunk);
+/* Copies a piece of the cache, wherever it lies, to the host's memory, or back. */
+void pf_cache_read(const pf_cache *cache, void *to, const void *piece, uint64_t size);
+void pf_cache_write(const pf_cache *cache, void *piece, const void *from, uint64_t size);
 /* Fills all memory with NaN patterns, so that reading a row that was never written shows. */
 void pf_cache_poison(pf_cache *cache);
 

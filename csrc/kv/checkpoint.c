@@ -33,13 +33,15 @@ void pf_checkpoints_close(pf_checkpoints *list) {
 
 /* Copies pieces of the rings to or from a slot. */
 typedef struct slot_cursor {
+    const pf_cache *cache;
     uint8_t *at;
     bool restore;
 } slot_cursor;
 
 static bool copy_piece(void *user, void *piece, uint64_t size) {
     slot_cursor *cursor = user;
-    memcpy(cursor->restore ? piece : cursor->at, cursor->restore ? cursor->at : piece, (size_t)size);
+    if (cursor->restore) pf_cache_write(cursor->cache, piece, cursor->at, size);
+    else pf_cache_read(cursor->cache, cursor->at, piece, size);
     cursor->at += size;
     return true;
 }
@@ -84,7 +86,7 @@ void pf_cache_checkpoint(pf_cache *cache) {
         --list->n;
     }
     const pf_checkpoint *entry = pf_checkpoints_add(list, position, floor);
-    slot_cursor cursor = {entry->data, false};
+    slot_cursor cursor = {cache, entry->data, false};
     (void)pf_cache_walk_rings(cache, position, floor, copy_piece, &cursor);
 }
 
@@ -101,6 +103,6 @@ const pf_checkpoint *pf_checkpoints_find(const pf_checkpoints *list, int64_t pos
 }
 
 void pf_cache_restore(pf_cache *cache, const pf_checkpoint *checkpoint) {
-    slot_cursor cursor = {checkpoint->data, true};
+    slot_cursor cursor = {cache, checkpoint->data, true};
     (void)pf_cache_walk_rings(cache, checkpoint->position, checkpoint->floor, copy_piece, &cursor);
 }

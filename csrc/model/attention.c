@@ -22,7 +22,7 @@ static pf_status compress(const pf_step *s, int32_t layer, int32_t ratio, const 
     for (int64_t start = 0; start < s->n; start += PF_COMPRESS_BLOCK) {
         const int64_t n = pf_min_i64(PF_COMPRESS_BLOCK, s->n - start), position = s->position + start;
         const int64_t first = position / ratio, count = (position + n) / ratio - first;
-        const size_t mark = pf_arena_mark(s->ex->arena);
+        const pf_step_mark mark = pf_step_set_mark(s);
         const pf_frontier_args push = {
             .a = a + start * channels, .g = g + start * channels, .ape = w->ape, .n = n, .position = position,
             .channels = channels, .ratio = ratio, .ring_a = frontier->a, .ring_g = frontier->g, .ring = frontier->ring,
@@ -42,7 +42,7 @@ static pf_status compress(const pf_step *s, int32_t layer, int32_t ratio, const 
         for (int64_t j = 0; j < count; ++j) {
             pf_step_tap_row(s, tap, layer, (first + j + 1) * ratio - 1, rows + j * pool->width, pool->width);
         }
-        pf_arena_reset(s->ex->arena, mark);
+        pf_step_reset(s, mark);
     }
     return PF_OK;
 }
@@ -80,6 +80,18 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
         PF_TRY(be->index_scores(s->ex, &args));
         PF_TRY(be->topk(s->ex, scores, n_rows, args.n_token, args.position, PF_RATIO_CSA, k, select + t * k,
                         select_n + t));
+    }
+    return PF_OK;
+}
+
+/* Reports the rows that select_rows() chose. */
+static pf_status tap_selection(const pf_step *s, int32_t layer, const int32_t *select, const int32_t *select_n) {
+    const int64_t k = s->net->config.index_topk;
+    void *counts;
+    if (s->tap == NULL) return PF_OK;
+    PF_TRY(pf_step_carry(s, s->host, select_n, (size_t)s->n * sizeof *select_n, &counts));
+    for (int64_t t = 0; t < s->n; ++t) {
+        pf_step_tap_ints(s, "topk", layer, t, select + t * k, ((const int32_t *)counts)[t]);
     }
     return PF_OK;
 }
@@ -144,9 +156,7 @@ pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_
         PF_TRY(compress(s, layer, ratio, &w->index_compressor, &cache->index_frontier, &cache->index_pool, x,
                         "idx_row"));
         PF_TRY(select_rows(s, layer, w, x, q_low, select, select_n));
-        for (int64_t t = 0; t < s->n; ++t) {
-            pf_step_tap_ints(s, "topk", layer, t, select + t * c->index_topk, select_n[t]);
-        }
+        PF_TRY(tap_selection(s, layer, select, select_n));
         args.select = select;
         args.select_n = select_n;
         args.select_ld = c->index_topk;

@@ -42,17 +42,17 @@ static pf_status leave_site(const pf_step *s, int32_t layer, const site_run *run
 }
 
 pf_status pf_layer(const pf_step *s, int32_t layer, const pf_layer_weights *w, float *streams) {
-    const size_t mark = pf_arena_mark(s->ex->arena);
+    const pf_step_mark mark = pf_step_set_mark(s);
     site_run run;
     PF_TRY(enter_site(s, layer, &w->hc_attn, w->attn.norm, streams, "attn_in", "attn_norm", &run));
     PF_TRY(pf_attention(s, layer, w->ratio, &w->attn, run.x, run.y));
     PF_TRY(leave_site(s, layer, &run, streams, "attn_out", "attn_X"));
-    pf_arena_reset(s->ex->arena, mark);
+    pf_step_reset(s, mark);
 
     PF_TRY(enter_site(s, layer, &w->hc_ffn, w->moe.norm, streams, "ffn_in", "ffn_norm", &run));
     PF_TRY(pf_moe(s, layer, w, run.x, run.y));
     PF_TRY(leave_site(s, layer, &run, streams, "ffn_out", "ffn_X"));
-    pf_arena_reset(s->ex->arena, mark);
+    pf_step_reset(s, mark);
     return PF_OK;
 }
 
@@ -60,6 +60,23 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
     site_run run;
     PF_TRY(enter_site(s, layer, &w->hc_attn, w->attn.norm, streams, "attn_in", "attn_norm", &run));
     return pf_attention_rows(s, layer, w->ratio, &w->attn, run.x);
+}
+
+/* logits [n_out, vocab], on the host, of x [n_out, D] on the step's side. */
+static pf_status project_vocabulary(const pf_step *s, const float *x, int64_t n_out, float *logits) {
+    const pf_config *c = &s->net->config;
+    const pf_step *side = pf_step_side(s, s->net->weights.head_on_device);
+    const size_t bytes = (size_t)(n_out * c->n_vocab) * sizeof(float);
+    void *input;
+    float *output = logits;
+    PF_TRY(pf_step_carry(s, side, x, (size_t)(n_out * c->n_embd) * sizeof *x, &input));
+    if (side->link != NULL) {
+        output = pf_arena_alloc(side->ex->arena, bytes);
+        if (output == NULL) return PF_ERR_MEMORY;
+    }
+    PF_TRY(side->ex->backend->linear(side->ex, &s->net->weights.head, input, c->n_embd, n_out, output, c->n_vocab));
+    if (side->link == NULL || side->ex->dry) return PF_OK;
+    return pf_link_download(side->link, logits, output, bytes);
 }
 
 pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
@@ -76,7 +93,8 @@ pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, c
     pf_step_tap(&last, "head_in", -1, x, width);
     PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
     pf_step_tap(&last, "head_norm", -1, x, width);
-    PF_TRY(be->linear(s->ex, &s->net->weights.head, x, width, n_out, logits, c->n_vocab));
+    PF_TRY(project_vocabulary(s, x, n_out, logits));
+    last.link = NULL;
     pf_step_tap(&last, "logits", -1, logits, c->n_vocab);
     return PF_OK;
 }
@@ -85,10 +103,25 @@ pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits) {
     const pf_config *c = &s->net->config;
     const pf_weights *w = &s->net->weights;
     const int64_t stream_floats = (int64_t)c->n_stream * c->n_embd;
+    const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
+    const pf_step *at = s; /* the side where the streams are */
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
+    void *moved = streams;
     PF_TRY(s->ex->backend->embed(s->ex, &w->embed, s->tokens, s->n, c->n_stream, streams));
     pf_step_tap(s, "embed", -1, streams, stream_floats);
-    for (int32_t l = 0; l < c->n_layer; ++l) PF_TRY(pf_layer(s, l, &w->layers[l], streams));
-    if (w->mtp.present) PF_TRY(pf_mtp_follow(s, streams));
-    return n_out > 0 ? pf_head(s, &w->head_mix, w->norm, streams, n_out, logits) : PF_OK;
+    for (int32_t l = 0; l < c->n_layer; ++l) {
+        const pf_step *side = pf_step_side(s, w->layers[l].on_device);
+        PF_TRY(pf_step_carry(at, side, moved, bytes, &moved));
+        at = side;
+        PF_TRY(pf_layer(at, l, &w->layers[l], moved));
+    }
+    if (w->mtp.present) {
+        void *on_host;
+        PF_TRY(pf_step_carry(at, s, moved, bytes, &on_host));
+        PF_TRY(pf_mtp_follow(s, on_host));
+    }
+    if (n_out == 0) return PF_OK;
+    const pf_step *head = pf_step_side(s, w->head_on_device);
+    PF_TRY(pf_step_carry(at, head, moved, bytes, &moved));
+    return pf_head(head, &w->head_mix, w->norm, moved, n_out, logits);
 }

@@ -38,6 +38,9 @@ static const pf_weight *part_of(const pf_layer_weights *layer, int part) {
     return part == 0 ? &layer->moe.gate : part == 1 ? &layer->moe.up : &layer->moe.down;
 }
 
+/* Experts on a device are none of this. */
+static bool is_streamed(const pf_layer_weights *layer) { return !layer->experts_on_device; }
+
 static uint64_t matrix_bytes(const pf_weight *w) { return (uint64_t)w->rows * (uint64_t)w->row_bytes; }
 
 static uint64_t expert_bytes(const pf_layer_weights *layer) {
@@ -54,7 +57,9 @@ static const uint8_t *expert_part(const pf_layer_weights *layer, int part, int64
 
 uint64_t pf_expert_stream_total(const pf_config *config, const pf_weights *weights) {
     uint64_t sum = 0;
-    for (int32_t l = 0; l < config->n_layer; ++l) sum += expert_bytes(&weights->layers[l]);
+    for (int32_t l = 0; l < config->n_layer; ++l) {
+        if (is_streamed(&weights->layers[l])) sum += expert_bytes(&weights->layers[l]);
+    }
     if (weights->mtp.present) sum += expert_bytes(&weights->mtp.layer);
     return sum * (uint64_t)config->n_expert;
 }
@@ -81,7 +86,7 @@ pf_status pf_expert_stream_new(const pf_config *config, const pf_weights *weight
     atomic_flag_clear(&s->lock);
     for (int32_t l = 0; l < n_layer; ++l) {
         s->layers[l] = l < config->n_layer ? &weights->layers[l] : &weights->mtp.layer;
-        for (int part = 0; part < PARTS; ++part) {
+        for (int part = 0; part < PARTS && is_streamed(s->layers[l]); ++part) {
             const pf_weight *w = part_of(s->layers[l], part);
             pf_pages_scatter(w->data, matrix_bytes(w) * (uint64_t)w->count);
         }

@@ -23,7 +23,7 @@ pf_status pf_expert_stream_new(const pf_config *config, const pf_weights *weight
                                pf_expert_stream **out, pf_error *err);
 void pf_expert_stream_delete(pf_expert_stream *stream); /* NULL is allowed */
 
-/* Bytes of all routed experts. */
+/* Bytes of all routed experts, but those on a device. */
 uint64_t pf_expert_stream_total(const pf_config *config, const pf_weights *weights);
 
 /* Ascending experts of a layer that are about to be used: begins reading the missing ones. Any thread. */

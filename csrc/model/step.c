@@ -2,11 +2,32 @@
 
 #include <math.h>
 
+pf_status pf_step_carry(const pf_step *from, const pf_step *to, const void *x, size_t bytes, void **out) {
+    if (from->link == to->link) {
+        *out = (void *)(uintptr_t)x;
+        return PF_OK;
+    }
+    void *there = pf_arena_alloc(to->ex->arena, bytes);
+    if (there == NULL) return PF_ERR_MEMORY;
+    *out = there;
+    if (to->ex->dry) return PF_OK;
+    return to->link != NULL ? pf_link_upload(to->link, there, x, bytes) : pf_link_download(from->link, there, x, bytes);
+}
+
+pf_step_mark pf_step_set_mark(const pf_step *s) {
+    return (pf_step_mark){pf_arena_mark(s->ex->arena), pf_arena_mark(s->host->ex->arena)};
+}
+
+void pf_step_reset(const pf_step *s, pf_step_mark mark) {
+    pf_arena_reset(s->ex->arena, mark.own);
+    if (s->link != NULL) pf_arena_reset(s->host->ex->arena, mark.host);
+}
+
 pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
                        pf_rope_table *out) {
     const int64_t half = s->net->config.rope_dim / 2;
-    PF_SCRATCH(float, cosines, s, n * half);
-    PF_SCRATCH(float, sines, s, n * half);
+    PF_SCRATCH(float, cosines, s->host, 2 * n * half);
+    float *sines = cosines + n * half;
     for (int64_t t = 0; t < n && !s->ex->dry; ++t) {
         for (int64_t i = 0; i < half; ++i) {
             const double angle = (double)(first + t * stride) * freq[i];
@@ -14,7 +35,10 @@ pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int6
             sines[t * half + i] = (float)sin(angle);
         }
     }
-    *out = (pf_rope_table){cosines, sines, half};
+    void *table;
+    PF_TRY(pf_step_carry(s->host, s, cosines, (size_t)(2 * n * half) * sizeof(float), &table));
+    cosines = table;
+    *out = (pf_rope_table){cosines, cosines + n * half, half};
     return PF_OK;
 }
 
@@ -23,9 +47,20 @@ pf_status pf_step_prepare(pf_step *s) {
     return pf_step_rope(s, s->net->rope_freq_compressed, s->position, 1, s->n, &s->rope_compressed);
 }
 
+/* One value of a tap, from wherever it lies. */
+static void report(const pf_step *s, const char *name, int32_t layer, int64_t position, const void *data,
+                   int64_t width, bool is_int) {
+    const pf_step_mark mark = pf_step_set_mark(s);
+    void *values;
+    if (s->tap != NULL && pf_step_carry(s, s->host, data, (size_t)width * 4, &values) == PF_OK) {
+        s->tap(s->tap_user, name, layer, position, values, width, is_int);
+    }
+    pf_step_reset(s, mark);
+}
+
 void pf_step_tap_row(const pf_step *s, const char *name, int32_t layer, int64_t position, const float *data,
                      int64_t width) {
-    if (s->tap != NULL) s->tap(s->tap_user, name, layer, position, data, width, 0);
+    report(s, name, layer, position, data, width, false);
 }
 
 void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float *data, int64_t width) {
@@ -35,5 +70,5 @@ void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float 
 
 void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t token, const int32_t *data,
                       int64_t width) {
-    if (s->tap != NULL) s->tap(s->tap_user, name, layer, s->position + token, data, width, 1);
+    report(s, name, layer, s->position + token, data, width, true);
 }

@@ -19,10 +19,16 @@ typedef struct pf_network {
     pf_expert_stream *experts;    /* NULL when all experts may stay in memory; owned */
 } pf_network;
 
+/* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a
+ * pf_step of its own, and a part of the pass runs on the side of the step that it is given: that step's scratch, its
+ * cache rows and weights are all there. Only pf_step_carry() leads across. */
 typedef struct pf_step {
     const pf_network *net;
     pf_cache *cache;
-    pf_exec *ex;
+    pf_exec *ex;           /* of this side */
+    pf_link *link;         /* the device whose side it is; NULL on the host's */
+    const struct pf_step *host;   /* the host's side, perhaps this one itself */
+    const struct pf_step *device; /* the device's; NULL without one */
     pf_error *err;         /* may be NULL */
     pf_tap_fn tap;         /* may be NULL */
     void *tap_user;
@@ -30,6 +36,20 @@ typedef struct pf_step {
     int64_t n, position;   /* the first token's absolute position */
     pf_rope_table rope, rope_compressed; /* [n] from position */
 } pf_step;
+
+/* The side that a layer or the head is computed on. */
+static inline const pf_step *pf_step_side(const pf_step *s, bool on_device) { return on_device ? s->device : s->host; }
+
+/* bytes of x from one side's memory in scratch of the other; x itself when both are the same side. To the device it
+ * returns when x has been read, to the host when *out has been written. */
+pf_status pf_step_carry(const pf_step *from, const pf_step *to, const void *x, size_t bytes, void **out);
+
+/* The scratch of both sides, for giving back what was taken since. */
+typedef struct pf_step_mark {
+    size_t own, host;
+} pf_step_mark;
+pf_step_mark pf_step_set_mark(const pf_step *s);
+void pf_step_reset(const pf_step *s, pf_step_mark mark);
 
 /* count elements of scratch, or PF_ERR_MEMORY out of the calling function. */
 #define PF_SCRATCH(type, name, step, count) \
@@ -47,7 +67,7 @@ static inline const pf_rope_table *pf_step_rope_of(const pf_step *s, int32_t rat
     return ratio == 0 ? &s->rope : &s->rope_compressed;
 }
 
-/* Reports data [n, width] to the tap, token by token. */
+/* Reports data [n, width], which is on the step's side, to the tap, token by token. */
 void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float *data, int64_t width);
 void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t token, const int32_t *data,
                       int64_t width);
@@ -71,11 +91,12 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *w, con
 pf_status pf_layer(const pf_step *s, int32_t layer, const pf_layer_weights *w, float *streams);
 /* Only the layer's window rows, which is all that later tokens need of it. */
 pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *streams);
-/* Streams to logits [n_out, vocab] of the last n_out tokens. */
+/* Streams to logits [n_out, vocab] of the last n_out tokens. mix, norm and streams are on the step's side, logits are the
+ * host's. */
 pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
                   float *logits);
-/* The whole network: extends the cache by the step's tokens (the caller commits) and writes the logits of the last
- * n_out tokens, [n_out, vocab]. */
+/* The whole network, begun on the host's side: extends the cache by the step's tokens (the caller commits) and writes the
+ * logits of the last n_out tokens, [n_out, vocab]. Both sides have been prepared. */
 pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);
 
 /* mtp.c */

@@ -1,4 +1,5 @@
-/* Weights: GGUF names to typed views, looked up and checked once. Nothing is copied: every view points into the map. */
+/* Weights: GGUF names to typed views, looked up and checked once. Nothing is copied: every view points into the map, or,
+ * once placed on a device (placement.h), into its memory. */
 #ifndef PF_MODEL_WEIGHTS_H
 #define PF_MODEL_WEIGHTS_H
 
@@ -42,6 +43,9 @@ typedef struct pf_moe_weights {
 typedef struct pf_layer_weights {
     int32_t ratio;
     bool hash;
+    bool on_device;         /* whether a device computes the layer, with all of its weights but the routed experts and the
+                               token table */
+    bool experts_on_device; /* and the routed experts too */
     float limit_routed, limit_shared;
     pf_mhc_site hc_attn, hc_ffn;
     pf_attention_weights attn;
@@ -65,6 +69,7 @@ typedef struct pf_weights {
     pf_weight head;         /* [vocab, D] */
     const float *norm;      /* [D] */
     pf_mhc_site head_mix;
+    bool head_on_device;    /* head, norm and head_mix */
     pf_layer_weights *layers; /* n_layer; owned */
     pf_mtp_weights mtp;
 } pf_weights;

@@ -11,6 +11,8 @@ void pf_model_params_init(pf_model_params *params) {
     memset(params, 0, sizeof *params);
     params->struct_size = sizeof *params;
     params->precision = PF_PRECISION_FAST;
+    params->n_gpu_layers = PF_GPU_AUTO;
+    params->n_cpu_moe = PF_GPU_AUTO;
 }
 
 static pf_status copy_params(const pf_model_params *given, pf_model_params *out, pf_error *err) {
@@ -25,8 +27,9 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     if (out->n_threads < 0 || out->n_threads > 1024) {
         return pf_fail(err, PF_ERR_ARGUMENT, "%d threads: use 1 to 1024, or 0 for one per core", out->n_threads);
     }
-    if (out->device != NULL && strcmp(out->device, "auto") != 0 && strcmp(out->device, "cpu") != 0) {
-        return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: this build has \"cpu\"", out->device);
+    if (out->n_gpu_layers < PF_GPU_AUTO || out->n_cpu_moe < PF_GPU_AUTO) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on the device, experts of %d on the CPU: use 0 or more, or -1 for "
+                       "as many as fit", out->n_gpu_layers, out->n_cpu_moe);
     }
     return PF_OK;
 }
@@ -73,24 +76,31 @@ static pf_status open_tokenizer(pf_model *model, pf_error *err) {
     return PF_OK;
 }
 
-static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
-    PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
-    PF_TRY(pf_gguf_open(path, &model->gguf, err));
-    PF_TRY(open_network(model, params->mtp_path, err));
-    if (params->expert_budget > 0) {
-        PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
-                                    &model->net.experts, err));
-    }
-    PF_TRY(open_tokenizer(model, err));
-    PF_TRY(copy_name(model, err));
+static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_error *err) {
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
     if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
     if (params->pin_threads && !pf_pool_pin(model->pool)) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "this system does not keep threads on processors: do without pinning");
     }
+    return PF_OK;
+}
+
+static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
+    PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
+    PF_TRY(pf_gguf_open(path, &model->gguf, err));
+    PF_TRY(open_network(model, params->mtp_path, err));
+    PF_TRY(open_pool(model, params, err));
+    PF_TRY(pf_model_place(model, params, err));
+    if (params->expert_budget > 0) {
+        PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
+                                    &model->net.experts, err));
+    }
+    PF_TRY(open_tokenizer(model, err));
+    PF_TRY(copy_name(model, err));
     pf_log_line(&model->log, PF_LOG_INFO, "%s: %d layers, %lld tensors, %d threads, %s kernels", path,
-                model->net.config.n_layer, (long long)pf_gguf_n_tensors(model->gguf), threads, model->backend->name);
+                model->net.config.n_layer, (long long)pf_gguf_n_tensors(model->gguf), pf_pool_threads(model->pool),
+                model->backend->name);
     return PF_OK;
 }
 
@@ -98,6 +108,10 @@ static void delete_model(pf_model *model) {
     pf_pool_delete(model->pool);
     pf_tokenizer_close(model->tokenizer);
     pf_expert_stream_delete(model->net.experts);
+    if (model->link != NULL) pf_link_lock(model->link);
+    pf_transfer_delete(model->transfer);
+    if (model->link != NULL) pf_link_unlock(model->link);
+    pf_link_close(model->link);
     pf_weights_free(&model->net.weights);
     pf_free(model->net.rope_freq);
     pf_free(model->net.rope_freq_compressed);

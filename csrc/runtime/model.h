@@ -5,6 +5,7 @@
 #include "base/pool.h"
 #include "base/status.h"
 #include "format/gguf.h"
+#include "model/placement.h"
 #include "model/step.h"
 #include "text/tokenizer.h"
 
@@ -19,8 +20,19 @@ struct pf_model {
     pf_network net;
     const pf_backend *backend;
     pf_pool *pool;           /* serves one session at a time, operation by operation */
+    pf_link *link;           /* the device that computes some layers; NULL without one */
+    pf_placement placement;  /* what of the weights is there */
+    pf_transfer *transfer;   /* NULL without a device */
+    uint64_t placed_bytes;   /* of the device's memory, for weights */
+    uint64_t predicted_cache, predicted_buffers; /* there, of the session that was planned for */
     pf_tokenizer *tokenizer; /* NULL when the file holds none */
     char *name;              /* general.name or "" */
 };
+
+/* placement.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
+ * Leaves model->link NULL when nothing does. */
+pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err);
+/* session.c: how rows are kept under a precision and PF_CACHE_*. */
+pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type);
 
 #endif

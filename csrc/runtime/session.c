@@ -18,8 +18,10 @@ void pf_session_params_init(pf_session_params *params) {
     params->n_checkpoint = DEFAULT_CHECKPOINTS;
 }
 
-static pf_status copy_params(const pf_session_params *given, const pf_config *config, bool exact,
-                             pf_session_params *out, pf_error *err) {
+pf_status pf_session_take_params(const pf_session_params *given, const pf_model *model, pf_session_params *out,
+                                 pf_error *err) {
+    const pf_config *config = &model->net.config;
+    const bool exact = model->precision == PF_PRECISION_EXACT;
     pf_session_params_init(out);
     if (!pf_params_take(out, sizeof *out, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT,
@@ -48,45 +50,72 @@ static pf_status copy_params(const pf_session_params *given, const pf_config *co
     return PF_OK;
 }
 
-static pf_cache_formats choose_formats(bool exact, int32_t cache_type) {
-    if (exact) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
-    if (cache_type == PF_CACHE_REFERENCE) return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
-    return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
+pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type) {
+    if (precision == PF_PRECISION_EXACT) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
+    if (cache_type == PF_CACHE_F16) return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
+    return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
+}
+
+pf_status pf_session_enter(pf_session *session, pf_error *err) {
+    pf_link *link = session->model->link;
+    if (link == NULL) return PF_OK;
+    pf_link_lock(link);
+    const pf_status status = pf_link_check(link, err);
+    if (status != PF_OK) pf_link_unlock(link);
+    return status;
+}
+
+pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err) {
+    pf_link *link = session->model->link;
+    if (link == NULL) return status;
+    status = pf_link_finish(link, status, err);
+    if (status == PF_OK) status = pf_link_check(link, err); /* what a part without a status of its own met */
+    pf_link_unlock(link);
+    return status;
+}
+
+/* All that a session has in memory. */
+static pf_status open_parts(pf_session *session, const pf_session_params *params, pf_error *err) {
+    const pf_model *model = session->model;
+    const pf_cache_device device = {model->link, model->placement.first_layer};
+    PF_TRY(pf_cache_open(&model->net.config, model->net.weights.mtp.present,
+                         pf_choose_formats(model->precision, params->cache_type), params->n_ctx, params->n_chunk,
+                         params->n_checkpoint, model->link != NULL ? &device : NULL, &session->cache, err));
+    session->tokens = pf_region_alloc((size_t)params->n_ctx * sizeof(int32_t));
+    if (session->tokens == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
+    PF_TRY(pf_session_plan_buffers(session, err));
+    if ((params->flags & PF_SESSION_POISON) != 0) pf_cache_poison(&session->cache);
+    return PF_OK;
 }
 
 pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_session **out, pf_error *err) {
     pf_session_params params;
     if (model == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_open: model and out are needed");
-    const bool exact = model->precision == PF_PRECISION_EXACT;
-    PF_TRY(copy_params(given, &model->net.config, exact, &params, err));
+    PF_TRY(pf_session_take_params(given, model, &params, err));
     pf_session *session = pf_calloc(1, sizeof *session);
     if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     session->model = pf_model_retain(model);
     atomic_init(&session->cancel, 0);
-    pf_status status = pf_cache_open(&model->net.config, model->net.weights.mtp.present,
-                                     choose_formats(exact, params.cache_type), params.n_ctx, params.n_chunk,
-                                     params.n_checkpoint, &session->cache, err);
-    session->arena = pf_arena_new();
-    session->tokens = pf_region_alloc((size_t)params.n_ctx * sizeof(int32_t));
-    if (status == PF_OK && (session->arena == NULL || session->tokens == NULL)) {
-        status = pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
-    }
-    if (status == PF_OK) status = pf_session_plan_buffers(session, err);
+    pf_status status = pf_session_enter(session, err);
+    if (status == PF_OK) status = pf_session_leave(session, open_parts(session, &params, err), err);
     if (status != PF_OK) {
         session->cache.n_ctx = params.n_ctx;
         pf_session_close(session);
         return status;
     }
-    if ((params.flags & PF_SESSION_POISON) != 0) pf_cache_poison(&session->cache);
     *out = session;
     return PF_OK;
 }
 
 void pf_session_close(pf_session *session) {
     if (session == NULL) return;
+    pf_link *link = session->model->link;
     if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
+    if (link != NULL) pf_link_lock(link);
     pf_cache_close(&session->cache);
-    if (session->arena != NULL) pf_arena_delete(session->arena);
+    pf_arena_delete(session->arenas.device);
+    if (link != NULL) pf_link_unlock(link);
+    pf_arena_delete(session->arenas.host);
     pf_free(session->note);
     pf_model_release(session->model);
     pf_free(session);
@@ -120,10 +149,23 @@ static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
 
 static bool take_cancel(pf_session *session) { return atomic_exchange(&session->cancel, 0) != 0; }
 
-static pf_exec make_exec(pf_session *session) {
-    return (pf_exec){.backend = session->model->backend, .pool = session->model->pool, .arena = session->arena,
-                     .cancel = &session->cancel, .exact = session->model->precision == PF_PRECISION_EXACT,
-                     .int8 = session->model->precision == PF_PRECISION_INT8};
+static pf_status check_weights(const pf_session *session, pf_error *err) {
+    if (session->model->transfer == NULL || pf_transfer_done(session->model->transfer)) return PF_OK;
+    return pf_fail(err, PF_ERR_ARGUMENT, "the device does not have its weights yet: call pf_model_upload first");
+}
+
+static void begin(pf_session *session, pf_evaluation *out, const int32_t *tokens, int64_t n, pf_error *err) {
+    pf_evaluation_init(out, session->model, &session->cache, session->arenas, &session->cancel, tokens, n,
+                       session->cache.position, err);
+    out->host.tap = session->tap;
+    out->host.tap_user = session->tap_user;
+    out->device.tap = session->tap;
+    out->device.tap_user = session->tap_user;
+}
+
+static void end(pf_session *session) {
+    pf_arena_reset(session->arenas.host, 0);
+    if (session->arenas.device != NULL) pf_arena_reset(session->arenas.device, 0);
 }
 
 static pf_status check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err) {
@@ -163,24 +205,22 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     int64_t n_out = 0;
     PF_TRY(count_logits(session, logits_mode, n, n_tokens, logits, logits_capacity, &n_out, err));
     PF_TRY(check_tokens(session, tokens, n, err));
+    PF_TRY(check_weights(session, err));
     if (n > cache->n_ctx - cache->position) {
         return pf_fail(err, PF_ERR_CONTEXT_FULL,
                        "the context of %lld tokens is full at %lld: open a session with a larger one",
                        (long long)cache->n_ctx, (long long)cache->position);
     }
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
-
-    pf_exec exec = make_exec(session);
-    pf_step step = {.net = &session->model->net, .cache = cache, .ex = &exec, .err = err, .tap = session->tap,
-                    .tap_user = session->tap_user, .tokens = tokens, .n = n, .position = cache->position};
+    PF_TRY(pf_session_enter(session, err));
+    pf_evaluation evaluation;
+    begin(session, &evaluation, tokens, n, err);
     pf_cache_begin_write(cache, n);
-    pf_status status = pf_step_prepare(&step);
-    if (status == PF_OK) status = pf_forward(&step, n_out, logits);
-    pf_arena_reset(session->arena, 0);
-    if (status != PF_OK) {
-        pf_cache_abort_write(cache, n);
-        return finish(session, status, err);
-    }
+    pf_status status = pf_evaluate(&evaluation, n_out, logits);
+    end(session);
+    if (status != PF_OK) pf_cache_abort_write(cache, n);
+    status = pf_session_leave(session, status, err);
+    if (status != PF_OK) return finish(session, status, err);
     /* They may be the session's own, which were rolled back. */
     memmove(session->tokens + cache->position, tokens, (size_t)n * sizeof *tokens);
     pf_cache_commit_write(cache, n);
@@ -200,13 +240,14 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     }
     PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, 1, logits, logits_capacity, &n_out, err));
     PF_TRY(check_tokens(session, &next_token, 1, err));
+    PF_TRY(check_weights(session, err));
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
-    pf_exec exec = make_exec(session);
-    pf_step step = {.net = net, .cache = &session->cache, .ex = &exec, .err = err, .tap = session->tap,
-                    .tap_user = session->tap_user};
-    const pf_status status = pf_mtp_draft(&step, next_token, logits);
-    pf_arena_reset(session->arena, 0);
-    return finish(session, status, err);
+    PF_TRY(pf_session_enter(session, err));
+    pf_evaluation evaluation;
+    begin(session, &evaluation, NULL, 0, err);
+    const pf_status status = pf_mtp_draft(&evaluation.host, next_token, logits);
+    end(session);
+    return finish(session, pf_session_leave(session, status, err), err);
 }
 
 pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
@@ -215,7 +256,10 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
         return pf_fail(err, PF_ERR_ARGUMENT, "cannot drop %lld of %lld tokens", (long long)n,
                        (long long)cache->position);
     }
-    if (!pf_cache_rollback(cache, n)) {
+    PF_TRY(pf_session_enter(session, err));
+    const bool done = pf_cache_rollback(cache, n);
+    PF_TRY(pf_session_leave(session, PF_OK, err));
+    if (!done) {
         return pf_fail(err, PF_ERR_REBUILD,
                        "cannot drop %lld tokens, only %lld, or all %lld, or back to a checkpoint: drop all and "
                        "evaluate the rest again",
@@ -228,8 +272,9 @@ pf_status pf_session_checkpoint(pf_session *session, pf_error *err) {
     if (session->cache.checkpoints.capacity == 0) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was opened without checkpoints: set n_checkpoint");
     }
+    PF_TRY(pf_session_enter(session, err));
     pf_cache_checkpoint(&session->cache);
-    return PF_OK;
+    return pf_session_leave(session, PF_OK, err);
 }
 
 pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
@@ -263,7 +308,9 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
     int64_t common = 0;
     while (common < most && session->tokens[common] == tokens[common]) ++common;
     const int64_t kept = pf_cache_nearest(cache, common);
+    PF_TRY(pf_session_enter(session, err));
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
+    PF_TRY(pf_session_leave(session, PF_OK, err));
     *n_kept = kept;
     return PF_OK;
 }

@@ -3,6 +3,7 @@
 #define PF_RUNTIME_SESSION_H
 
 #include "kv/cache.h"
+#include "runtime/evaluation.h"
 #include "runtime/model.h"
 
 #include <stdatomic.h>
@@ -10,7 +11,7 @@
 struct pf_session {
     pf_model *model;   /* one reference */
     pf_cache cache;
-    pf_arena *arena;
+    pf_arenas arenas;
     atomic_int cancel; /* set by any thread, taken by the evaluating one */
     int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
     void *note;        /* the caller's own bytes */
@@ -19,7 +20,16 @@ struct pf_session {
     void *tap_user;
 };
 
-/* session_memory.c: finds the scratch that evaluating takes by running the steps dry, and reserves it in the arena. */
+/* given, which may be NULL, checked and completed with the defaults. */
+pf_status pf_session_take_params(const pf_session_params *given, const pf_model *model, pf_session_params *out,
+                                 pf_error *err);
+
+/* Around every call that reaches the cache's rows: holds the device, if there is one, from enter on, and says in the end
+ * whether it failed. */
+pf_status pf_session_enter(pf_session *session, pf_error *err);
+pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err);
+
+/* session_memory.c: finds the scratch that evaluating takes by running the steps dry, and reserves it in new arenas. */
 pf_status pf_session_plan_buffers(pf_session *session, pf_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "base/arith.h"
 #include "base/file.h"
+#include "base/memory.h"
 
 #include <string.h>
 
@@ -68,6 +69,9 @@ static bool walk_live(const pf_session *session, int64_t position, int64_t floor
 /* ---- Saving ------------------------------------------------------------------------------------------------ */
 
 typedef struct sink {
+    const pf_cache *cache;
+    uint8_t *copy; /* [copy_bytes]: of a piece on a device */
+    uint64_t copy_bytes;
     pf_writer *writer;
     uint64_t checksum;
     pf_error *err;
@@ -79,6 +83,23 @@ static bool write_piece(void *user, void *piece, uint64_t size) {
     s->checksum = checksum_piece(s->checksum, piece, size);
     s->status = pf_writer_write(s->writer, piece, size, s->err);
     return s->status == PF_OK;
+}
+
+/* A piece of the cache, which may lie on a device. */
+static bool write_cache_piece(void *user, void *piece, uint64_t size) {
+    sink *s = user;
+    if (s->cache->link == NULL) return write_piece(s, piece, size);
+    if (size > s->copy_bytes) {
+        pf_free(s->copy);
+        s->copy = pf_alloc((size_t)size);
+        s->copy_bytes = s->copy != NULL ? size : 0;
+    }
+    if (s->copy == NULL) {
+        s->status = pf_fail(s->err, PF_ERR_MEMORY, "out of memory while saving a session");
+        return false;
+    }
+    pf_cache_read(s->cache, s->copy, piece, size);
+    return write_piece(s, s->copy, size);
 }
 
 static bool write_checkpoint(sink *s, const pf_cache *cache, const pf_checkpoint *c) {
@@ -97,7 +118,7 @@ static bool write_all(sink *s, const pf_session *session) {
                           .n_checkpoint = (uint64_t)checkpoints->n, .note_bytes = session->note_len};
     memcpy(header.magic, magic, sizeof magic);
     if (!write_piece(s, &header, sizeof header)) return false;
-    if (!walk_live(session, cache->position, cache->floor, write_piece, s)) return false;
+    if (!walk_live(session, cache->position, cache->floor, write_cache_piece, s)) return false;
     for (int32_t i = 0; i < checkpoints->n; ++i) {
         if (!write_checkpoint(s, cache, &checkpoints->items[i])) return false;
     }
@@ -108,19 +129,24 @@ static bool write_all(sink *s, const pf_session *session) {
 
 pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) {
     if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
-    sink s = {.err = err, .status = PF_OK};
+    sink s = {.cache = &session->cache, .err = err, .status = PF_OK};
     PF_TRY(pf_writer_open(path, &s.writer, err));
-    if (!write_all(&s, session)) {
-        pf_writer_abort(s.writer);
-        return s.status;
+    pf_status status = pf_session_enter(session, err);
+    if (status == PF_OK) {
+        const bool written = write_all(&s, session);
+        status = pf_session_leave(session, written ? PF_OK : s.status, err);
     }
-    return pf_writer_commit(s.writer, err);
+    pf_free(s.copy);
+    if (status == PF_OK) return pf_writer_commit(s.writer, err);
+    pf_writer_abort(s.writer);
+    return status;
 }
 
 /* ---- Loading ----------------------------------------------------------------------------------------------- */
 
 /* The mapped file: read once to check everything, then once more to copy, so that a damaged one changes nothing. */
 typedef struct source {
+    const pf_cache *cache;
     const uint8_t *at;
     uint64_t left;
     uint64_t checksum;
@@ -143,7 +169,7 @@ static bool check_piece(void *user, void *piece, uint64_t size) {
 
 static bool read_piece(void *user, void *piece, uint64_t size) {
     source *s = user;
-    if (size > 0) memcpy(piece, s->at, (size_t)size);
+    pf_cache_write(s->cache, piece, s->at, size);
     s->at += size;
     return true;
 }
@@ -238,7 +264,7 @@ static void copy_body(pf_session *session, const file_header *h, source *s) {
 
 static pf_status load_mapped(pf_session *session, const char *path, const pf_map *map, pf_error *err) {
     file_header h;
-    source s = {map->data, map->size, 0};
+    source s = {&session->cache, map->data, map->size, 0};
     const uint8_t *bytes = take(&s, sizeof h);
     if (bytes == NULL) return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     memcpy(&h, bytes, sizeof h);
@@ -249,8 +275,9 @@ static pf_status load_mapped(pf_session *session, const char *path, const pf_map
     const uint8_t *note = map->data + map->size - sizeof(uint64_t) - h.note_bytes;
     PF_TRY(pf_session_set_note(session, note, (size_t)h.note_bytes, err));
     s.at = map->data + sizeof h;
+    PF_TRY(pf_session_enter(session, err));
     copy_body(session, &h, &s);
-    return PF_OK;
+    return pf_session_leave(session, PF_OK, err);
 }
 
 pf_status pf_session_load(pf_session *session, const char *path, pf_error *err) {

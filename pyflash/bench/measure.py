@@ -49,7 +49,8 @@ class Plan:
 @dataclass(frozen=True)
 class Speed:
     """One test at one depth. seconds: of each repetition. bandwidth: bytes/s that the machine could read, measured just
-    before each of them. token_bytes: what a decoded token reads, weights and cache; None for prefill. ops:
+    before each of them. token_bytes: what a decoded token reads, weights and cache; None for prefill, and where a device
+    reads some of it. ops:
     multiplications and additions of one token with weights.
     """
 
@@ -176,7 +177,8 @@ class Bench:
         bandwidth: list[float] = []
         traffic = self.traffic
         cache_bytes = traffic.cache_bytes(depth + n_tokens // 2) if test == "decode" else None
-        token_bytes = None if cache_bytes is None else traffic.decode_bytes + cache_bytes
+        on_device = self.model.placement.weight_bytes > 0  # whose memory is not the machine's
+        token_bytes = None if cache_bytes is None or on_device else traffic.decode_bytes + cache_bytes
         ops = traffic.decode_ops if test == "decode" else traffic.prefill_ops
 
         def result() -> Speed:

@@ -54,7 +54,7 @@ def describe_setting(file: str, info: ModelInfo, cache: str, chunk: int) -> Sett
         cache = "f32"
     return Setting(
         file=file, model=info.name or os.path.basename(file), file_bytes=info.file_bytes, profile=info.profile,
-        precision=info.precision, cache="f16" if cache == "auto" else cache, kernels=info.cpu_isa,
+        precision=info.precision, cache="reference" if cache == "auto" else cache, kernels=info.cpu_isa,
         threads=info.n_threads, chunk=chunk, machine=cpu.name + cores,
         system=f"{platform.system()} {platform.machine()}", date=time.strftime("%Y-%m-%d %H:%M"),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

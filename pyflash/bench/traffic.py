@@ -64,7 +64,7 @@ def _share(name: str, shape: tuple[int, ...], info: ModelInfo) -> float:
 def _rows(info: ModelInfo, cache: str, index_width: int) -> Rows:
     if info.precision == "exact":
         return Rows(4 * info.head_dim, 4 * index_width)
-    if cache != "reference":
+    if cache == "f16":
         return Rows(2 * info.head_dim, 2 * index_width)
     plain = info.head_dim - info.rope_dim
     return Rows(plain + math.ceil(plain / _SCALE_GROUP) + 2 * info.rope_dim,

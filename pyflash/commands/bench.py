@@ -73,7 +73,7 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
         raise pyflash.FileError(f"cannot write {plot}: there is no folder {plot.absolute().parent}")
     plan = Plan(options["prompt"], options["gen"], options["depth"], options["repeat"], options["chunk"],
                 options["cache_type"], options["session_cache"])
-    model, _ = open_model(file, options)
+    model, _ = open_model(file, {**options, "device_context": plan.context})
     with model:
         check_plan(plan, model.info.n_ctx_train)
         with converter_errors():

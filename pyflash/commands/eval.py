@@ -122,7 +122,7 @@ def kld(
     from pyflash.eval import measure, output
     from pyflash.eval.source import Text, common_windows, kept_windows
 
-    if base is None and base_precision == options["precision"] and options["cache_type"] != "reference":
+    if base is None and base_precision == options["precision"] and options["cache_type"] != "f16":
         raise click.UsageError(f"this compares FILE in {base_precision} precision with itself: give a BASE")
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:

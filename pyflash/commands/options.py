@@ -27,12 +27,45 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
-def _refuse_gpu_layers(_context: click.Context, _option: click.Parameter, layers: int) -> None:
-    if layers:
-        raise pyflash.DeviceError("this build has no GPU support: leave out -ngl and PYFLASH_GPU_LAYERS, or set 0")
-
-
 PRECISIONS = ["fast", "exact", "int8"]
+
+
+def device_options() -> tuple[Callable[[Any], Any], ...]:
+    """Where the layers are computed."""
+    return (
+        option("--device", metavar="cpu|cuda[:N]", help="cuda: compute on that GPU what fits there, the rest on the "
+               "processor.  [default: cuda with --gpu-layers, else cpu]"),
+        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N",
+               help="Layers on the GPU, from the last one down; the output counts as the first of them. 999: all, 0: "
+               "none.  [default: with --device cuda as many as fit]"),
+        option("--n-cpu-moe", type=click.IntRange(0), metavar="N",
+               help="Leave the routed experts of the first N layers to the processor.  [default: as many as must]"),
+        option("--cpu-moe", is_flag=True, help="Leave all routed experts to the processor."),
+    )
+
+
+def with_device_options(command: _F) -> _F:
+    for add in reversed(device_options()):
+        command = add(command)
+    return command
+
+
+def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What device_options say, as arguments of Model.open(). device_context among the options: the context to leave room
+    for on the device, where it is not --ctx."""
+    layers, device = options["gpu_layers"], options["device"] or ("cuda" if options["gpu_layers"] else "cpu")
+    if device == "cpu":
+        if layers or options["cpu_moe"] or options["n_cpu_moe"] is not None:
+            raise click.UsageError("--cpu-moe and --n-cpu-moe are for --device cuda, as is --gpu-layers above 0")
+        return {"device": "cpu"}
+    if options["cpu_moe"] and options["n_cpu_moe"] is not None:
+        raise click.UsageError("choose one of --cpu-moe and --n-cpu-moe")
+    if layers == 0:
+        return {"device": "cpu"}
+    return {"device": device, "gpu_layers": layers,
+            "cpu_moe": 2**31 - 1 if options["cpu_moe"] else options["n_cpu_moe"],
+            "gpu_context": options.get("device_context", options.get("context")), "gpu_chunk": options.get("chunk"),
+            "gpu_cache": options["cache_type"]}
 
 
 def model_options(command: _F) -> _F:
@@ -40,12 +73,12 @@ def model_options(command: _F) -> _F:
     options = (
         option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
                help="Worker threads.  [default: one a core]"),
-        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", default=0, show_default=True,
-               expose_value=False, callback=_refuse_gpu_layers, help="Layers on the GPU; this build can do 0."),
+        *device_options(),
         option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
                help="exact: float32 activations and cache; int8: 8-bit activations, quicker and less accurate."),
         option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
-               help="Precision of the cache; reference: about half the memory of f16."),
+               help="Precision of the cache. reference: the published model's, about half the memory of f16; auto: that, and "
+               "float32 with --precision exact."),
         option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
                help="For files larger than memory: how much of the experts stays there, such as 20G; the others are "
                "read ahead from disk when they are chosen. off: leave it to the system."),
@@ -98,11 +131,12 @@ def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, in
 
 
 def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.Model:
+    device = device_arguments(options)
     with Progress("reading the weights", sys.stderr) as progress:
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget,
+            expert_budget=expert_budget, **device,
         )
 
 

@@ -31,7 +31,7 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def describe_model(file: str, info: ModelInfo, cache: str) -> str:
-    kept = "f32" if info.precision == "exact" else "f16" if cache == "auto" else cache
+    kept = "f32" if info.precision == "exact" else "reference" if cache == "auto" else cache
     return (f"{file}: {info.profile}, {format_bytes(info.file_bytes)}; {info.precision}, cache {kept}, {info.cpu_isa}, "
             f"{info.n_threads} threads")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from . import c_build
+from . import c_build, cuda_build
 
 
 class Builds:
@@ -25,3 +25,9 @@ class Builds:
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     return Builds(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def cuda_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The CUDA plugin's objects over the emulation."""
+    return cuda_build.emulated_objects(tmp_path_factory.mktemp("cuda"))

@@ -3,7 +3,9 @@
  * longer than most kernels compute between two shuffles. */
 #include "cuda_emulation.h"
 
+#include <map>
 #include <memory>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
 
@@ -143,6 +145,99 @@ static void run_block(bool reversed) {
     }
 }
 
+/* ---- Memory ---- */
+
+enum { ALIGNMENT = 256 };
+
+/* One range of addresses, closed to everybody but kernels and copies. */
+struct device_memory {
+    uint8_t *base;
+    size_t bytes, used = 0;
+    std::map<size_t, size_t> blocks; /* offset to size, both multiples of ALIGNMENT */
+
+    device_memory() {
+        const char *mb = std::getenv("PF_EMULATED_MB");
+        bytes = (mb ? std::strtoul(mb, nullptr, 10) : 1024) << 20;
+        void *region = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (region == MAP_FAILED) fail("no address space for the device's memory");
+        base = static_cast<uint8_t *>(region);
+    }
+};
+
+static device_memory &device() {
+    static device_memory memory;
+    return memory;
+}
+
+/* While one lives, the memory can be touched. */
+struct opened {
+    opened() { mprotect(device().base, device().bytes, PROT_READ | PROT_WRITE); }
+    ~opened() { mprotect(device().base, device().bytes, PROT_NONE); }
+};
+
+void *device_alloc(size_t bytes) {
+    device_memory &d = device();
+    const size_t size = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t at = 0;
+    for (const auto &block : d.blocks) { /* the first gap that is large enough */
+        if (block.first - at >= size) break;
+        at = block.first + block.second;
+    }
+    if (at > d.bytes || d.bytes - at < size) return nullptr;
+    d.blocks[at] = size;
+    d.used += size;
+    const opened memory;
+    std::memset(d.base + at, 0xff, size);
+    return d.base + at;
+}
+
+void device_free(void *memory) {
+    device_memory &d = device();
+    if (!memory) return;
+    const auto found = d.blocks.find(static_cast<size_t>(static_cast<uint8_t *>(memory) - d.base));
+    if (found == d.blocks.end()) fail("memory was freed that was never given");
+    d.used -= found->second;
+    d.blocks.erase(found);
+}
+
+void device_copy(void *to, const void *from, size_t bytes) {
+    const opened memory;
+    std::memcpy(to, from, bytes);
+}
+
+void device_fill(void *to, int value, size_t bytes) {
+    const opened memory;
+    std::memset(to, value, bytes);
+}
+
+size_t device_bytes() { return device().bytes; }
+size_t device_free_bytes() { return device().bytes - device().used; }
+
+/* An address that is in use: no size, count or pair of floats looks like one. What lies in the gap after a struct's int,
+ * bool or small float may make it look like one, so that some addresses are let through. */
+static bool is_address(uint64_t word) {
+    const uint32_t low = static_cast<uint32_t>(word);
+    unsigned char resident;
+    if (word < UINT64_C(0x500000000000) || word >= UINT64_C(0x800000000000)) return false;
+    if (low < 65536 || (low >= 0x35000000u && low < 0x41000000u)) return false; /* a float from 5e-7 to 8 */
+    return mincore(reinterpret_cast<void *>(word & ~UINT64_C(0xfff)), 1, &resident) == 0;
+}
+
+void check_words(const void *argument, size_t bytes) {
+    static const bool strict = std::getenv("PF_EMULATED_STRICT") != nullptr;
+    if (!strict) return;
+    const uint64_t base = reinterpret_cast<uintptr_t>(device().base);
+    for (size_t at = 0; at + sizeof(uint64_t) <= bytes; at += sizeof(uint64_t)) {
+        uint64_t word;
+        std::memcpy(&word, static_cast<const uint8_t *>(argument) + at, sizeof word);
+        if (!is_address(word) || word - base < device().bytes) continue;
+        char what[120];
+        std::snprintf(what, sizeof what, "the kernel after this one is given an address of the host's memory, at byte %zu of %zu",
+                      at, bytes);
+        fail(what);
+    }
+}
+
 void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &fn) {
     static unsigned turn;
     if (threads.x % WARP != 0 || threads.x == 0 || threads.x > MOST_THREADS || threads.y != 1 || threads.z != 1) {
@@ -155,6 +250,7 @@ void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> 
     block_size = threads;
     grid_size = grid;
     dynamic_bytes = shared;
+    const opened memory;
     for (unsigned z = 0; z < grid.z; ++z) {
         for (unsigned y = 0; y < grid.y; ++y) {
             for (unsigned x = 0; x < grid.x; ++x) {

@@ -3,7 +3,9 @@
  * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only. This
  * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
  * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
- * speed. What would hang or be undefined on a device ends the program with a message: lanes that part at a shuffle,
+ * speed. The device's memory can be touched only while a kernel runs, and with PF_EMULATED_STRICT set in the environment
+ * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, and while
+ * PF_EMULATED_LOST is set everything fails. What would hang or be undefined on a device ends the program with a message: lanes that part at a shuffle,
  * a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
 #define PF_TESTS_CUDA_EMULATION_H
@@ -49,6 +51,19 @@ extern uint3 thread, block;
 extern dim3 block_size, grid_size;
 
 void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &kernel);
+
+/* The device's memory: NULL when there is not enough. */
+void *device_alloc(size_t bytes);
+void device_free(void *memory);
+void device_copy(void *to, const void *from, size_t bytes);
+void device_fill(void *to, int value, size_t bytes);
+size_t device_bytes(), device_free_bytes();
+
+/* Ends the program when a word of an argument is an address, but not of the device's memory. */
+void check_words(const void *argument, size_t bytes);
+template <typename... T> void check_arguments(const T &...arguments) {
+    (check_words(&arguments, sizeof arguments), ...);
+}
 void block_barrier();
 void warp_barrier();
 /* What lane `from` of this warp gave; all lanes call it. */
@@ -67,6 +82,7 @@ void *dynamic_shared();
 #define PF_LAUNCH(kernel, grid, threads, shared, stream, ...)                                  \
     do {                                                                                       \
         (void)(stream);                                                                        \
+        emulated::check_arguments(__VA_ARGS__);                                                \
         emulated::launch((grid), (threads), (size_t)(shared), [=]() { (kernel)(__VA_ARGS__); }); \
     } while (0)
 #define PF_UNROLL
@@ -142,8 +158,9 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 
 typedef int cudaError_t;
 typedef int cudaStream_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, CUDART_VERSION = 0 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorLaunchFailure = 719 };
+enum { CUDART_VERSION = 0 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking = 1 };
 struct cudaDeviceProp {
     char name[256];
@@ -151,36 +168,39 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
 };
 
-static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline const char *cudaGetErrorString(cudaError_t) { return "out of memory"; }
+static inline cudaError_t cudaGetLastError() { return std::getenv("PF_EMULATED_LOST") ? cudaErrorLaunchFailure : cudaSuccess; }
+static inline const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorMemoryAllocation ? "out of memory" : "unspecified launch failure";
+}
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
 static inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
-    *out = cudaDeviceProp{"emulation", 9, 0, 3, (size_t)1 << 30};
+    *out = cudaDeviceProp{"emulation", 9, 0, 3, emulated::device_bytes()};
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
-    return *free = *total = (size_t)1 << 30, cudaSuccess;
+    *free = emulated::device_free_bytes();
+    *total = emulated::device_bytes();
+    return cudaSuccess;
 }
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) { return *out = 1, cudaSuccess; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *, int, int) { return cudaSuccess; }
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes) {
-    void *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    void *memory = emulated::device_alloc(bytes);
     if (!memory) return cudaErrorMemoryAllocation;
-    std::memset(memory, 0xff, bytes);
     *out = static_cast<T *>(memory);
     return cudaSuccess;
 }
-static inline cudaError_t cudaFree(void *memory) { return std::free(memory), cudaSuccess; }
+static inline cudaError_t cudaFree(void *memory) { return emulated::device_free(memory), cudaSuccess; }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
-    return std::memcpy(to, from, n), cudaSuccess;
+    return emulated::device_copy(to, from, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t) {
-    return std::memset(to, value, n), cudaSuccess;
+    return emulated::device_fill(to, value, n), cudaSuccess;
 }
 
 #endif

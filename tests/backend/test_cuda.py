@@ -22,13 +22,8 @@ ARCHITECTURE = "80"  # the oldest: what it lacks, a kernel must not use
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return cuda_build.emulated_objects(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture(scope="module")
-def gate(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), objects)
+def gate(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), cuda_objects)
 
 
 @pytest.mark.parametrize("options", [[], ["--copies", "--quick"]], ids=["in place", "copied"])
@@ -88,9 +83,9 @@ def test_broken_plugin(folder: tuple[Path, Any, Any]) -> None:
     assert "libpyflash_cuda.so" in ffi.string(err.message).decode()
 
 
-def test_plugin(folder: tuple[Path, Any, Any], objects: list[Path]) -> None:
+def test_plugin(folder: tuple[Path, Any, Any], cuda_objects: list[Path]) -> None:
     place, ffi, lib = folder
-    cuda_build.plugin(place, objects)
+    cuda_build.plugin(place, cuda_objects)
     n, err, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
     info.struct_size = ffi.sizeof("pf_device_info")
     assert lib.pf_device_count(b"cuda", n, err) == lib.PF_OK, ffi.string(err.message)

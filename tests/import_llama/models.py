@@ -34,7 +34,8 @@ def random_tokens(count: int, seed: int, vocab: int = _BASE["vocab_size"]) -> np
     return np.random.default_rng(seed).integers(0, vocab, count).astype(np.int32)
 
 
-def pyflash_logits(path: Path, tokens: np.ndarray, precision: str = "exact") -> np.ndarray:
+def pyflash_logits(path: Path, tokens: np.ndarray, precision: str = "exact", cache: str = "auto") -> np.ndarray:
     """float32 [len(tokens), vocab]."""
-    with pyflash.Model.open(path, precision=precision) as model, model.session(context=len(tokens)) as session:
-        return session.eval(tokens, all_logits=True)
+    with pyflash.Model.open(path, precision=precision) as model:
+        with model.session(context=len(tokens), cache=cache) as session:
+            return session.eval(tokens, all_logits=True)

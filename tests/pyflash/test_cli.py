@@ -169,8 +169,9 @@ def test_unknown_kernel_set(tmp_path: Path, tiny_model: Path) -> None:
 def test_layers_on_a_gpu(tmp_path: Path, tiny_model: Path) -> None:
     assert run("run", tiny_model, "Hi", "-ngl", 0, "-n", 3, cwd=tmp_path).returncode == 0
     for option in ("-ngl", "--gpu-layers"):
-        assert_fails(run("run", tiny_model, "Hi", option, 99, cwd=tmp_path), "no GPU", "-ngl")
-    assert_fails(run("run", tiny_model, "Hi", cwd=tmp_path, PYFLASH_GPU_LAYERS="1"), "no GPU", "PYFLASH_GPU_LAYERS")
+        assert_fails(run("run", tiny_model, "Hi", option, 99, cwd=tmp_path), '"cuda" cannot be used', "without it")
+    assert_fails(run("run", tiny_model, "Hi", cwd=tmp_path, PYFLASH_GPU_LAYERS="1"), '"cuda" cannot be used')
+    assert_fails(run("run", tiny_model, "Hi", "--device", "cuda", cwd=tmp_path), '"cuda" cannot be used')
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, demo_checkpoint: Path) -> None:

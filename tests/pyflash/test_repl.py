@@ -309,7 +309,7 @@ def test_session_files_that_do_not_fit(model: pyflash.Model, tmp_path: Path) -> 
     talk.save(str(file))
     damaged = tmp_path / "damaged"
     damaged.write_bytes(file.read_bytes()[:-100])
-    small, other = new(model, context=9), Conversation(model.session(100, cache="reference"), Settings())
+    small, other = new(model, context=9), Conversation(model.session(100, cache="f16"), Settings())
     for reader, path, way_out in ((small, file, "a larger -c"), (other, file, "--cache-type"),
                                   (talk, damaged, "remove it")):  # fmt: skip
         with pytest.raises(pyflash.Error, match=way_out) as raised:

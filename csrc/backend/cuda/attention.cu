@@ -14,8 +14,8 @@ static const int64_t SCRATCH_FLOATS = 16 << 20; /* partial results at once, or e
 struct attend_args {
     pf_attn_args a;
     pf_rows raw, pool;
-    bool has_pool;
     pf_position position;
+    int has_pool;
     int most_splits; /* room in `partial` */
     float *partial;  /* [n_token, most_splits, H, d + 2]: sums, then top and sum of the running softmax */
 };
@@ -207,9 +207,10 @@ pf_status pf_cuda_sparse_attn(pf_exec *ex, const pf_attn_args *a) {
     if (!partial) return PF_ERR_MEMORY;
     if (!pf_may_launch(ex, &status)) return status;
     for (int64_t t = 0; t < a->n_token && status == PF_OK; t += most) {
-        attend_args args = {*a, *a->raw, a->pool ? *a->pool : *a->raw, a->pool != nullptr,
-                            pf_position_at(device, a->position + t), (int)splits, partial};
+        attend_args args = {*a, *a->raw, a->pool ? *a->pool : *a->raw, pf_position_at(device, a->position + t),
+                            a->pool != nullptr, (int)splits, partial};
         const int64_t n = pf_least(most, a->n_token - t), columns = pf_div_up(a->head_dim, THREADS);
+        args.a.raw = args.a.pool = nullptr; /* of the host's memory */
         args.a.q += t * a->n_head * a->head_dim;
         args.a.out += t * a->n_head * a->head_dim;
         if (a->select) {

@@ -120,7 +120,8 @@ template <int GROUPS> static void launch_fp4(const pf_exec *ex, const score_args
 
 pf_status pf_cuda_index_scores(pf_exec *ex, const pf_index_args *a) {
     const pf_device *device = pf_device_of(ex);
-    const score_args args = {*a, *a->rows, pf_position_at(device, a->position)};
+    score_args args = {*a, *a->rows, pf_position_at(device, a->position)};
+    args.a.rows = nullptr; /* of the host's memory */
     const int64_t groups = args.rows.width / PF_IDX_GROUP;
     const bool whole = args.rows.width % PF_IDX_GROUP == 0 && groups <= MOST_GROUPS;
     const bool integers = args.rows.format == PF_ROW_IDX_FP4 && whole;

@@ -135,17 +135,23 @@ static void free_memory(pf_device *device, void *memory) {
     cudaFree(memory);
 }
 
-static pf_status copy(pf_device *device, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+static pf_status transfer(pf_device *device, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     cudaError_t error = cudaSetDevice(device->ordinal);
     if (error == cudaSuccess) error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
     return error == cudaSuccess ? PF_OK : PF_ERR_DEVICE;
 }
 static pf_status upload(pf_device *device, void *to, const void *from, size_t bytes) {
-    return copy(device, to, from, bytes, cudaMemcpyHostToDevice);
+    return transfer(device, to, from, bytes, cudaMemcpyHostToDevice);
 }
 static pf_status download(pf_device *device, void *to, const void *from, size_t bytes) {
-    return copy(device, to, from, bytes, cudaMemcpyDeviceToHost);
+    return transfer(device, to, from, bytes, cudaMemcpyDeviceToHost);
+}
+
+static pf_status copy_within(pf_device *device, void *to, const void *from, size_t bytes) {
+    cudaError_t error = cudaSetDevice(device->ordinal);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, device->stream);
+    return error == cudaSuccess ? PF_OK : PF_ERR_DEVICE;
 }
 
 static pf_status synchronize(pf_device *device, pf_error *err) {
@@ -199,6 +205,7 @@ PF_EXPORT const pf_plugin *pf_plugin_query(const pf_plugin_host *host) {
     plugin.free = free_memory;
     plugin.upload = upload;
     plugin.download = download;
+    plugin.copy = copy_within;
     plugin.synchronize = synchronize;
     plugin.set_base = set_base;
     return &plugin;

@@ -1,0 +1,97 @@
+#include "backend/link.h"
+
+#include "base/memory.h"
+#include "base/mutex.h"
+#include "base/status.h"
+
+struct pf_link {
+    const pf_plugin *plugin;
+    pf_device *device;
+    pf_device_info info;
+    pf_mutex lock;
+    bool lost;
+};
+
+static pf_status open_device(pf_link *link, const char *kind, int32_t index, pf_error *err) {
+    pf_error why = {0};
+    const pf_status status = pf_plugin_load(kind, &link->plugin, &why);
+    if (status != PF_OK || link->plugin->problem != NULL) {
+        return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" cannot be used, do without it: %s", kind,
+                       status != PF_OK ? why.message : link->plugin->problem);
+    }
+    if (index < 0 || index >= link->plugin->n_device) {
+        return pf_fail(err, PF_ERR_DEVICE, "device \"%s:%d\" is not there: there are %d, counted from 0", kind, index,
+                       link->plugin->n_device);
+    }
+    PF_TRY(link->plugin->open(index, &link->device, err));
+    link->info.struct_size = sizeof link->info;
+    return link->plugin->describe(index, &link->info, err); /* after opening, which takes memory itself */
+}
+
+pf_status pf_link_open(const char *kind, int32_t index, pf_link **out, pf_error *err) {
+    pf_link *link = pf_calloc(1, sizeof *link);
+    if (link == NULL || !pf_mutex_init(&link->lock)) {
+        pf_free(link);
+        return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a device");
+    }
+    const pf_status status = open_device(link, kind, index, err);
+    if (status != PF_OK) {
+        pf_link_close(link);
+        return status;
+    }
+    *out = link;
+    return PF_OK;
+}
+
+void pf_link_close(pf_link *link) {
+    if (link == NULL) return;
+    if (link->device != NULL) link->plugin->close(link->device);
+    pf_mutex_destroy(&link->lock);
+    pf_free(link);
+}
+
+void pf_link_lock(pf_link *link) { pf_mutex_lock(&link->lock); }
+void pf_link_unlock(pf_link *link) { pf_mutex_unlock(&link->lock); }
+
+const pf_device_info *pf_link_info(const pf_link *link) { return &link->info; }
+const pf_backend *pf_link_backend(const pf_link *link) { return link->plugin->backend(link->device); }
+
+void *pf_link_alloc(pf_link *link, size_t bytes) { return link->plugin->alloc(link->device, bytes); }
+
+void pf_link_free(pf_link *link, void *memory) {
+    if (memory != NULL) link->plugin->free(link->device, memory);
+}
+
+static void *alloc_block(void *link, size_t bytes) { return pf_link_alloc(link, bytes); }
+static void free_block(void *link, void *block) { pf_link_free(link, block); }
+
+pf_arena *pf_link_arena(pf_link *link) { return pf_arena_new_from(&(pf_block_source){alloc_block, free_block, link}); }
+
+static pf_status note(pf_link *link, pf_status status) {
+    if (status != PF_OK) link->lost = true;
+    return status;
+}
+
+pf_status pf_link_upload(pf_link *link, void *to, const void *from, size_t bytes) {
+    return bytes == 0 ? PF_OK : note(link, link->plugin->upload(link->device, to, from, bytes));
+}
+
+pf_status pf_link_download(pf_link *link, void *to, const void *from, size_t bytes) {
+    return bytes == 0 ? PF_OK : note(link, link->plugin->download(link->device, to, from, bytes));
+}
+
+pf_status pf_link_copy(pf_link *link, void *to, const void *from, size_t bytes) {
+    return bytes == 0 ? PF_OK : note(link, link->plugin->copy(link->device, to, from, bytes));
+}
+
+pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
+    const pf_status end = link->plugin->synchronize(link->device, err);
+    if (end == PF_OK && status != PF_ERR_DEVICE) return status;
+    link->lost = true;
+    return end != PF_OK ? end : pf_fail(err, PF_ERR_DEVICE, "the device failed: open the model again, or without it");
+}
+
+pf_status pf_link_check(const pf_link *link, pf_error *err) {
+    if (!link->lost) return PF_OK;
+    return pf_fail(err, PF_ERR_DEVICE, "the device failed before: open the model again, or without it");
+}

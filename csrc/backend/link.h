@@ -1,0 +1,41 @@
+/* One opened device and its memory, as libpyflash uses them beside the operations of the device's table.
+ *
+ * A device serves one step at a time: whoever uses it or its memory holds the link between pf_link_lock() and
+ * pf_link_unlock(). After a failure the device counts as lost: what is in its memory can no longer be trusted, and
+ * every later use fails with PF_ERR_DEVICE. */
+#ifndef PF_BACKEND_LINK_H
+#define PF_BACKEND_LINK_H
+
+#include "backend/plugin.h"
+
+typedef struct pf_link pf_link;
+
+/* kind as of pf_plugin_load(); index among the kind's devices. DEVICE when it cannot be used. */
+pf_status pf_link_open(const char *kind, int32_t index, pf_link **out, pf_error *err);
+void pf_link_close(pf_link *link); /* NULL is allowed */
+
+void pf_link_lock(pf_link *link);
+void pf_link_unlock(pf_link *link);
+
+/* What pf_device_describe() tells, as of opening. */
+const pf_device_info *pf_link_info(const pf_link *link);
+const pf_backend *pf_link_backend(const pf_link *link);
+
+/* Memory of the device. NULL when there is not enough. */
+void *pf_link_alloc(pf_link *link, size_t bytes);
+void pf_link_free(pf_link *link, void *memory); /* NULL is allowed */
+/* An arena of the device's memory. */
+pf_arena *pf_link_arena(pf_link *link);
+
+/* As the plugin's of the same names. PF_ERR_DEVICE, and the device is lost. */
+pf_status pf_link_upload(pf_link *link, void *to, const void *from, size_t bytes);
+pf_status pf_link_download(pf_link *link, void *to, const void *from, size_t bytes);
+pf_status pf_link_copy(pf_link *link, void *to, const void *from, size_t bytes);
+
+/* The end of a step that came to `status` so far: waits for the device, and says with what it came to in the end. A
+ * line about the device in err where that is why. */
+pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err);
+/* DEVICE after a failure. */
+pf_status pf_link_check(const pf_link *link, pf_error *err);
+
+#endif

@@ -1,0 +1,66 @@
+#include "runtime/evaluation.h"
+
+#include "base/memory.h"
+
+/* More than any scratch, of the device's memory that does not exist: one block makes an arena's peak exact. */
+static const size_t plenty = SIZE_MAX / 4;
+
+void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cache, pf_arenas arenas,
+                        const atomic_int *cancel, const int32_t *tokens, int64_t n, int64_t position, pf_error *err) {
+    const pf_link *link = model->link;
+    out->host_exec = (pf_exec){.backend = model->backend, .pool = model->pool, .arena = arenas.host, .cancel = cancel,
+                               .exact = model->precision == PF_PRECISION_EXACT,
+                               .int8 = model->precision == PF_PRECISION_INT8};
+    out->device_exec = out->host_exec;
+    out->device_exec.arena = arenas.device;
+    out->device_exec.pool = NULL;
+    if (link != NULL) out->device_exec.backend = pf_link_backend(link);
+    out->host = (pf_step){.net = &model->net, .cache = cache, .ex = &out->host_exec, .host = &out->host,
+                          .device = link != NULL ? &out->device : NULL, .err = err, .tokens = tokens, .n = n,
+                          .position = position};
+    out->device = out->host;
+    out->device.ex = &out->device_exec;
+    out->device.link = model->link;
+}
+
+pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits) {
+    PF_TRY(pf_step_prepare(&evaluation->host));
+    if (evaluation->host.device != NULL) PF_TRY(pf_step_prepare(&evaluation->device));
+    return pf_forward(&evaluation->host, n_out, logits);
+}
+
+static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens) {
+    pf_evaluation evaluation;
+    pf_evaluation_init(&evaluation, model, cache, arenas, NULL, tokens, cache->n_chunk, cache->n_ctx - cache->n_chunk,
+                       NULL);
+    evaluation.host_exec.dry = true;
+    evaluation.device_exec.dry = true;
+    pf_arena_reset(arenas.device, 0);
+    PF_TRY(pf_evaluate(&evaluation, 1, NULL));
+    pf_arena_reset(arenas.host, 0);
+    pf_arena_reset(arenas.device, 0);
+    return model->net.weights.mtp.present ? pf_mtp_draft(&evaluation.host, 0, NULL) : PF_OK;
+}
+
+pf_status pf_measure_scratch(const pf_model *model, pf_cache *cache, uint64_t *host, uint64_t *device) {
+    /* The host's operations write into some of their scratch even so. */
+    const pf_arenas arenas = {pf_arena_new(), pf_arena_new_measuring()};
+    int32_t *tokens = pf_calloc((size_t)cache->n_chunk, sizeof *tokens);
+    pf_status status = PF_ERR_MEMORY;
+    if (arenas.host != NULL && arenas.device != NULL && tokens != NULL && pf_arena_reserve(arenas.device, plenty)) {
+        status = run_dry(model, cache, arenas, tokens);
+    }
+    if (status == PF_OK) { /* its peak is exact once it is one block, which it is from the second run on */
+        pf_arena_reset(arenas.host, 0);
+        pf_arena_forget_peak(arenas.host);
+        status = run_dry(model, cache, arenas, tokens);
+    }
+    if (status == PF_OK) {
+        *host = pf_arena_peak(arenas.host);
+        *device = pf_arena_peak(arenas.device);
+    }
+    pf_free(tokens);
+    pf_arena_delete(arenas.host);
+    pf_arena_delete(arenas.device);
+    return status;
+}

@@ -1,0 +1,28 @@
+/* The two sides of one evaluation (model/step.h), made from a model and what a session brings. */
+#ifndef PF_RUNTIME_EVALUATION_H
+#define PF_RUNTIME_EVALUATION_H
+
+#include "runtime/model.h"
+
+typedef struct pf_arenas {
+    pf_arena *host, *device; /* device: NULL without one */
+} pf_arenas;
+
+typedef struct pf_evaluation {
+    pf_exec host_exec, device_exec;
+    pf_step host, device;
+} pf_evaluation;
+
+/* Fills *out, which must stay where it is, for n tokens from `position` on. cancel and tokens may be NULL where nothing
+ * is computed. */
+void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cache, pf_arenas arenas,
+                        const atomic_int *cancel, const int32_t *tokens, int64_t n, int64_t position, pf_error *err);
+
+/* pf_step_prepare() and pf_forward(). */
+pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits);
+
+/* Scratch in bytes, on the host and on the device, of the longest step at the fullest context and of a draft. cache is
+ * one of the session's shape; it is not touched. */
+pf_status pf_measure_scratch(const pf_model *model, pf_cache *cache, uint64_t *host, uint64_t *device);
+
+#endif

@@ -1,0 +1,211 @@
+/* Which layers a device computes: by the caller's word, or as many as fit. */
+#include "runtime/evaluation.h"
+
+#include "base/arith.h"
+#include "base/params.h"
+#include "runtime/session.h"
+
+#include <string.h>
+
+/* Left free on the device: what its runtime and the screen take later. */
+static const uint64_t least_reserve = (uint64_t)256 << 20;
+
+/* What a placement takes of the device. */
+typedef struct demand {
+    uint64_t weights, cache, buffers;
+} demand;
+
+static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers; }
+
+typedef struct planner {
+    pf_model *model;
+    pf_cache shape;      /* of the session that there shall be room for */
+    pf_cache_formats formats;
+    uint64_t capacity;   /* bytes that are filled, */
+    uint64_t most;       /* and that a caller's numbers may take */
+    int32_t n_layer;
+    pf_error *err;
+} planner;
+
+/* "cuda:1" */
+static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
+    char kind[16];
+    const char *colon = strchr(device, ':');
+    const size_t length = colon != NULL ? (size_t)(colon - device) : strlen(device);
+    int32_t index = 0;
+    if (length >= sizeof kind) return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: use cpu or cuda", device);
+    memcpy(kind, device, length);
+    kind[length] = '\0';
+    if (strcmp(kind, "cuda") != 0) {
+        return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: use cpu or cuda", device);
+    }
+    if (colon != NULL) {
+        if (colon[1] < '0' || colon[1] > '9' || (colon[2] != '\0' && (colon[2] < '0' || colon[2] > '9' || colon[3] != '\0'))) {
+            return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: write a number from 0 to 99 after the colon",
+                           device);
+        }
+        index = colon[1] - '0';
+        if (colon[2] != '\0') index = index * 10 + colon[2] - '0';
+    }
+    return pf_link_open(kind, index, out, err);
+}
+
+static pf_status measure(planner *p, const pf_placement *placement, demand *out) {
+    pf_model *model = p->model;
+    uint64_t host = 0;
+    *out = (demand){.weights = pf_placement_bytes(&model->net.config, &model->net.weights, placement)};
+    if (out->weights == 0) return PF_OK;
+    for (int32_t l = placement->first_layer; l < p->n_layer; ++l) {
+        out->cache += pf_cache_layer_bytes(&model->net.config, l, p->formats, p->shape.n_ctx, p->shape.n_chunk);
+    }
+    pf_placement_mark(&model->net.config, &model->net.weights, placement);
+    const pf_status status = pf_measure_scratch(model, &p->shape, &host, &out->buffers);
+    return status == PF_OK ? status : pf_fail(p->err, status, "out of memory while planning for the device");
+}
+
+/* n_gpu_layers counts the head first. n_cpu_moe: see pyflash.h. */
+static pf_placement placement_of(const planner *p, int32_t n_gpu_layers, int32_t n_cpu_moe) {
+    const int32_t first = pf_max_i32(0, p->n_layer + 1 - n_gpu_layers);
+    const int32_t first_layer = first < p->n_layer ? first : p->n_layer;
+    return (pf_placement){.first_layer = first_layer, .first_experts = pf_min_i32(p->n_layer, pf_max_i32(first_layer, n_cpu_moe)),
+                          .head = n_gpu_layers > 0};
+}
+
+/* The smallest n from low to high with which `at(n)` fits; high where none does. More of n never takes more memory. */
+static pf_status search(planner *p, int32_t low, int32_t high, pf_placement (*at)(const planner *, int32_t, int32_t),
+                        int32_t other, int32_t *out) {
+    while (low < high) {
+        const int32_t middle = low + (high - low) / 2;
+        const pf_placement placement = at(p, middle, other);
+        demand d;
+        PF_TRY(measure(p, &placement, &d));
+        if (sum_of(&d) <= p->capacity) high = middle;
+        else low = middle + 1;
+    }
+    *out = low;
+    return PF_OK;
+}
+
+/* By the number of layers that stay with the host, all experts there. */
+static pf_placement with_layers_left(const planner *p, int32_t n_left, int32_t other) {
+    (void)other;
+    return placement_of(p, p->n_layer + 1 - n_left, p->n_layer);
+}
+
+static pf_placement with_experts_left(const planner *p, int32_t n_left, int32_t n_gpu_layers) {
+    return placement_of(p, n_gpu_layers, n_left);
+}
+
+static pf_status choose(planner *p, const pf_model_params *params, pf_placement *out, demand *taken) {
+    const int32_t most = p->n_layer + 1;
+    int32_t n_gpu = pf_min_i32(params->n_gpu_layers, most), n_cpu_moe = pf_min_i32(params->n_cpu_moe, p->n_layer), left;
+    if (params->n_gpu_layers == PF_GPU_AUTO) {
+        PF_TRY(search(p, 0, most, with_layers_left, 0, &left));
+        n_gpu = most - left;
+    }
+    if (params->n_cpu_moe == PF_GPU_AUTO) PF_TRY(search(p, 0, p->n_layer, with_experts_left, n_gpu, &n_cpu_moe));
+    *out = placement_of(p, n_gpu, n_cpu_moe);
+    PF_TRY(measure(p, out, taken));
+    if (sum_of(taken) <= p->most) return PF_OK;
+    const double mib = 1048576.0;
+    return pf_fail(p->err, PF_ERR_MEMORY,
+                   "%d layers with the experts of %d take %.0f MiB of the device, %.0f can be used: put fewer there, or "
+                   "leave the numbers out",
+                   p->n_layer - out->first_layer, p->n_layer - out->first_experts, (double)sum_of(taken) / mib,
+                   (double)p->most / mib);
+}
+
+static void set_limits(planner *p, const pf_device_info *device, uint64_t budget) {
+    const uint64_t reserve = device->total_bytes / 50 > least_reserve ? device->total_bytes / 50 : least_reserve;
+    p->most = budget > 0 && budget < device->free_bytes ? budget : device->free_bytes;
+    p->capacity = budget > 0 ? p->most : p->most > reserve ? p->most - reserve : 0;
+}
+
+static pf_status open_planner(pf_model *model, const pf_model_params *params, planner *out, pf_error *err) {
+    pf_session_params wanted, session;
+    pf_session_params_init(&wanted);
+    wanted.n_ctx = params->gpu_ctx;
+    wanted.n_chunk = params->gpu_chunk;
+    wanted.cache_type = params->gpu_cache_type;
+    PF_TRY(pf_session_take_params(&wanted, model, &session, err));
+    *out = (planner){.model = model, .formats = pf_choose_formats(model->precision, session.cache_type),
+                     .n_layer = model->net.config.n_layer, .err = err};
+    set_limits(out, pf_link_info(model->link), params->gpu_budget);
+    return pf_cache_open(&model->net.config, model->net.weights.mtp.present, out->formats, session.n_ctx,
+                         session.n_chunk, 0, NULL, &out->shape, err);
+}
+
+/* With the device open, and held. */
+static pf_status place(pf_model *model, const pf_model_params *params, pf_error *err) {
+    planner p;
+    demand taken = {0, 0, 0};
+    pf_placement placement;
+    PF_TRY(open_planner(model, params, &p, err));
+    pf_status status = choose(&p, params, &placement, &taken);
+    pf_cache_close(&p.shape);
+    PF_TRY(status);
+    if (taken.weights == 0) {
+        pf_log_line(&model->log, PF_LOG_WARNING, "nothing of the model fits on %s: the processor computes all of it",
+                    pf_link_info(model->link)->name);
+    } else {
+        pf_log_line(&model->log, PF_LOG_INFO, "on %s: %d of %d layers%s, the routed experts of %d",
+                    pf_link_info(model->link)->name, p.n_layer - placement.first_layer, p.n_layer,
+                    placement.head ? " and the output" : "", p.n_layer - placement.first_experts);
+    }
+    model->placement = placement;
+    model->predicted_cache = taken.cache;
+    model->predicted_buffers = taken.buffers;
+    model->placed_bytes = taken.weights;
+    return pf_transfer_new(model->link, &model->net.config, &model->net.weights, &placement, &model->transfer, err);
+}
+
+pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err) {
+    const char *device = params->device;
+    if (device == NULL || strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) {
+        if (params->n_gpu_layers <= 0) return PF_OK;
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on a device, and no device is named: use cuda", params->n_gpu_layers);
+    }
+    PF_TRY(open_link(device, &model->link, err));
+    pf_link_lock(model->link);
+    const pf_status status = place(model, params, err);
+    pf_link_unlock(model->link);
+    return status;
+}
+
+pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, pf_error *err) {
+    if (model == NULL || n_done == NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_upload: a model and n_done are needed");
+    }
+    uint64_t done = 0;
+    if (model->link != NULL) {
+        pf_link_lock(model->link);
+        pf_status status = pf_link_check(model->link, err);
+        if (status == PF_OK) status = pf_link_finish(model->link, pf_transfer_step(model->transfer, &done), err);
+        pf_link_unlock(model->link);
+        PF_TRY(status);
+    }
+    *n_done = done;
+    if (n_total != NULL) *n_total = model->transfer != NULL ? pf_transfer_total(model->transfer) : 0;
+    return PF_OK;
+}
+
+pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err) {
+    pf_placement_info full = {.struct_size = sizeof full};
+    if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_placement: a model is needed");
+    if (model->link != NULL) {
+        const pf_device_info *device = pf_link_info(model->link);
+        full.n_layer = model->net.config.n_layer - model->placement.first_layer;
+        full.n_expert_layer = model->net.config.n_layer - model->placement.first_experts;
+        full.head = model->placement.head;
+        full.weight_bytes = model->placed_bytes;
+        full.cache_bytes = model->predicted_cache;
+        full.buffer_bytes = model->predicted_buffers;
+        full.free_bytes = device->free_bytes;
+        full.total_bytes = device->total_bytes;
+        memcpy(full.name, device->name, sizeof full.name);
+    }
+    if (!pf_params_give(info, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_placement: set info->struct_size first");
+    }
+    return PF_OK;
+}

@@ -1,0 +1,341 @@
+"""Models with layers on a device: their results against the processor's, and everything a session can do with them.
+
+Not collected by itself. test_device.py runs it over the emulation of CUDA; on a machine with a GPU, with pyflash built with
+-DPYFLASH_CUDA=ON: `python -m pytest tests/backend/on_device.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyflash
+import pytest
+from pyflash._native import ffi, lib
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "model"))
+
+from tiny_models import TinyModel, make_tiny_model
+
+EMULATED = "PF_EMULATED_STRICT" in os.environ
+T, CONTEXT, CHUNK = 140, 192, 64
+LAYERS = 4
+# gpu_layers counts the output first: 3 are the last two layers (HCA and CSA) and the output.
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "all": {}, "experts-on-cpu": {"cpu_moe": 99}, "output-only": {"gpu_layers": 1}, "two-layers": {"gpu_layers": 3},
+    "two-layers-one-expert": {"gpu_layers": 3, "cpu_moe": 3}, "hash-layer-experts": {"cpu_moe": 1},
+}  # fmt: skip
+SHAPE = {"num_hidden_layers": LAYERS, "compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "o_groups": 1, "o_lora_rank": 32, "q_lora_rank": 32,
+         "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "vocab_size": 256,
+         "sliding_window": 24, "index_topk": 12, "index_n_heads": 2}  # fmt: skip
+FLAT = 1e-3  # nats: how far distributions may be apart through fast's rounding alone
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """FP8 and FP4 weights, an MTP block, every kind of layer."""
+    return make_tiny_model(tmp_path_factory.mktemp("device"), seed=51, profile="native", mtp=True, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def compat(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Q8_0 and MXFP4 weights."""
+    return make_tiny_model(tmp_path_factory.mktemp("device-q8"), seed=52, dense="q8_0", **SHAPE)
+
+
+def tokens_of(model: TinyModel) -> np.ndarray:
+    return model.tokens(T, 53)
+
+
+def open_on(tiny: TinyModel, precision: str = "exact", **options: Any) -> Any:
+    options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, **options}
+    return pyflash.Model.open(tiny.path, device="cuda", precision=precision, **options)
+
+
+def logits_of(model: Any, tokens: np.ndarray, **options: Any) -> np.ndarray:
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True, **options) as session:
+        return session.eval(tokens, all_logits=True)
+
+
+def on_cpu(tiny: TinyModel, precision: str = "exact", **options: Any) -> np.ndarray:
+    with pyflash.Model.open(tiny.path, device="cpu", precision=precision, threads=2) as model:
+        return logits_of(model, tokens_of(tiny), **options)
+
+
+def divergence(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of b's distributions from a's, nats."""
+    p, q = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True) for x in (a, b))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+# ---- Right ----
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_exact_agrees(tiny: TinyModel, placement: str) -> None:
+    expected = on_cpu(tiny)
+    with open_on(tiny, **PLACEMENTS[placement]) as model:
+        actual = logits_of(model, tokens_of(tiny))
+    scale = np.abs(expected).max(-1)
+    error = np.abs(actual - expected).max(-1) / scale
+    assert np.median(error) < 3e-6, "beyond what the order of sums explains"
+    assert np.mean(error > 1e-4) < 0.05, "more than a row chosen otherwise at a near tie"
+
+
+@pytest.mark.parametrize("cache", ["f16", "reference"])
+@pytest.mark.parametrize("placement", ["all", "two-layers-one-expert"])
+def test_fast_agrees(compat: TinyModel, placement: str, cache: str) -> None:
+    agrees(compat, "fast", cache, PLACEMENTS[placement])
+
+
+def test_int8_agrees(compat: TinyModel) -> None:
+    agrees(compat, "int8", "f16", {"cpu_moe": 2})
+
+
+def agrees(tiny: TinyModel, precision: str, cache: str, placement: dict[str, Any]) -> None:
+    """Two placements are no further apart than each may be from exact: a value that lies near the edge between two codes may
+    fall to the other side on either of them. Divergence grows with the square of the distance, hence the 4."""
+    expected = on_cpu(tiny, precision, cache=cache)
+    with open_on(tiny, precision, gpu_cache=cache, **placement) as model:
+        actual = logits_of(model, tokens_of(tiny), cache=cache)
+    assert divergence(expected, actual) < max(1e-6, 4 * divergence(on_cpu(tiny), expected))
+
+
+def test_drafts_agree(tiny: TinyModel) -> None:
+    """The MTP block stays with the processor, and takes streams and the output from the device."""
+    tokens = tokens_of(tiny)[:70]
+    drafts = []
+    for options in ({"device": "cpu"}, {"device": "cuda", "cpu_moe": 2}, {"device": "cuda", "gpu_layers": 1}):
+        with pyflash.Model.open(tiny.path, precision="exact", **options) as model:
+            with model.session(context=CONTEXT, chunk=CHUNK) as session:
+                session.eval(tokens)
+                drafts.append(session.draft(7))
+    for draft in drafts[1:]:
+        assert np.abs(draft - drafts[0]).max() < 1e-4 * np.abs(drafts[0]).max()
+
+
+def test_taps_come_from_the_device(tiny: TinyModel) -> None:
+    tokens = tokens_of(tiny)[:60]
+    seen: list[dict[tuple[str, int, int], np.ndarray]] = []
+    for device in ("cpu", "cuda"):
+        values: dict[tuple[str, int, int], np.ndarray] = {}
+        with pyflash.Model.open(tiny.path, precision="exact", device=device, cpu_moe=1 if device == "cuda" else None) as model:
+            with model.session(context=CONTEXT, chunk=CHUNK) as session:
+                session.set_tap(lambda name, layer, position, value: values.update({(name, layer, position): value}))
+                session.eval(tokens)
+        seen.append(values)
+    cpu, device_values = seen
+    assert cpu.keys() == device_values.keys()
+    for key, value in cpu.items():
+        if value.dtype == np.int32:
+            assert len(value) == len(device_values[key]), key
+        elif key[0] == "attn_in" and key[1] == 0:  # before anything can be chosen otherwise
+            np.testing.assert_allclose(device_values[key], value, rtol=1e-4, atol=1e-5, err_msg=str(key))
+
+
+# ---- The same bits, however a sequence is taken ----
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny: TinyModel) -> Iterator[Any]:
+    """Layers on both sides, and experts of a device's layer on the processor."""
+    with open_on(tiny, "fast", gpu_layers=4, cpu_moe=2) as model:
+        placed = model.placement
+        assert (placed.n_layer, placed.n_expert_layer, placed.head) == (3, 2, True)
+        yield model
+
+
+@pytest.fixture(scope="module")
+def reference(mixed: Any, tiny: TinyModel) -> np.ndarray:
+    return logits_of(mixed, tokens_of(tiny))
+
+
+def same(actual: np.ndarray, expected: np.ndarray) -> None:
+    wrong = np.flatnonzero((actual.view(np.uint32) != expected.view(np.uint32)).any(-1))
+    assert len(wrong) == 0, f"{len(wrong)} of {len(actual)} positions differ, the first is {wrong[0]}"
+
+
+def test_split_into_calls(mixed: Any, tiny: TinyModel, reference: np.ndarray) -> None:
+    tokens = tokens_of(tiny)
+    parts, at = [], 0
+    with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        for n in (1, 3, 40, 64, 7, 1, 1, T):
+            parts.append(session.eval(tokens[at : at + n], all_logits=True))
+            at = min(T, at + n)
+    same(np.concatenate(parts), reference)
+
+
+def test_rollback_and_checkpoint(mixed: Any, tiny: TinyModel, reference: np.ndarray) -> None:
+    tokens = tokens_of(tiny)
+    with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        session.eval(tokens[:70])
+        session.checkpoint()
+        session.eval(tokens[::-1][:60])
+        session.rollback(60)
+        same(session.eval(tokens[70:], all_logits=True), reference[70:])
+
+
+def test_save_and_load(mixed: Any, tiny: TinyModel, reference: np.ndarray, tmp_path: Path) -> None:
+    """A file is the same wherever the layers are: it goes on on the processor alone, too."""
+    tokens, file = tokens_of(tiny), tmp_path / "kept"
+    with mixed.session(context=CONTEXT, chunk=CHUNK) as session:
+        session.eval(tokens[:90])
+        session.save(file)
+    with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        session.load(file)
+        same(session.eval(tokens[90:], all_logits=True), reference[90:])
+    with pyflash.Model.open(tiny.path, precision=mixed.info.precision) as model:
+        with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+            session.load(file)
+            assert divergence(reference[90:], session.eval(tokens[90:], all_logits=True)) < FLAT
+
+
+@pytest.mark.parametrize("step", [30, 64])
+def test_cancelled_step(mixed: Any, tiny: TinyModel, reference: np.ndarray, step: int) -> None:
+    tokens = tokens_of(tiny)
+    with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        session.eval(tokens[:50])
+        session.set_tap(lambda name, layer, *_: session.cancel() if (name, layer) == ("ffn_norm", 2) else None)
+        with pytest.raises(pyflash.CancelledError):
+            session.eval(tokens[50 : 50 + step])
+        session.set_tap(None)
+        assert session.position == 50
+        same(session.eval(tokens[50:], all_logits=True), reference[50:])
+
+
+def test_two_threads(mixed: Any, tiny: TinyModel, reference: np.ndarray) -> None:
+    tokens, results = tokens_of(tiny)[:40], {}
+
+    def work(name: int) -> None:
+        with mixed.session(context=CONTEXT, chunk=16) as session:
+            results[name] = session.eval(tokens, all_logits=True)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in range(2):
+        same(results[name], reference[:40])
+
+
+def test_experts_from_disk(compat: TinyModel) -> None:
+    """Under a budget the experts that stay with the processor are read ahead; those on the device are none of it."""
+    tokens = tokens_of(compat)[:40]
+    with open_on(compat, "exact", cpu_moe=3) as model:
+        expected = logits_of(model, tokens)
+        host_bytes = model.expert_reads.expert_bytes
+    with open_on(compat, "exact", cpu_moe=3, expert_budget=1) as model:
+        same(logits_of(model, tokens), expected)
+        reads = model.expert_reads
+    with pyflash.Model.open(compat.path) as model:
+        assert host_bytes == reads.expert_bytes == model.expert_reads.expert_bytes * 3 // LAYERS
+    assert reads.n_read > 0
+
+
+# ---- Memory ----
+
+
+def free_bytes() -> int:
+    info, error = ffi.new("pf_device_info *"), ffi.new("pf_error *")
+    info.struct_size = ffi.sizeof("pf_device_info")
+    assert lib.pf_device_describe(b"cuda", 0, info, error) == lib.PF_OK
+    return int(info.free_bytes)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_memory_as_predicted(tiny: TinyModel, placement: str) -> None:
+    before = free_bytes()
+    with open_on(tiny, **PLACEMENTS[placement]) as model:
+        placed = model.placement
+        with model.session(context=CONTEXT, chunk=CHUNK) as session:
+            session.eval(tokens_of(tiny)[:CHUNK])
+            session.draft(3)
+            assert session.memory.device_cache_bytes == placed.cache_bytes
+            assert session.memory.device_buffer_bytes == placed.buffer_bytes
+            taken = before - free_bytes()
+    predicted = placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes
+    assert abs(taken - predicted) < 0.05 * predicted + (0 if EMULATED else 64 << 20)
+    if EMULATED:
+        assert free_bytes() == before, "closing gives everything back"
+
+
+def test_as_many_layers_as_fit(tiny: TinyModel) -> None:
+    """More of a budget never means fewer layers; nothing goes beyond it; experts come after everything else."""
+    def taken(**options: Any) -> tuple[int, tuple[int, int]]:
+        with open_on(tiny, upload=False, **options) as model:
+            placed = model.placement
+        return placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes, (placed.n_layer, placed.n_expert_layer)
+
+    whole, dense = taken()[0], taken(cpu_moe=99)[0]
+    found = []
+    for share in (1, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
+        budget = int(whole * share)
+        used, layers = taken(gpu_budget=budget)
+        assert used <= budget
+        found.append(layers)
+    assert found[0] == (LAYERS, LAYERS) and found[-1][0] < LAYERS
+    assert found == sorted(found, reverse=True)
+    _, (n_layer, n_expert_layer) = taken(gpu_budget=(whole + dense) // 2)
+    assert n_layer == LAYERS and 0 < n_expert_layer < LAYERS
+
+
+def test_too_much_is_refused(tiny: TinyModel) -> None:
+    with pytest.raises(pyflash.MemoryLimitError, match="fewer"):
+        open_on(tiny, gpu_layers=99, cpu_moe=0, gpu_budget=1 << 20)
+    before = free_bytes()
+    with pytest.raises(pyflash.MemoryLimitError):
+        open_on(tiny, gpu_layers=99, gpu_budget=1 << 16)
+    if EMULATED:
+        assert free_bytes() == before
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a small device")
+def test_session_too_large_for_the_device(tiny: TinyModel) -> None:
+    with open_on(tiny) as model:
+        sessions: list[Any] = []
+        with pytest.raises(pyflash.MemoryLimitError, match="device"):
+            while len(sessions) < 100:
+                sessions.append(model.session(context=1 << 20))
+        for session in sessions:
+            session.close()
+        assert np.isfinite(logits_of(model, tokens_of(tiny)[:20])).all()
+
+
+def test_nothing_is_evaluated_before_the_weights_are_there(tiny: TinyModel) -> None:
+    with open_on(tiny, upload=False) as model, model.session(context=CONTEXT) as session:
+        with pytest.raises(pyflash.ArgumentError, match="pf_model_upload"):
+            session.eval([1])
+
+
+def test_progress_of_sending(tiny: TinyModel) -> None:
+    seen: list[tuple[int, int]] = []
+    with open_on(tiny, progress=lambda done, total: seen.append((done, total))) as model:
+        assert seen[-1][0] == seen[-1][1] <= model.placement.weight_bytes
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
+def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later call says so; the processor goes on with what was saved."""
+    tokens = tokens_of(tiny)
+    with open_on(tiny, cpu_moe=3) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+        session.eval(tokens[:20])
+        session.save(tmp_path / "kept")
+        monkeypatch.setenv("PF_EMULATED_LOST", "1")
+        with pytest.raises(pyflash.DeviceError):
+            session.eval(tokens[20:])
+        monkeypatch.delenv("PF_EMULATED_LOST")
+        for call in (lambda: session.eval([1]), lambda: session.rollback(1), lambda: session.save(tmp_path / "more"),
+                     session.checkpoint, lambda: model.session(context=CONTEXT)):
+            with pytest.raises(pyflash.DeviceError, match="open the model again"):
+                call()
+        assert not (tmp_path / "more").exists()
+        assert session.position == 20
+    with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=CONTEXT) as session:
+        session.load(tmp_path / "kept")
+        assert session.position == 20

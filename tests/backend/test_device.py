@@ -1,0 +1,83 @@
+"""Models with layers on a device, over the emulation of CUDA: on_device.py in a process whose libpyflash has the plugin
+beside it, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import cuda_build
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that has an emulated device of 512 MiB."""
+    from pyflash import _native
+
+    folder = tmp_path_factory.mktemp("device")
+    library = _native._library_path()
+    if library.suffix != ".so":
+        pytest.skip("plugins are tried out on Linux")
+    shutil.copy(library, folder / library.name)
+    cuda_build.plugin(folder, cuda_objects)
+    return {**os.environ, "PYFLASH_LIBRARY": str(folder / library.name), "PF_EMULATED_STRICT": "1", "PF_EMULATED_MB": "512"}
+
+
+def test_on_device(device: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
+                           HERE / "on_device.py"], env=device, capture_output=True, text=True, timeout=1500)  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def pyflash(device: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pyflash", *map(str, arguments)], env=device, capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
+
+
+def test_run(device: dict[str, str], tiny_model: Path) -> None:
+    done = pyflash(device, "run", tiny_model, "Hi", "-n", 2, "--temp", 0, "--device", "cuda", "--cpu-moe", "-c", 64, "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert "on emulation: 6 of 6 layers and the output, the routed experts of 0" in done.stderr
+    cpu = pyflash(device, "run", tiny_model, "Hi", "-n", 2, "--temp", 0, "-ngl", 0)
+    assert cpu.stdout == done.stdout
+
+
+def test_info(device: dict[str, str], tiny_model: Path) -> None:
+    done = pyflash(device, "info", tiny_model, "-ngl", 3, "--n-cpu-moe", 5, "-c", 512, "--json")
+    assert done.returncode == 0, done.stderr
+    placed = json.loads(done.stdout)["placement"]
+    assert (placed["n_layer"], placed["n_expert_layer"], placed["head"]) == (2, 1, True)
+    assert 0 < placed["weight_bytes"] < placed["free_bytes"]
+    text = pyflash(device, "info", tiny_model, "--device", "cuda").stdout
+    assert "6 of 6 layers and the output, routed experts of 6" in text
+    assert '"placement": null' in pyflash(device, "info", tiny_model, "--json").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--device", "cuda:7"], 1, "there are 1"),
+        (["--device", "abacus"], 1, "use cpu or cuda"),
+        (["--device", "cuda:x"], 1, "a number"),
+        (["--cpu-moe"], 2, "--device cuda"),
+        (["-ngl", 2, "--device", "cpu"], 2, "--device cuda"),
+        (["-ngl", 2, "--cpu-moe", "--n-cpu-moe", 1], 2, "choose one"),
+    ],
+)
+def test_refusals(device: dict[str, str], tiny_model: Path, arguments: list[object], status: int, said: str) -> None:
+    done = pyflash(device, "run", tiny_model, "Hi", *arguments)
+    assert done.returncode == status and said in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == (1 if status == 1 else 4)
+
+
+def test_doctor(device: dict[str, str]) -> None:
+    assert "emulation" in pyflash(device, "doctor").stdout
