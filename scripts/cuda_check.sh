@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Builds, tests and times the CUDA backend on a machine with a GPU, in at most 9 minutes, and prints a summary:
 #
-#     scripts/cuda_check.sh [FOLDER]      FOLDER: where to build and to leave logs, default build/cuda-check
+#     scripts/cuda_check.sh [FOLDER [MODEL.gguf]]      FOLDER: where to build and to leave logs, default build/cuda-check
 #
 #   build      the plugin for this GPU alone, the gate and the benchmark
 #   gate       every operation on the device against the scalar kernels (tests/backend/gate_cuda.c)
+#   model      MODEL.gguf, placed in four ways, against the processor alone: logits, memory, speed
+#              (tests/backend/device_model.c). The demo model will do, made before and elsewhere by
+#              pyflash convert "$(python -m pyflash --demo-checkpoint)" demo.gguf
 #   memcheck, racecheck, synccheck, initcheck    the gate under compute-sanitizer, as long as time is left
 #   bench      the operations of decoding against the measured copy bandwidth (csrc/backend/cuda/bench_ops.cu)
 #
@@ -63,7 +66,7 @@ command -v ninja >/dev/null && generator=(-G Ninja)
 build() {
     cmake -S "$root" -B "$work/build" "${generator[@]}" -DPYFLASH_CUDA=ON -DCMAKE_CUDA_COMPILER="$nvcc" \
         -DCMAKE_CUDA_ARCHITECTURES="$capability-real" &&
-        cmake --build "$work/build" -j "$(nproc)" --target pyflash pyflash_cuda gate_cuda bench_cuda
+        cmake --build "$work/build" -j "$(nproc)" --target pyflash pyflash_cuda gate_cuda bench_cuda device_model
 }
 export -f build
 export root work nvcc capability
@@ -74,6 +77,13 @@ gate=("$work/build/gate_cuda" "$work/build/libpyflash_cuda.so")
 step gate 120 "${gate[@]}"
 cat "$work/gate.log"
 step bench 90 "$work/build/bench_cuda" && cat "$work/bench.log"
+
+if [ -n "${2:-}" ]; then
+    step model 120 "$work/build/device_model" "$2"
+    cat "$work/model.log"
+else
+    summary+=("model      NOT RUN  no MODEL.gguf was given")
+fi
 
 sanitizer=$(command -v compute-sanitizer || ls "$(dirname "$nvcc")"/compute-sanitizer $toolkit/compute-sanitizer 2>/dev/null | head -n 1)
 if [ -z "$sanitizer" ]; then

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_export.convert import ConvertOptions, convert
+from gguf_export.synthetic import make_config, write_checkpoint
 
-from . import cuda_build
+from . import c_build, cuda_build
 
 HERE = Path(__file__).resolve().parent
 
@@ -77,6 +79,23 @@ def test_refusals(device: dict[str, str], tiny_model: Path, arguments: list[obje
     done = pyflash(device, "run", tiny_model, "Hi", *arguments)
     assert done.returncode == status and said in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == (1 if status == 1 else 4)
+
+
+def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> None:
+    """device_model.c, which scripts/cuda_check.sh runs on a device, finds nothing wrong here."""
+    shape = {"num_hidden_layers": 3, "compress_ratios": [4, 128, 4, 0], "num_hash_layers": 1, "hidden_size": 64,
+             "num_attention_heads": 2, "o_groups": 1, "n_routed_experts": 8, "num_experts_per_tok": 2,
+             "moe_intermediate_size": 32, "vocab_size": 256, "sliding_window": 24, "index_n_heads": 2, "index_topk": 8}
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", make_config("tiny", **shape), seed=61)
+    (model,) = convert(checkpoint, tmp_path / "model.gguf", ConvertOptions()).files
+    library = Path(device["PYFLASH_LIBRARY"])
+    program = tmp_path / "device_model"
+    cuda_build.run(c_build.compiler(), "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{c_build.CSRC / 'include'}",
+                HERE / "device_model.c", library, f"-Wl,-rpath,{library.parent}", "-lm", "-o", program)  # fmt: skip
+    done = subprocess.run([program, model, "48"], env=device, capture_output=True, text=True, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 6
 
 
 def test_doctor(device: dict[str, str]) -> None:

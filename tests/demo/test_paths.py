@@ -54,9 +54,9 @@ def test_native_file(base: dict[str, measure.Result], demo_checkpoint: Path, tmp
         check_session("native", base, session)
 
 
-def test_reference_cache(base: dict[str, measure.Result], model: pyflash.Model) -> None:
-    with model.session(context=measure.CONTEXT, cache="reference") as session:
-        check_session("reference cache", base, session)
+def test_half_float_cache(base: dict[str, measure.Result], model: pyflash.Model) -> None:
+    with model.session(context=measure.CONTEXT, cache="f16") as session:
+        check_session("f16 cache", base, session)
 
 
 def test_small_steps(base: dict[str, measure.Result], model: pyflash.Model) -> None:
