@@ -2,8 +2,8 @@
 
     python scripts/eval_table.py CHECKPOINT --text FILE [--ctx 512] [--chunks N] [--special] [--precision exact]
 
-Every file is compared side by side with the one that has all weights in float32, evaluated in exact precision; see
-docs/eval.md. One file at a time is on the disk beside that one.
+Every file is compared side by side with the one that has all weights in float32, evaluated in exact precision; the cache is
+half floats, so that little but the weights differs. See docs/eval.md. One file at a time is on the disk beside that one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def all_options() -> Iterator[ConvertOptions]:
 def measure(file: Path, base: Subject, args: argparse.Namespace) -> Divergence:
     with (
         Model.open(file, threads=args.threads, precision=args.precision) as model,
-        Evaluator(model, args.ctx) as evaluator,
+        Evaluator(model, args.ctx, "auto" if args.precision == "exact" else "f16") as evaluator,
         Evaluator(base.model, args.ctx) as base_evaluator,
     ):
         windows = common_windows(Subject(model, str(file)), base, Text(str(args.text), args.special), args.ctx,

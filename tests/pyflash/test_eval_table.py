@@ -33,7 +33,7 @@ def test_table(
 
     files = [convert(tiny_checkpoint, tmp_path / f"{dense}.gguf", ConvertOptions(dense=dense, experts=experts)).files[0]
              for dense, experts in (("q8_0", "keep"), ("f32", "f32"))]
-    arguments = ["eval", "kld", *map(str, files), "--text", str(text), "--ctx", str(CTX), "--json"]
+    arguments = ["eval", "kld", *map(str, files), "--text", str(text), "--ctx", str(CTX), "--cache-type", "f16", "--json"]
     done = CliRunner().invoke(cli, arguments)
     end = json.loads(done.stdout.splitlines()[-1])
     cells = q8.strip("| ").split(" | ")
