@@ -40,12 +40,12 @@ static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
         return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: use cpu or cuda", device);
     }
     if (colon != NULL) {
-        if (colon[1] < '0' || colon[1] > '9' || (colon[2] != '\0' && (colon[2] < '0' || colon[2] > '9' || colon[3] != '\0'))) {
+        const char *digit = colon + 1;
+        while (*digit >= '0' && *digit <= '9' && digit - colon < 3) index = 10 * index + *digit++ - '0';
+        if (digit == colon + 1 || *digit != '\0') {
             return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: write a number from 0 to 99 after the colon",
                            device);
         }
-        index = colon[1] - '0';
-        if (colon[2] != '\0') index = index * 10 + colon[2] - '0';
     }
     return pf_link_open(kind, index, out, err);
 }
@@ -67,8 +67,8 @@ static pf_status measure(planner *p, const pf_placement *placement, demand *out)
 static pf_placement placement_of(const planner *p, int32_t n_gpu_layers, int32_t n_cpu_moe) {
     const int32_t first = pf_max_i32(0, p->n_layer + 1 - n_gpu_layers);
     const int32_t first_layer = first < p->n_layer ? first : p->n_layer;
-    return (pf_placement){.first_layer = first_layer, .first_experts = pf_min_i32(p->n_layer, pf_max_i32(first_layer, n_cpu_moe)),
-                          .head = n_gpu_layers > 0};
+    const int32_t first_experts = pf_min_i32(p->n_layer, pf_max_i32(first_layer, n_cpu_moe));
+    return (pf_placement){.first_layer = first_layer, .first_experts = first_experts, .head = n_gpu_layers > 0};
 }
 
 /* The smallest n from low to high with which `at(n)` fits; high where none does. More of n never takes more memory. */
@@ -163,7 +163,8 @@ pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_erro
     const char *device = params->device;
     if (device == NULL || strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) {
         if (params->n_gpu_layers <= 0) return PF_OK;
-        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on a device, and no device is named: use cuda", params->n_gpu_layers);
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on a device, and no device is named: use cuda",
+                       params->n_gpu_layers);
     }
     PF_TRY(open_link(device, &model->link, err));
     pf_link_lock(model->link);

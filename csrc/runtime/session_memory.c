@@ -17,8 +17,8 @@ pf_status pf_session_plan_buffers(pf_session *session, pf_error *err) {
         session->arenas.device = pf_link_arena(link);
         if (session->arenas.device == NULL || !pf_arena_reserve(session->arenas.device, (size_t)device)) {
             return pf_fail(err, PF_ERR_MEMORY,
-                           "no memory on the device for evaluating %d tokens at once (%.1f MiB): ask for a smaller chunk, "
-                           "or for fewer layers there",
+                           "no memory on the device for evaluating %d tokens at once (%.1f MiB): ask for a smaller "
+                           "chunk, or for fewer layers there",
                            session->cache.n_chunk, (double)device / 1048576.0);
         }
     }

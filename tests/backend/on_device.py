@@ -1,7 +1,7 @@
 """Models with layers on a device: their results against the processor's, and everything a session can do with them.
 
-Not collected by itself. test_device.py runs it over the emulation of CUDA; on a machine with a GPU, with pyflash built with
--DPYFLASH_CUDA=ON: `python -m pytest tests/backend/on_device.py`.
+Not collected by itself. test_device.py runs it over the emulation of CUDA; on a machine with a GPU, with pyflash built
+with -DPYFLASH_CUDA=ON: `python -m pytest tests/backend/on_device.py`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ T, CONTEXT, CHUNK = 140, 192, 64
 LAYERS = 4
 # gpu_layers counts the output first: 3 are the last two layers (HCA and CSA) and the output.
 PLACEMENTS: dict[str, dict[str, Any]] = {
-    "all": {}, "experts-on-cpu": {"cpu_moe": 99}, "output-only": {"gpu_layers": 1}, "two-layers": {"gpu_layers": 3},
-    "two-layers-one-expert": {"gpu_layers": 3, "cpu_moe": 3}, "hash-layer-experts": {"cpu_moe": 1},
+    "all": {}, "experts-on-cpu": {"cpu_moe": 99}, "output-only": {"gpu_layers": 1},
+    "two-layers-one-expert": {"gpu_layers": 3, "cpu_moe": 3},
 }  # fmt: skip
-SHAPE = {"num_hidden_layers": LAYERS, "compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "o_groups": 1, "o_lora_rank": 32, "q_lora_rank": 32,
-         "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "vocab_size": 256,
-         "sliding_window": 24, "index_topk": 12, "index_n_heads": 2}  # fmt: skip
+SHAPE = {
+    "num_hidden_layers": LAYERS, "compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1, "hidden_size": 64,
+    "num_attention_heads": 2, "o_groups": 1, "o_lora_rank": 32, "q_lora_rank": 32, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "vocab_size": 256, "sliding_window": 24, "index_topk": 12,
+    "index_n_heads": 2,
+}  # fmt: skip
 FLAT = 1e-3  # nats: how far distributions may be apart through fast's rounding alone
 
 
@@ -98,8 +101,8 @@ def test_int8_agrees(compat: TinyModel) -> None:
 
 
 def agrees(tiny: TinyModel, precision: str, cache: str, placement: dict[str, Any]) -> None:
-    """Two placements are no further apart than each may be from exact: a value that lies near the edge between two codes may
-    fall to the other side on either of them. Divergence grows with the square of the distance, hence the 4."""
+    """Two placements are no further apart than each may be from exact: a value that lies near the edge between two codes
+    may fall to the other side on either of them. Divergence grows with the square of the distance, hence the 4."""
     expected = on_cpu(tiny, precision, cache=cache)
     with open_on(tiny, precision, gpu_cache=cache, **placement) as model:
         actual = logits_of(model, tokens_of(tiny), cache=cache)
@@ -124,7 +127,8 @@ def test_taps_come_from_the_device(tiny: TinyModel) -> None:
     seen: list[dict[tuple[str, int, int], np.ndarray]] = []
     for device in ("cpu", "cuda"):
         values: dict[tuple[str, int, int], np.ndarray] = {}
-        with pyflash.Model.open(tiny.path, precision="exact", device=device, cpu_moe=1 if device == "cuda" else None) as model:
+        cpu_moe = 1 if device == "cuda" else None
+        with pyflash.Model.open(tiny.path, precision="exact", device=device, cpu_moe=cpu_moe) as model:
             with model.session(context=CONTEXT, chunk=CHUNK) as session:
                 session.set_tap(lambda name, layer, position, value: values.update({(name, layer, position): value}))
                 session.eval(tokens)

@@ -30,27 +30,29 @@ def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -
         pytest.skip("plugins are tried out on Linux")
     shutil.copy(library, folder / library.name)
     cuda_build.plugin(folder, cuda_objects)
-    return {**os.environ, "PYFLASH_LIBRARY": str(folder / library.name), "PF_EMULATED_STRICT": "1", "PF_EMULATED_MB": "512"}
+    emulation = {"PF_EMULATED_STRICT": "1", "PF_EMULATED_MB": "512"}
+    return {**os.environ, **emulation, "PYFLASH_LIBRARY": str(folder / library.name)}
 
 
 def test_on_device(device: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
-                           HERE / "on_device.py"], env=device, capture_output=True, text=True, timeout=1500)  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
+               HERE / "on_device.py"]  # fmt: skip
+    done = subprocess.run(command, env=device, capture_output=True, text=True, timeout=1500)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
 def pyflash(device: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pyflash", *map(str, arguments)], env=device, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
+    command = [sys.executable, "-m", "pyflash", *map(str, arguments)]
+    return subprocess.run(command, env=device, capture_output=True, text=True, timeout=300)
 
 
 def test_run(device: dict[str, str], tiny_model: Path) -> None:
-    done = pyflash(device, "run", tiny_model, "Hi", "-n", 2, "--temp", 0, "--device", "cuda", "--cpu-moe", "-c", 64, "--verbose")
+    question = ("run", tiny_model, "Hi", "-n", 2, "--temp", 0)
+    done = pyflash(device, *question, "--device", "cuda", "--cpu-moe", "-c", 64, "--verbose")
     assert done.returncode == 0, done.stderr
     assert "on emulation: 6 of 6 layers and the output, the routed experts of 0" in done.stderr
-    cpu = pyflash(device, "run", tiny_model, "Hi", "-n", 2, "--temp", 0, "-ngl", 0)
-    assert cpu.stdout == done.stdout
+    assert pyflash(device, *question, "-ngl", 0).stdout == done.stdout
 
 
 def test_info(device: dict[str, str], tiny_model: Path) -> None:
@@ -85,7 +87,8 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
     """device_model.c, which scripts/cuda_check.sh runs on a device, finds nothing wrong here."""
     shape = {"num_hidden_layers": 3, "compress_ratios": [4, 128, 4, 0], "num_hash_layers": 1, "hidden_size": 64,
              "num_attention_heads": 2, "o_groups": 1, "n_routed_experts": 8, "num_experts_per_tok": 2,
-             "moe_intermediate_size": 32, "vocab_size": 256, "sliding_window": 24, "index_n_heads": 2, "index_topk": 8}
+             "moe_intermediate_size": 32, "vocab_size": 256, "sliding_window": 24, "index_n_heads": 2,
+             "index_topk": 8}  # fmt: skip
     checkpoint = write_checkpoint(tmp_path / "checkpoint", make_config("tiny", **shape), seed=61)
     (model,) = convert(checkpoint, tmp_path / "model.gguf", ConvertOptions()).files
     library = Path(device["PYFLASH_LIBRARY"])
