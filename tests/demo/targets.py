@@ -18,7 +18,7 @@ SHARES = {
 COUNTS = {
     "arithmetic, off": 400,
     "arithmetic, high": 100,
-    "arithmetic, max": 60,
+    "arithmetic, max": 120,
     "recall, 1K": 60,
     "recall, 4K": 36,
     "recall, 16K": 24,
