@@ -40,14 +40,23 @@ def devices() -> dict[str, str]:
     return {"cpu": "ready", "cuda": _device_state("cuda")}
 
 
+def device_problem(kind: str) -> str | None:
+    """Why no device of a kind can be used; None when one can."""
+    n, error = ffi.new("int32_t *"), ffi.new("pf_error *")
+    if lib.pf_device_count(kind.encode(), n, error) == lib.PF_OK:
+        return None
+    return str(ffi.string(error.message).decode(errors="replace"))
+
+
 def _device_state(kind: str) -> str:
     n, error, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
 
     def text(letters: Any) -> str:
         return str(ffi.string(letters).decode(errors="replace"))
 
-    if lib.pf_device_count(kind.encode(), n, error) != lib.PF_OK:
-        return text(error.message)
+    if problem := device_problem(kind):
+        return problem
+    lib.pf_device_count(kind.encode(), n, error)
     found = []
     for index in range(n[0]):
         info.struct_size = ffi.sizeof("pf_device_info")

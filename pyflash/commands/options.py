@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
-from pyflash import memory_plan
+from pyflash import machine, memory_plan
 from pyflash.progress import Progress, format_bytes
 from pyflash.repl.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.sampling import RECOMMENDED
@@ -30,12 +30,21 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
 PRECISIONS = ["fast", "exact", "int8"]
 
 
+def _with_device(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
+    """Refuses, also for `pyflash doctor`, what needs a device when none can be used."""
+    if (isinstance(value, int) and value > 0) or (isinstance(value, str) and value.startswith("cuda")):
+        problem = machine.device_problem("cuda")
+        if problem:
+            raise pyflash.DeviceError(f'device "cuda" cannot be used, do without it: {problem}')
+    return value
+
+
 def device_options() -> tuple[Callable[[Any], Any], ...]:
     """Where the layers are computed."""
     return (
-        option("--device", metavar="cpu|cuda[:N]", help="cuda: compute on that GPU what fits there, the rest on the "
+        option("--device", metavar="cpu|cuda[:N]", callback=_with_device, help="cuda: compute on that GPU what fits there, the rest on the "
                "processor.  [default: cuda with --gpu-layers, else cpu]"),
-        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N",
+        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", callback=_with_device,
                help="Layers on the GPU, from the last one down; the output counts as the first of them. 999: all, 0: "
                "none.  [default: with --device cuda as many as fit]"),
         option("--n-cpu-moe", type=click.IntRange(0), metavar="N",

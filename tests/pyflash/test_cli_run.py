@@ -116,7 +116,7 @@ def test_a_scripted_chat_ends_at_an_answer_that_fails(tiny_model: Path) -> None:
 
 
 def test_sampling_options_reach_the_sampler(tiny_model: Path) -> None:
-    base = (tiny_model, "Hello", "-n", 30, "--temp", 0)
+    base = (tiny_model, "Hello", "-n", 60, "--temp", 0)
     plain = run(*base).stdout
     assert run(*base, "--repeat-penalty", 1).stdout == plain
     for options in (("--repeat-penalty", 5), ("--presence-penalty", 50), ("--frequency-penalty", 50)):

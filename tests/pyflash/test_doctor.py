@@ -73,7 +73,8 @@ def test_a_model_that_is_there(tmp_path: Path, demo_model: Path) -> None:
         ("PYFLASH_TEMP", "warm", ["warm", "change or unset it"]),
         ("PYFLASH_THREADS", "0", ["0", "change or unset it"]),
         ("PYFLASH_CACHE_TYPE", "f17", ["reference"]),
-        ("PYFLASH_GPU_LAYERS", "7", ["no GPU"]),
+        ("PYFLASH_GPU_LAYERS", "7", ['"cuda" cannot be used']),
+        ("PYFLASH_DEVICE", "cuda", ['"cuda" cannot be used']),
     ],
 )
 def test_settings_that_keep_it_from_running(tmp_path: Path, name: str, value: str, words: list[str]) -> None:
