@@ -40,28 +40,32 @@ def devices() -> dict[str, str]:
     return {"cpu": "ready", "cuda": _device_state("cuda")}
 
 
+def _text(letters: Any) -> str:
+    return str(ffi.string(letters).decode(errors="replace"))
+
+
+def _count_devices(kind: str) -> tuple[int, str | None]:
+    """How many devices of a kind can be used, and why none."""
+    n, error = ffi.new("int32_t *"), ffi.new("pf_error *")
+    usable = lib.pf_device_count(kind.encode(), n, error) == lib.PF_OK
+    return (n[0], None) if usable else (0, _text(error.message))
+
+
 def device_problem(kind: str) -> str | None:
     """Why no device of a kind can be used; None when one can."""
-    n, error = ffi.new("int32_t *"), ffi.new("pf_error *")
-    if lib.pf_device_count(kind.encode(), n, error) == lib.PF_OK:
-        return None
-    return str(ffi.string(error.message).decode(errors="replace"))
+    return _count_devices(kind)[1]
 
 
 def _device_state(kind: str) -> str:
-    n, error, info = ffi.new("int32_t *"), ffi.new("pf_error *"), ffi.new("pf_device_info *")
-
-    def text(letters: Any) -> str:
-        return str(ffi.string(letters).decode(errors="replace"))
-
-    if problem := device_problem(kind):
+    error, info = ffi.new("pf_error *"), ffi.new("pf_device_info *")
+    count, problem = _count_devices(kind)
+    if problem is not None:
         return problem
-    lib.pf_device_count(kind.encode(), n, error)
     found = []
-    for index in range(n[0]):
+    for index in range(count):
         info.struct_size = ffi.sizeof("pf_device_info")
         known = lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK
-        found.append(f"{text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else text(error.message))
+        found.append(f"{_text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else _text(error.message))
     return f"for --device {kind}, experimental: {'; '.join(found)}"
 
 

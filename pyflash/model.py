@@ -59,11 +59,16 @@ class ModelInfo:
     layer_ratios: tuple[int, ...]
 
 
+def _filled(struct: str, get: Callable[[Any, Any, Any], int], native: Any) -> Any:
+    """A versioned struct that a getter of a model fills in."""
+    out, error = ffi.new(f"{struct} *"), ffi.new("pf_error *")
+    out.struct_size = ffi.sizeof(struct)
+    check(get(native, out, error), error)
+    return out
+
+
 def _read_info(native: Any) -> ModelInfo:
-    info = ffi.new("pf_model_info *")
-    info.struct_size = ffi.sizeof("pf_model_info")
-    error = ffi.new("pf_error *")
-    check(lib.pf_model_get_info(native, info, error), error)
+    info = _filled("pf_model_info", lib.pf_model_get_info, native)
     values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
     values["precision"] = next(name for name, value in _PRECISIONS.items() if value == info.precision)
     values["has_mtp"] = bool(info.has_mtp)
@@ -240,22 +245,16 @@ class Model:
     @property
     def placement(self) -> Placement:
         """What of the model a device holds."""
-        info = ffi.new("pf_placement_info *")
-        info.struct_size = ffi.sizeof("pf_placement_info")
-        error = ffi.new("pf_error *")
         with self._handle.borrow() as native:
-            check(lib.pf_model_get_placement(native, info, error), error)
+            info = _filled("pf_placement_info", lib.pf_model_get_placement, native)
         values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
         return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
 
     @property
     def expert_reads(self) -> ExpertReads:
         """Experts wanted and read from disk so far under an expert_budget, and the bytes of all routed experts."""
-        reads = ffi.new("pf_expert_reads *")
-        reads.struct_size = ffi.sizeof("pf_expert_reads")
-        error = ffi.new("pf_error *")
         with self._handle.borrow() as native:
-            check(lib.pf_model_get_expert_reads(native, reads, error), error)
+            reads = _filled("pf_expert_reads", lib.pf_model_get_expert_reads, native)
         return ExpertReads(reads.n_wanted, reads.n_read, reads.bytes_read, reads.expert_bytes)
 
     def metadata(self, key: str) -> str | None:

@@ -14,7 +14,7 @@ typedef struct piece {
     uint64_t bytes;
 } piece;
 
-/* Goes through what a placement moves, three times: to count and measure, and, with `pieces`, to move. */
+/* Goes through what a placement moves: to count and measure, or, with `pieces`, to move. */
 typedef struct mover {
     uint8_t *base;        /* of the device's memory */
     piece *pieces;        /* [n]; NULL while measuring */

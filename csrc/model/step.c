@@ -50,9 +50,10 @@ pf_status pf_step_prepare(pf_step *s) {
 /* One value of a tap, from wherever it lies. */
 static void report(const pf_step *s, const char *name, int32_t layer, int64_t position, const void *data,
                    int64_t width, bool is_int) {
+    if (s->tap == NULL) return;
     const pf_step_mark mark = pf_step_set_mark(s);
     void *values;
-    if (s->tap != NULL && pf_step_carry(s, s->host, data, (size_t)width * 4, &values) == PF_OK) {
+    if (pf_step_carry(s, s->host, data, (size_t)width * 4, &values) == PF_OK) {
         s->tap(s->tap_user, name, layer, position, values, width, is_int);
     }
     pf_step_reset(s, mark);

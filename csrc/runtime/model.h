@@ -30,7 +30,7 @@ struct pf_model {
 };
 
 /* placement.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
- * Leaves model->link NULL when nothing does. */
+ * Leaves model->link NULL when they name none. */
 pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err);
 /* session.c: how rows are kept under a precision and PF_CACHE_*. */
 pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type);

@@ -273,11 +273,11 @@ static pf_status load_mapped(pf_session *session, const char *path, const pf_map
         return pf_fail(err, PF_ERR_FORMAT, "%s is damaged or incomplete: evaluate the conversation again", path);
     }
     const uint8_t *note = map->data + map->size - sizeof(uint64_t) - h.note_bytes;
-    PF_TRY(pf_session_set_note(session, note, (size_t)h.note_bytes, err));
     s.at = map->data + sizeof h;
-    PF_TRY(pf_session_enter(session, err));
-    copy_body(session, &h, &s);
-    return pf_session_leave(session, PF_OK, err);
+    PF_TRY(pf_session_enter(session, err)); /* before anything changes */
+    const pf_status status = pf_session_set_note(session, note, (size_t)h.note_bytes, err);
+    if (status == PF_OK) copy_body(session, &h, &s);
+    return pf_session_leave(session, status, err);
 }
 
 pf_status pf_session_load(pf_session *session, const char *path, pf_error *err) {
