@@ -149,7 +149,10 @@ static void run_block(bool reversed) {
 
 enum { ALIGNMENT = 256 };
 
-/* One range of addresses, closed to everybody but kernels and copies. */
+/* PF_EMULATED_STRICT: costs a system call a kernel, whose time grows with the memory in use. */
+static const bool strict = std::getenv("PF_EMULATED_STRICT") != nullptr;
+
+/* One range of addresses; when strict, closed to everybody but kernels and copies. */
 struct device_memory {
     uint8_t *base;
     size_t bytes, used = 0;
@@ -158,7 +161,8 @@ struct device_memory {
     device_memory() {
         const char *mb = std::getenv("PF_EMULATED_MB");
         bytes = (mb ? std::strtoul(mb, nullptr, 10) : 1024) << 20;
-        void *region = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        const int access = strict ? PROT_NONE : PROT_READ | PROT_WRITE;
+        void *region = mmap(nullptr, bytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (region == MAP_FAILED) fail("no address space for the device's memory");
         base = static_cast<uint8_t *>(region);
     }
@@ -171,8 +175,13 @@ static device_memory &device() {
 
 /* While one lives, the memory can be touched. */
 struct opened {
-    opened() { mprotect(device().base, device().bytes, PROT_READ | PROT_WRITE); }
-    ~opened() { mprotect(device().base, device().bytes, PROT_NONE); }
+    opened() { change(PROT_READ | PROT_WRITE); }
+    ~opened() { change(PROT_NONE); }
+
+  private:
+    static void change(int access) {
+        if (strict) mprotect(device().base, device().bytes, access);
+    }
 };
 
 void *device_alloc(size_t bytes) {
@@ -224,7 +233,6 @@ static bool is_address(uint64_t word) {
 }
 
 void check_words(const void *argument, size_t bytes) {
-    static const bool strict = std::getenv("PF_EMULATED_STRICT") != nullptr;
     if (!strict) return;
     const uint64_t base = reinterpret_cast<uintptr_t>(device().base);
     for (size_t at = 0; at + sizeof(uint64_t) <= bytes; at += sizeof(uint64_t)) {

@@ -3,10 +3,11 @@
  * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only. This
  * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
  * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
- * speed. The device's memory can be touched only while a kernel runs, and with PF_EMULATED_STRICT set in the environment
+ * speed. With PF_EMULATED_STRICT set in the environment, the device's memory can be touched only while a kernel runs, and
  * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, and while
- * PF_EMULATED_LOST is set everything fails. What would hang or be undefined on a device ends the program with a message: lanes that part at a shuffle,
- * a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector load from an odd address. */
+ * PF_EMULATED_LOST is set everything fails. What would hang or be undefined on a device ends the program with a message:
+ * lanes that part at a shuffle, a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector
+ * load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
 #define PF_TESTS_CUDA_EMULATION_H
 
