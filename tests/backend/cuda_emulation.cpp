@@ -42,6 +42,7 @@ static place scheduler;
 static const std::function<void()> *kernel;
 static unsigned running;
 static uint64_t slots[2][MOST_THREADS];
+static struct { uint32_t a[4], b[2]; } fragments[2][MOST_THREADS];
 alignas(256) static uint8_t variables[MOST_SHARED], dynamic[MOST_SHARED];
 static size_t variable_bytes, dynamic_bytes;
 static std::vector<size_t> variable_of; /* a thread's next variable: all threads declare them in the same order */
@@ -94,6 +95,24 @@ uint64_t exchange(uint64_t value, unsigned from) {
     slots[set][self] = value;
     wait(AT_WARP);
     return slots[set][self / WARP * WARP + from];
+}
+
+/* Byte k of row r of A is byte k % 4 of register 2 (k / 16) + r / 8 of lane 4 (r % 8) + k % 16 / 4; of column c of B that of
+ * register k / 16 of lane 4 c + k % 16 / 4; sum i is that of row lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
+void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum) {
+    const unsigned self = running, set = fibers[self].parity ^= 1u, first = self / WARP * WARP, lane = self % WARP;
+    std::memcpy(fragments[set][self].a, a, sizeof fragments[set][self].a);
+    std::memcpy(fragments[set][self].b, b, sizeof fragments[set][self].b);
+    wait(AT_WARP);
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        sum[i] = 0;
+        for (unsigned k = 0; k < 32; ++k) {
+            const uint32_t of_a = fragments[set][first + row % 8 * 4 + k % 16 / 4].a[k / 16 * 2 + row / 8];
+            const uint32_t of_b = fragments[set][first + column * 4 + k % 16 / 4].b[k / 16];
+            sum[i] += (int8_t)(of_a >> k % 4 * 8) * (int8_t)(of_b >> k % 4 * 8);
+        }
+    }
 }
 
 void *shared_variable(size_t bytes) {

@@ -69,6 +69,9 @@ void block_barrier();
 void warp_barrier();
 /* What lane `from` of this warp gave; all lanes call it. */
 uint64_t exchange(uint64_t value, unsigned from);
+/* The product of int8 matrices A [16, 32] and B [32, 8], whose values lie over the warp's lanes as PTX's mma.m16n8k32 has
+ * them; all lanes call it. */
+void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum);
 /* This block's memory, filled with garbage at its start. */
 void *shared_variable(size_t bytes);
 void *dynamic_shared();

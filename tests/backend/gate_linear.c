@@ -94,7 +94,7 @@ static void check_linear(runner **r, const test_weight *w, int64_t n) {
 }
 
 static void linears(const pf_backend *backend, const pf_backend *scalar) {
-    static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {131, 4096 + 32}};
+    static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {77, 1184}, {131, 4096 + 32}};
     for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);

@@ -1,4 +1,4 @@
-/* Times the operations of decoding on a device, at V4-Flash's sizes, and holds the bytes that each must read against
+/* Times the operations of decoding, and the large ones of a prompt, on a device, at V4-Flash's sizes, and holds the bytes that each must read against
  * what the device's own copies move:
  *
  *     bench_cuda [OP]      all, or those whose name begins with OP
@@ -161,17 +161,23 @@ void experts(const float *x, float *y) {
     up.data = pool + HELD_EXPERTS * matrix;
     down.data = pool + 2 * HELD_EXPERTS * matrix;
     const float *weights = normal_floats(PROMPT * USED);
-    std::vector<int32_t> ids(64 * USED);
+    std::vector<int32_t> ids(PROMPT * USED);
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = (int32_t)((i % USED * 11 + i / USED * 5) % HELD_EXPERTS);
     const int32_t *chosen = on_device(ids);
     pf_experts_args args = {&gate, &up, &down, x, chosen, weights, 1, USED, 0, HELD_EXPERTS, 10.0f, y};
     for (int bits = 16; bits > 0; bits -= 8) {
-        const char *name = bits == 8 ? "experts MXFP4, 6 of them, 1 token, int8" : "experts MXFP4, 6 of them, 1 token";
+        const char *one = bits == 8 ? "experts MXFP4, 6 of them, 1 token, int8" : "experts MXFP4, 6 of them, 1 token";
+        const char *many = bits == 8 ? "experts MXFP4, 64 of them, 512 tokens, int8" : "experts MXFP4, 64 of them, 512 tokens";
         ex.int8 = bits == 8;
-        bench(name, (double)(3 * USED * matrix), 0.0, [&](int turn) {
+        args.n_token = 1;
+        bench(one, (double)(3 * USED * matrix), 0.0, [&](int turn) {
             args.chosen = chosen + turn % 64 * USED;
             return ex.backend->experts(&ex, &args);
         });
+        args.n_token = PROMPT;
+        args.chosen = chosen;
+        bench(many, (double)(3 * HELD_EXPERTS * matrix), 3.0 * PROMPT * USED * D * FF,
+              [&](int) { return ex.backend->experts(&ex, &args); });
     }
     ex.int8 = false;
 }

@@ -65,6 +65,21 @@ PF_DEV float pf_block_sum(float v, pf_parts &part) {
     return sum;
 }
 
+/* sum = init + A B: A 16 rows and B 8 columns of 32 bytes, int8, lying over the warp's lanes as PTX's mma.m16n8k32 has
+ * them. All lanes call it. */
+PF_DEV void pf_mma_bytes(int (&sum)[4], const uint32_t (&a)[4], const uint2 &b, int init) {
+#if defined(PF_CUDA_EMULATED)
+    const uint32_t of_a[4] = {a[0], a[1], a[2], a[3]}, of_b[2] = {b.x, b.y};
+    emulated::mma_m16n8k32(of_a, of_b, sum);
+    for (int i = 0; i < 4; ++i) sum[i] += init;
+#else
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %10, %10, %10};"
+        : "=r"(sum[0]), "=r"(sum[1]), "=r"(sum[2]), "=r"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(init));
+#endif
+}
+
 /* Index of the thread in the grid's first dimension, and how many there are. */
 PF_DEV int64_t pf_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 PF_DEV int64_t pf_threads() { return (int64_t)gridDim.x * blockDim.x; }
@@ -76,6 +91,7 @@ struct pf_position {
 };
 PF_DEV int64_t pf_position_of(pf_position p) { return p.base ? *p.base + p.offset : p.offset; }
 
+PF_DEV int64_t pf_lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 PF_DEV bool pf_aligned(const void *p, uint32_t to) { return ((uintptr_t)p & (to - 1u)) == 0; }
 
 #endif

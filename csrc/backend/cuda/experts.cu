@@ -5,7 +5,7 @@
  * back, and a token's result depends on its own choices only. */
 #include "backend/cuda/matmul.cuh"
 
-enum { THREADS = 256, TOKENS = 256 /* at once: pairs take F and D floats of scratch each */, MOST_EXPERTS = 4096 };
+enum { THREADS = 256, TOKENS = 2048 /* at once: pairs take some 2 F or D floats of scratch each */, MOST_EXPERTS = 4096 };
 
 struct pair_lists {
     int32_t *matrix;  /* [n_expert] experts that have pairs, ascending */
@@ -95,14 +95,15 @@ static __global__ void gather_kernel(const int32_t *chosen, const int32_t *place
 struct expert_run {
     pair_lists lists;
     int x_planes, h_planes; /* of integer activations; 0 where floats are taken */
+    bool tiled;             /* these, for tensor cores */
     uint8_t *x, *h;         /* these activations */
-    float *gate, *up, *y;   /* [n_pair, F], [n_pair, F], [n_pair, D] */
+    float *gate, *up, *y;   /* [n_pair, F], [n_pair, F], [n_pair, D]; y takes the others' place where h has been made */
 };
 
 static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t n_token, pf_scratch &scratch,
                          expert_run *run) {
     const int64_t n_pair = n_token * args->n_used, n_expert = args->gate->count, n_embd = args->gate->cols;
-    const int64_t n_ff = args->gate->rows;
+    const int64_t n_ff = args->gate->rows, n_out = args->down->rows;
     const int planes = pf_act_planes(ex, args->gate);
     run->x_planes = pf_act_planes(ex, args->up) == planes ? planes : 0;
     run->h_planes = pf_act_planes(ex, args->down);
@@ -112,13 +113,14 @@ static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t
     run->lists.token = scratch.take<int32_t>(n_pair);
     run->lists.weight = scratch.take<float>(n_pair);
     run->lists.place = scratch.take<int32_t>(n_pair);
-    run->gate = scratch.take<float>(n_pair * n_ff);
-    run->up = scratch.take<float>(n_pair * n_ff);
-    run->y = scratch.take<float>(n_pair * args->down->rows);
-    if (run->x_planes > 0) run->x = scratch.take<uint8_t>(n_token * pf_act_row_bytes(run->x_planes, n_embd));
-    if (run->h_planes > 0) run->h = scratch.take<uint8_t>(n_pair * pf_act_row_bytes(run->h_planes, n_ff));
+    run->gate = scratch.take<float>(n_pair * (run->h_planes > 0 ? pf_most(2 * n_ff, n_out) : 2 * n_ff));
+    run->up = run->gate + n_pair * n_ff;
+    run->y = run->h_planes > 0 ? run->gate : scratch.take<float>(n_pair * n_out);
+    const bool tiled = run->tiled = n_pair >= 4 * n_expert; /* four of an expert on average */
+    if (run->x_planes > 0) run->x = scratch.take<uint8_t>(n_token * pf_act_row_bytes(run->x_planes, tiled, n_embd));
+    if (run->h_planes > 0) run->h = scratch.take<uint8_t>(n_pair * pf_act_row_bytes(run->h_planes, tiled, n_ff));
     const pair_lists &l = run->lists;
-    return l.matrix && l.start && l.counts && l.token && l.weight && l.place && run->gate && run->up && run->y &&
+    return l.matrix && l.start && l.counts && l.token && l.weight && l.place && run->gate && run->y &&
            (run->x || run->x_planes == 0) && (run->h || run->h_planes == 0);
 }
 
@@ -128,16 +130,18 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     const int32_t *n_pair_at = run.lists.counts + 1;
     const int64_t in_range = args->expert_end - args->expert_begin;
     const pf_groups groups = {run.lists.matrix, run.lists.start, run.lists.counts,
-                              pf_most(1, pf_least(n_pair, in_range)), n_token /* as a rule */};
+                              pf_most(1, pf_least(n_pair, in_range)),
+                              pf_least(n_token, pf_most(64, 4 * n_pair / args->gate->count)) /* as a rule */};
     pf_matmul m = {};
     m.groups = groups;
     m.n = n_pair;
     m.in_rows = run.lists.token;
     m.ldy = n_ff;
     m.planes = run.x_planes;
+    m.tiled = run.tiled && m.planes > 0;
     m.act = m.planes > 0 ? run.x : reinterpret_cast<const uint8_t *>(args->x);
-    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, n_embd) : n_embd * (int64_t)sizeof(float);
-    if (m.planes > 0) pf_quantize_launch(ex, m.planes, args->x, n_embd, n_token, n_embd, nullptr, run.x);
+    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, m.tiled, n_embd) : n_embd * (int64_t)sizeof(float);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, m.tiled, args->x, n_embd, n_token, n_embd, nullptr, run.x);
     m.w = *args->gate;
     m.y = run.gate;
     pf_matmul_launch(ex, m);
@@ -147,9 +151,10 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     PF_LAUNCH(activate_kernel, pf_blocks(ex, n_pair * n_ff, THREADS), THREADS, 0, stream, run.gate, run.up, n_ff,
               run.lists.weight, n_pair_at, args->limit);
     m.planes = run.h_planes;
+    m.tiled = run.tiled && m.planes > 0;
     m.act = m.planes > 0 ? run.h : reinterpret_cast<const uint8_t *>(run.gate);
-    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, n_ff) : n_ff * (int64_t)sizeof(float);
-    if (m.planes > 0) pf_quantize_launch(ex, m.planes, run.gate, n_ff, n_pair, n_ff, n_pair_at, run.h);
+    m.act_stride = m.planes > 0 ? pf_act_row_bytes(m.planes, m.tiled, n_ff) : n_ff * (int64_t)sizeof(float);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, m.tiled, run.gate, n_ff, n_pair, n_ff, n_pair_at, run.h);
     m.in_rows = nullptr;
     m.w = *args->down;
     m.y = run.y;

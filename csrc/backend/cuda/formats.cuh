@@ -69,6 +69,14 @@ PF_DEV float pf_of_e8m0(uint32_t e) {
     return __uint_as_float(e == 255 ? 0x7fc00000u : e << 23);
 }
 
+/* Of four e2m1 codes, in the low four nibbles of code, the doubled values. */
+PF_DEV uint32_t pf_doubled_values(uint32_t code) {
+    const uint32_t magnitude = code & 0x7777u;
+    const uint32_t plus = __byte_perm(0x03020100u, 0x0c080604u, magnitude);
+    const uint32_t minus = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, magnitude);
+    return __byte_perm(plus, minus, 0x3210u | (code & 0x8888u) >> 1);
+}
+
 /* ---- From float, to nearest even ---- */
 
 PF_DEV uint32_t pf_to_bf16(float value) {

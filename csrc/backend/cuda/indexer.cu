@@ -19,14 +19,6 @@ PF_DEV int64_t visible_rows(const score_args &args, int64_t t) {
 
 /* ---- FP4: a thread a row, whose codes stay in registers ---- */
 
-/* Four codes in the low 16 bits to doubled values, in order. */
-PF_DEV int doubled_values(uint32_t code) {
-    const uint32_t magnitude = code & 0x7777u;
-    const uint32_t plus = __byte_perm(0x03020100u, 0x0c080604u, magnitude);
-    const uint32_t minus = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, magnitude);
-    return (int)__byte_perm(plus, minus, 0x3210u | (code & 0x8888u) >> 1);
-}
-
 PF_DEV uint32_t word_at(const uint8_t *p) {
     return pf_aligned(p, 4) ? *reinterpret_cast<const uint32_t *>(p) : pf_u32_at(p);
 }
@@ -67,8 +59,8 @@ template <int GROUPS> static __global__ void __launch_bounds__(THREADS) fp4_kern
 PF_UNROLL
             for (int i = 0; i < WORDS / 2; ++i) {
                 const uint32_t word = word_at(row + 4 * i);
-                values[2 * i] = doubled_values(word);
-                values[2 * i + 1] = doubled_values(word >> 16);
+                values[2 * i] = (int)pf_doubled_values(word);
+                values[2 * i + 1] = (int)pf_doubled_values(word >> 16);
             }
 PF_UNROLL
             for (int g = 0; g < GROUPS; ++g) row_scale[g] = 0.25f * pf_of_e8m0(row[width / 2 + g]);

@@ -1,29 +1,11 @@
 /* linear, and the matrix products that experts.cu shares.
  *
- * A warp takes several rows of the weight, and one or four rows of activations. Weights are read in 16-byte pieces that
- * lie next to each other; those of block formats, whose blocks have 17 and 34 bytes, by way of shared memory. */
-#include "backend/cuda/formats.cuh"
+ * A warp takes several rows of the weight, and one or four rows of activations (more integer ones: tiles.cu). Weights are
+ * read in 16-byte pieces that lie next to each other; those of block formats, whose blocks have 17 and 34 bytes, by way of
+ * shared memory. */
 #include "backend/cuda/matmul.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * PF_WARP };
-
-/* ---- What a block works on ---- */
-
-struct span {
-    int64_t matrix, begin, end; /* rows of activations */
-};
-
-PF_DEV span group_of(const pf_matmul &m, int64_t group) {
-    if (!m.groups.matrix) return {0, 0, m.n};
-    if (group >= *m.groups.n_group) return {0, 0, 0};
-    return {m.groups.matrix[group], m.groups.start[group], m.groups.start[group + 1]};
-}
-
-/* Activation row of item i; the last one for what fills a tile up. */
-PF_DEV const uint8_t *act_of(const pf_matmul &m, int64_t i, int64_t end) {
-    const int64_t item = i < end ? i : end - 1;
-    return m.act + (m.in_rows ? m.in_rows[item] : item) * m.act_stride;
-}
 
 /* ---- Float activations ---- */
 
@@ -71,7 +53,7 @@ PF_DEV void load_rest(const pf_weight &w, int64_t matrix, int64_t row, int64_t c
 }
 
 template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds__(THREADS) f32_kernel(pf_matmul m) {
-    const span group = group_of(m, blockIdx.y);
+    const pf_span group = pf_group_of(m, blockIdx.y);
     const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * ROWS, cols = m.w.cols;
     const int lane = pf_lane();
     if (row0 >= m.w.rows) return; /* a whole warp; nobody waits for the block */
@@ -80,7 +62,7 @@ template <int TYPE, int ROWS, int TOKENS> static __global__ void __launch_bounds
         float sum[ROWS][TOKENS];
 PF_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
-            x[t] = reinterpret_cast<const float *>(act_of(m, i0 + t, group.end));
+            x[t] = reinterpret_cast<const float *>(pf_act_of(m, i0 + t, group.end));
 PF_UNROLL
             for (int r = 0; r < ROWS; ++r) sum[r][t] = 0.0f;
         }
@@ -121,8 +103,9 @@ PF_UNROLL
 PF_DEV int round_to_int(float v) { return (int)(__float_as_uint(v + 0x1.8p23f) - 0x4b400000u); }
 
 /* A warp a block of 32 values. */
-template <int PLANES> static __global__ void quantize_kernel(const float *x, int64_t ldx, int64_t n_row, int64_t n,
-                                                             const int32_t *count, int64_t stride, uint8_t *out) {
+template <int PLANES, bool TILED>
+static __global__ void quantize_kernel(const float *x, int64_t ldx, int64_t n_row, int64_t n, const int32_t *count,
+                                       int64_t stride, uint8_t *out) {
     const int64_t blocks = n / PF_BLOCK, rows = count ? *count : n_row;
     const int lane = pf_lane();
     for (int64_t k = pf_thread() / PF_WARP; k < rows * blocks; k += pf_threads() / PF_WARP) {
@@ -139,25 +122,39 @@ template <int PLANES> static __global__ void quantize_kernel(const float *x, int
             plane[0] = round_to_int((float)q * (1.0f / (float)PF_INT_BASE));
             plane[1] = q - PF_INT_BASE * plane[0];
         }
-        pf_act_group<PLANES> &to = reinterpret_cast<pf_act_group<PLANES> *>(out + row * stride)[b / PF_INT_BLOCKS];
         const int at = (int)(b % PF_INT_BLOCKS);
-        for (int p = 0; p < PLANES; ++p) {
-            reinterpret_cast<int8_t *>(&to.values[p][lane / 16][at])[lane % 16] = (int8_t)plane[p];
+        if constexpr (TILED) {
+            const int64_t each = pf_class_blocks(blocks), slots = each * PF_INT_BLOCKS;
+            const int64_t slot = pf_reversed(at) * each + b / PF_INT_BLOCKS;
+            int8_t *to = reinterpret_cast<int8_t *>(out + row * stride) + slot * PF_BLOCK;
+            for (int p = 0; p < PLANES; ++p) {
+                to[p * slots * PF_BLOCK + lane % 16 / 4 * 8 + lane / 16 * 4 + lane % 4] = (int8_t)plane[p];
+            }
+            if (lane == 0) reinterpret_cast<float *>(out + row * stride + PLANES * slots * PF_BLOCK)[slot] = d;
+        } else {
+            pf_act_group<PLANES> &to = reinterpret_cast<pf_act_group<PLANES> *>(out + row * stride)[b / PF_INT_BLOCKS];
+            for (int p = 0; p < PLANES; ++p) {
+                reinterpret_cast<int8_t *>(&to.values[p][lane / 16][at])[lane % 16] = (int8_t)plane[p];
+            }
+            if (lane == 0) to.scale[at] = d;
         }
-        if (lane == 0) to.scale[at] = d;
     }
 }
 
-void pf_quantize_launch(const pf_exec *ex, int planes, const float *x, int64_t ldx, int64_t n_row, int64_t n,
-                        const int32_t *count, uint8_t *out) {
-    const unsigned grid = pf_blocks(ex, n_row * (n / PF_BLOCK), 4);
-    const int64_t stride = pf_act_row_bytes(planes, n);
-    const cudaStream_t stream = pf_device_of(ex)->stream;
-    if (planes == PF_Q8_PLANES) {
-        PF_LAUNCH((quantize_kernel<PF_Q8_PLANES>), grid, 128, 0, stream, x, ldx, n_row, n, count, stride, out);
-    } else {
-        PF_LAUNCH((quantize_kernel<PF_Q16_PLANES>), grid, 128, 0, stream, x, ldx, n_row, n, count, stride, out);
-    }
+template <int PLANES, bool TILED>
+static void launch_quantize(const pf_exec *ex, const float *x, int64_t ldx, int64_t n_row, int64_t n,
+                            const int32_t *count, uint8_t *out) {
+    PF_LAUNCH((quantize_kernel<PLANES, TILED>), pf_blocks(ex, n_row * (n / PF_BLOCK), 4), 128, 0,
+              pf_device_of(ex)->stream, x, ldx, n_row, n, count, pf_act_row_bytes(PLANES, TILED, n), out);
+}
+
+void pf_quantize_launch(const pf_exec *ex, int planes, bool tiled, const float *x, int64_t ldx, int64_t n_row,
+                        int64_t n, const int32_t *count, uint8_t *out) {
+    const bool q8 = planes == PF_Q8_PLANES;
+    if (q8 && tiled) launch_quantize<PF_Q8_PLANES, true>(ex, x, ldx, n_row, n, count, out);
+    else if (q8) launch_quantize<PF_Q8_PLANES, false>(ex, x, ldx, n_row, n, count, out);
+    else if (tiled) launch_quantize<PF_Q16_PLANES, true>(ex, x, ldx, n_row, n, count, out);
+    else launch_quantize<PF_Q16_PLANES, false>(ex, x, ldx, n_row, n, count, out);
 }
 
 /* Half a warp takes a row, lane l of it every 16th block, of which its sum is the rule's s[l]. ROWS: of each half. */
@@ -191,14 +188,6 @@ PF_DEV void stage_rows(const pf_weight &w, int64_t matrix, int64_t row0, int64_t
     }
 }
 
-/* Of four e2m1 codes, in the low four nibbles of code, the doubled values. */
-PF_DEV uint32_t doubled_values(uint32_t code) {
-    const uint32_t magnitude = code & 0x7777u;
-    const uint32_t plus = __byte_perm(0x03020100u, 0x0c080604u, magnitude);
-    const uint32_t minus = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, magnitude);
-    return __byte_perm(plus, minus, 0x3210u | (code & 0x8888u) >> 1);
-}
-
 /* Block l of a row in shared memory: columns 4 i to 4 i + 3 in w[i], and its scale. */
 template <int TYPE, int ROWS> PF_DEV float staged_block(const uint8_t *row, int l, int (&w)[8]) {
     typedef block_format<TYPE, ROWS> format;
@@ -217,7 +206,7 @@ PF_UNROLL
 PF_UNROLL
         for (int i = 0; i < 4; ++i) {
             const uint32_t codes = __funnelshift_rc(word[i], word[i + 1], skip);
-            const uint32_t first = doubled_values(codes), second = doubled_values(codes >> 16);
+            const uint32_t first = pf_doubled_values(codes), second = pf_doubled_values(codes >> 16);
             w[i] = (int)__byte_perm(first, second, 0x6420u); /* first and second: low, high, low, high */
             w[i + 4] = (int)__byte_perm(first, second, 0x7531u);
         }
@@ -244,7 +233,7 @@ static __global__ void __launch_bounds__(THREADS) int_kernel(pf_matmul m) {
     typedef pf_act_group<PLANES> acts;
     struct memory { uint4 stage[WARPS][2 * ROWS][format::stride / 16]; };
     PF_SHARED(memory, shared);
-    const span group = group_of(m, blockIdx.y);
+    const pf_span group = pf_group_of(m, blockIdx.y);
     const int64_t row0 = ((int64_t)blockIdx.x * WARPS + pf_warp()) * 2 * ROWS;
     const int64_t n_block = m.w.cols / PF_BLOCK;
     const int half = pf_lane() / 16, l = pf_lane() % 16;
@@ -256,7 +245,7 @@ static __global__ void __launch_bounds__(THREADS) int_kernel(pf_matmul m) {
         float sum[ROWS][TOKENS];
 PF_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
-            x[t] = reinterpret_cast<const acts *>(act_of(m, i0 + t, group.end));
+            x[t] = reinterpret_cast<const acts *>(pf_act_of(m, i0 + t, group.end));
 PF_UNROLL
             for (int r = 0; r < ROWS; ++r) sum[r][t] = 0.0f;
         }
@@ -339,6 +328,7 @@ template <int TYPE> static void launch_type(const pf_exec *ex, const pf_matmul &
 }
 
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
+    if (m.tiled) return pf_tiles_launch(ex, m);
     switch (m.w.type) {
     case PF_F32: return launch_type<PF_F32>(ex, m);
     case PF_F16: return launch_type<PF_F16>(ex, m);
@@ -359,16 +349,17 @@ pf_status pf_cuda_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_
     m.y = y;
     m.ldy = ldy;
     m.planes = pf_act_planes(ex, w);
+    m.tiled = pf_act_tiled(m.planes, n_token);
     m.act = reinterpret_cast<const uint8_t *>(x);
     m.act_stride = ldx * (int64_t)sizeof(float);
     uint8_t *quantized = nullptr;
     if (m.planes > 0) {
-        m.act_stride = pf_act_row_bytes(m.planes, w->cols);
+        m.act_stride = pf_act_row_bytes(m.planes, m.tiled, w->cols);
         m.act = quantized = scratch.take<uint8_t>(n_token * m.act_stride);
         if (!quantized) return PF_ERR_MEMORY;
     }
     if (!pf_may_launch(ex, &status)) return status;
-    if (m.planes > 0) pf_quantize_launch(ex, m.planes, x, ldx, n_token, w->cols, nullptr, quantized);
+    if (m.planes > 0) pf_quantize_launch(ex, m.planes, m.tiled, x, ldx, n_token, w->cols, nullptr, quantized);
     pf_matmul_launch(ex, m);
     return pf_launched();
 }

@@ -7,6 +7,7 @@
 #define PF_BACKEND_CUDA_MATMUL_CUH
 
 #include "backend/cpu/int_acts.h"
+#include "backend/cuda/formats.cuh"
 #include "backend/cuda/ops.cuh"
 
 /* Groups of rows, in device memory. */
@@ -23,6 +24,7 @@ struct pf_matmul {
     const uint8_t *act;
     int64_t act_stride; /* bytes */
     int planes;         /* of integer activations; 0: floats */
+    bool tiled;         /* these are packed for tensor cores (tiles.cu) */
     int64_t n;          /* rows, without groups */
     const int32_t *in_rows;
     pf_groups groups;   /* matrix NULL: matrix 0 with all rows */
@@ -37,8 +39,20 @@ template <int PLANES> struct pf_act_group {
     int4 values[PLANES][2][PF_INT_BLOCKS];
     float scale[PF_INT_BLOCKS];
 };
-static inline int64_t pf_act_row_bytes(int planes, int64_t n) {
+
+/* A row packed for tensor cores: of every plane the blocks' 32 bytes, then the blocks' scales. Blocks are kept by class,
+ * b % 16, and the classes in the order in which the sums of int_acts.h are added up as a tree: the bits of a class read
+ * backwards. Of a block, lane q of four takes columns 4 q to 4 q + 3 and 16 more: its 8 bytes lie together. */
+static __host__ __device__ inline int pf_reversed(int four_bits) {
+    return (four_bits & 1) << 3 | (four_bits & 2) << 1 | (four_bits & 4) >> 1 | four_bits >> 3;
+}
+static __host__ __device__ inline int64_t pf_class_blocks(int64_t n_block) { /* even, for pairs of scales */
+    return (n_block + 2 * PF_INT_BLOCKS - 1) / (2 * PF_INT_BLOCKS) * 2;
+}
+
+static inline int64_t pf_act_row_bytes(int planes, bool tiled, int64_t n) {
     const size_t q8 = sizeof(pf_act_group<PF_Q8_PLANES>), q16 = sizeof(pf_act_group<PF_Q16_PLANES>);
+    if (tiled) return pf_class_blocks(n / PF_INT_BLOCK) * PF_INT_BLOCKS * (planes * PF_INT_BLOCK + (int64_t)sizeof(float));
     return pf_div_up(n, PF_INT_GROUP) * (int64_t)(planes == PF_Q8_PLANES ? q8 : q16);
 }
 
@@ -48,10 +62,32 @@ static inline int pf_act_planes(const pf_exec *ex, const pf_weight *w) {
     return ex->int8 ? PF_Q8_PLANES : PF_Q16_PLANES;
 }
 
+/* Whether products with n rows of these activations, of a group as a rule, go to tensor cores. Results do not tell. */
+static inline bool pf_act_tiled(int planes, int64_t n) { return planes > 0 && n >= 8; }
+
 /* Queues the product. */
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);
+void pf_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where m.tiled */
 /* Queues the integer form of x [n_row, n]; count: rows that there really are, a number in device memory, or NULL. */
-void pf_quantize_launch(const pf_exec *ex, int planes, const float *x, int64_t ldx, int64_t n_row, int64_t n,
-                        const int32_t *count, uint8_t *out);
+void pf_quantize_launch(const pf_exec *ex, int planes, bool tiled, const float *x, int64_t ldx, int64_t n_row,
+                        int64_t n, const int32_t *count, uint8_t *out);
+
+/* ---- What a block works on ---- */
+
+struct pf_span {
+    int64_t matrix, begin, end; /* rows of activations */
+};
+
+PF_DEV pf_span pf_group_of(const pf_matmul &m, int64_t group) {
+    if (!m.groups.matrix) return {0, 0, m.n};
+    if (group >= *m.groups.n_group) return {0, 0, 0};
+    return {m.groups.matrix[group], m.groups.start[group], m.groups.start[group + 1]};
+}
+
+/* Activation row of item i; the last one for what fills a tile up. */
+PF_DEV const uint8_t *pf_act_of(const pf_matmul &m, int64_t i, int64_t end) {
+    const int64_t item = i < end ? i : end - 1;
+    return m.act + (m.in_rows ? m.in_rows[item] : item) * m.act_stride;
+}
 
 #endif
