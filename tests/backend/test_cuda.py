@@ -1,5 +1,5 @@
 """The CUDA backend on machines without a GPU: its kernels over an emulation of the device, against scalar by the gate's
-checks (gate_cuda.c); nvcc's word that they compile; and what the library says of a plugin.
+checks (gate_cuda.c); the package that nvcc builds of them; and what the library says of a plugin.
 
 The emulation verifies indices, arithmetic and the places of barriers. It verifies neither races nor speed, nor that
 anything runs on a device: scripts/cuda_check.sh does, where there is one.
@@ -7,10 +7,12 @@ anything runs on a device: scripts/cuda_check.sh does, where there is one.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +36,29 @@ def test_operations_emulated(gate: Path, options: list[str]) -> None:
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
-def test_compiles(tmp_path: Path) -> None:
-    """To PTX: the whole front end. Machine code of all architectures is what -DPYFLASH_CUDA=ON builds."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+def test_package(tmp_path: Path) -> None:
+    """packaging/cuda: nvcc compiles everything, warnings being errors, and the wheel's plugin loads without a driver."""
+    if shutil.which("nvcc") is None:
         pytest.skip("no nvcc, so that nothing says whether the kernels compile for a GPU")
-    flags = ["-std=c++17", "-fmad=false", f"-arch=compute_{ARCHITECTURE}", "-ptx", "-Werror", "all-warnings",
-             "-DPF_STATIC", f"-I{c_build.CSRC}", f"-I{c_build.CSRC / 'include'}"]  # fmt: skip
+    from pyflash import _native
 
-    def compile_one(source: Path) -> str:
-        out = tmp_path / f"{source.stem}.ptx"
-        done = subprocess.run([nvcc, *flags, source, "-o", out], capture_output=True, text=True)
-        return done.stderr if done.returncode != 0 else ""
-
-    with ThreadPoolExecutor(2) as pool:
-        problems = [text for text in pool.map(compile_one, cuda_build.sources()) if text]
-    assert not problems, "\n".join(problems)
+    settings = [f"CMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real", "CMAKE_CUDA_FLAGS=-Werror all-warnings"]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, c_build.CSRC.parent / "packaging/cuda"]
+    for setting in settings:
+        command += ["-C", f"cmake.define.{setting}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (wheel,) = tmp_path.glob("pyflash_cuda-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = [name for name in archive.namelist() if ".dist-info/" not in name]
+        archive.extractall(tmp_path)
+    library = Path("pyflash/lib") / _native._library_path().name
+    assert files == ["pyflash/lib/libpyflash_cuda.so"]
+    shutil.copy(_native._library_path(), tmp_path / library)
+    environment = {**os.environ, "PYFLASH_LIBRARY": str(tmp_path / library)}
+    told = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True).stdout
+    usable = shutil.which("nvidia-smi") is not None
+    assert usable or "no NVIDIA driver is installed" in told, told
 
 
 # ---- The library and its plugin ----
