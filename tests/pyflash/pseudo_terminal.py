@@ -117,6 +117,7 @@ class Terminal:
         started = time.monotonic()
         self.type(CTRL_C)
         while not self._unread and not self._read(5.0):
+            assert time.monotonic() - started < _PATIENCE_SECONDS, f"Ctrl-C does nothing in {self.transcript[-3000:]!r}"
             self.type(CTRL_C)
         return seen(), time.monotonic() - started
 

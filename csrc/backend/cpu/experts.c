@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { ROW_BLOCK = 64, MIN_ROW_BLOCK = 32, TILED_ROW_BLOCK = 4 * PF_TILE_ROWS };
+enum { ROW_BLOCK = 128, MIN_ROW_BLOCK = 32, TILED_ROW_BLOCK = 4 * PF_TILE_ROWS };
 
 /* (token, slot) pairs sorted by expert. */
 typedef struct pair_list {

@@ -1,7 +1,6 @@
 /* Matrix product with float activations, for the vector kernel files. With one token a row's columns go from memory
  * through registers into the sums; with more, a tile of 4 rows is expanded to floats a chunk of columns at a time and
- * meets a batch of tokens, so that a weight is read and expanded once a batch. One token waits for memory: eight rows are
- * read side by side, and what follows is asked for, because that keeps more reads under way.
+ * meets a batch of tokens, so that a weight is read and expanded once a batch.
  *
  * The including file defines the vector (as for vector_rows.h, and pf_vec_zero, _load, _load_part, _fma, _sum) and
  * TILE_TOKENS, the tokens whose 4 sums each fit in registers. Every (row, token) pair has one vector of partial sums
@@ -11,7 +10,7 @@
 
 #include "backend/cpu/vector_rows.h"
 
-enum { GEMV_ROWS = 8, TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
+enum { AHEAD = 1024 /* bytes */, TILE_ROWS = 4, TILE_COLS = 256, TILE_BATCH = 24 };
 
 static inline const float *f32_act(const pf_gemm *g, int64_t token) {
     return (const float *)(const void *)pf_gemm_act(g, token);
@@ -29,22 +28,23 @@ PF_INLINE void f32_row_rest(const row_source *s, const float *x, int64_t col, ta
     }
 }
 
-PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, take_fn take,
+/* n_row rows, `apart` from each other, at most PF_STREAMS. */
+PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t apart, int64_t token, take_fn take,
                         take_one_fn take_one) {
     const int64_t cols = g->w->cols;
     const float *x = f32_act(g, token);
-    row_source s[GEMV_ROWS];
-    pf_vec sums[GEMV_ROWS];
-    for (int64_t r = 0; r < GEMV_ROWS; ++r) {
-        s[r] = row_of(g->w, g->matrix, row + (r < n_row ? r : n_row - 1));
+    row_source s[PF_STREAMS];
+    pf_vec sums[PF_STREAMS];
+    for (int64_t r = 0; r < PF_STREAMS; ++r) {
+        s[r] = row_of(g->w, g->matrix, row + (r < n_row ? r : n_row - 1) * apart);
         sums[r] = pf_vec_zero();
     }
     const int64_t step = BLOCK * g->w->row_bytes / cols;
     int64_t col = 0, at = 0;
     for (; col + BLOCK <= cols; col += BLOCK) {
-        const int64_t ahead = pf_read_ahead(at, g->w->row_bytes, GEMV_ROWS);
+        const int64_t ahead = at + AHEAD;
         at += step;
-        for (int r = 0; r < GEMV_ROWS; ++r) {
+        for (int r = 0; r < PF_STREAMS; ++r) {
             pf_vec v[PF_VECS];
             for (int64_t i = 0; i < step; i += 64) pf_prefetch(s[r].in + ahead + i);
             take(&s[r], col, v);
@@ -55,7 +55,7 @@ PF_INLINE void f32_gemv(const pf_gemm *g, int64_t row, int64_t n_row, int64_t to
     }
     for (int64_t r = 0; r < n_row; ++r) {
         if (col < cols) f32_row_rest(&s[r], x, col, take_one, &sums[r]);
-        pf_gemm_put(g, token, row + r, pf_vec_sum(sums[r]));
+        pf_gemm_put(g, token, row + r * apart, pf_vec_sum(sums[r]));
     }
 }
 
@@ -127,11 +127,16 @@ PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, ta
     memset(tile.w, 0, sizeof tile.w); /* rows that a tile lacks are computed too, and dropped */
     for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
         const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
-        const int64_t rows = n_token == 1 ? GEMV_ROWS : TILE_ROWS;
-        for (int64_t row = row_begin; row < row_end; row += rows) {
-            const int64_t n_row = pf_min_i64(rows, row_end - row);
-            if (n_token == 1) f32_gemv(g, row, n_row, token, take, take_one);
-            else f32_tile_run(&tile, g, row, n_row, token, n_token, take, take_one);
+        if (n_token == 1) {
+            const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+            for (int64_t row = row_begin; row < row_begin + run; ++row) {
+                f32_gemv(g, row, PF_STREAMS, run, token, take, take_one);
+            }
+            if (rest < row_end) f32_gemv(g, rest, row_end - rest, 1, token, take, take_one);
+            continue;
+        }
+        for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
+            f32_tile_run(&tile, g, row, pf_min_i64(TILE_ROWS, row_end - row), token, n_token, take, take_one);
         }
     }
 }

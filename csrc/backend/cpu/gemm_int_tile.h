@@ -1,7 +1,7 @@
 /* Matrix product of blocks of integer weights with quantised activations (int_acts.h), for the vector kernel files:
  * groups of 16 blocks of a few rows are brought into the form that the products take once, and meet a batch of tokens.
  *
- * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch_far, the rows of a tile for several
+ * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows of a tile for several
  * tokens (Q16_ROWS, Q8_ROWS), and
  *     a type int_weights with a member `scale` (pf_vec: a block in every lane);
  *     int_weights load_<type>(const uint8_t *at, int n): the n blocks at `at`, which are a vector's, nothing behind them
@@ -21,7 +21,7 @@
 #include "base/arith.h"
 
 /* The activations of a batch in a piece of columns, and the sums of two rows, stay in L1 while all rows pass. */
-enum { INT_BATCH = 16, INT_TILE = 16, INT_ROWS_MOST = 2, INT_ROWS_ALONE = 8, PARTS = PF_INT_SUMS / PF_VEC_LANES };
+enum { INT_BATCH = 16, INT_TILE = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
 
 typedef int_weights (*load_fn)(const uint8_t *at, int n);
 typedef pf_vec (*plane_fn)(const int_weights *w, const uint8_t *values, const uint8_t *sums);
@@ -81,46 +81,45 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
     }
 }
 
-PF_INLINE void int_begin(int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t token,
+/* Of n_row rows, `step` apart from `row` on. */
+PF_INLINE void int_begin(int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t step, int64_t token,
                          int64_t n_token) {
     tile->blocks = g->w->cols / BLOCK;
     tile->padded = pf_int_padded(g->w->cols);
     tile->n_token = n_token;
     for (int64_t t = 0; t < n_token; ++t) tile->act[t] = pf_gemm_act(g, token + t);
     for (int64_t r = 0; r < n_row; ++r) {
-        tile->rows[r] = pf_weight_row(g->w, g->matrix, row + r);
+        tile->rows[r] = pf_weight_row(g->w, g->matrix, row + r * step);
         for (int64_t t = 0; t < n_token; ++t) {
             PF_UNROLL for (int part = 0; part < PARTS; ++part) tile->sums[r][t][part] = pf_vec_zero();
         }
     }
 }
 
-PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t token,
+PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t step, int64_t token,
                        int64_t n_token, int_format f) {
     for (int64_t t = 0; t < n_token; ++t) {
         for (int64_t r = 0; r < n_row; ++r) {
-            pf_gemm_put(g, token + t, row + r, int_total(tile->sums[r][t]) * f.unit);
+            pf_gemm_put(g, token + t, row + r * step, int_total(tile->sums[r][t]) * f.unit);
         }
     }
 }
 
-/* n_row rows (a constant) times one token: waits for memory, so several rows are read in turn, which keeps more reads
- * under way than one does, and what follows is asked for meanwhile, into the second cache: the first has room for too few
- * lines on the way. */
-PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t token, int_format f) {
+/* n_row rows (a constant), `step` apart, times one token. */
+PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int_format f) {
     const int64_t groups = g->w->cols / PF_INT_GROUP, group_bytes = PF_INT_BLOCKS * f.block_bytes;
     const int rest = (int)(g->w->cols / BLOCK % PF_INT_BLOCKS);
     int_tile tile;
-    int_begin(&tile, g, row, n_row, token, 1);
+    int_begin(&tile, g, row, n_row, step, token, 1);
     for (int64_t group = 0; group < groups; ++group) {
-        const int64_t ahead = pf_read_ahead(group * group_bytes, g->w->row_bytes, n_row);
+        const int64_t ahead = group * group_bytes + READ_AHEAD;
         PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) {
-            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch_far(tile.rows[r] + ahead + i);
+            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(tile.rows[r] + ahead + i);
             int_group(&tile, r, 1, 1, group, PF_INT_BLOCKS, f);
         }
     }
     for (int r = 0; rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, 1, groups, rest, f);
-    int_end(&tile, g, row, n_row, token, 1, f);
+    int_end(&tile, g, row, n_row, step, token, 1, f);
 }
 
 /* Groups [begin, end) of n_row rows (a constant) from `row` on. */
@@ -135,7 +134,7 @@ PF_INLINE void int_piece(int_tile *tile, int64_t row, int n_row, int64_t begin, 
 /* Rows [row, row + n_row) times tokens [token, token + n_token). */
 PF_INLINE void int_batch(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, int_format f) {
     int_tile tile;
-    int_begin(&tile, g, row, n_row, token, n_token);
+    int_begin(&tile, g, row, n_row, 1, token, n_token);
     const int64_t groups = tile.padded / PF_INT_GROUP;
     for (int64_t begin = 0; begin < groups; begin += f.piece) {
         const int64_t end = pf_min_i64(begin + f.piece, groups);
@@ -143,7 +142,7 @@ PF_INLINE void int_batch(const pf_gemm *g, int64_t row, int64_t n_row, int64_t t
         for (; r + f.rows <= n_row; r += f.rows) int_piece(&tile, r, f.rows, begin, end, f);
         for (; f.rows > 1 && r < n_row; ++r) int_piece(&tile, r, 1, begin, end, f);
     }
-    int_end(&tile, g, row, n_row, token, n_token, f);
+    int_end(&tile, g, row, n_row, 1, token, n_token, f);
 }
 
 PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, int_format f) {
@@ -154,9 +153,9 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
                 int_batch(g, row, pf_min_i64(INT_TILE, row_end - row), token, n_token, f);
             }
         } else {
-            int64_t row = row_begin;
-            for (; row + INT_ROWS_ALONE <= row_end; row += INT_ROWS_ALONE) int_gemv(g, row, INT_ROWS_ALONE, token, f);
-            for (; row < row_end; ++row) int_gemv(g, row, 1, token, f);
+            const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+            for (int64_t row = row_begin; row < row_begin + run; ++row) int_gemv(g, row, PF_STREAMS, run, token, f);
+            for (int64_t row = rest; row < row_end; ++row) int_gemv(g, row, 1, 1, token, f);
         }
     }
 }

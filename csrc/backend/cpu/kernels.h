@@ -56,13 +56,10 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
     return g->act + (g->in_rows ? g->in_rows[i] : i) * g->act_stride;
 }
 
-/* Products with one token read n_row rows side by side, then the next ones. What to ask for while a row is read at byte
- * `at`: some way on, in it or in the row that follows it in its turn. */
-enum { PF_READ_AHEAD = 2048 };
-static inline int64_t pf_read_ahead(int64_t at, int64_t row_bytes, int64_t n_row) {
-    const int64_t next = at + PF_READ_AHEAD;
-    return next < row_bytes ? next : next + (n_row - 1) * row_bytes;
-}
+/* Products with one token wait for memory, and one stream of reads leaves most of it idle. So the rows are cut into
+ * PF_STREAMS runs of following rows, which are read side by side, a row of each at a time. Rows next to each other would
+ * be streams that start anew with every row. */
+enum { PF_STREAMS = 8 };
 
 /* Index of a weight type in the tables below, -1 for a type that is no matrix type. */
 enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };

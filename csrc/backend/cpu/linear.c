@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+enum { ROWS_ALONE = 512 }; /* of a piece for one token: long runs to read (PF_STREAMS) */
+
 pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
     const pf_acts_form form = ex->exact ? PF_ACTS_F32 : ex->int8 ? PF_ACTS_Q8 : PF_ACTS_Q16;
     return pf_cpu_gemm(ex, form, w) != NULL ? form : PF_ACTS_F32;
@@ -126,9 +128,9 @@ static void pack_piece(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 /* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
-static int64_t row_grain(const pf_exec *ex, int64_t rows) {
+static int64_t row_grain(const pf_exec *ex, int64_t rows, int64_t n_token) {
     const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
-    return pf_min_i64(PF_TILE_ROWS, pf_max_i64(16, share & ~(int64_t)15));
+    return pf_min_i64(n_token == 1 ? ROWS_ALONE : PF_TILE_ROWS, pf_max_i64(16, share & ~(int64_t)15));
 }
 
 static pf_status pack(linear_job *job) {
@@ -157,7 +159,7 @@ pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t
         };
         job.scratch = pf_cpu_gemm_scratch(ex, w->cols, job.n_tiled > 0, &job.scratch_floats);
         status = job.scratch ? pack(&job) : PF_ERR_MEMORY;
-        if (status == PF_OK) status = pf_parallel(ex, w->rows, row_grain(ex, w->rows), linear_piece, &job);
+        if (status == PF_OK) status = pf_parallel(ex, w->rows, row_grain(ex, w->rows, n_token), linear_piece, &job);
     }
     pf_arena_reset(ex->arena, mark);
     return status;

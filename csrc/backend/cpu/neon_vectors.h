@@ -62,14 +62,6 @@ PF_INLINE void pf_prefetch(const uint8_t *at) {
     __builtin_prefetch(at);
 #endif
 }
-/* Into the second cache only. */
-PF_INLINE void pf_prefetch_far(const uint8_t *at) {
-#if defined(_MSC_VER) && !defined(__clang__)
-    __prefetch(at);
-#else
-    __builtin_prefetch(at, 0, 2);
-#endif
-}
 
 /* ---- Blocks ------------------------------------------------------------------------------------------------ */
 

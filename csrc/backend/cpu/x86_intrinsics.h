@@ -24,8 +24,6 @@ static inline __m128i e2m1_table(void) { return load128((const uint8_t *)pf_e2m1
 
 /* Forced inline: gcc drops a call to a function that only prefetches. */
 PF_INLINE void pf_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
-/* Into the second cache only. */
-PF_INLINE void pf_prefetch_far(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 
 /* Whether 32 e4m3 codes hold a NaN, or 2^8 scale may overflow: cases that the vector conversions leave to scalar. */
 PF_INLINE bool e4m3_is_odd(const uint8_t *codes, float scale) {
