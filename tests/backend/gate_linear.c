@@ -245,7 +245,7 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);
         for (size_t i = 0; i < sizeof types / sizeof *types; ++i) {
-            for (int64_t n = 1; n <= 33; n = n == 1 ? 4 : n == 4 ? 33 : 34) {
+            for (int64_t n = 1; n <= 35; n = n == 1 ? 4 : n == 4 ? 33 : n + 2) {
                 gate_context("experts types %zu %s, %lld tokens", i, form_names[acts], (long long)n);
                 experts_case c = {
                     .gate = gate_weight(types[i][0], F, D, E, false, false, AT_END),
@@ -254,9 +254,12 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
                     .n = n, .x = floats(n * D, 2.0f), .weight = floats(n * A, 2.0f), .before = floats(n * D, 2.0f),
                     .chosen = malloc((size_t)(n * A) * sizeof(int32_t)),
                 };
-                /* Some experts unused; one token names an expert twice. */
-                for (int64_t p = 0; p < n * A; ++p) c.chosen[p] = (int32_t)(p % A * 2 + gate_below(2));
-                if (n > 3) c.chosen[2 * A] = c.chosen[2 * A + 1];
+                /* Some experts unused; one token names an expert twice. Of 35 tokens five experts have 21 each: a tile and
+                 * five more, for all of which packed tiles have no room at once. */
+                for (int64_t p = 0; p < n * A; ++p) {
+                    c.chosen[p] = (int32_t)(n == 35 ? p % 5 : p % A * 2 + (int64_t)gate_below(2));
+                }
+                if (n == 4 || n == 33) c.chosen[2 * A] = c.chosen[2 * A + 1];
                 check_experts(r, &c, (form)acts);
                 gate_weight_free(&c.gate);
                 gate_weight_free(&c.up);

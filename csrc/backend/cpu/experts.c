@@ -34,7 +34,7 @@ typedef struct packed_acts {
 
 typedef struct experts_job {
     pf_exec *ex;
-    const pf_experts_args *args;
+    pf_experts_args *args;
     pair_list pairs;
     pf_acts x;
     packed_acts x_packed, h_packed;
@@ -164,16 +164,33 @@ static void down_piece(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ---- Packing ----------------------------------------------------------------------------------------------- */
 
+static int64_t pairs_of(const pair_list *pairs, int64_t active) {
+    return pairs->start[active + 1] - pairs->start[active];
+}
+
+/* Tiles that there is room for: what an even spread over the experts takes, and more. The memory of a dry run must do for
+ * every spread, and the most uneven ones take nearly twice this, so they are worked off in several calls (cut_range). */
+static int64_t tile_room(const pf_experts_args *args) {
+    const int64_t most = args->n_token * args->n_used;
+    return most / PF_TILE_TOKENS + pf_max_i64(1, pf_min_i64(args->gate->count, most) / 2);
+}
+
+/* The active expert from which on the activations of a product have no room; n_active: none. */
+static int64_t first_without_room(const experts_job *job, pf_acts_form form, const pf_weight *w) {
+    int64_t tiles = 0, active = 0;
+    for (; active < job->pairs.n_active; ++active) {
+        tiles += pf_ceil_div(pf_cpu_tile_tokens(job->ex, form, w, pairs_of(&job->pairs, active)), PF_TILE_TOKENS);
+        if (tiles > tile_room(job->args)) break;
+    }
+    return active;
+}
+
 /* Room for the packed activations of a product, where its kernels take them. */
 static pf_status plan_packing(experts_job *job, pf_acts_form form, const pf_weight *w, packed_acts *out) {
     pf_exec *ex = job->ex;
     const pair_list *pairs = &job->pairs;
-    /* However the pairs are spread over the experts, as a token may even name one twice: the memory of a dry run, which
-     * spreads them in one way, must do. */
-    const int64_t from = pf_cpu_kernels_of(ex)->tiles.from, most = job->args->n_token * job->args->n_used;
-    const int64_t n_expert = job->args->gate->count;
-    if (pf_cpu_tile_tokens(ex, form, w, most) == 0) return PF_OK;
-    const int64_t most_tiles = most / PF_TILE_TOKENS + pf_min_i64(n_expert, most / from);
+    const int64_t n_expert = job->args->gate->count, most_tiles = tile_room(job->args);
+    if (pf_cpu_tile_tokens(ex, form, w, job->args->n_token * job->args->n_used) == 0) return PF_OK;
     out->planes = pf_acts_planes(form);
     out->stride = pf_cpu_kernels_of(ex)->tiles.packed_bytes(out->planes, w->cols);
     out->active = pf_arena_alloc(ex->arena, (size_t)most_tiles * sizeof *out->active);
@@ -182,7 +199,7 @@ static pf_status plan_packing(experts_job *job, pf_acts_form form, const pf_weig
     if (!out->active || !out->first_tile || !out->n_tiled) return PF_ERR_MEMORY;
     for (int64_t active = 0; active < pairs->n_active; ++active) {
         out->first_tile[active] = out->n_tile;
-        out->n_tiled[active] = pf_cpu_tile_tokens(ex, form, w, pairs->start[active + 1] - pairs->start[active]);
+        out->n_tiled[active] = pf_cpu_tile_tokens(ex, form, w, pairs_of(pairs, active));
         const int64_t end = out->n_tile + pf_ceil_div(out->n_tiled[active], PF_TILE_TOKENS);
         while (out->n_tile < end) out->active[out->n_tile++] = (int32_t)active;
     }
@@ -215,10 +232,21 @@ static void pack_h_piece(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ---- The operation ----------------------------------------------------------------------------------------- */
 
+/* Leaves experts to a later call that the tiles have no room for: there is always room for one. */
+static pf_status cut_range(experts_job *job, pf_acts_form x_form, pf_acts_form h_form, size_t mark) {
+    pf_experts_args *args = job->args;
+    const int64_t cut = pf_min_i64(first_without_room(job, x_form, args->gate), first_without_room(job, h_form, args->down));
+    if (cut == job->pairs.n_active) return PF_OK;
+    args->expert_end = job->pairs.expert[cut];
+    pf_arena_reset(job->ex->arena, mark);
+    return sort_pairs(job->ex, args, &job->pairs);
+}
+
 /* Kernels, and the activations in the form they take. */
 static pf_status prepare(experts_job *job) {
     pf_exec *ex = job->ex;
     const pf_experts_args *args = job->args;
+    const size_t mark = pf_arena_mark(ex->arena);
     const int64_t n_embd = args->gate->cols, n_ff = args->gate->rows;
     const pf_acts_form gate_form = pf_cpu_acts_form(ex, args->gate), h_form = pf_cpu_acts_form(ex, args->down);
     const pf_acts_form x_form = pf_cpu_acts_form(ex, args->up) == gate_form ? gate_form : PF_ACTS_F32;
@@ -227,6 +255,7 @@ static pf_status prepare(experts_job *job) {
     job->down_fn = (pf_product){pf_cpu_gemm(ex, h_form, args->down), pf_cpu_tile_gemm(ex, h_form, args->down)};
 
     pf_status status = sort_pairs(ex, args, &job->pairs);
+    if (status == PF_OK) status = cut_range(job, x_form, h_form, mark);
     if (status != PF_OK) return status;
     const int64_t n_pair = job->pairs.n_pair;
     status = pf_cpu_take_acts(ex, x_form, args->x, n_embd, args->n_token, n_embd, &job->x);
@@ -261,7 +290,8 @@ static pf_status prepare(experts_job *job) {
     return PF_OK;
 }
 
-pf_status pf_cpu_experts(pf_exec *ex, const pf_experts_args *args) {
+/* Of the experts of the range, or of the first of them: then it makes the range end where it did. */
+static pf_status run_range(pf_exec *ex, pf_experts_args *args) {
     const size_t mark = pf_arena_mark(ex->arena);
     experts_job job = {.ex = ex, .args = args};
     pf_status status = prepare(&job);
@@ -274,5 +304,16 @@ pf_status pf_cpu_experts(pf_exec *ex, const pf_experts_args *args) {
         status = pf_parallel(ex, rows, grain, down_piece, &job);
     }
     pf_arena_reset(ex->arena, mark);
+    return status;
+}
+
+pf_status pf_cpu_experts(pf_exec *ex, const pf_experts_args *args) {
+    pf_experts_args part = *args;
+    pf_status status;
+    do {
+        part.expert_end = args->expert_end;
+        status = run_range(ex, &part);
+        part.expert_begin = part.expert_end;
+    } while (status == PF_OK && part.expert_begin < args->expert_end);
     return status;
 }
