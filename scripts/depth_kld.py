@@ -1,0 +1,55 @@
+"""How far `fast` is from `exact` at every depth of one long context: KL divergence of the next token by position.
+
+    python scripts/depth_kld.py MODEL.gguf TEXT [--tokens 16384] [--cache reference]
+
+Evaluates the text once in each precision, as one sequence, and prints the mean and its standard error over ranges of positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyflash import Model, Session
+
+CHUNK = 256
+
+
+def log_probabilities(session: Session, tokens: NDArray[np.int32]) -> NDArray[np.float64]:
+    logits = session.eval(tokens, all_logits=True).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def divergences(model: Path, tokens: NDArray[np.int32], cache: str) -> Iterator[NDArray[np.float64]]:
+    """Of each chunk's positions."""
+    with Model.open(model, precision="exact") as exact, Model.open(model) as fast:
+        with exact.session(context=len(tokens)) as a, fast.session(context=len(tokens), cache=cache) as b:
+            for start in range(0, len(tokens), CHUNK):
+                chunk = tokens[start : start + CHUNK]
+                want, got = log_probabilities(a, chunk), log_probabilities(b, chunk)
+                yield (np.exp(want) * (want - got)).sum(axis=-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--cache", default="reference", choices=["reference", "f16"])
+    args = parser.parse_args()
+    with Model.open(args.model) as model:
+        tokens = np.asarray(model.tokenizer.encode(args.text.read_text(), special=True)[: args.tokens], np.int32)
+    kl = np.concatenate(list(divergences(args.model, tokens, args.cache)))
+    edges = [0, *(1 << k for k in range(10, 30) if 1 << k < len(kl)), len(kl)]
+    for begin, end in zip(edges, edges[1:]):
+        part = kl[begin:end]
+        print(f"{begin:7,} to {end:7,}: KL {part.mean():.7f} ± {part.std() / np.sqrt(len(part)):.7f}, median {np.median(part):.2e}")
+
+
+if __name__ == "__main__":
+    main()
