@@ -91,7 +91,6 @@ struct pf_position {
 };
 PF_DEV int64_t pf_position_of(pf_position p) { return p.base ? *p.base + p.offset : p.offset; }
 
-PF_DEV int64_t pf_lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 PF_DEV bool pf_aligned(const void *p, uint32_t to) { return ((uintptr_t)p & (to - 1u)) == 0; }
 
 #endif

@@ -5,7 +5,7 @@
  * shared memory. */
 #include "backend/cuda/matmul.cuh"
 
-enum { WARPS = 4, THREADS = WARPS * PF_WARP };
+enum { WARPS = 4, THREADS = WARPS * PF_WARP, TILED_FROM = 8 /* tokens; only speed depends on it */ };
 
 /* ---- Float activations ---- */
 
@@ -349,7 +349,7 @@ pf_status pf_cuda_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_
     m.y = y;
     m.ldy = ldy;
     m.planes = pf_act_planes(ex, w);
-    m.tiled = pf_act_tiled(m.planes, n_token);
+    m.tiled = m.planes > 0 && n_token >= TILED_FROM;
     m.act = reinterpret_cast<const uint8_t *>(x);
     m.act_stride = ldx * (int64_t)sizeof(float);
     uint8_t *quantized = nullptr;

@@ -46,8 +46,8 @@ template <int PLANES> struct pf_act_group {
 static __host__ __device__ inline int pf_reversed(int four_bits) {
     return (four_bits & 1) << 3 | (four_bits & 2) << 1 | (four_bits & 4) >> 1 | four_bits >> 3;
 }
-static __host__ __device__ inline int64_t pf_class_blocks(int64_t n_block) { /* even, for pairs of scales */
-    return (n_block + 2 * PF_INT_BLOCKS - 1) / (2 * PF_INT_BLOCKS) * 2;
+static __host__ __device__ inline int64_t pf_class_blocks(int64_t n_block) { /* as many as the first class has */
+    return (n_block + PF_INT_BLOCKS - 1) / PF_INT_BLOCKS;
 }
 
 static inline int64_t pf_act_row_bytes(int planes, bool tiled, int64_t n) {
@@ -61,9 +61,6 @@ static inline int pf_act_planes(const pf_exec *ex, const pf_weight *w) {
     if (ex->exact || (w->type != PF_Q8_0 && w->type != PF_MXFP4)) return 0;
     return ex->int8 ? PF_Q8_PLANES : PF_Q16_PLANES;
 }
-
-/* Whether products with n rows of these activations, of a group as a rule, go to tensor cores. Results do not tell. */
-static inline bool pf_act_tiled(int planes, int64_t n) { return planes > 0 && n >= 8; }
 
 /* Queues the product. */
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);

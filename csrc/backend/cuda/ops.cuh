@@ -34,7 +34,7 @@ static inline pf_device *pf_device_of(const pf_exec *ex) {
 static inline pf_position pf_position_at(const pf_device *device, int64_t offset) { return {device->base, offset}; }
 
 static inline int64_t pf_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t pf_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static __host__ __device__ inline int64_t pf_least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pf_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Scratch of one operation: gives the arena's mark back when it goes. Later operations of the stream may take the same

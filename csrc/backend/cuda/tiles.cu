@@ -115,7 +115,7 @@ PF_DEV void multiply(const pf_matmul &m, const pf_span &group, int64_t row0, int
     w.act = reinterpret_cast<const uint32_t *>(m.act);
     w.plane = (uint32_t)(slots * WORDS);
 PF_UNROLL
-    for (int r = 0; r < 2; ++r) w.row[r] = pf_row_of(m.w, group.matrix, pf_lesser(row0 + g + 8 * r, m.w.rows - 1));
+    for (int r = 0; r < 2; ++r) w.row[r] = pf_row_of(m.w, group.matrix, pf_least(row0 + g + 8 * r, m.w.rows - 1));
 PF_UNROLL
     for (int i = 0; i < NARROW; ++i) {
         w.values[i] = (uint32_t)((pf_act_of(m, i0 + 8 * i + g, group.end) - m.act) / 4 + 2 * q);
