@@ -14,15 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyflash import Model, Session
+from pyflash import Model
+from pyflash.eval.statistics import log_softmax
 
 CHUNK = 256
-
-
-def log_probabilities(session: Session, tokens: NDArray[np.int32]) -> NDArray[np.float64]:
-    logits = session.eval(tokens, all_logits=True).astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def divergences(model: Path, tokens: NDArray[np.int32], cache: str) -> Iterator[NDArray[np.float64]]:
@@ -31,7 +26,7 @@ def divergences(model: Path, tokens: NDArray[np.int32], cache: str) -> Iterator[
         with exact.session(context=len(tokens)) as a, fast.session(context=len(tokens), cache=cache) as b:
             for start in range(0, len(tokens), CHUNK):
                 chunk = tokens[start : start + CHUNK]
-                want, got = log_probabilities(a, chunk), log_probabilities(b, chunk)
+                want, got = (log_softmax(session.eval(chunk, all_logits=True)) for session in (a, b))
                 yield (np.exp(want) * (want - got)).sum(axis=-1)
 
 

@@ -1,5 +1,5 @@
-/* Times the operations of decoding, and the large ones of a prompt, on a device, at V4-Flash's sizes, and holds the bytes that each must read against
- * what the device's own copies move:
+/* Times the operations of decoding, and the large ones of a prompt, on a device, at V4-Flash's sizes, and holds the bytes
+ * that each must read against what the device's own copies move:
  *
  *     bench_cuda [OP]      all, or those whose name begins with OP
  *

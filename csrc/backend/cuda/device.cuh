@@ -69,8 +69,8 @@ PF_DEV float pf_block_sum(float v, pf_parts &part) {
  * them. All lanes call it. */
 PF_DEV void pf_mma_bytes(int (&sum)[4], const uint32_t (&a)[4], const uint2 &b, int init) {
 #if defined(PF_CUDA_EMULATED)
-    const uint32_t of_a[4] = {a[0], a[1], a[2], a[3]}, of_b[2] = {b.x, b.y};
-    emulated::mma_m16n8k32(of_a, of_b, sum);
+    const uint32_t of_b[2] = {b.x, b.y};
+    emulated::mma_m16n8k32(a, of_b, sum);
     for (int i = 0; i < 4; ++i) sum[i] += init;
 #else
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

@@ -13,6 +13,13 @@ enum { PF_BLOCK = 32, PF_Q8_0_BYTES = 34, PF_MXFP4_BYTES = 17, PF_IDX_GROUP = 32
 PF_DEV uint32_t pf_u16_at(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8; }
 PF_DEV uint32_t pf_u32_at(const uint8_t *p) { return pf_u16_at(p) | pf_u16_at(p + 2) << 16; }
 
+/* The four bytes at p, in one or two loads of words: none is read that has none of them. */
+PF_DEV uint32_t pf_word_at(const uint8_t *p) {
+    const uint32_t before = (uint32_t)((uintptr_t)p & 3u);
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(p - before);
+    return before == 0 ? *from : __funnelshift_rc(from[0], from[1], 8u * before);
+}
+
 /* 4 n bytes from any address; one load where it is aligned to all of them. */
 PF_DEV void pf_load_words(const uint8_t *p, uint32_t (&out)[4]) {
     if (pf_aligned(p, 16)) {

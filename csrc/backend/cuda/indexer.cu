@@ -19,10 +19,6 @@ PF_DEV int64_t visible_rows(const score_args &args, int64_t t) {
 
 /* ---- FP4: a thread a row, whose codes stay in registers ---- */
 
-PF_DEV uint32_t word_at(const uint8_t *p) {
-    return pf_aligned(p, 4) ? *reinterpret_cast<const uint32_t *>(p) : pf_u32_at(p);
-}
-
 /* 32 products of codes. */
 PF_DEV int dot8(uint4 a, uint4 b, const int *v) {
     const int sum = __dp4a((int)a.x, v[0], __dp4a((int)a.y, v[1], __dp4a((int)a.z, v[2], __dp4a((int)a.w, v[3], 0))));
@@ -58,7 +54,7 @@ template <int GROUPS> static __global__ void __launch_bounds__(THREADS) fp4_kern
             float row_scale[GROUPS], total = 0.0f;
 PF_UNROLL
             for (int i = 0; i < WORDS / 2; ++i) {
-                const uint32_t word = word_at(row + 4 * i);
+                const uint32_t word = pf_word_at(row + 4 * i);
                 values[2 * i] = (int)pf_doubled_values(word);
                 values[2 * i + 1] = (int)pf_doubled_values(word >> 16);
             }

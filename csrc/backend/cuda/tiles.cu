@@ -18,21 +18,14 @@ enum { ROW_WARPS = 4, TOKEN_WARPS = 2, THREADS = ROW_WARPS * TOKEN_WARPS * PF_WA
 #define MAGIC_BITS 0x4b400000
 #define MAGIC 12582912.0f
 
-/* The four bytes at p, which may lie anywhere: no word is read that has none of them. */
-PF_DEV uint32_t word_at(const uint8_t *p) {
-    const uint32_t before = (uint32_t)((uintptr_t)p & 3u);
-    const uint32_t *from = reinterpret_cast<const uint32_t *>(p - before);
-    return before == 0 ? *from : __funnelshift_rc(from[0], from[1], 8u * before);
-}
-
 /* Lane q's columns of the block at `at`: columns 4 q on, and 16 more; and the block's scale. */
 template <int TYPE> PF_DEV void load_block(const uint8_t *at, int q, uint32_t &low, uint32_t &high, float &scale) {
     if constexpr (TYPE == PF_Q8_0) {
         scale = pf_of_f16(pf_u16_at(at));
-        low = word_at(at + 2 + 4 * q);
-        high = word_at(at + 18 + 4 * q);
+        low = pf_word_at(at + 2 + 4 * q);
+        high = pf_word_at(at + 18 + 4 * q);
     } else {
-        const uint32_t codes = word_at(at + 1 + 4 * q);
+        const uint32_t codes = pf_word_at(at + 1 + 4 * q);
         const uint32_t first = pf_doubled_values(codes), second = pf_doubled_values(codes >> 16);
         scale = __uint_as_float((uint32_t)at[0] << 23);
         low = __byte_perm(first, second, 0x6420u); /* first and second: low, high, low, high */
