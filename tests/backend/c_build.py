@@ -34,7 +34,7 @@ GLUE = ["glue.c"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 MODES = {
     "native": ["-O2", *WARNINGS],
-    "sanitized": ["-O1", *SANITIZE, *WARNINGS],
+    "sanitized": ["-O1", "-DPF_NO_VBMI", *SANITIZE, *WARNINGS],  # "native" has them
     "emulated": ["-O2", "-DPF_SIMDE", "-Wno-psabi"],
     "arm64": ["-O2", *WARNINGS],
 }
@@ -68,6 +68,8 @@ def isa_flags(source: Path, mode: str, flags: list[str]) -> list[str]:
         return AVX2
     if (X86 and mode != "arm64") and source.stem.endswith("_avx512"):
         return AVX2 if mode == "emulated" else AVX512
+    if (X86 and mode != "arm64") and source.stem.endswith("_avx512_vbmi"):
+        return AVX2 if mode == "emulated" else [*AVX512, "-mavx512vbmi"]
     if X86 and "-DPF_AMX" in flags and source.stem.endswith("_amx"):
         return [*AVX512, *AMX]
     if (ARM64 or mode == "arm64") and source.stem.endswith("_neon_dot"):

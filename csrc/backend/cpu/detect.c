@@ -122,6 +122,17 @@ static const char *avx512_problem(void) {
     return NULL;
 }
 
+#  if !defined(PF_SIMDE)
+/* Permutations of bytes: not a set of their own, since they change no result. Tests build the set without, too. */
+static bool has_avx512_vbmi(void) {
+#  if defined(PF_NO_VBMI)
+    return false;
+#  else
+    return (cpuid(7, 0).ecx & 1u << 1) != 0;
+#  endif
+}
+#  endif
+
 static const char *amx_problem(void) {
     const char *problem = avx512_problem();
     if (problem) return problem;
@@ -190,6 +201,9 @@ static void fill_tables(void) {
 #if PF_X86
         if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
         if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_avx512_init(k);
+#  if !defined(PF_SIMDE)
+        if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) pf_kernels_avx512_vbmi_init(k);
+#  endif
 #  if defined(PF_AMX)
         if (isa == ISA_AMX) pf_kernels_amx_init(k);
 #  endif

@@ -136,6 +136,7 @@ typedef struct pf_cpu_kernels {
 void pf_kernels_scalar_init(pf_cpu_kernels *k);
 void pf_kernels_avx2_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_init(pf_cpu_kernels *k);
+void pf_kernels_avx512_vbmi_init(pf_cpu_kernels *k);
 void pf_kernels_amx_init(pf_cpu_kernels *k);
 void pf_kernels_neon_init(pf_cpu_kernels *k);
 void pf_kernels_neon_dot_init(pf_cpu_kernels *k);

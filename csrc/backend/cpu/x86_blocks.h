@@ -6,7 +6,8 @@
  * _right_byte: 16-bit lanes by 8), pf_vec_of_bits, _of_halves, and
  *     blocks_16bytes: the 16 bytes, `stride` apart, of the first n of the consecutive blocks of a vector, n at least 1,
  *         128 bits each and zero for others;
- *     blocks_exponents: the bytes that a vector of MXFP4 blocks begins with, times 2^16. */
+ *     blocks_mxfp4: as some_mxfp4() below, of a whole vector of blocks; or, without PF_OWN_MXFP4, blocks_exponents: the
+ *         bytes that a vector of MXFP4 blocks begins with, times 2^16. */
 #ifndef PF_BACKEND_CPU_X86_BLOCKS_H
 #define PF_BACKEND_CPU_X86_BLOCKS_H
 
@@ -84,24 +85,31 @@ PF_INLINE int_weights load_q8_0(const uint8_t *at, int n) {
     return v;
 }
 
-/* The bytes that n MXFP4 blocks begin with, times 2^16. */
-PF_INLINE pf_ivec some_exponents(const uint8_t *at, int n) {
+/* n MXFP4 blocks: codes as blocks_quads() has them. Returns the bytes that they begin with, times 2^16. */
+PF_INLINE pf_ivec some_mxfp4(const uint8_t *at, int n, pf_ivec *codes) {
     int32_t e[PF_VEC_LANES] = {0};
+    blocks_quads(at + 1, MXFP4_BYTES, n, codes);
     for (int b = 0; b < n; ++b) e[b] = at[b * MXFP4_BYTES] << 16;
     return pf_ivec_load((const uint8_t *)e);
 }
+
+#if !defined(PF_OWN_MXFP4)
+PF_INLINE pf_ivec blocks_mxfp4(const uint8_t *at, pf_ivec *codes) {
+    blocks_quads(at + 1, MXFP4_BYTES, PF_VEC_LANES, codes);
+    return blocks_exponents(at);
+}
+#endif
 
 /* 2 w + bias. */
 PF_INLINE int_weights load_mxfp4_and(const uint8_t *at, int n, int8_t bias) {
     const pf_ivec table = pf_ivec_table(_mm_add_epi8(e2m1_table(), _mm_set1_epi8(bias)));
     pf_ivec codes[4];
     int_weights v;
-    blocks_quads(at + 1, MXFP4_BYTES, n, codes);
+    v.scale = pf_vec_of_bits(pf_ivec_left(n == PF_VEC_LANES ? blocks_mxfp4(at, codes) : some_mxfp4(at, n, codes), 7));
     PF_UNROLL for (int i = 0; i < 4; ++i) {
         v.w[i] = pf_ivec_lookup(table, pf_ivec_low_nibbles(codes[i]));
         v.w[i + 4] = pf_ivec_lookup(table, pf_ivec_high_nibbles(codes[i]));
     }
-    v.scale = pf_vec_of_bits(pf_ivec_left(n == PF_VEC_LANES ? blocks_exponents(at) : some_exponents(at, n), 7));
     return v;
 }
 PF_INLINE int_weights load_mxfp4(const uint8_t *at, int n) { return load_mxfp4_and(at, n, PF_INT_BIAS); }
