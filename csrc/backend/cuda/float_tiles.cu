@@ -2,9 +2,9 @@
  * exact.
  *
  * A weight of either type is a bfloat16 to the bit, an FP8 one before its scale. An activation is the sum of three, and
- * meets the weight three times in the same float sum. (Of two parts, which keep 2^-17 of a value, the gate does not take
- * the results: a sum near zero was 7e-5 off.) It is cut up where it is needed, in registers: kept in planes it would be
- * larger, and a token that is alone would need one more launch.
+ * meets the weight three times in the same float sum. (Two parts keep 2^-17 of a value. The gate does not take what
+ * they give: sums near zero were 1e-5 and 7e-5 off.) It is cut up where it is needed, in registers: kept in planes it
+ * would be larger, and a token that is alone would need one more launch.
  *
  * The order of a sum is a matter of its columns alone. 128 of them, a span, are summed from zero by one chain of
  * instructions, the sum is multiplied by the FP8 scale that they share, and spans are added in ascending order. So a
@@ -94,7 +94,7 @@ PF_UNROLL
     }
 }
 
-/* The FP8 scale of a span in one of the warp's rows, of which there are at most 32, from row0 on: lane l has row l's. */
+/* The FP8 scale of a span in one of the warp's rows, at most 32 from row0 on: lane l has row l's. */
 template <int TYPE> PF_DEV float load_scale(const pf_weight &w, int64_t matrix, int64_t row0, int64_t span) {
     return TYPE == PF_FP8 ? pf_fp8_scale(w, matrix, pf_least(row0 + pf_lane(), w.rows - 1), span * SPAN) : 1.0f;
 }
@@ -107,9 +107,9 @@ template <int TYPE> PF_DEV float scaled(float sum, float scale) { return TYPE ==
 
 /* ---- Few tokens: the weight's bytes are what takes time ---- */
 
-/* A block takes 16 times TILES rows, its warps spans in turn, with all loads of a span's weights under way at once (of a
- * row, four lanes load 64 bytes together). Sums of spans meet in shared memory. How many warps there are changes no
- * result. */
+/* A block takes 16 times TILES rows, its warps spans in turn, with all loads of a span's weights under way at once (of
+ * a row, four lanes load 64 bytes together). Sums of spans meet in shared memory, where a thread adds up one token's in
+ * one row. How many warps there are changes no result. */
 enum { STREAM_WARPS = 8, STREAM_MOST_WARPS = 16, STREAM_SPANS = 32 /* of which sums are kept at once */ };
 
 template <int TYPE, int TILES>
@@ -218,8 +218,9 @@ PF_UNROLL
 
 /* ---- Many tokens: a block multiplies 128 rows by 32 or 64 tokens ---- */
 
-/* Chunks come through shared memory, in which pieces lie as lanes read them, already converted and split; the next one's
- * loads are under way while one is multiplied. */
+/* Chunks come through shared memory, in which pieces lie as lanes read them, already converted and split; the next
+ * one's loads are under way while one is multiplied. An instruction's halves of pieces lie apart: lanes that load whole
+ * ones would need more registers than two blocks a multiprocessor leave. */
 enum { ROW_WARPS = 4, TOKEN_WARPS = 2, THREADS = ROW_WARPS * TOKEN_WARPS * PF_WARP, WARP_TILES = 2 /* a warp's */ };
 enum { TILE_ROWS = ROW_WARPS * WARP_TILES * ROWS, ROW_PIECES = TILE_ROWS * QUAD, CARRIED = ROW_PIECES / THREADS };
 enum { BUFFERS = 2 };
