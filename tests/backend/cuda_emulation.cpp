@@ -115,6 +115,24 @@ void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum) {
     }
 }
 
+/* The same with 2 for 4 values a register: value k of row r of A is half k % 2 of register 2 (k / 8) + r / 8 of lane
+ * 4 (r % 8) + k % 8 / 2. */
+void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum) {
+    const unsigned self = running, set = fibers[self].parity ^= 1u, first = self / WARP * WARP, lane = self % WARP;
+    std::memcpy(fragments[set][self].a, a, sizeof fragments[set][self].a);
+    std::memcpy(fragments[set][self].b, b, sizeof fragments[set][self].b);
+    wait(AT_WARP);
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; k += 2) {
+            const uint32_t of_a = fragments[set][first + row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
+            const uint32_t of_b = fragments[set][first + column * 4 + k % 8 / 2].b[k / 8];
+            sum[i] += __uint_as_float(of_a << 16) * __uint_as_float(of_b << 16);
+            sum[i] += __uint_as_float(of_a & 0xffff0000u) * __uint_as_float(of_b & 0xffff0000u);
+        }
+    }
+}
+
 void *shared_variable(size_t bytes) {
     const size_t index = variable_of[running]++;
     if (index == offsets.size()) {

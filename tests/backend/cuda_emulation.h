@@ -37,6 +37,9 @@ struct dim3 {
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
@@ -72,6 +75,9 @@ uint64_t exchange(uint64_t value, unsigned from);
 /* The product of int8 matrices A [16, 32] and B [32, 8], whose values lie over the warp's lanes as PTX's mma.m16n8k32 has
  * them; all lanes call it. */
 void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum);
+/* sum += A B, bfloat16 matrices A [16, 16] and B [16, 8], which lie as PTX's mma.m16n8k16 has them; all lanes call it.
+ * One float after the other is added, columns ascending: a device has an order, and roundings, of its own. */
+void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum);
 /* This block's memory, filled with garbage at its start. */
 void *shared_variable(size_t bytes);
 void *dynamic_shared();

@@ -360,6 +360,41 @@ static void check_integers(const pf_backend *scalar, bool int8) {
     pf_arena_delete(ex.arena);
 }
 
+/* Results are no numbers where scalar's are none, wherever in a row of float activations or of weights the NaN or the
+ * infinity is; the same ones with FP8, of which no weight is infinite. */
+static void check_no_numbers(const pf_backend *scalar) {
+    enum { ROWS = 131, COLS = 416, MOST = 40 };
+    static const float numbers[] = {NAN, INFINITY, -INFINITY};
+    pf_exec ex = {.backend = &table, .arena = pf_arena_new()}, reference = {.backend = scalar, .arena = ex.arena};
+    if (ex.arena == NULL) exit(2);
+    for (int turn = 0; turn < 16; ++turn) {
+        const pf_dtype type = turn % 2 ? PF_FP8 : PF_BF16;
+        const int64_t n = turn / 2 % 2 ? MOST : 3;
+        test_weight w = gate_weight(type, ROWS, COLS, 1, turn / 4 % 2, false, turn % 3 ? AT_END : ODD);
+        output x = gate_output(n * COLS), y = gate_output(n * ROWS), want = gate_output(n * ROWS);
+        gate_context("no numbers, type %d, %lld tokens, turn %d", (int)type, (long long)n, turn);
+        gate_floats(x.y, n * COLS, 1.0f);
+        for (int64_t t = 0; t < n; t += 3) x.y[t * COLS + gate_below(COLS)] = numbers[gate_below(3)];
+        for (int64_t r = turn % 5; r < ROWS; r += 5) {
+            const int64_t c = (r / 5 + 16 * turn) % COLS;
+            if (type == PF_FP8) w.data.data[r * COLS + c] = r % 2 ? 0x7f : 0xff;
+            else memcpy(w.data.data + (r * COLS + c) * 2, (const uint16_t[]){r % 2 ? 0x7fc1 : 0xff80}, 2);
+        }
+        CHECK(linear(&ex, &w.w, x.y, COLS, n, y.y, ROWS) == PF_OK, "failed");
+        CHECK(scalar->linear(&reference, &w.w, x.y, COLS, n, want.y, ROWS) == PF_OK, "scalar failed");
+        bool same = true;
+        for (int64_t i = 0; i < n * ROWS; ++i) {
+            same = same && isfinite(y.y[i]) == isfinite(want.y[i]);
+            if (type == PF_FP8 && !isfinite(want.y[i])) same = same && gate_same(&y.y[i], &want.y[i], 1);
+        }
+        CHECK(same, "not scalar's NaNs and infinities");
+        output *outputs[] = {&x, &y, &want};
+        for (size_t k = 0; k < 3; ++k) gate_output_free(outputs[k]);
+        gate_weight_free(&w);
+    }
+    pf_arena_delete(ex.arena);
+}
+
 /* Groups of 32 whose largest value is where a scale changes, or next to it, with ties of every format below it; and some
  * that are no numbers. */
 static void awkward_floats(float *to, int64_t n) {
@@ -481,6 +516,7 @@ int main(int argc, char **argv) {
     gate_model_ops(&table, scalar);
     gate_linear_ops(&table, scalar);
     check_formats(scalar);
+    check_no_numbers(scalar);
     check_integers(scalar, false);
     check_integers(scalar, true);
     printf("cuda: positions in arguments: %ld checks, %ld failures\n", gate_checks, gate_failures);

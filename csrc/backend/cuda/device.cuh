@@ -80,6 +80,20 @@ PF_DEV void pf_mma_bytes(int (&sum)[4], const uint32_t (&a)[4], const uint2 &b, 
 #endif
 }
 
+/* sum += A B: A 16 rows and B 8 columns of 16 bfloat16, lying over the warp's lanes as PTX's mma.m16n8k16 has them. All
+ * lanes call it. */
+PF_DEV void pf_mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint2 &b) {
+#if defined(PF_CUDA_EMULATED)
+    const uint32_t of_b[2] = {b.x, b.y};
+    emulated::mma_m16n8k16_bf16(a, of_b, sum);
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+#endif
+}
+
 /* Index of the thread in the grid's first dimension, and how many there are. */
 PF_DEV int64_t pf_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 PF_DEV int64_t pf_threads() { return (int64_t)gridDim.x * blockDim.x; }

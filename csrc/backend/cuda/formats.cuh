@@ -145,6 +145,42 @@ PF_DEV int pf_fp8_exponent(uint32_t amax) { return pf_scale_exponent(amax, 1e-4f
 PF_DEV int pf_fp4_exponent(uint32_t amax) { return pf_scale_exponent(amax, 0x1.8p-124f, 0x400000u, 2); }
 PF_DEV float pf_power_of_two(int k) { return pf_of_e8m0((uint32_t)(k + 127) & 0xffu); }
 
+/* ---- Pairs of bfloat16, the first in the low half ---- */
+
+PF_DEV uint32_t pf_to_bf16_pair(float low, float high) {
+#if defined(PF_CUDA_EMULATED)
+    return pf_to_bf16(low) | pf_to_bf16(high) << 16;
+#else
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}
+
+/* Both times 2^120; exact for what comes from e4m3. */
+PF_DEV uint32_t pf_bf16_pair_up(uint32_t pair) {
+#if defined(PF_CUDA_EMULATED)
+    return pf_to_bf16_pair(pf_of_bf16(pair & 0xffffu) * 0x1p120f, pf_of_bf16(pair >> 16) * 0x1p120f);
+#else
+    uint32_t up; /* there is a mul from sm_90 on only */
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(up) : "r"(pair), "r"(0x7b807b80u), "r"(0x80008000u));
+    return up;
+#endif
+}
+
+/* 8 e4m3 codes as pairs of codes 0 and 2, 1 and 3, 4 and 6, 5 and 7. A NaN among them makes the first one NaN, whichever
+ * it is (it becomes some finite value): that is enough for a sum of products. */
+PF_DEV uint4 pf_bf16_of_e4m3(uint32_t a, uint32_t b) {
+    const uint32_t nan = (((a & 0x7f7f7f7fu) + 0x01010101u) | ((b & 0x7f7f7f7fu) + 0x01010101u)) & 0x80808080u;
+    uint4 out;
+    out.x = pf_bf16_pair_up((a << 4 & 0x07f007f0u) | (a << 8 & 0x80008000u));
+    out.y = pf_bf16_pair_up((a >> 4 & 0x07f007f0u) | (a & 0x80008000u));
+    out.z = pf_bf16_pair_up((b << 4 & 0x07f007f0u) | (b << 8 & 0x80008000u));
+    out.w = pf_bf16_pair_up((b >> 4 & 0x07f007f0u) | (b & 0x80008000u));
+    if (nan != 0) out.x |= 0x7fffu;
+    return out;
+}
+
 /* ---- Weights ---- */
 
 PF_DEV const uint8_t *pf_row_of(const pf_weight &w, int64_t matrix, int64_t row) {

@@ -1,8 +1,8 @@
 /* linear, and the matrix products that experts.cu shares.
  *
- * A warp takes several rows of the weight, and one or four rows of activations (more integer ones: tiles.cu). Weights are
- * read in 16-byte pieces that lie next to each other; those of block formats, whose blocks have 17 and 34 bytes, by way of
- * shared memory. */
+ * A warp takes several rows of the weight, and one or four rows of activations (more integer ones: tiles.cu; floats
+ * that meet BF16 or FP8 in runs that are not exact: float_tiles.cu). Weights are read in 16-byte pieces that lie next
+ * to each other; those of block formats, whose blocks have 17 and 34 bytes, by way of shared memory. */
 #include "backend/cuda/matmul.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * PF_WARP, TILED_FROM = 8 /* tokens; only speed depends on it */ };
@@ -329,6 +329,7 @@ template <int TYPE> static void launch_type(const pf_exec *ex, const pf_matmul &
 
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
     if (m.tiled) return pf_tiles_launch(ex, m);
+    if (pf_in_bf16(ex, &m.w)) return pf_float_tiles_launch(ex, m);
     switch (m.w.type) {
     case PF_F32: return launch_type<PF_F32>(ex, m);
     case PF_F16: return launch_type<PF_F16>(ex, m);

@@ -62,9 +62,16 @@ static inline int pf_act_planes(const pf_exec *ex, const pf_weight *w) {
     return ex->int8 ? PF_Q8_PLANES : PF_Q16_PLANES;
 }
 
+/* Whether tensor cores multiply w with float activations, as sums of bfloat16 (float_tiles.cu): decided by the run and
+ * the type alone, since another kernel would give other bits. */
+static inline bool pf_in_bf16(const pf_exec *ex, const pf_weight *w) {
+    return !ex->exact && (w->type == PF_BF16 || w->type == PF_FP8);
+}
+
 /* Queues the product. */
 void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);
 void pf_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where m.tiled */
+void pf_float_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where pf_in_bf16 */
 /* Queues the integer form of x [n_row, n]; count: rows that there really are, a number in device memory, or NULL. */
 void pf_quantize_launch(const pf_exec *ex, int planes, bool tiled, const float *x, int64_t ldx, int64_t n_row,
                         int64_t n, const int32_t *count, uint8_t *out);
