@@ -24,7 +24,7 @@ typedef struct addresses {
 
 struct pf_recorder {
     pf_link *link;
-    bool refused; /* the device could not record, and is not asked again */
+    bool refused; /* the device could not record once, and is not asked again */
     uint64_t turn;
     addresses where;
     entry entries[MOST_RECORDINGS];
@@ -209,7 +209,7 @@ static bool is_cancelled(const pf_exec *ex) { return ex->cancel != NULL && atomi
  * device does once, such as loading a kernel's code, may not be possible while it records. */
 static pf_status run(const part *p) {
     pf_recorder *recorder = p->side.recorder;
-    if (recorder == NULL || recorder->refused || p->side.ex->dry) return issue(p);
+    if (recorder == NULL || p->side.ex->dry) return issue(p);
     const addresses where = {p->frame.counters, p->streams, p->logits != NULL ? p->logits : recorder->where.logits,
                              pf_arena_capacity(p->side.ex->arena)};
     if (where.frame != recorder->where.frame || where.streams != recorder->where.streams ||
@@ -218,7 +218,7 @@ static pf_status run(const part *p) {
     }
     recorder->where = where;
     entry *e = find(recorder, kind_of(p));
-    if (e->used && e->recording == NULL) PF_TRY(record(recorder, p, &e->recording));
+    if (e->used && e->recording == NULL && !recorder->refused) PF_TRY(record(recorder, p, &e->recording));
     if (e->recording == NULL) PF_TRY(issue(p));
     else if (is_cancelled(p->side.ex)) return PF_ERR_CANCELLED;
     else PF_TRY(pf_link_replay(recorder->link, e->recording));

@@ -84,7 +84,7 @@ static pf_status open_parts(pf_session *session, const pf_session_params *params
     session->tokens = pf_region_alloc((size_t)params->n_ctx * sizeof(int32_t));
     if (session->tokens == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     PF_TRY(pf_session_plan_buffers(session, err));
-    if (model->link != NULL) {
+    if (model->link != NULL && (params->flags & PF_SESSION_UNRECORDED) == 0) {
         session->recorder = pf_recorder_new(model->link);
         if (session->recorder == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     }

@@ -13,7 +13,7 @@ struct pf_session {
     pf_model *model;   /* one reference */
     pf_cache cache;
     pf_arenas arenas;
-    pf_recorder *recorder; /* NULL without a device */
+    pf_recorder *recorder; /* NULL: nothing is recorded */
     atomic_int cancel; /* set by any thread, taken by the evaluating one */
     int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
     void *note;        /* the caller's own bytes */
