@@ -84,6 +84,22 @@ pf_status pf_link_copy(pf_link *link, void *to, const void *from, size_t bytes) 
     return bytes == 0 ? PF_OK : note(link, link->plugin->copy(link->device, to, from, bytes));
 }
 
+void pf_link_set_base(pf_link *link, const int64_t *position) { link->plugin->set_base(link->device, position); }
+
+pf_status pf_link_begin_recording(pf_link *link) { return link->plugin->begin_recording(link->device); }
+
+pf_status pf_link_end_recording(pf_link *link, pf_recording **out) {
+    return link->plugin->end_recording(link->device, out);
+}
+
+pf_status pf_link_replay(pf_link *link, pf_recording *recording) {
+    return note(link, link->plugin->replay(link->device, recording));
+}
+
+void pf_link_drop_recording(pf_link *link, pf_recording *recording) {
+    if (recording != NULL) link->plugin->drop_recording(link->device, recording);
+}
+
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
     const pf_status end = link->plugin->synchronize(link->device, err);
     if (end == PF_OK && status != PF_ERR_DEVICE) return status;

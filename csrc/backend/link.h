@@ -32,6 +32,13 @@ pf_status pf_link_upload(pf_link *link, void *to, const void *from, size_t bytes
 pf_status pf_link_download(pf_link *link, void *to, const void *from, size_t bytes);
 pf_status pf_link_copy(pf_link *link, void *to, const void *from, size_t bytes);
 
+/* As the plugin's of the same names; none of them makes a device lost but replay. */
+void pf_link_set_base(pf_link *link, const int64_t *position);
+pf_status pf_link_begin_recording(pf_link *link);
+pf_status pf_link_end_recording(pf_link *link, pf_recording **out);
+pf_status pf_link_replay(pf_link *link, pf_recording *recording);
+void pf_link_drop_recording(pf_link *link, pf_recording *recording); /* NULL is allowed */
+
 /* The end of a step that came to `status` so far: waits for the device, and says with what it came to in the end. A
  * line about the device in err where that is why. */
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err);

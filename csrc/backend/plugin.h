@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define PF_PLUGIN_ABI 2
+#define PF_PLUGIN_ABI 3
 
 /* What a plugin calls of libpyflash. */
 typedef struct pf_plugin_host {
@@ -29,6 +29,7 @@ typedef struct pf_plugin_host {
 } pf_plugin_host;
 
 typedef struct pf_device pf_device; /* one opened device; one thread at a time */
+typedef struct pf_recording pf_recording; /* operations of a device that can be repeated as a whole */
 
 typedef struct pf_plugin {
     uint32_t struct_size;
@@ -57,6 +58,18 @@ typedef struct pf_plugin {
      * give, so that a recorded sequence of operations can be replayed for the next token. (For pools it must point to
      * the number of rows: another one than for positions.) NULL: nothing is added. */
     void (*set_base)(pf_device *device, const int64_t *position);
+
+    /* Between the two, operations and copies are not run but recorded, with the arguments and the base that they have
+     * then. Nothing else may be called meanwhile but set_base and alloc. UNSUPPORTED says that there is no recording
+     * and that the device is as before: after begin_recording() operations run as always, and after end_recording()
+     * they have to be issued again. end_recording() belongs to every begin_recording() that was OK, whatever operations
+     * said; with out NULL it keeps nothing. */
+    pf_status (*begin_recording)(pf_device *device);
+    pf_status (*end_recording)(pf_device *device, pf_recording **out);
+    /* Queues the recorded operations. Everything that they were given must still be where it was. */
+    pf_status (*replay)(pf_device *device, pf_recording *recording);
+    /* While none of its operations is queued or running. */
+    void (*drop_recording)(pf_device *device, pf_recording *recording);
 } pf_plugin;
 
 /* The plugin's table, static storage; NULL when host is not of a version that it knows. */

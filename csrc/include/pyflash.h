@@ -215,7 +215,8 @@ PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, doub
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 
-#define PF_SESSION_POISON 1u /* fill cache memory with NaN patterns first (tests) */
+#define PF_SESSION_POISON 1u     /* fill cache memory with NaN patterns first (tests) */
+#define PF_SESSION_UNRECORDED 2u /* all of a device's operations one by one, none recorded (measurements) */
 
 typedef struct pf_session_params {
     uint32_t struct_size;

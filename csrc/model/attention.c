@@ -1,6 +1,6 @@
 /* Hybrid attention: sliding window, compressed sparse (CSA, ratio 4) and heavily compressed (HCA, ratio 128). All three
  * share the projections; what differs is which compressed rows a query sees beside its window. */
-#include "model/step.h"
+#include "model/recording.h"
 
 #include "base/arith.h"
 
@@ -24,21 +24,26 @@ static pf_status compress(const pf_step *s, int32_t layer, int32_t ratio, const 
         const int64_t first = position / ratio, count = (position + n) / ratio - first;
         const pf_step_mark mark = pf_step_set_mark(s);
         const pf_frontier_args push = {
-            .a = a + start * channels, .g = g + start * channels, .ape = w->ape, .n = n, .position = position,
-            .channels = channels, .ratio = ratio, .ring_a = frontier->a, .ring_g = frontier->g, .ring = frontier->ring,
+            .a = a + start * channels, .g = g + start * channels, .ape = w->ape, .n = n,
+            .position = pf_step_place(s) + start, .channels = channels, .ratio = ratio, .ring_a = frontier->a,
+            .ring_g = frontier->g, .ring = frontier->ring,
         };
         PF_TRY(be->push_frontier(s->ex, &push));
         if (count == 0) continue;
+        const int64_t place = s->frame != NULL ? 0 : first;
         PF_SCRATCH(float, rows, s, count * pool->width);
         pf_compress_args args = {
             .a = frontier->a, .g = frontier->g, .ring = frontier->ring, .ratio = ratio,
-            .overlap = ratio == PF_RATIO_CSA, .width = pool->width, .first = first, .n = count, .norm = w->norm,
+            .overlap = ratio == PF_RATIO_CSA, .width = pool->width, .first = place, .n = count, .norm = w->norm,
             .eps = s->net->config.norm_eps, .out = rows,
         };
-        PF_TRY(pf_step_rope(s, s->net->rope_freq_compressed, first * ratio, ratio, count, &args.rope));
+        if (s->frame != NULL) args.rope = pf_frame_row_rope(s, ratio);
+        else PF_TRY(pf_step_rope(s, s->net->rope_freq_compressed, first * ratio, ratio, count, &args.rope));
+        pf_frame_count(s, ratio);
         PF_TRY(be->compress(s->ex, &args));
         if (rotate) PF_TRY(be->hadamard(s->ex, rows, count, pool->width));
-        PF_TRY(be->store_rows(s->ex, pool, first, count, rows));
+        PF_TRY(be->store_rows(s->ex, pool, place, count, rows));
+        pf_frame_count(s, 0);
         for (int64_t j = 0; j < count; ++j) {
             pf_step_tap_row(s, tap, layer, (first + j + 1) * ratio - 1, rows + j * pool->width, pool->width);
         }
@@ -56,7 +61,7 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
     const int64_t heads = c->index_heads, dim = c->index_dim, k = c->index_topk;
     const int64_t n_rows = (s->position + s->n) / PF_RATIO_CSA;
     if (n_rows <= k) { /* everything is kept, so nothing needs a score */
-        return be->topk(s->ex, NULL, 0, s->n, s->position, PF_RATIO_CSA, k, select, select_n);
+        return be->topk(s->ex, NULL, 0, s->n, pf_step_place(s), PF_RATIO_CSA, k, select, select_n);
     }
     PF_SCRATCH(float, q, s, s->n * heads * dim);
     PF_SCRATCH(float, weights, s, s->n * heads);
@@ -68,17 +73,19 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
     }
     PF_TRY(be->linear(s->ex, &w->index_weights, x, c->n_embd, s->n, weights, heads));
     pf_step_tap(s, "idx_q", layer, q, heads * dim);
-    /* Not tile * n_rows, which a longer context can make less: memory is planned by the longest. */
-    const int64_t room = pf_max_i64(n_rows, pf_min_i64(s->n * n_rows, SCORE_FLOATS)), tile = room / n_rows;
+    /* Not tile * ld, which a longer context can make less: memory is planned by the longest. A recorded step takes that
+     * much from the start. */
+    const int64_t ld = s->frame != NULL ? rows->capacity : n_rows;
+    const int64_t room = pf_max_i64(ld, pf_min_i64(s->n * ld, SCORE_FLOATS)), tile = room / ld;
     PF_SCRATCH(float, scores, s, room);
     for (int64_t t = 0; t < s->n; t += tile) {
         const pf_index_args args = {
             .q = q + t * heads * dim, .w = weights + t * heads, .n_token = pf_min_i64(tile, s->n - t),
-            .position = s->position + t, .n_head = heads, .scale = 1.0f / sqrtf((float)(dim * heads)),
-            .ratio = PF_RATIO_CSA, .rows = rows, .scores = scores, .ld = n_rows,
+            .position = pf_step_place(s) + t, .n_head = heads, .scale = 1.0f / sqrtf((float)(dim * heads)),
+            .ratio = PF_RATIO_CSA, .rows = rows, .scores = scores, .ld = ld,
         };
         PF_TRY(be->index_scores(s->ex, &args));
-        PF_TRY(be->topk(s->ex, scores, n_rows, args.n_token, args.position, PF_RATIO_CSA, k, select + t * k,
+        PF_TRY(be->topk(s->ex, scores, ld, args.n_token, args.position, PF_RATIO_CSA, k, select + t * k,
                         select_n + t));
     }
     return PF_OK;
@@ -107,7 +114,7 @@ pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, cons
     PF_TRY(be->rms_norm(s->ex, kv, s->n, d, w->kv_norm, c->norm_eps, kv));
     PF_TRY(be->rope_tail(s->ex, kv, s->n, 1, d, pf_step_rope_of(s, ratio), false));
     pf_step_tap(s, "kv", layer, kv, d);
-    return be->store_rows(s->ex, &s->cache->layers[layer].raw, s->position, s->n, kv);
+    return be->store_rows(s->ex, &s->cache->layers[layer].raw, pf_step_place(s), s->n, kv);
 }
 
 /* Grouped output projection: z[g] = wo_a[g] o[heads of g], y = wo_b z. */
@@ -143,7 +150,8 @@ pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_
     PF_TRY(pf_attention_rows(s, layer, ratio, w, x));
 
     pf_attn_args args = {
-        .q = q, .out = q, .n_token = s->n, .position = s->position, .n_head = heads, .head_dim = d,
+        .q = q, .out = q, .n_token = s->n, .position = pf_step_place(s), .n_head = heads,
+        .head_dim = d,
         .window = c->window, .sinks = w->sinks, .scale = 1.0f / sqrtf((float)d), .raw = &cache->raw, .ratio = ratio,
     };
     if (ratio != 0) {

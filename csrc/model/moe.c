@@ -1,16 +1,13 @@
 /* Mixture of experts: hash or score routing, routed experts, shared expert. */
-#include "model/step.h"
+#include "model/recording.h"
 
 #include "base/arith.h"
 
 #include <string.h>
 
-/* Hash layers look their experts up by token id: [n, A] on the step's side. The table comes from the file, so its ids are
- * checked here. */
-static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t **out) {
+pf_status pf_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
     const pf_config *c = &s->net->config;
     const int64_t n_used = c->n_expert_used;
-    PF_SCRATCH(int32_t, chosen, s->host, s->n * n_used);
     for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
         const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * n_used;
         for (int32_t i = 0; i < n_used; ++i) {
@@ -22,6 +19,18 @@ static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_w
         }
         memcpy(chosen + t * n_used, entry, (size_t)n_used * sizeof *chosen);
     }
+    return PF_OK;
+}
+
+/* On the step's side. */
+static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t **out) {
+    const int64_t n_used = s->net->config.n_expert_used;
+    if (s->frame != NULL) {
+        *out = pf_frame_experts(s, layer);
+        return PF_OK;
+    }
+    PF_SCRATCH(int32_t, chosen, s->host, s->n * n_used);
+    PF_TRY(pf_hash_experts(s, layer, w, chosen));
     void *there;
     PF_TRY(pf_step_carry(s->host, s, chosen, (size_t)(s->n * n_used) * sizeof *chosen, &there));
     *out = there;

@@ -23,18 +23,23 @@ void pf_step_reset(const pf_step *s, pf_step_mark mark) {
     if (s->link != NULL) pf_arena_reset(s->host->ex->arena, mark.host);
 }
 
-pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
-                       pf_rope_table *out) {
-    const int64_t half = s->net->config.rope_dim / 2;
-    PF_SCRATCH(float, cosines, s->host, 2 * n * half);
-    float *sines = cosines + n * half;
-    for (int64_t t = 0; t < n && !s->ex->dry; ++t) {
+void pf_rope_fill(const double *freq, int64_t half, int64_t first, int64_t stride, int64_t n, float *cosines,
+                  float *sines) {
+    for (int64_t t = 0; t < n; ++t) {
         for (int64_t i = 0; i < half; ++i) {
             const double angle = (double)(first + t * stride) * freq[i];
             cosines[t * half + i] = (float)cos(angle);
             sines[t * half + i] = (float)sin(angle);
         }
     }
+}
+
+pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
+                       pf_rope_table *out) {
+    const int64_t half = s->net->config.rope_dim / 2;
+    PF_SCRATCH(float, cosines, s->host, 2 * n * half);
+    float *sines = cosines + n * half;
+    if (!s->ex->dry) pf_rope_fill(freq, half, first, stride, n, cosines, sines);
     void *table;
     PF_TRY(pf_step_carry(s->host, s, cosines, (size_t)(2 * n * half) * sizeof(float), &table));
     cosines = table;

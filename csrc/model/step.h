@@ -22,6 +22,9 @@ typedef struct pf_network {
 /* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a
  * pf_step of its own, and a part of the pass runs on the side of the step that it is given: that step's scratch, its
  * cache rows and weights are all there. Only pf_step_carry() leads across. */
+struct pf_frame;    /* recording.h */
+struct pf_recorder; /* recording.h */
+
 typedef struct pf_step {
     const pf_network *net;
     pf_cache *cache;
@@ -35,7 +38,12 @@ typedef struct pf_step {
     const int32_t *tokens; /* [n]; ids have been checked */
     int64_t n, position;   /* the first token's absolute position */
     pf_rope_table rope, rope_compressed; /* [n] from position */
+    const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
+    struct pf_recorder *recorder;  /* the session's; NULL: nothing is recorded */
 } pf_step;
+
+/* The `position` that operations are given: beside it they add the frame's. */
+static inline int64_t pf_step_place(const pf_step *s) { return s->frame != NULL ? 0 : s->position; }
 
 /* The side that a layer or the head is computed on. */
 static inline const pf_step *pf_step_side(const pf_step *s, bool on_device) { return on_device ? s->device : s->host; }
@@ -56,8 +64,11 @@ void pf_step_reset(const pf_step *s, pf_step_mark mark);
     type *name = pf_arena_alloc((step)->ex->arena, (size_t)(count) * sizeof(type)); \
     if (name == NULL) return PF_ERR_MEMORY
 
-/* cos and sin of n positions first, first + stride, ... into scratch. Angles are computed in double: positions reach
- * a million. */
+/* cos and sin [n, half] of positions first, first + stride, ... Angles are computed in double: positions reach a
+ * million. */
+void pf_rope_fill(const double *freq, int64_t half, int64_t first, int64_t stride, int64_t n, float *cosines,
+                  float *sines);
+/* These of the model's rotary dimensions, into scratch. */
 pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
                        pf_rope_table *out);
 /* Fills rope and rope_compressed for the step's positions. */
@@ -82,7 +93,12 @@ pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_
 pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w,
                             const float *x);
 
-/* moe.c: y [n, D] = MoE(x [n, D]), x after the norm. */
+/* moe.c */
+
+/* Hash layers look their experts up by token id: chosen [n, A], the host's memory. The table comes from the file, so
+ * its ids are checked here. */
+pf_status pf_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen);
+/* y [n, D] = MoE(x [n, D]), x after the norm. */
 pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *x, float *y);
 
 /* deepseek4.c */
@@ -95,6 +111,9 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
  * host's. */
 pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
                   float *logits);
+/* The same where the head is on the step's side, with the logits there, too, and not reported to the tap. */
+pf_status pf_head_there(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams,
+                        int64_t n_out, float *logits);
 /* The whole network, begun on the host's side: extends the cache by the step's tokens (the caller commits) and writes the
  * logits of the last n_out tokens, [n_out, vocab]. Both sides have been prepared. */
 pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);

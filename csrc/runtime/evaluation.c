@@ -1,6 +1,7 @@
 #include "runtime/evaluation.h"
 
 #include "base/memory.h"
+#include "model/recording.h"
 
 /* More than any scratch, of the device's memory that does not exist: one block makes an arena's peak exact. */
 static const size_t plenty = SIZE_MAX / 4;
@@ -25,18 +26,27 @@ void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cac
 
 pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits) {
     PF_TRY(pf_step_prepare(&evaluation->host));
-    if (evaluation->host.device != NULL) PF_TRY(pf_step_prepare(&evaluation->device));
+    if (evaluation->host.device != NULL && !pf_recorded_whole(&evaluation->host)) {
+        PF_TRY(pf_step_prepare(&evaluation->device));
+    }
     return pf_forward(&evaluation->host, n_out, logits);
+}
+
+/* A step of n tokens at the end of the context; *out for what comes after it. */
+static pf_status step_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens, int64_t n,
+                          pf_evaluation *out) {
+    pf_evaluation_init(out, model, cache, arenas, NULL, tokens, n, cache->n_ctx - n, NULL);
+    out->host_exec.dry = true;
+    out->device_exec.dry = true;
+    pf_arena_reset(arenas.host, 0);
+    pf_arena_reset(arenas.device, 0);
+    return pf_evaluate(out, 1, NULL);
 }
 
 static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens) {
     pf_evaluation evaluation;
-    pf_evaluation_init(&evaluation, model, cache, arenas, NULL, tokens, cache->n_chunk, cache->n_ctx - cache->n_chunk,
-                       NULL);
-    evaluation.host_exec.dry = true;
-    evaluation.device_exec.dry = true;
-    pf_arena_reset(arenas.device, 0);
-    PF_TRY(pf_evaluate(&evaluation, 1, NULL));
+    if (model->link != NULL) PF_TRY(step_dry(model, cache, arenas, tokens, 1, &evaluation)); /* not as longer ones */
+    PF_TRY(step_dry(model, cache, arenas, tokens, cache->n_chunk, &evaluation));
     pf_arena_reset(arenas.host, 0);
     pf_arena_reset(arenas.device, 0);
     return model->net.weights.mtp.present ? pf_mtp_draft(&evaluation.host, 0, NULL) : PF_OK;

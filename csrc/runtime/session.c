@@ -84,6 +84,10 @@ static pf_status open_parts(pf_session *session, const pf_session_params *params
     session->tokens = pf_region_alloc((size_t)params->n_ctx * sizeof(int32_t));
     if (session->tokens == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     PF_TRY(pf_session_plan_buffers(session, err));
+    if (model->link != NULL && (params->flags & PF_SESSION_UNRECORDED) == 0) {
+        session->recorder = pf_recorder_new(model->link);
+        if (session->recorder == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
+    }
     if ((params->flags & PF_SESSION_POISON) != 0) pf_cache_poison(&session->cache);
     return PF_OK;
 }
@@ -112,6 +116,7 @@ void pf_session_close(pf_session *session) {
     pf_link *link = session->model->link;
     if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
     if (link != NULL) pf_link_lock(link);
+    pf_recorder_delete(session->recorder); /* before the memory that it works on */
     pf_cache_close(&session->cache);
     pf_arena_delete(session->arenas.device);
     if (link != NULL) pf_link_unlock(link);
@@ -157,6 +162,8 @@ static pf_status check_weights(const pf_session *session, pf_error *err) {
 static void begin(pf_session *session, pf_evaluation *out, const int32_t *tokens, int64_t n, pf_error *err) {
     pf_evaluation_init(out, session->model, &session->cache, session->arenas, &session->cancel, tokens, n,
                        session->cache.position, err);
+    out->host.recorder = session->recorder;
+    out->device.recorder = session->recorder;
     out->host.tap = session->tap;
     out->host.tap_user = session->tap_user;
     out->device.tap = session->tap;

@@ -3,6 +3,7 @@
 #define PF_RUNTIME_SESSION_H
 
 #include "kv/cache.h"
+#include "model/recording.h"
 #include "runtime/evaluation.h"
 #include "runtime/model.h"
 
@@ -12,6 +13,7 @@ struct pf_session {
     pf_model *model;   /* one reference */
     pf_cache cache;
     pf_arenas arenas;
+    pf_recorder *recorder; /* NULL: nothing is recorded */
     atomic_int cancel; /* set by any thread, taken by the evaluating one */
     int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
     void *note;        /* the caller's own bytes */

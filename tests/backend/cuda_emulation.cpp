@@ -306,4 +306,92 @@ void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> 
     }
 }
 
+/* ---- Graphs ---- */
+
+struct graph {
+    std::vector<std::function<void()>> work;
+};
+
+static bool capturing, spoiled;
+static int last_error;
+static graph *captured;
+
+/* How many were made and run, for tests to read; `alive` counts executable ones. */
+struct graph_counts {
+    uint64_t made, launched, alive;
+};
+extern "C" {
+__attribute__((visibility("default"))) graph_counts pf_emulated_graphs;
+}
+
+static bool refuses(const char *step) {
+    const char *refused = std::getenv("PF_EMULATED_NO_GRAPHS");
+    return refused && std::strcmp(refused, step) == 0;
+}
+
+static bool is_lost() { return std::getenv("PF_EMULATED_LOST") != nullptr; }
+
+int take_error() {
+    const int error = is_lost() ? cudaErrorLaunchFailure : last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+bool is_capturing() { return capturing; }
+
+int forbidden() {
+    spoiled = true;
+    return last_error = cudaErrorStreamCaptureUnsupported;
+}
+
+int enqueue(std::function<void()> work) {
+    if (!capturing) {
+        work();
+        return cudaSuccess;
+    }
+    if (spoiled) return last_error = cudaErrorStreamCaptureInvalidated;
+    if (refuses("launch")) return forbidden();
+    captured->work.push_back(std::move(work));
+    return cudaSuccess;
+}
+
+int begin_capture() {
+    if (capturing) fail("a capture within a capture");
+    if (is_lost() || refuses("begin")) return last_error = cudaErrorLaunchFailure;
+    capturing = true;
+    spoiled = false;
+    captured = new graph;
+    return cudaSuccess;
+}
+
+int end_capture(graph **out) {
+    if (!capturing) fail("the end of a capture that has not begun");
+    capturing = false;
+    if (!spoiled) return *out = captured, cudaSuccess;
+    delete captured;
+    *out = nullptr;
+    return last_error = cudaErrorStreamCaptureInvalidated;
+}
+
+int instantiate(graph **out, const graph *from) {
+    if (is_lost() || refuses("instantiate")) return last_error = cudaErrorMemoryAllocation;
+    *out = new graph(*from);
+    ++pf_emulated_graphs.made;
+    ++pf_emulated_graphs.alive;
+    return cudaSuccess;
+}
+
+int launch_graph(const graph *g) {
+    if (capturing) fail("a graph within a graph");
+    if (is_lost()) return cudaErrorLaunchFailure;
+    ++pf_emulated_graphs.launched;
+    for (const auto &work : g->work) work();
+    return cudaSuccess;
+}
+
+void destroy_graph(graph *g, bool is_executable) {
+    if (is_executable) --pf_emulated_graphs.alive;
+    delete g;
+}
+
 } // namespace emulated

@@ -5,7 +5,9 @@
  * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
  * speed. With PF_EMULATED_STRICT set in the environment, the device's memory can be touched only while a kernel runs, and
  * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, and while
- * PF_EMULATED_LOST is set everything fails. What would hang or be undefined on a device ends the program with a message:
+ * PF_EMULATED_LOST is set everything fails. What is captured is kept with the values of its arguments; what CUDA forbids
+ * meanwhile fails and spoils the capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or
+ * instantiate. What would hang or be undefined on a device ends the program with a message:
  * lanes that part at a shuffle, a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector
  * load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
@@ -18,6 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <tuple>
 
 /* ---- Language ---- */
 
@@ -56,6 +59,20 @@ extern dim3 block_size, grid_size;
 
 void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &kernel);
 
+/* Something of the stream: now, or, while it is captured, by the graph. */
+int enqueue(std::function<void()> work);
+bool is_capturing();
+/* What CUDA forbids while a stream is captured. */
+int forbidden();
+/* The last failure, which is forgotten. */
+int take_error();
+int begin_capture();
+struct graph;
+int end_capture(graph **out);
+int instantiate(graph **out, const graph *captured);
+int launch_graph(const graph *g);
+void destroy_graph(graph *g, bool is_executable);
+
 /* The device's memory: NULL when there is not enough. */
 void *device_alloc(size_t bytes);
 void device_free(void *memory);
@@ -67,6 +84,13 @@ size_t device_bytes(), device_free_bytes();
 void check_words(const void *argument, size_t bytes);
 template <typename... T> void check_arguments(const T &...arguments) {
     (check_words(&arguments, sizeof arguments), ...);
+}
+/* The arguments' values are taken now, as a launch does. */
+template <typename... P, typename... A>
+void launch_kernel(dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), const A &...arguments) {
+    const std::tuple<P...> values(static_cast<P>(arguments)...);
+    std::apply([](const P &...value) { check_arguments(value...); }, values);
+    enqueue([=]() { launch(grid, threads, shared, [&]() { std::apply(kernel, values); }); });
 }
 void block_barrier();
 void warp_barrier();
@@ -89,11 +113,10 @@ void *dynamic_shared();
 #define blockDim (emulated::block_size)
 #define gridDim (emulated::grid_size)
 
-#define PF_LAUNCH(kernel, grid, threads, shared, stream, ...)                                  \
-    do {                                                                                       \
-        (void)(stream);                                                                        \
-        emulated::check_arguments(__VA_ARGS__);                                                \
-        emulated::launch((grid), (threads), (size_t)(shared), [=]() { (kernel)(__VA_ARGS__); }); \
+#define PF_LAUNCH(kernel, grid, threads, shared, stream, ...)                                            \
+    do {                                                                                                 \
+        (void)(stream);                                                                                  \
+        emulated::launch_kernel((grid), (threads), (size_t)(shared), (kernel), __VA_ARGS__);             \
     } while (0)
 #define PF_UNROLL
 #define PF_SHARED(type, name) type &name = *static_cast<type *>(emulated::shared_variable(sizeof(type)))
@@ -168,7 +191,8 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 
 typedef int cudaError_t;
 typedef int cudaStream_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorLaunchFailure = 719 };
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorLaunchFailure = 719,
+       cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901 };
 enum { CUDART_VERSION = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking = 1 };
@@ -178,7 +202,7 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
 };
 
-static inline cudaError_t cudaGetLastError() { return std::getenv("PF_EMULATED_LOST") ? cudaErrorLaunchFailure : cudaSuccess; }
+static inline cudaError_t cudaGetLastError() { return emulated::take_error(); }
 static inline const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory" : "unspecified launch failure";
 }
@@ -196,7 +220,9 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
 }
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) { return *out = 1, cudaSuccess; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return emulated::is_capturing() ? emulated::forbidden() : emulated::take_error();
+}
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *, int, int) { return cudaSuccess; }
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes) {
@@ -205,12 +231,32 @@ template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes
     *out = static_cast<T *>(memory);
     return cudaSuccess;
 }
-static inline cudaError_t cudaFree(void *memory) { return emulated::device_free(memory), cudaSuccess; }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
-    return emulated::device_copy(to, from, n), cudaSuccess;
+static inline cudaError_t cudaFree(void *memory) { /* waits for the device */
+    if (emulated::is_capturing()) return emulated::forbidden();
+    return emulated::device_free(memory), cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t) {
+    if (emulated::is_capturing() && kind != cudaMemcpyDeviceToDevice) return emulated::forbidden(); /* is not pinned */
+    return emulated::enqueue([=]() { emulated::device_copy(to, from, n); });
 }
 static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t) {
-    return emulated::device_fill(to, value, n), cudaSuccess;
+    return emulated::enqueue([=]() { emulated::device_fill(to, value, n); });
+}
+
+typedef emulated::graph *cudaGraph_t;
+typedef struct executable *cudaGraphExec_t;
+enum { cudaStreamCaptureModeRelaxed = 2 };
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, int) { return emulated::begin_capture(); }
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out) { return emulated::end_capture(out); }
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+    return emulated::instantiate(reinterpret_cast<emulated::graph **>(out), graph);
+}
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    return emulated::launch_graph(reinterpret_cast<emulated::graph *>(graph));
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return emulated::destroy_graph(graph, false), cudaSuccess; }
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    return emulated::destroy_graph(reinterpret_cast<emulated::graph *>(graph), true), cudaSuccess;
 }
 
 #endif

@@ -6,6 +6,7 @@ with -DPYFLASH_CUDA=ON: `python -m pytest tests/backend/on_device.py`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -343,3 +344,169 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
     with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=CONTEXT) as session:
         session.load(tmp_path / "kept")
         assert session.position == 20
+
+
+# ---- Decoding from recordings: csrc/model/recording.h ----
+
+
+class GraphCounts(ctypes.Structure):
+    """pf_emulated_graphs of cuda_emulation.cpp."""
+
+    _fields_ = [("made", ctypes.c_uint64), ("launched", ctypes.c_uint64), ("alive", ctypes.c_uint64)]
+
+
+def graphs() -> tuple[int, int, int]:
+    """Graphs made, and launched, so far, and those that are there now. Nothing but zeros on a real device."""
+    if not EMULATED:
+        return 0, 0, 0
+    library = ctypes.CDLL(str(Path(os.environ["PYFLASH_LIBRARY"]).parent / "libpyflash_cuda.so"))
+    counts = GraphCounts.in_dll(library, "pf_emulated_graphs")
+    return int(counts.made), int(counts.launched), int(counts.alive)
+
+
+def decode(session: Any, tokens: np.ndarray) -> np.ndarray:
+    return np.stack([session.eval([token]) for token in tokens])
+
+
+RECORDED: dict[str, dict[str, Any]] = {
+    "all": {}, "two-layers": {"gpu_layers": 3}, "three-layers-two-experts": {"gpu_layers": 4, "cpu_moe": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("placement", "precision"), [("all", "exact"), *((name, "fast") for name in RECORDED)])
+def test_decoding_is_replayed(tiny: TinyModel, placement: str, precision: str) -> None:
+    """The bits of a sequence evaluated in chunks, without recordings: before and after the indexer chooses (from position
+    51 on), with and without a completed row of ratio 4 and 128; and memory as planned."""
+    tokens = tokens_of(tiny)
+    with open_on(tiny, precision, **RECORDED[placement]) as model:
+        expected = logits_of(model, tokens)
+        before = graphs()
+        with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+            for begin, end in [(0, 9), (41, 64), (120, 135)]:
+                session.eval(tokens[session.position : begin]) if begin > 0 else None
+                same(decode(session, tokens[begin:end]), expected[begin:end])
+            for _ in range(3):  # row 0 of ratio 128: computed before, recorded, replayed
+                session.rollback(session.position - 127)
+                same(decode(session, tokens[127:130]), expected[127:130])
+            session.eval(tokens[130:])
+            made, launched, alive = (now - then for now, then in zip(graphs(), before))
+            draft = session.draft(7)
+            assert session.memory.device_buffer_bytes == model.placement.buffer_bytes
+            if EMULATED:  # a row of ratio 4 or none, without and with choosing; one of ratio 128 with choosing
+                assert made == alive == 5
+                assert launched == 9 + 23 + 15 + 3 * 3 - made, "the first of every kind is computed"
+        assert graphs()[2] == before[2], "closing drops them"
+        with model.session(context=CONTEXT, chunk=CHUNK) as session:
+            session.eval(tokens)
+            same(session.draft(7)[None], draft[None])
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: TinyModel) -> Iterator[tuple[Any, np.ndarray]]:
+    """Everything on the device, and the logits of tokens_of() without recordings."""
+    with open_on(tiny, "fast") as model:
+        yield model, logits_of(model, tokens_of(tiny))
+
+
+def test_replayed_sessions_do_not_meet(whole: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
+    model, expected = whole
+    tokens = tokens_of(tiny)
+    others = tokens[::-1].copy()
+    expected_others = logits_of(model, others[:60])
+    found: list[list[np.ndarray]] = [[], []]
+    before = graphs()[1]
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as a:
+        with model.session(context=2 * CONTEXT, chunk=16, poison=True) as b:
+            a.eval(tokens[:7])
+            for i in range(60):
+                found[1].append(b.eval(others[i : i + 1]))
+                if i % 3 > 0:
+                    found[0].append(a.eval(tokens[len(found[0]) + 7 :][:1]))
+        rest = decode(a, tokens[len(found[0]) + 7 :][:20])
+    same(np.stack(found[1]), expected_others)
+    same(np.concatenate([np.stack(found[0]), rest]), expected[7:67])
+    assert not EMULATED or graphs()[1] - before == 60 + 40 + 20 - 8, "all but the first of four kinds in each"
+
+
+def test_replayed_after_everything_else(whole: tuple[Any, np.ndarray], tiny: TinyModel, tmp_path: Path) -> None:
+    """Rolled back, from a checkpoint, from a file, after taps, chunks, and steps with all logits, which take more scratch
+    than was planned, so that recordings are made anew."""
+    model, expected = whole
+    tokens = tokens_of(tiny)
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        same(decode(session, tokens[:40]), expected[:40])
+        session.checkpoint()
+        decode(session, tokens[::-1][:30])
+        session.rollback(30)
+        same(decode(session, tokens[40:60]), expected[40:60])
+        session.save(tmp_path / "kept")
+        launched = graphs()[1]
+        session.set_tap(lambda *_: None)
+        same(decode(session, tokens[60:64]), expected[60:64])
+        session.set_tap(None)
+        assert graphs()[1] == launched, "nothing is replayed for a tap"
+        same(decode(session, tokens[64:90]), expected[64:90])
+        same(session.eval(tokens[90:120], all_logits=True), expected[90:120])
+        made = graphs()[0]
+        same(decode(session, tokens[120:]), expected[120:])
+        session.load(tmp_path / "kept")
+        launched = graphs()[1]
+        same(decode(session, tokens[60:]), expected[60:])
+        assert not EMULATED or (graphs()[1] - launched > 70 and made < graphs()[0] < made + 6)
+
+
+def test_replayed_at_later_rows(tiny: TinyModel) -> None:
+    """The second row of ratio 128, whose number is not 0."""
+    tokens = tiny.tokens(262, 54)
+    with open_on(tiny, "fast", gpu_layers=3, gpu_context=288) as model:
+        with model.session(context=288, chunk=CHUNK, poison=True) as session:
+            session.eval(tokens[:252])
+            expected = session.eval(tokens[252:], all_logits=True)
+        with model.session(context=288, chunk=CHUNK, poison=True) as session:
+            session.eval(tokens[:252])
+            for _ in range(3):  # computed, recorded, replayed
+                same(decode(session, tokens[252:]), expected)
+                session.rollback(10)
+                session.eval(tokens[::-1][:6])  # overwrites the row
+                session.rollback(6)
+
+
+def test_replayed_without_logits(whole: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
+    """Chunks of one token, of which only the last has logits."""
+    model, expected = whole
+    tokens, before = tokens_of(tiny), graphs()[0]
+    with model.session(context=CONTEXT, chunk=1, poison=True) as session:
+        planned = session.memory.device_buffer_bytes
+        for end in (13, 30, 60):
+            same(session.eval(tokens[session.position : end])[None], expected[end - 1 : end])
+        assert session.memory.device_buffer_bytes == planned
+        assert not EMULATED or before + 4 <= graphs()[0] <= before + 8
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
+@pytest.mark.parametrize("step", ["begin", "launch", "instantiate"])
+def test_a_device_that_cannot_record(
+    whole: tuple[Any, np.ndarray], tiny: TinyModel, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, expected = whole
+    before = graphs()
+    monkeypatch.setenv("PF_EMULATED_NO_GRAPHS", step)
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+        same(decode(session, tokens_of(tiny)[:20]), expected[:20])
+        assert graphs() == before
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
+def test_a_device_lost_while_replaying(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = graphs()
+    with open_on(tiny) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+        decode(session, tokens_of(tiny)[:12])
+        assert graphs()[2] > before[2]
+        monkeypatch.setenv("PF_EMULATED_LOST", "1")
+        with pytest.raises(pyflash.DeviceError):
+            session.eval([1])
+        monkeypatch.delenv("PF_EMULATED_LOST")
+        with pytest.raises(pyflash.DeviceError, match="open the model again"):
+            session.eval([1])
+        assert session.position == 12
+    assert graphs()[2] == before[2]

@@ -45,6 +45,7 @@ template <int GROUPS> static __global__ void __launch_bounds__(THREADS) fp4_kern
     float *scales = reinterpret_cast<float *>(memory + n_head * width), *weights = scales + n_head * GROUPS;
     for (int64_t t = blockIdx.y; t < args.a.n_token; t += gridDim.y) {
         const int64_t n_row = visible_rows(args, t);
+        if ((int64_t)blockIdx.x * THREADS >= n_row) continue; /* nothing for the whole block: see its number below */
         encode_heads<GROUPS>(args.a.q + t * n_head * width, n_head, codes, scales);
         for (int h = (int)threadIdx.x; h < n_head; h += THREADS) weights[h] = args.a.w[t * n_head + h];
         __syncthreads();

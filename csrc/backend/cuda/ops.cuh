@@ -118,4 +118,10 @@ pf_status pf_cuda_mhc_head(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_
 /* route.cu */
 pf_status pf_cuda_route(pf_exec *ex, const pf_route_args *args);
 
+/* graph.cu: the plugin's functions of these names */
+pf_status pf_cuda_begin_recording(pf_device *device);
+pf_status pf_cuda_end_recording(pf_device *device, pf_recording **out);
+pf_status pf_cuda_replay(pf_device *device, pf_recording *recording);
+void pf_cuda_drop_recording(pf_device *device, pf_recording *recording);
+
 #endif

@@ -208,5 +208,9 @@ PF_EXPORT const pf_plugin *pf_plugin_query(const pf_plugin_host *host) {
     plugin.copy = copy_within;
     plugin.synchronize = synchronize;
     plugin.set_base = set_base;
+    plugin.begin_recording = pf_cuda_begin_recording;
+    plugin.end_recording = pf_cuda_end_recording;
+    plugin.replay = pf_cuda_replay;
+    plugin.drop_recording = pf_cuda_drop_recording;
     return &plugin;
 }
