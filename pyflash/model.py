@@ -18,6 +18,7 @@ from pyflash.tokenizer import Tokenizer
 _log = logging.getLogger("pyflash")
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 _PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
+_STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
 _CACHES = {"auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE}
 
 
@@ -102,6 +103,16 @@ class Placement:
     buffer_bytes: int
     free_bytes: int
     total_bytes: int
+    stream_bytes: int
+
+
+@dataclass(frozen=True)
+class ExpertUploads:
+    """How a model's stream_experts has worked out so far: pf_expert_uploads of pyflash.h, with the same names."""
+
+    n_sent: int
+    n_kept: int
+    bytes_sent: int
 
 
 class Model:
@@ -126,6 +137,7 @@ class Model:
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
         gpu_layers: int | None = None, cpu_moe: int | None = None, gpu_context: int | None = None,
         gpu_chunk: int | None = None, gpu_cache: str = "auto", gpu_budget: int = 0, upload: bool = True,
+        stream_experts: str = "auto",
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
@@ -142,7 +154,10 @@ class Model:
         with the processor; None for as few as must. Both leave room on the device for a session(gpu_context, gpu_chunk,
         cache=gpu_cache), and take at most gpu_budget bytes there, or 0: what is free, less a reserve. The weights are sent
         before open() returns, and progress is called meanwhile; without upload they are not, and nothing can be evaluated:
-        for looking at the placement and at what sessions take.
+        for looking at the placement and at what sessions take. stream_experts: "auto" sends the device the routed experts
+        that stay with the processor for long chunks of tokens when that is quicker, which is measured; results then
+        depend on how a sequence is split, within the rounding of float sums; "on": for every chunk of 32 tokens or more;
+        "off". Not under precision="exact" nor with an expert_budget.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:
@@ -170,6 +185,9 @@ class Model:
         params.gpu_ctx = 0 if gpu_context is None else integer("gpu_context", gpu_context, 1, 2**31 - 1)
         params.gpu_chunk = 0 if gpu_chunk is None else integer("gpu_chunk", gpu_chunk, 1, 2**31 - 1)
         params.gpu_cache_type = _cache_type(gpu_cache)
+        if stream_experts not in _STREAMING:
+            raise ArgumentError(f"unknown stream_experts {stream_experts!r}; use one of {', '.join(_STREAMING)}")
+        params.stream_experts = _STREAMING[stream_experts]
         params.gpu_budget = integer("gpu_budget", gpu_budget, 0, 2**63 - 1)
         out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
         encoded = c_path(path)
@@ -256,6 +274,13 @@ class Model:
         with self._handle.borrow() as native:
             reads = _filled("pf_expert_reads", lib.pf_model_get_expert_reads, native)
         return ExpertReads(reads.n_wanted, reads.n_read, reads.bytes_read, reads.expert_bytes)
+
+    @property
+    def expert_uploads(self) -> ExpertUploads:
+        """How many layers of long chunks had their routed experts sent to the device so far, and the bytes sent."""
+        with self._handle.borrow() as native:
+            uploads = _filled("pf_expert_uploads", lib.pf_model_get_expert_uploads, native)
+        return ExpertUploads(uploads.n_sent, uploads.n_kept, uploads.bytes_sent)
 
     def metadata(self, key: str) -> str | None:
         """A string value of the file by its key, such as "tokenizer.chat_template"; None when it has none."""

@@ -175,6 +175,8 @@ typedef struct pf_experts_args {
                                          one over all */
     float limit;           /* SwiGLU clamp */
     float *out;            /* [T, D]; the routed sum is ADDED to it */
+    int32_t held_first;    /* matrix 0 of gate, up and down is this expert's: not all of a layer's need be there. Their
+                              count stays E */
 } pf_experts_args;
 
 typedef struct pf_backend {

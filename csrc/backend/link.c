@@ -100,6 +100,28 @@ void pf_link_drop_recording(pf_link *link, pf_recording *recording) {
     if (recording != NULL) link->plugin->drop_recording(link->device, recording);
 }
 
+void *pf_link_alloc_host(pf_link *link, size_t bytes) { return link->plugin->alloc_host(link->device, bytes); }
+
+void pf_link_free_host(pf_link *link, void *memory) {
+    if (memory != NULL) link->plugin->free_host(link->device, memory);
+}
+
+pf_status pf_link_send(pf_link *link, int32_t slot, void *to, const void *from, size_t bytes) {
+    return note(link, link->plugin->send(link->device, slot, to, from, bytes));
+}
+
+pf_status pf_link_await_sent(pf_link *link, int32_t slot) {
+    return note(link, link->plugin->await_sent(link->device, slot));
+}
+
+pf_status pf_link_begin_use(pf_link *link, int32_t slot) {
+    return note(link, link->plugin->begin_use(link->device, slot));
+}
+
+pf_status pf_link_end_use(pf_link *link, int32_t slot) {
+    return note(link, link->plugin->end_use(link->device, slot));
+}
+
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
     const pf_status end = link->plugin->synchronize(link->device, err);
     if (end == PF_OK && status != PF_ERR_DEVICE) return status;

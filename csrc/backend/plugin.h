@@ -19,6 +19,8 @@ extern "C" {
 
 #define PF_PLUGIN_ABI 3
 
+enum { PF_SLOTS = 2 }; /* pf_plugin.send */
+
 /* What a plugin calls of libpyflash. */
 typedef struct pf_plugin_host {
     uint32_t struct_size;
@@ -70,6 +72,23 @@ typedef struct pf_plugin {
     pf_status (*replay)(pf_device *device, pf_recording *recording);
     /* While none of its operations is queued or running. */
     void (*drop_recording)(pf_device *device, pf_recording *recording);
+
+    /* Sending memory while operations compute with what was sent before, through PF_SLOTS slots: each names some memory
+     * of the device and some page-locked memory of the host, which the caller has. A turn of a slot: await_sent, fill
+     * the host's memory, send once or more, begin_use, operations, end_use. */
+
+    /* Page-locked memory of the host; NULL when there is not enough. */
+    void *(*alloc_host)(pf_device *device, size_t bytes);
+    void (*free_host)(pf_device *device, void *memory);
+    /* Copies, beside the operations: but after those before the slot's last end_use, in order with other sends. `from` is
+     * of alloc_host, and is read by the time that await_sent returns. */
+    pf_status (*send)(pf_device *device, int32_t slot, void *to, const void *from, size_t bytes);
+    /* Waits for the sends before the slot's last begin_use. */
+    pf_status (*await_sent)(pf_device *device, int32_t slot);
+    /* Later operations come after the slot's sends so far. */
+    pf_status (*begin_use)(pf_device *device, int32_t slot);
+    /* Later sends to the slot come after the operations so far. */
+    pf_status (*end_use)(pf_device *device, int32_t slot);
 } pf_plugin;
 
 /* The plugin's table, static storage; NULL when host is not of a version that it knows. */

@@ -108,9 +108,18 @@ typedef struct pf_model_params {
     int32_t gpu_chunk;      /* with this chunk (0: as there) */
     int32_t gpu_cache_type; /* and this PF_CACHE_* */
     uint64_t gpu_budget;    /* bytes of the device that may be used; 0: those that are free, less a reserve */
+    int32_t stream_experts; /* PF_STREAM_*: layers on the device whose routed experts stay with the processor */
+    int32_t reserved3;
 } pf_model_params;
 
 #define PF_GPU_AUTO -1
+
+#define PF_STREAM_AUTO 0 /* send the device a layer's routed experts for a long chunk of tokens when that is quicker than
+                            computing them here, which is measured. Splits of a sequence into chunks then give the same
+                            results within rounding only. Not in exact, not with an expert_budget, and not where the
+                            memory that it takes is missing */
+#define PF_STREAM_OFF 1
+#define PF_STREAM_ON 2   /* as AUTO, for every chunk of 32 tokens or more */
 
 PF_API void pf_model_params_init(pf_model_params *params);
 
@@ -137,6 +146,7 @@ typedef struct pf_placement_info {
     uint64_t free_bytes;    /* what was free before anything was placed */
     uint64_t total_bytes;   /* of the device's memory */
     char name[128];         /* the device's, zero-terminated */
+    uint64_t stream_bytes;  /* taken for sending experts, and as many page-locked ones of the host's; 0: none are sent */
 } pf_placement_info;
 PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
@@ -192,6 +202,16 @@ typedef struct pf_expert_reads {
     uint64_t expert_bytes; /* of all routed experts, also without a budget */
 } pf_expert_reads;
 PF_API pf_status pf_model_get_expert_reads(const pf_model *model, pf_expert_reads *reads, pf_error *err);
+
+/* How stream_experts worked out so far. Zeros where no experts are sent. */
+typedef struct pf_expert_uploads {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t n_sent;     /* layers of chunks that might be sent experts: those that were, */
+    uint64_t n_kept;     /* and those that the processor computed */
+    uint64_t bytes_sent;
+} pf_expert_uploads;
+PF_API pf_status pf_model_get_expert_uploads(const pf_model *model, pf_expert_uploads *uploads, pf_error *err);
 
 /* Layer kind of layer `layer`: its compression ratio, 0, 4 or 128; -1 when out of range. */
 PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);

@@ -2,6 +2,7 @@
 #include "model/recording.h"
 
 #include "base/arith.h"
+#include "base/clock.h"
 
 #include <string.h>
 
@@ -73,18 +74,20 @@ static pf_status streamed_experts(const pf_step *s, int32_t layer, const int32_t
     return PF_OK;
 }
 
-/* What the experts of a layer need, brought to the host; the sum they write there begins with zero. */
+/* bytes of x from the step's side in scratch of the host's. */
+static pf_status to_host(const pf_step *s, const void *x, size_t bytes, void **out) {
+    return pf_step_carry(s, s->host, x, bytes, out);
+}
+
+/* What the host needs beside the chosen experts; the sum that it writes there begins with zero. */
 static pf_status bring_to_host(const pf_step *s, pf_experts_args *args) {
-    const int64_t width = s->net->config.n_embd;
-    const size_t n_pair = (size_t)(args->n_token * args->n_used), n_x = (size_t)(args->n_token * width);
-    void *x, *chosen, *weight;
-    PF_TRY(pf_step_carry(s, s->host, args->x, n_x * sizeof *args->x, &x));
-    PF_TRY(pf_step_carry(s, s->host, args->chosen, n_pair * sizeof *args->chosen, &chosen));
-    PF_TRY(pf_step_carry(s, s->host, args->weight, n_pair * sizeof *args->weight, &weight));
+    const size_t n_pair = (size_t)(args->n_token * args->n_used), n_x = (size_t)(args->n_token * s->net->config.n_embd);
+    void *x, *weight;
+    PF_TRY(to_host(s, args->x, n_x * sizeof *args->x, &x));
+    PF_TRY(to_host(s, args->weight, n_pair * sizeof *args->weight, &weight));
     PF_SCRATCH(float, out, s->host, n_x);
     if (!s->ex->dry) memset(out, 0, n_x * sizeof *out);
     args->x = x;
-    args->chosen = chosen;
     args->weight = weight;
     args->out = out;
     return PF_OK;
@@ -103,13 +106,50 @@ static pf_status shared_expert(const pf_step *s, const pf_layer_weights *lw, con
     return be->linear(s->ex, &w->shared_down, gate, ff, n, y, width);
 }
 
+/* Both kinds of experts of a layer: the shared one on the step's side, from x into y; the routed ones, with what they
+ * need, on `side`. The shared one comes first, since routed ones that are not in memory are read while it computes. */
+static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t layer, const pf_layer_weights *lw,
+                              const float *x, float *y, pf_experts_args *args) {
+    int32_t *wanted = NULL;
+    int64_t n_wanted = 0;
+    if (side->net->experts != NULL && side->link == NULL) {
+        PF_TRY(distinct_experts(side, args->chosen, &wanted, &n_wanted));
+        want_batch(side, layer, wanted, n_wanted, 0);
+    }
+    PF_TRY(shared_expert(s, lw, x, y));
+    if (wanted != NULL) return streamed_experts(side, layer, wanted, n_wanted, args);
+    return side->ex->backend->experts(side->ex, args);
+}
+
+/* The same of a layer on the device whose routed experts' weights are in the host's memory. The host computes these
+ * meanwhile, or the device everything, the weights being sent. */
+static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_weights *lw, pf_experts_args *args) {
+    const double begun = pf_clock_seconds();
+    const float *x = args->x;
+    float *y = args->out;
+    const bool may_send = pf_expert_upload_may(s->net->upload, s->n);
+    void *chosen, *routed;
+    PF_TRY(to_host(s, args->chosen, (size_t)(s->n * args->n_used) * sizeof *args->chosen, &chosen));
+    if (may_send && (s->ex->dry || pf_expert_upload_pays(s->net->upload, lw, chosen, s->n))) {
+        const pf_step_mark mark = pf_step_set_mark(s);
+        PF_TRY(shared_expert(s, lw, x, y));
+        if (!s->ex->dry) return pf_expert_upload_run(s->net->upload, s, lw, args, begun);
+        PF_TRY(s->ex->backend->experts(s->ex, args));
+        pf_step_reset(s, mark);
+    }
+    args->chosen = chosen;
+    PF_TRY(bring_to_host(s, args)); /* before the shared expert is queued, so that both run at once */
+    PF_TRY(both_experts(s, s->host, layer, lw, x, y, args));
+    PF_TRY(pf_step_carry(s->host, s, args->out, (size_t)(s->n * s->net->config.n_embd) * sizeof(float), &routed));
+    if (may_send && !s->ex->dry) pf_expert_upload_note_host(s->net->upload, s->n, begun);
+    return s->ex->backend->add(s->ex, y, routed, s->n * s->net->config.n_embd);
+}
+
 pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, const float *x, float *y) {
     const pf_config *c = &s->net->config;
     const pf_backend *be = s->ex->backend;
     const pf_moe_weights *w = &lw->moe;
     const int64_t n = s->n, width = c->n_embd, n_expert = c->n_expert, n_used = c->n_expert_used;
-    const pf_step *side = pf_step_side(s, lw->experts_on_device); /* of the routed experts */
-    const bool away = side->link != s->link;
 
     PF_SCRATCH(float, logits, s, n * n_expert);
     PF_SCRATCH(float, scores, s, n * n_expert);
@@ -131,21 +171,6 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
         .gate = &w->gate, .up = &w->up, .down = &w->down, .x = x, .chosen = chosen, .weight = weight, .n_token = n,
         .n_used = n_used, .expert_end = c->n_expert, .limit = lw->limit_routed, .out = y,
     };
-    if (away) PF_TRY(bring_to_host(s, &experts)); /* before the shared expert is queued, so that both run at once */
-    int32_t *wanted = NULL;
-    int64_t n_wanted = 0;
-    if (s->net->experts != NULL && side->link == NULL) {
-        PF_TRY(distinct_experts(side, experts.chosen, &wanted, &n_wanted));
-        want_batch(side, layer, wanted, n_wanted, 0); /* is read while the shared expert computes */
-    }
-    PF_TRY(shared_expert(s, lw, x, y));
-    if (wanted != NULL) {
-        PF_TRY(streamed_experts(side, layer, wanted, n_wanted, &experts));
-    } else {
-        PF_TRY(side->ex->backend->experts(side->ex, &experts));
-    }
-    if (!away) return PF_OK;
-    void *routed;
-    PF_TRY(pf_step_carry(side, s, experts.out, (size_t)(n * width) * sizeof(float), &routed));
-    return be->add(s->ex, y, routed, n * width);
+    if (lw->experts_on_device != lw->on_device) return away_experts(s, layer, lw, &experts);
+    return both_experts(s, s, layer, lw, x, y, &experts);
 }

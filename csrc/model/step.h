@@ -8,6 +8,7 @@
 #include "kv/cache.h"
 #include "model/config.h"
 #include "model/expert_stream.h"
+#include "model/expert_upload.h"
 #include "model/weights.h"
 
 /* What a loaded model computes with: immutable, shared by all its sessions. */
@@ -17,6 +18,7 @@ typedef struct pf_network {
     double *rope_freq;            /* [r/2] of layers with ratio 0; owned */
     double *rope_freq_compressed; /* [r/2] of the others; owned */
     pf_expert_stream *experts;    /* NULL when all experts may stay in memory; owned */
+    pf_expert_upload *upload;     /* NULL where no experts are sent to a device for long chunks; owned */
 } pf_network;
 
 /* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a

@@ -1,20 +1,12 @@
 /* How fast the model's threads read memory: the roof over decoding. */
-#if !defined(_POSIX_C_SOURCE)
-#  define _POSIX_C_SOURCE 200809L
-#endif
-
 #include "runtime/model.h"
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "base/pages.h"
 
 #include <string.h>
-#include <time.h>
 
-#if defined(_WIN32)
-#  define WIN32_LEAN_AND_MEAN
-#  include <windows.h>
-#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #  include <immintrin.h>
 #  define PF_READ_AVX2 1
@@ -81,19 +73,6 @@ static pf_read_fn choose_read(const pf_backend *backend) {
     return read_plain;
 }
 
-static double now_seconds(void) {
-#if defined(_WIN32)
-    LARGE_INTEGER ticks, rate;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&rate);
-    return (double)ticks.QuadPart / (double)rate.QuadPart;
-#else
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#endif
-}
-
 /* By the threads that will read, so that the memory is near them where nodes have memory of their own. */
 static void fill_blocks(void *arg, int64_t begin, int64_t end, int worker) {
     pf_reading *reading = arg;
@@ -123,9 +102,9 @@ pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double 
     pf_pool_run(model->pool, n_blocks, GRAIN, fill_blocks, &reading);
     double best = 0.0;
     for (int pass = 0; pass < PASSES; ++pass) {
-        const double started = now_seconds();
+        const double started = pf_clock_seconds();
         pf_pool_run(model->pool, n_blocks, GRAIN, read_blocks, &reading);
-        const double seconds = now_seconds() - started;
+        const double seconds = pf_clock_seconds() - started;
         if (seconds > 0.0 && (double)size / seconds > best) best = (double)size / seconds;
     }
     pf_region_free(reading.data, size);

@@ -31,6 +31,10 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
         return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on the device, experts of %d on the CPU: use 0 or more, or -1 for "
                        "as many as fit", out->n_gpu_layers, out->n_cpu_moe);
     }
+    if (out->stream_experts < PF_STREAM_AUTO || out->stream_experts > PF_STREAM_ON) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "stream_experts %d is unknown: use auto (0), off (1) or on (2)",
+                       out->stream_experts);
+    }
     return PF_OK;
 }
 
@@ -110,6 +114,7 @@ static void delete_model(pf_model *model) {
     pf_expert_stream_delete(model->net.experts);
     if (model->link != NULL) pf_link_lock(model->link);
     pf_transfer_delete(model->transfer);
+    pf_expert_upload_delete(model->net.upload);
     if (model->link != NULL) pf_link_unlock(model->link);
     pf_link_close(model->link);
     pf_weights_free(&model->net.weights);
@@ -230,6 +235,18 @@ pf_status pf_model_get_expert_reads(const pf_model *model, pf_expert_reads *read
     };
     if (!pf_params_give(reads, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_expert_reads: set reads->struct_size first");
+    }
+    return PF_OK;
+}
+
+pf_status pf_model_get_expert_uploads(const pf_model *model, pf_expert_uploads *uploads, pf_error *err) {
+    const pf_expert_upload *upload = model != NULL ? model->net.upload : NULL;
+    const pf_upload_counts counts = upload != NULL ? pf_expert_upload_counts(upload) : (pf_upload_counts){0, 0, 0};
+    const pf_expert_uploads full = {
+        .n_sent = counts.on_device, .n_kept = counts.on_host, .bytes_sent = counts.bytes,
+    };
+    if (model == NULL || !pf_params_give(uploads, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_expert_uploads: a model is needed, and uploads->struct_size");
     }
     return PF_OK;
 }

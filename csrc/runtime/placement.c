@@ -12,10 +12,10 @@ static const uint64_t least_reserve = (uint64_t)256 << 20;
 
 /* What a placement takes of the device. */
 typedef struct demand {
-    uint64_t weights, cache, buffers;
+    uint64_t weights, cache, buffers, stream;
 } demand;
 
-static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers; }
+static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers + d->stream; }
 
 typedef struct planner {
     pf_model *model;
@@ -24,6 +24,7 @@ typedef struct planner {
     uint64_t capacity;   /* bytes that are filled, */
     uint64_t most;       /* and that a caller's numbers may take */
     int32_t n_layer;
+    int32_t most_layers; /* that are chosen without the caller's word, the head being the first of them */
     pf_error *err;
 } planner;
 
@@ -50,6 +51,9 @@ static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
     return pf_link_open(kind, index, out, err);
 }
 
+/* Whether layers on the device have their routed experts on the host. */
+static bool has_experts_away(const pf_placement *placement) { return placement->first_experts > placement->first_layer; }
+
 static pf_status measure(planner *p, const pf_placement *placement, demand *out) {
     pf_model *model = p->model;
     uint64_t host = 0;
@@ -59,6 +63,9 @@ static pf_status measure(planner *p, const pf_placement *placement, demand *out)
         out->cache += pf_cache_layer_bytes(&model->net.config, l, p->formats, p->shape.n_ctx, p->shape.n_chunk);
     }
     pf_placement_mark(&model->net.config, &model->net.weights, placement);
+    if (model->net.upload != NULL && has_experts_away(placement)) {
+        out->stream = pf_expert_upload_bytes(model->net.upload);
+    }
     const pf_status status = pf_measure_scratch(model, &p->shape, &host, &out->buffers);
     return status == PF_OK ? status : pf_fail(p->err, status, "out of memory while planning for the device");
 }
@@ -100,7 +107,7 @@ static pf_status choose(planner *p, const pf_model_params *params, pf_placement 
     const int32_t most = p->n_layer + 1;
     int32_t n_gpu = pf_min_i32(params->n_gpu_layers, most), n_cpu_moe = pf_min_i32(params->n_cpu_moe, p->n_layer), left;
     if (params->n_gpu_layers == PF_GPU_AUTO) {
-        PF_TRY(search(p, 0, most, with_layers_left, 0, &left));
+        PF_TRY(search(p, most - p->most_layers, most, with_layers_left, 0, &left));
         n_gpu = most - left;
     }
     if (params->n_cpu_moe == PF_GPU_AUTO) PF_TRY(search(p, 0, p->n_layer, with_experts_left, n_gpu, &n_cpu_moe));
@@ -113,6 +120,59 @@ static pf_status choose(planner *p, const pf_model_params *params, pf_placement 
                    "leave the numbers out",
                    p->n_layer - out->first_layer, p->n_layer - out->first_experts, (double)sum_of(taken) / mib,
                    (double)p->most / mib);
+}
+
+static void forget_upload(pf_model *model) {
+    pf_expert_upload_delete(model->net.upload);
+    model->net.upload = NULL;
+    model->stream_bytes = 0;
+}
+
+static void tell_no_room(const pf_model *model) {
+    pf_log_line(&model->log, PF_LOG_INFO, "no memory on %s, or page-locked, for sending experts: the processor computes "
+                "those that it has", pf_link_info(model->link)->name);
+}
+
+/* With room for sending experts; where that leaves none for any layer, without. */
+static pf_status choose_with_upload(planner *p, const pf_model_params *params, pf_placement *out, demand *taken) {
+    pf_model *model = p->model;
+    if (model->net.upload == NULL) return choose(p, params, out, taken);
+    pf_error *err = p->err, missing;
+    p->err = &missing;
+    pf_status status = choose(p, params, out, taken);
+    p->err = err;
+    if (status == PF_OK && taken->stream > 0) return PF_OK;
+    if (status == PF_OK && out->first_layer < p->n_layer) { /* there are no experts to be sent */
+        forget_upload(model);
+        return PF_OK;
+    }
+    forget_upload(model);
+    p->most_layers = 2; /* else a little more memory, which has room for sending and one layer, would mean fewer layers */
+    PF_TRY(choose(p, params, out, taken));
+    if (has_experts_away(out)) tell_no_room(model);
+    return PF_OK;
+}
+
+/* Lets experts be sent, if the parameters allow it and the chunk that is planned for may be long enough. */
+static pf_status open_upload(planner *p, const pf_model_params *params) {
+    pf_model *model = p->model;
+    const bool always = params->stream_experts == PF_STREAM_ON;
+    const int32_t least_chunk = always ? PF_UPLOAD_LEAST : PF_UPLOAD_TRY;
+    if (params->stream_experts == PF_STREAM_OFF || p->shape.n_chunk < least_chunk) return PF_OK;
+    if (model->precision == PF_PRECISION_EXACT) return PF_OK; /* however a sequence is split, the bits are the same */
+    if (params->expert_budget > 0) return PF_OK; /* the disk is what takes the time, and the host keeps up with it */
+    model->net.upload = pf_expert_upload_new(&model->net.config, &model->net.weights, always);
+    if (model->net.upload != NULL) return PF_OK;
+    return pf_fail(p->err, PF_ERR_MEMORY, "out of memory while opening the model");
+}
+
+/* Takes the memory for sending experts, or does without. */
+static pf_status take_upload(planner *p, const pf_placement *placement, demand *taken) {
+    pf_model *model = p->model;
+    if (model->net.upload == NULL || pf_expert_upload_take(model->net.upload, model->link)) return PF_OK;
+    forget_upload(model);
+    tell_no_room(model);
+    return measure(p, placement, taken);
 }
 
 static void set_limits(planner *p, const pf_device_info *device, uint64_t budget) {
@@ -129,19 +189,28 @@ static pf_status open_planner(pf_model *model, const pf_model_params *params, pl
     wanted.cache_type = params->gpu_cache_type;
     PF_TRY(pf_session_take_params(&wanted, model, &session, err));
     *out = (planner){.model = model, .formats = pf_choose_formats(model->precision, session.cache_type),
-                     .n_layer = model->net.config.n_layer, .err = err};
+                     .n_layer = model->net.config.n_layer, .most_layers = model->net.config.n_layer + 1, .err = err};
     set_limits(out, pf_link_info(model->link), params->gpu_budget);
     return pf_cache_open(&model->net.config, model->net.weights.mtp.present, out->formats, session.n_ctx,
                          session.n_chunk, 0, NULL, &out->shape, err);
 }
 
+/* Decides what goes to the device, and takes its memory. */
+static pf_status place_by(planner *p, const pf_model_params *params, pf_placement *placement, demand *taken) {
+    pf_model *model = p->model;
+    PF_TRY(open_upload(p, params));
+    PF_TRY(choose_with_upload(p, params, placement, taken));
+    PF_TRY(pf_transfer_new(model->link, &model->net.config, &model->net.weights, placement, &model->transfer, p->err));
+    return take_upload(p, placement, taken);
+}
+
 /* With the device open, and held. */
 static pf_status place(pf_model *model, const pf_model_params *params, pf_error *err) {
     planner p;
-    demand taken = {0, 0, 0};
+    demand taken = {0, 0, 0, 0};
     pf_placement placement;
     PF_TRY(open_planner(model, params, &p, err));
-    pf_status status = choose(&p, params, &placement, &taken);
+    const pf_status status = place_by(&p, params, &placement, &taken);
     pf_cache_close(&p.shape);
     PF_TRY(status);
     if (taken.weights == 0) {
@@ -156,7 +225,8 @@ static pf_status place(pf_model *model, const pf_model_params *params, pf_error 
     model->predicted_cache = taken.cache;
     model->predicted_buffers = taken.buffers;
     model->placed_bytes = taken.weights;
-    return pf_transfer_new(model->link, &model->net.config, &model->net.weights, &placement, &model->transfer, err);
+    model->stream_bytes = taken.stream;
+    return PF_OK;
 }
 
 pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err) {
@@ -201,6 +271,7 @@ pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info,
         full.weight_bytes = model->placed_bytes;
         full.cache_bytes = model->predicted_cache;
         full.buffer_bytes = model->predicted_buffers;
+        full.stream_bytes = model->stream_bytes;
         full.free_bytes = device->free_bytes;
         full.total_bytes = device->total_bytes;
         memcpy(full.name, device->name, sizeof full.name);

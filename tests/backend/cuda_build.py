@@ -50,7 +50,7 @@ def emulated_objects(folder: Path) -> list[Path]:
         return out
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, [*sources(), c_build.HERE / "cuda_emulation.cpp"]))
+        return list(pool.map(compile_one, [*sources(), *sorted(c_build.HERE.glob("cuda_emulation*.cpp"))]))
 
 
 def gate(folder: Path, objects: list[Path]) -> Path:

@@ -242,6 +242,7 @@ void device_free(void *memory) {
     if (!memory) return;
     const auto found = d.blocks.find(static_cast<size_t>(static_cast<uint8_t *>(memory) - d.base));
     if (found == d.blocks.end()) fail("memory was freed that was never given");
+    forget_block(memory);
     d.used -= found->second;
     d.blocks.erase(found);
 }
@@ -254,6 +255,15 @@ void device_copy(void *to, const void *from, size_t bytes) {
 void device_fill(void *to, int value, size_t bytes) {
     const opened memory;
     std::memset(to, value, bytes);
+}
+
+const void *device_block(const void *address) {
+    device_memory &d = device();
+    const uint64_t at = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(d.base);
+    auto found = d.blocks.upper_bound(at);
+    if (at >= d.bytes || found == d.blocks.begin()) return nullptr;
+    --found;
+    return at < found->first + found->second ? d.base + found->first : nullptr;
 }
 
 size_t device_bytes() { return device().bytes; }

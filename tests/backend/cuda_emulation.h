@@ -4,8 +4,9 @@
  * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
  * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
  * speed. With PF_EMULATED_STRICT set in the environment, the device's memory can be touched only while a kernel runs, and
- * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, and while
- * PF_EMULATED_LOST is set everything fails. What is captured is kept with the values of its arguments; what CUDA forbids
+ * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, while
+ * PF_EMULATED_LOST is set everything fails, and while PF_EMULATED_UNLOCKED is there is no page-locked memory. Streams are
+ * described in cuda_emulation_streams.cpp. What is captured is kept with the values of its arguments; what CUDA forbids
  * meanwhile fails and spoils the capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or
  * instantiate. What would hang or be undefined on a device ends the program with a message:
  * lanes that part at a shuffle, a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector
@@ -79,18 +80,38 @@ void device_free(void *memory);
 void device_copy(void *to, const void *from, size_t bytes);
 void device_fill(void *to, int value, size_t bytes);
 size_t device_bytes(), device_free_bytes();
+/* The start of the block of the device's memory that an address lies in; NULL for others. */
+const void *device_block(const void *address);
+
+/* Streams and events: cuda_emulation_streams.cpp. */
+int stream_create();
+void stream_destroy(int stream);
+void stream_synchronize(int stream);
+void stream_wait_event(int stream, int event);
+void stream_copy(int stream, void *to, const void *from, size_t bytes);
+void stream_fill(int stream, void *to, int value, size_t bytes);
+void stream_launch(int stream);                                       /* of a kernel, */
+void stream_uses(int stream, const void *argument, size_t bytes);     /* with this argument */
+int event_create();
+void event_destroy(int event);
+void event_record(int event, int stream);
+void event_synchronize(int event);
+void *host_alloc(size_t bytes); /* page-locked */
+void host_free(void *memory);
+void forget_block(const void *block); /* of the device's memory: is freed */
 
 /* Ends the program when a word of an argument is an address, but not of the device's memory. */
 void check_words(const void *argument, size_t bytes);
-template <typename... T> void check_arguments(const T &...arguments) {
-    (check_words(&arguments, sizeof arguments), ...);
-}
 /* The arguments' values are taken now, as a launch does. */
 template <typename... P, typename... A>
-void launch_kernel(dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), const A &...arguments) {
+void launch_kernel(int stream, dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), const A &...arguments) {
     const std::tuple<P...> values(static_cast<P>(arguments)...);
-    std::apply([](const P &...value) { check_arguments(value...); }, values);
-    enqueue([=]() { launch(grid, threads, shared, [&]() { std::apply(kernel, values); }); });
+    std::apply([](const P &...value) { (check_words(&value, sizeof value), ...); }, values);
+    enqueue([=]() {
+        stream_launch(stream);
+        std::apply([stream](const P &...value) { (stream_uses(stream, &value, sizeof value), ...); }, values);
+        launch(grid, threads, shared, [&]() { std::apply(kernel, values); });
+    });
 }
 void block_barrier();
 void warp_barrier();
@@ -115,8 +136,7 @@ void *dynamic_shared();
 
 #define PF_LAUNCH(kernel, grid, threads, shared, stream, ...)                                            \
     do {                                                                                                 \
-        (void)(stream);                                                                                  \
-        emulated::launch_kernel((grid), (threads), (size_t)(shared), (kernel), __VA_ARGS__);             \
+        emulated::launch_kernel((stream), (grid), (threads), (size_t)(shared), (kernel), __VA_ARGS__);   \
     } while (0)
 #define PF_UNROLL
 #define PF_SHARED(type, name) type &name = *static_cast<type *>(emulated::shared_variable(sizeof(type)))
@@ -191,11 +211,12 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 
 typedef int cudaError_t;
 typedef int cudaStream_t;
+typedef int cudaEvent_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorLaunchFailure = 719,
        cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901 };
 enum { CUDART_VERSION = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaStreamNonBlocking = 1 };
+enum { cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -218,11 +239,36 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     *total = emulated::device_bytes();
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) { return *out = 1, cudaSuccess; }
-static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return emulated::is_capturing() ? emulated::forbidden() : emulated::take_error();
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
+    return *out = emulated::stream_create(), cudaSuccess;
 }
+static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return emulated::stream_destroy(stream), cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (emulated::is_capturing()) return emulated::forbidden();
+    return emulated::stream_synchronize(stream), cudaGetLastError();
+}
+/* Events could be captured too, but nobody here means to. */
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (emulated::is_capturing()) return emulated::forbidden();
+    return emulated::stream_wait_event(stream, event), cudaGetLastError();
+}
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned) {
+    return *out = emulated::event_create(), cudaSuccess;
+}
+static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return emulated::event_destroy(event), cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (emulated::is_capturing()) return emulated::forbidden();
+    return emulated::event_record(event, stream), cudaGetLastError();
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (emulated::is_capturing()) return emulated::forbidden();
+    return emulated::event_synchronize(event), cudaGetLastError();
+}
+static inline cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
+    *out = emulated::host_alloc(bytes);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaFreeHost(void *memory) { return emulated::host_free(memory), cudaSuccess; }
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *, int, int) { return cudaSuccess; }
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes) {
@@ -235,12 +281,13 @@ static inline cudaError_t cudaFree(void *memory) { /* waits for the device */
     if (emulated::is_capturing()) return emulated::forbidden();
     return emulated::device_free(memory), cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t) {
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind,
+                                          cudaStream_t stream) {
     if (emulated::is_capturing() && kind != cudaMemcpyDeviceToDevice) return emulated::forbidden(); /* is not pinned */
-    return emulated::enqueue([=]() { emulated::device_copy(to, from, n); });
+    return emulated::enqueue([=]() { emulated::stream_copy(stream, to, from, n); });
 }
-static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t) {
-    return emulated::enqueue([=]() { emulated::device_fill(to, value, n); });
+static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) {
+    return emulated::enqueue([=]() { emulated::stream_fill(stream, to, value, n); });
 }
 
 typedef emulated::graph *cudaGraph_t;

@@ -131,7 +131,7 @@ static result run_placed(const char *path, int32_t precision, const placement *w
     while (sent > 0);
     placed->struct_size = sizeof *placed;
     must(pf_model_get_placement(model, placed, &error), "placement");
-    out.predicted = (int64_t)(placed->weight_bytes + placed->cache_bytes + placed->buffer_bytes);
+    out.predicted = (int64_t)(placed->weight_bytes + placed->cache_bytes + placed->buffer_bytes + placed->stream_bytes);
     if (where != NULL) {
         pf_session_params session_params;
         pf_session *session = NULL;

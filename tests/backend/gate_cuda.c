@@ -293,10 +293,21 @@ static pf_status route(pf_exec *ex, const pf_route_args *args) {
     return end(&c, c.ex.backend->route(&c.ex, &on));
 }
 
+/* Of the experts that are there. */
+static pf_weight held_of(call *c, const pf_weight *w, int32_t first) {
+    pf_weight there = *w;
+    there.count -= first;
+    there = weight_of(c, &there);
+    there.count = w->count;
+    return there;
+}
+
 static pf_status experts(pf_exec *ex, const pf_experts_args *args) {
     call c = begin(ex);
     pf_experts_args on = *args;
-    const pf_weight gate = weight_of(&c, args->gate), up = weight_of(&c, args->up), down = weight_of(&c, args->down);
+    const int32_t first = args->held_first;
+    const pf_weight gate = held_of(&c, args->gate, first), up = held_of(&c, args->up, first);
+    const pf_weight down = held_of(&c, args->down, first);
     const int64_t used = args->n_token * args->n_used;
     on.gate = &gate;
     on.up = &up;

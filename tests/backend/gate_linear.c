@@ -206,16 +206,30 @@ static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, do
     }
 }
 
+/* What is left of the weights without the experts before `first`. */
+static pf_weight held_from(const pf_weight *w, int32_t first) {
+    pf_weight held = *w;
+    held.data += first * w->rows * w->row_bytes;
+    if (w->scale) held.scale += first * w->scale_rows * w->scale_cols * (w->scale_f32 ? (int64_t)sizeof(float) : 1);
+    return held;
+}
+
 /* All experts at once, or first those before `split`. */
 static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t n, int32_t split, output *out) {
     pf_experts_args args = {
-        .gate = &c->gate.w, .up = &c->up.w, .down = &c->down.w, .x = c->x + first * D, .chosen = c->chosen + first * A,
-        .weight = c->weight + first * A, .n_token = n, .n_used = A, .expert_end = split, .limit = LIMIT, .out = out->y,
+        .x = c->x + first * D, .chosen = c->chosen + first * A, .weight = c->weight + first * A, .n_token = n,
+        .n_used = A, .expert_end = split, .limit = LIMIT, .out = out->y,
     };
     memcpy(out->y, c->before + first * D, (size_t)(n * D) * sizeof(float));
     const size_t mark = pf_arena_mark(r->ex.arena);
     const int32_t cut = n == 1 ? E / 2 : E; /* in two ranges or in one: the same bits */
     for (args.expert_begin = 0; args.expert_begin < E; args.expert_begin += cut) {
+        const int32_t held = args.held_first = args.expert_begin; /* nor are earlier experts there */
+        const pf_weight gate = held_from(&c->gate.w, held), up = held_from(&c->up.w, held);
+        const pf_weight down = held_from(&c->down.w, held);
+        args.gate = &gate;
+        args.up = &up;
+        args.down = &down;
         args.expert_end = args.expert_begin + cut;
         const pf_status status = r->ex.backend->experts(&r->ex, &args);
         CHECK(status == PF_OK && pf_arena_mark(r->ex.arena) == mark, "experts returned %d", status);

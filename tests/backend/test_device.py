@@ -34,9 +34,10 @@ def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     return {**os.environ, **emulation, "PYFLASH_LIBRARY": str(folder / library.name)}
 
 
-def test_on_device(device: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("tests", ["on_device.py", "on_device_sending.py"])
+def test_on_device(device: dict[str, str], tmp_path: Path, tests: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
-               HERE / "on_device.py"]  # fmt: skip
+               HERE / tests]  # fmt: skip
     done = subprocess.run(command, env=device, capture_output=True, text=True, timeout=1500)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -54,6 +54,9 @@ static int64_t expert_of(const pf_exec *ex, const pf_experts_args *args, int64_t
     return ex->dry ? args->expert_begin + pair % args->n_used : args->chosen[pair];
 }
 
+/* Where an expert's matrices are among those that the weights hold. */
+static int64_t matrix_of(const pf_experts_args *args, int64_t expert) { return expert - args->held_first; }
+
 static bool in_range(const pf_experts_args *args, int64_t expert) {
     return args->expert_begin <= expert && expert < args->expert_end;
 }
@@ -97,16 +100,17 @@ static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list 
 static pf_gemm gate_gemm(const experts_job *job, int64_t active) {
     const int64_t first = job->pairs.start[active];
     return (pf_gemm){
-        .w = job->args->gate, .matrix = job->pairs.expert[active], .act = job->x.data, .act_stride = job->x.stride,
-        .n = job->pairs.start[active + 1] - first, .in_rows = job->pairs.token + first,
+        .w = job->args->gate, .matrix = matrix_of(job->args, job->pairs.expert[active]), .act = job->x.data,
+        .act_stride = job->x.stride, .n = job->pairs.start[active + 1] - first, .in_rows = job->pairs.token + first,
         .y = job->gate + first * job->args->gate->rows, .ldy = job->args->gate->rows,
     };
 }
 static pf_gemm down_gemm(const experts_job *job, int64_t active) {
     const int64_t first = job->pairs.start[active];
     return (pf_gemm){
-        .w = job->args->down, .matrix = job->pairs.expert[active], .act = job->h.data + first * job->h.stride,
-        .act_stride = job->h.stride, .n = job->pairs.start[active + 1] - first, .out_rows = job->pairs.token + first,
+        .w = job->args->down, .matrix = matrix_of(job->args, job->pairs.expert[active]),
+        .act = job->h.data + first * job->h.stride, .act_stride = job->h.stride,
+        .n = job->pairs.start[active + 1] - first, .out_rows = job->pairs.token + first,
         .gain = job->ones, .y = job->args->out, .ldy = job->args->down->rows,
     };
 }
@@ -130,7 +134,7 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const pf_cpu_kernels *k = pf_cpu_kernels_of(job->ex);
     const int64_t n_ff = args->gate->rows;
     for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
-        const int64_t active = item / job->blocks, expert = job->pairs.expert[active];
+        const int64_t active = item / job->blocks, matrix = matrix_of(args, job->pairs.expert[active]);
         const int64_t row_begin = item % job->blocks * job->row_block;
         const int64_t row_end = pf_min_i64(row_begin + job->row_block, n_ff);
         pf_gemm gate = gate_gemm(job, active), up = gate;
@@ -138,9 +142,9 @@ static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
         up.w = args->up;
         up.y = job->up + job->pairs.start[active] * n_ff;
         run_gemm(job, &job->gate_fn, &gate, &job->x_packed, active, row_begin, row_end,
-                 pf_weight_row(args->up, expert, row_begin));
+                 pf_weight_row(args->up, matrix, row_begin));
         run_gemm(job, &job->up_fn, &up, &job->x_packed, active, row_begin, row_end,
-                 row_end + PF_TILE_ROWS <= n_ff ? pf_weight_row(args->gate, expert, row_end) : NULL);
+                 row_end + PF_TILE_ROWS <= n_ff ? pf_weight_row(args->gate, matrix, row_end) : NULL);
         for (int64_t p = job->pairs.start[active]; p < job->pairs.start[active + 1]; ++p) {
             float *h = job->gate + p * n_ff;
             k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
@@ -158,7 +162,7 @@ static void down_piece(void *arg, int64_t begin, int64_t end, int worker) {
         gemm.scratch = job->scratch + worker * job->scratch_floats;
         const bool more = active + 1 < job->pairs.n_active && begin + PF_TILE_ROWS <= down->rows;
         run_gemm(job, &job->down_fn, &gemm, &job->h_packed, active, begin, end,
-                 more ? pf_weight_row(down, job->pairs.expert[active + 1], begin) : NULL);
+                 more ? pf_weight_row(down, matrix_of(job->args, job->pairs.expert[active + 1]), begin) : NULL);
     }
 }
 

@@ -8,7 +8,7 @@
 enum { THREADS = 256, TOKENS = 2048 /* at once: pairs take some 2 F or D floats of scratch each */, MOST_EXPERTS = 4096 };
 
 struct pair_lists {
-    int32_t *matrix;  /* [n_expert] experts that have pairs, ascending */
+    int32_t *matrix;  /* [n_expert] matrices of the experts that have pairs, ascending */
     int32_t *start;   /* [n_expert + 1] their first pairs */
     int32_t *counts;  /* n_group, n_pair */
     int32_t *token;   /* [n_pair] by place */
@@ -19,7 +19,7 @@ struct pair_lists {
 /* One block. */
 static __global__ void __launch_bounds__(THREADS) group_kernel(const int32_t *chosen, const float *weight, int n_pair,
                                                                int n_used, int n_expert, int begin, int end,
-                                                               pair_lists lists, int *fault) {
+                                                               int held_first, pair_lists lists, int *fault) {
     PF_DYNAMIC(memory);
     int *next = reinterpret_cast<int *>(memory); /* [n_expert] counts, then places */
     const int self = (int)threadIdx.x;
@@ -37,7 +37,7 @@ static __global__ void __launch_bounds__(THREADS) group_kernel(const int32_t *ch
             const int count = next[e];
             next[e] = sum;
             if (count == 0) continue;
-            lists.matrix[groups] = e;
+            lists.matrix[groups] = e - held_first;
             lists.start[groups++] = sum;
             sum += count;
         }
@@ -177,8 +177,8 @@ pf_status pf_cuda_experts(pf_exec *ex, const pf_experts_args *args) {
         part.x += t * args->gate->cols;
         part.chosen += t * n_used;
         PF_LAUNCH(group_kernel, 1, THREADS, n_expert * sizeof(int), stream, part.chosen, args->weight + t * n_used,
-                  (int)(n * n_used), (int)n_used, (int)n_expert, args->expert_begin, args->expert_end, run.lists,
-                  pf_device_of(ex)->fault);
+                  (int)(n * n_used), (int)n_used, (int)n_expert, args->expert_begin, args->expert_end, args->held_first,
+                  run.lists, pf_device_of(ex)->fault);
         launch_products(ex, &part, n, run);
         PF_LAUNCH(gather_kernel, pf_blocks(ex, n * width, THREADS), THREADS, 0, stream, part.chosen, run.lists.place,
                   (int)n_used, run.y, n, width, args->out + t * width);

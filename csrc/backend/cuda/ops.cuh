@@ -15,6 +15,8 @@
         if (status_ != PF_OK) return status_;          \
     } while (0)
 
+struct pf_copier; /* copier.cu */
+
 struct pf_device {
     pf_backend table;
     const pf_plugin_host *host;
@@ -23,6 +25,7 @@ struct pf_device {
     const int64_t *base; /* device memory: pf_plugin.set_base */
     int *fault;          /* device memory: non-zero when a kernel met something impossible */
     uint32_t *tickets;   /* device memory [PF_TICKETS], zero between launches */
+    pf_copier *copier;   /* NULL before it is needed */
 };
 
 enum { PF_TICKETS = 1024 };
@@ -70,6 +73,11 @@ static inline pf_status pf_launched() { return cudaGetLastError() == cudaSuccess
 static inline unsigned pf_blocks(const pf_exec *ex, int64_t n, int64_t each) {
     return static_cast<unsigned>(pf_most(1, pf_least(pf_div_up(n, each), 32 * (int64_t)pf_device_of(ex)->n_sm)));
 }
+
+/* copier.cu: the plugin's functions for sending, and what the others do about it. */
+void pf_cuda_fill_sending(pf_plugin *plugin);
+cudaError_t pf_cuda_await_copier(const pf_device *device);
+void pf_cuda_close_copier(pf_device *device);
 
 /* elementwise.cu */
 pf_status pf_cuda_embed(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,

@@ -56,6 +56,7 @@ static pf_status describe(int32_t index, pf_device_info *info, pf_error *err) {
 static void close_device(pf_device *device) {
     if (!device) return;
     cudaSetDevice(device->ordinal);
+    pf_cuda_close_copier(device);
     if (device->stream) cudaStreamSynchronize(device->stream);
     cudaFree(device->fault);
     cudaFree(device->tickets);
@@ -161,6 +162,7 @@ static pf_status synchronize(pf_device *device, pf_error *err) {
         error = cudaMemcpyAsync(&fault, device->fault, sizeof fault, cudaMemcpyDeviceToHost, device->stream);
     }
     if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
+    if (error == cudaSuccess) error = pf_cuda_await_copier(device);
     if (error == cudaSuccess && fault) {
         error = cudaMemsetAsync(device->fault, 0, sizeof fault, device->stream);
     }
@@ -212,5 +214,6 @@ PF_EXPORT const pf_plugin *pf_plugin_query(const pf_plugin_host *host) {
     plugin.end_recording = pf_cuda_end_recording;
     plugin.replay = pf_cuda_replay;
     plugin.drop_recording = pf_cuda_drop_recording;
+    pf_cuda_fill_sending(&plugin);
     return &plugin;
 }
