@@ -186,22 +186,28 @@ static void run_block(bool reversed) {
 
 enum { ALIGNMENT = 256 };
 
-/* PF_EMULATED_STRICT: costs a system call a kernel, whose time grows with the memory in use. */
+/* PF_EMULATED_STRICT: costs a system call a kernel, whose time grows with the memory in use, where the processor has no
+ * protection keys. */
 static const bool strict = std::getenv("PF_EMULATED_STRICT") != nullptr;
 
 /* One range of addresses; when strict, closed to everybody but kernels and copies. */
 struct device_memory {
     uint8_t *base;
     size_t bytes, used = 0;
+    int key = -1; /* protection key; -1: none */
     std::map<size_t, size_t> blocks; /* offset to size, both multiples of ALIGNMENT */
 
     device_memory() {
         const char *mb = std::getenv("PF_EMULATED_MB");
         bytes = (mb ? std::strtoul(mb, nullptr, 10) : 1024) << 20;
-        const int access = strict ? PROT_NONE : PROT_READ | PROT_WRITE;
+        const int all = PROT_READ | PROT_WRITE, access = strict ? PROT_NONE : all;
         void *region = mmap(nullptr, bytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (region == MAP_FAILED) fail("no address space for the device's memory");
         base = static_cast<uint8_t *>(region);
+#if defined(PKEY_DISABLE_ACCESS)
+        if (strict) key = pkey_alloc(0, PKEY_DISABLE_ACCESS); /* other threads have no access from the start */
+        if (key >= 0 && pkey_mprotect(base, bytes, all, key) != 0) fail("the device's memory cannot be protected");
+#endif
     }
 };
 
@@ -217,7 +223,14 @@ struct opened {
 
   private:
     static void change(int access) {
-        if (strict) mprotect(device().base, device().bytes, access);
+        if (!strict) return;
+#if defined(PKEY_DISABLE_ACCESS)
+        if (device().key >= 0) {
+            pkey_set(device().key, access == PROT_NONE ? PKEY_DISABLE_ACCESS : 0);
+            return;
+        }
+#endif
+        mprotect(device().base, device().bytes, access);
     }
 };
 
