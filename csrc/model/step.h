@@ -21,12 +21,12 @@ typedef struct pf_network {
     pf_expert_upload *upload;     /* NULL where no experts are sent to a device for long chunks; owned */
 } pf_network;
 
-/* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a
- * pf_step of its own, and a part of the pass runs on the side of the step that it is given: that step's scratch, its
- * cache rows and weights are all there. Only pf_step_carry() leads across. */
 struct pf_frame;    /* recording.h */
 struct pf_recorder; /* recording.h */
 
+/* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a
+ * pf_step of its own, and a part of the pass runs on the side of the step that it is given: that step's scratch, its
+ * cache rows and weights are all there. Only pf_step_carry() leads across. */
 typedef struct pf_step {
     const pf_network *net;
     pf_cache *cache;

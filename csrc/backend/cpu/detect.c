@@ -122,15 +122,9 @@ static const char *avx512_problem(void) {
     return NULL;
 }
 
-#  if !defined(PF_SIMDE)
-/* Permutations of bytes: not a set of their own, since they change no result. Tests build the set without, too. */
-static bool has_avx512_vbmi(void) {
-#  if defined(PF_NO_VBMI)
-    return false;
-#  else
-    return (cpuid(7, 0).ecx & 1u << 1) != 0;
-#  endif
-}
+#  if !defined(PF_SIMDE) && !defined(PF_NO_VBMI) /* the latter by tests */
+/* Permutations of bytes: not a set of their own, since they change no result. */
+static bool has_avx512_vbmi(void) { return (cpuid(7, 0).ecx & 1u << 1) != 0; }
 #  endif
 
 static const char *amx_problem(void) {
@@ -201,7 +195,7 @@ static void fill_tables(void) {
 #if PF_X86
         if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
         if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_avx512_init(k);
-#  if !defined(PF_SIMDE)
+#  if !defined(PF_SIMDE) && !defined(PF_NO_VBMI)
         if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) pf_kernels_avx512_vbmi_init(k);
 #  endif
 #  if defined(PF_AMX)
