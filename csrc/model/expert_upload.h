@@ -3,8 +3,8 @@
  *
  * The experts that the chunk chose go there in pieces, ascending, an expert's three matrices together, through two
  * slots: while the device computes with the piece in one of them, the next is copied into the other, and the one after
- * that from the file's pages into page-locked memory, by the pool's threads. A slot is memory of the device and as much of the
- * host's; page-locking the mapped file itself would not work everywhere.
+ * that from the file's pages into page-locked memory, by the pool's threads. A slot is memory of the device and as much
+ * of the host's; page-locking the mapped file itself would not work everywhere.
  *
  * An upload is the model's, and serves the step that holds the device (pf_link_lock). */
 #ifndef PF_MODEL_EXPERT_UPLOAD_H
