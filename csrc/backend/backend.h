@@ -86,6 +86,12 @@ typedef struct pf_exec {
     bool int8;               /* these have 8 bits instead of 16, where the backend has such products */
 } pf_exec;
 
+#if !defined(__cplusplus)
+static inline bool pf_cancelled(const pf_exec *ex) {
+    return ex->cancel != NULL && atomic_load_explicit(ex->cancel, memory_order_relaxed) != 0;
+}
+#endif
+
 /* mHC parameters of one site; float32. */
 typedef struct pf_mhc_site {
     const float *fn;    /* [(2+N)N, N D] */

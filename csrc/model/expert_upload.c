@@ -238,8 +238,6 @@ static pf_status run_piece(pf_expert_upload *u, const pf_step *s, const pf_moe_w
     return pf_link_end_use(u->link, u->slot);
 }
 
-static bool is_cancelled(const pf_exec *ex) { return ex->cancel != NULL && atomic_load(ex->cancel) != 0; }
-
 pf_status pf_expert_upload_run(pf_expert_upload *u, const pf_step *s, const pf_layer_weights *layer,
                                const pf_experts_args *args, double begun) {
     layout l = layout_of(layer);
@@ -250,7 +248,7 @@ pf_status pf_expert_upload_run(pf_expert_upload *u, const pf_step *s, const pf_l
         for (int32_t e = end; e < u->n_expert && e < begin + l.n; ++e) {
             if (u->is_chosen[e]) end = e + 1;
         }
-        if (is_cancelled(s->ex)) return PF_ERR_CANCELLED;
+        if (pf_cancelled(s->ex)) return PF_ERR_CANCELLED;
         PF_TRY(run_piece(u, s, &layer->moe, &l, begin, end, args));
     }
     /* The time of the last piece counts too; the device still computes with it, and so loses nothing. */

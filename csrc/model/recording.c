@@ -203,8 +203,6 @@ static pf_status record(pf_recorder *recorder, const part *p, pf_recording **out
     return PF_OK;
 }
 
-static bool is_cancelled(const pf_exec *ex) { return ex->cancel != NULL && atomic_load(ex->cancel) != 0; }
-
 /* The part's operations: from a recording, or one by one. A kind's first token takes the second way, because what a
  * device does once, such as loading a kernel's code, may not be possible while it records. */
 static pf_status run(const part *p) {
@@ -220,7 +218,7 @@ static pf_status run(const part *p) {
     entry *e = find(recorder, kind_of(p));
     if (e->used && e->recording == NULL && !recorder->refused) PF_TRY(record(recorder, p, &e->recording));
     if (e->recording == NULL) PF_TRY(issue(p));
-    else if (is_cancelled(p->side.ex)) return PF_ERR_CANCELLED;
+    else if (pf_cancelled(p->side.ex)) return PF_ERR_CANCELLED;
     else PF_TRY(pf_link_replay(recorder->link, e->recording));
     e->used = true;
     e->kind = kind_of(p);

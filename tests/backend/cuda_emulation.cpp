@@ -42,7 +42,10 @@ static place scheduler;
 static const std::function<void()> *kernel;
 static unsigned running;
 static uint64_t slots[2][MOST_THREADS];
-static struct { uint32_t a[4], b[2]; } fragments[2][MOST_THREADS];
+struct fragment {
+    uint32_t a[4], b[2];
+};
+static fragment fragments[2][MOST_THREADS];
 alignas(256) static uint8_t variables[MOST_SHARED], dynamic[MOST_SHARED];
 static size_t variable_bytes, dynamic_bytes;
 static std::vector<size_t> variable_of; /* a thread's next variable: all threads declare them in the same order */
@@ -97,19 +100,27 @@ uint64_t exchange(uint64_t value, unsigned from) {
     return slots[set][self / WARP * WARP + from];
 }
 
+/* What the warp's lanes gave. */
+static const fragment *exchange_fragments(const uint32_t *a, const uint32_t *b) {
+    const unsigned self = running, set = fibers[self].parity ^= 1u;
+    fragment &own = fragments[set][self];
+    std::memcpy(own.a, a, sizeof own.a);
+    std::memcpy(own.b, b, sizeof own.b);
+    wait(AT_WARP);
+    return fragments[set] + self / WARP * WARP;
+}
+
 /* Byte k of row r of A is byte k % 4 of register 2 (k / 16) + r / 8 of lane 4 (r % 8) + k % 16 / 4; of column c of B that of
  * register k / 16 of lane 4 c + k % 16 / 4; sum i is that of row lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
 void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum) {
-    const unsigned self = running, set = fibers[self].parity ^= 1u, first = self / WARP * WARP, lane = self % WARP;
-    std::memcpy(fragments[set][self].a, a, sizeof fragments[set][self].a);
-    std::memcpy(fragments[set][self].b, b, sizeof fragments[set][self].b);
-    wait(AT_WARP);
+    const unsigned lane = running % WARP;
+    const fragment *of = exchange_fragments(a, b);
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
         sum[i] = 0;
         for (unsigned k = 0; k < 32; ++k) {
-            const uint32_t of_a = fragments[set][first + row % 8 * 4 + k % 16 / 4].a[k / 16 * 2 + row / 8];
-            const uint32_t of_b = fragments[set][first + column * 4 + k % 16 / 4].b[k / 16];
+            const uint32_t of_a = of[row % 8 * 4 + k % 16 / 4].a[k / 16 * 2 + row / 8];
+            const uint32_t of_b = of[column * 4 + k % 16 / 4].b[k / 16];
             sum[i] += (int8_t)(of_a >> k % 4 * 8) * (int8_t)(of_b >> k % 4 * 8);
         }
     }
@@ -118,15 +129,13 @@ void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum) {
 /* The same with 2 for 4 values a register: value k of row r of A is half k % 2 of register 2 (k / 8) + r / 8 of lane
  * 4 (r % 8) + k % 8 / 2. */
 void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum) {
-    const unsigned self = running, set = fibers[self].parity ^= 1u, first = self / WARP * WARP, lane = self % WARP;
-    std::memcpy(fragments[set][self].a, a, sizeof fragments[set][self].a);
-    std::memcpy(fragments[set][self].b, b, sizeof fragments[set][self].b);
-    wait(AT_WARP);
+    const unsigned lane = running % WARP;
+    const fragment *of = exchange_fragments(a, b);
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
         for (unsigned k = 0; k < 16; k += 2) {
-            const uint32_t of_a = fragments[set][first + row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
-            const uint32_t of_b = fragments[set][first + column * 4 + k % 8 / 2].b[k / 8];
+            const uint32_t of_a = of[row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
+            const uint32_t of_b = of[column * 4 + k % 8 / 2].b[k / 8];
             sum[i] += __uint_as_float(of_a << 16) * __uint_as_float(of_b << 16);
             sum[i] += __uint_as_float(of_a & 0xffff0000u) * __uint_as_float(of_b & 0xffff0000u);
         }

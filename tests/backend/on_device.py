@@ -10,7 +10,8 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -213,20 +214,26 @@ def test_cancelled_step(mixed: Any, tiny: TinyModel, reference: np.ndarray, step
         same(session.eval(tokens[50:], all_logits=True), reference[50:])
 
 
+def on_two_threads(evaluate: Callable[[], np.ndarray]) -> list[np.ndarray]:
+    both = threading.Barrier(2)
+
+    def work(_: int) -> np.ndarray:
+        both.wait()
+        return evaluate()
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, range(2)))
+
+
 def test_two_threads(mixed: Any, tiny: TinyModel, reference: np.ndarray) -> None:
-    tokens, results = tokens_of(tiny)[:40], {}
+    tokens = tokens_of(tiny)[:40]
 
-    def work(name: int) -> None:
+    def evaluate() -> np.ndarray:
         with mixed.session(context=CONTEXT, chunk=16) as session:
-            results[name] = session.eval(tokens, all_logits=True)
+            return session.eval(tokens, all_logits=True)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name in range(2):
-        same(results[name], reference[:40])
+    for result in on_two_threads(evaluate):
+        same(result, reference[:40])
 
 
 def test_experts_from_disk(compat: TinyModel) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from .on_device import (
     CHUNK, CONTEXT, EMULATED, FLAT, LAYERS, SHAPE, T, TinyModel, divergence, free_bytes, logits_of, make_tiny_model,
-    on_cpu, open_on, same, tokens_of,
+    on_cpu, on_two_threads, open_on, same, tokens_of,
 )  # fmt: skip
 
 LEAST, TRY = 32, 256  # PF_UPLOAD_LEAST and PF_UPLOAD_TRY of csrc/model/upload_choice.h
@@ -139,20 +139,11 @@ def test_splits(compat: TinyModel) -> None:
 
 
 def test_two_threads(compat: TinyModel) -> None:
-    tokens, results = tokens_of(compat)[:70], {}
+    tokens = tokens_of(compat)[:70]
     with sending(compat) as model:
         expected = logits_of(model, tokens)
-
-        def work(name: int) -> None:
-            results[name] = logits_of(model, tokens)
-
-        threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for name in range(2):
-        same(results[name], expected)
+        for result in on_two_threads(lambda: logits_of(model, tokens)):
+            same(result, expected)
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))

@@ -4,10 +4,6 @@
 
 #include "backend/backend.h"
 
-static inline bool pf_cancelled(const pf_exec *ex) {
-    return ex->cancel != NULL && atomic_load_explicit(ex->cancel, memory_order_relaxed) != 0;
-}
-
 /* pf_pool_run, unless the run is dry, then PF_ERR_CANCELLED when a cancel has been asked for. Pieces that take long
  * should look at pf_cancelled() themselves and return early: the result of a cancelled operation is thrown away. */
 static inline pf_status pf_parallel(pf_exec *ex, int64_t n, int64_t grain, pf_pool_fn fn, void *arg) {
