@@ -137,7 +137,7 @@ def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, r
     base = _Base(model, program_bytes + weight_bytes, memory.usable)
     cost = base.cost(n_ctx, cache)
     more = cost.needed_bytes - program_bytes  # the program has its share already
-    with_reference = cache == "f16"
+    with_reference = cache in ("f16", "f32")
     return Plan(
         cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=weight_bytes,
         program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,

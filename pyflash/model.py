@@ -19,7 +19,9 @@ _log = logging.getLogger("pyflash")
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 _PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
 _STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
-_CACHES = {"auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE}
+_CACHES = {
+    "auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE, "f32": lib.PF_CACHE_F32,
+}
 
 
 # Lives as long as the process, because sessions may outlive the Model object that passed it on.
@@ -242,9 +244,9 @@ class Model:
         """A new, empty session.
 
         context: capacity in tokens; None for the model's, at most 65536. chunk: most tokens that one native step
-        evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f16" or
-        "reference" (FP8 and FP4 as the published model has them, about half the size); "auto" is reference, and float32
-        under precision="exact", which allows no other. checkpoints: how many are kept at most; None for 8.
+        evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f32", "f16" or
+        "reference" (FP8 and FP4 as the published model has them, about half of f16's size); "auto" is reference, and f32
+        under precision="exact". checkpoints: how many are kept at most; None for 8.
         """
         cache_type = _cache_type(cache)
         params = ffi.new("pf_session_params *")
@@ -312,6 +314,13 @@ class Model:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def cache_in_use(precision: str, cache: str) -> str:
+    """What "auto" stands for."""
+    if cache != "auto":
+        return cache
+    return "f32" if precision == "exact" else "reference"
 
 
 def _cache_type(cache: str) -> int:

@@ -1,8 +1,10 @@
 """How far `fast` is from `exact` at every depth of one long context: KL divergence of the next token by position.
 
-    python scripts/depth_kld.py MODEL.gguf TEXT [--tokens 16384] [--cache reference]
+    python scripts/depth_kld.py MODEL.gguf TEXT [--tokens 16384] [--cache reference] [--exact-cache f32]
 
-Evaluates the text once in each precision, as one sequence, and prints the mean and its standard error over ranges of positions.
+Evaluates the text once in each precision, as one sequence, and prints the mean and its standard error over ranges of
+positions. With --exact-cache reference both read rows as the published model rounds them: what is left is the arithmetic
+of `fast`. Without it, what the rounding moves counts too.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from pyflash.eval.statistics import log_softmax
 CHUNK = 256
 
 
-def divergences(model: Path, tokens: NDArray[np.int32], cache: str) -> Iterator[NDArray[np.float64]]:
+def divergences(model: Path, tokens: NDArray[np.int32], cache: str, exact_cache: str) -> Iterator[NDArray[np.float64]]:
     """Of each chunk's positions."""
     with Model.open(model, precision="exact") as exact, Model.open(model) as fast:
-        with exact.session(context=len(tokens)) as a, fast.session(context=len(tokens), cache=cache) as b:
+        n = len(tokens)
+        with exact.session(context=n, cache=exact_cache) as a, fast.session(context=n, cache=cache) as b:
             for start in range(0, len(tokens), CHUNK):
                 chunk = tokens[start : start + CHUNK]
                 want, got = (log_softmax(session.eval(chunk, all_logits=True)) for session in (a, b))
@@ -35,11 +38,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--cache", default="reference", choices=["reference", "f16"])
+    parser.add_argument("--cache", default="reference", choices=["reference", "f16", "f32"])
+    parser.add_argument("--exact-cache", default="f32", choices=["reference", "f16", "f32"])
     args = parser.parse_args()
     with Model.open(args.model) as model:
         tokens = np.asarray(model.tokenizer.encode(args.text.read_text(), special=True)[: args.tokens], np.int32)
-    kl = np.concatenate(list(divergences(args.model, tokens, args.cache)))
+    kl = np.concatenate(list(divergences(args.model, tokens, args.cache, args.exact_cache)))
     edges = [0, *(1 << k for k in range(10, 30) if 1 << k < len(kl)), len(kl)]
     for begin, end in zip(edges, edges[1:]):
         part = kl[begin:end]

@@ -81,7 +81,7 @@ typedef struct pf_model pf_model;
 typedef struct pf_session pf_session;
 
 #define PF_PRECISION_FAST 0  /* 16-bit integer activations where weights are MXFP4 or Q8_0; see PF_CACHE_* */
-#define PF_PRECISION_EXACT 1 /* float32 activations and cache; weights dequantised exactly */
+#define PF_PRECISION_EXACT 1 /* float32 activations, and cache unless asked otherwise; weights dequantised exactly */
 #define PF_PRECISION_INT8 2  /* as FAST, with 8-bit integer activations: quicker, and less accurate */
 
 typedef struct pf_model_params {
@@ -230,10 +230,11 @@ PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, doub
  * the session has of it, pf_session_eval() evaluates the rest and pf_session_checkpoint() marks its end; then
  * pf_sampler_pick() and pf_session_eval() take turns up to eos_token. */
 
-#define PF_CACHE_AUTO 0      /* float32 in exact, REFERENCE otherwise */
+#define PF_CACHE_AUTO 0      /* F32 in exact, REFERENCE otherwise */
 #define PF_CACHE_F16 1       /* half floats: twice the memory of REFERENCE, and closer to exact */
 #define PF_CACHE_REFERENCE 2 /* the published reference's precision, which the checkpoint was trained with: FP8 rows
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
+#define PF_CACHE_F32 3       /* floats, nothing rounded: four times the memory of REFERENCE */
 
 #define PF_SESSION_POISON 1u     /* fill cache memory with NaN patterns first (tests) */
 #define PF_SESSION_UNRECORDED 2u /* all of a device's operations one by one, none recorded (measurements) */
@@ -243,7 +244,7 @@ typedef struct pf_session_params {
     uint32_t flags;      /* PF_SESSION_* */
     int64_t n_ctx;       /* capacity in tokens; 0: min(65536, the model's) */
     int32_t n_chunk;     /* most tokens one pf_session_eval() evaluates; 0: 512 */
-    int32_t cache_type;  /* PF_CACHE_*; exact takes AUTO only */
+    int32_t cache_type;  /* PF_CACHE_* */
     int32_t n_checkpoint; /* most checkpoints kept at once; default 8 */
     int32_t reserved;
 } pf_session_params;

@@ -21,7 +21,6 @@ void pf_session_params_init(pf_session_params *params) {
 pf_status pf_session_take_params(const pf_session_params *given, const pf_model *model, pf_session_params *out,
                                  pf_error *err) {
     const pf_config *config = &model->net.config;
-    const bool exact = model->precision == PF_PRECISION_EXACT;
     pf_session_params_init(out);
     if (!pf_params_take(out, sizeof *out, given)) {
         return pf_fail(err, PF_ERR_ARGUMENT,
@@ -37,21 +36,21 @@ pf_status pf_session_take_params(const pf_session_params *given, const pf_model 
         return pf_fail(err, PF_ERR_ARGUMENT, "chunks of %d tokens: use 1 to %d", out->n_chunk, MAX_CHUNK);
     }
     out->n_chunk = (int32_t)pf_min_i64(out->n_chunk, out->n_ctx);
-    if (out->cache_type < PF_CACHE_AUTO || out->cache_type > PF_CACHE_REFERENCE) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "cache type %d is unknown: use 0 (auto), 1 (f16) or 2 (reference)",
-                       out->cache_type);
+    if (out->cache_type < PF_CACHE_AUTO || out->cache_type > PF_CACHE_F32) {
+        return pf_fail(err, PF_ERR_ARGUMENT,
+                       "cache type %d is unknown: use 0 (auto), 1 (f16), 2 (reference) or 3 (f32)", out->cache_type);
     }
     if (out->n_checkpoint < 0 || out->n_checkpoint > MAX_CHECKPOINTS) {
         return pf_fail(err, PF_ERR_ARGUMENT, "%d checkpoints: use 0 to %d", out->n_checkpoint, MAX_CHECKPOINTS);
-    }
-    if (exact && out->cache_type != PF_CACHE_AUTO) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "exact precision keeps its cache in float32: leave the cache type out");
     }
     return PF_OK;
 }
 
 pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type) {
-    if (precision == PF_PRECISION_EXACT) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
+    if (cache_type == PF_CACHE_AUTO) {
+        cache_type = precision == PF_PRECISION_EXACT ? PF_CACHE_F32 : PF_CACHE_REFERENCE;
+    }
+    if (cache_type == PF_CACHE_F32) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
     if (cache_type == PF_CACHE_F16) return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
     return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
 }

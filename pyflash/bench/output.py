@@ -15,7 +15,7 @@ from typing import Any
 
 from pyflash import processor
 from pyflash.bench.measure import MemoryUse, Speed
-from pyflash.model import ModelInfo
+from pyflash.model import ModelInfo, cache_in_use
 from pyflash.progress import format_bytes
 
 
@@ -50,11 +50,9 @@ class Setting:
 def describe_setting(file: str, info: ModelInfo, cache: str, chunk: int) -> Setting:
     cpu = processor.processor()
     cores = f", {cpu.physical} cores" if cpu.physical else ""
-    if info.precision == "exact":
-        cache = "f32"
     return Setting(
         file=file, model=info.name or os.path.basename(file), file_bytes=info.file_bytes, profile=info.profile,
-        precision=info.precision, cache="reference" if cache == "auto" else cache, kernels=info.cpu_isa,
+        precision=info.precision, cache=cache_in_use(info.precision, cache), kernels=info.cpu_isa,
         threads=info.n_threads, chunk=chunk, machine=cpu.name + cores,
         system=f"{platform.system()} {platform.machine()}", date=time.strftime("%Y-%m-%d %H:%M"),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

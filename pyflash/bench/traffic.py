@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyflash._values import StrPath
-from pyflash.model import ModelInfo
+from pyflash.model import ModelInfo, cache_in_use
 
 # Bytes of a row by cache type: (attention's rows, indexer's rows) from (width, rotary values).
 _SCALE_GROUP, _INDEX_SCALE_GROUP = 64, 32
@@ -62,7 +62,8 @@ def _share(name: str, shape: tuple[int, ...], info: ModelInfo) -> float:
 
 
 def _rows(info: ModelInfo, cache: str, index_width: int) -> Rows:
-    if info.precision == "exact":
+    cache = cache_in_use(info.precision, cache)
+    if cache == "f32":
         return Rows(4 * info.head_dim, 4 * index_width)
     if cache == "f16":
         return Rows(2 * info.head_dim, 2 * index_width)

@@ -15,7 +15,7 @@ import click
 import pyflash
 from gguf_export.errors import reason
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import PRECISIONS, model_options, open_model, option
+from pyflash.commands.options import CACHES, PRECISIONS, model_options, open_model, option
 from pyflash.commands.output import Status, print_done
 from pyflash.commands.signals import leaving_on_signals
 from pyflash.progress import format_seconds
@@ -108,10 +108,12 @@ def ppl(
 @_text_options
 @option("--base-precision", type=click.Choice(PRECISIONS), default="exact", show_default=True,
         help="Precision in which a BASE model is evaluated.")
+@option("--base-cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+        help="Precision of a BASE model's cache: reference leaves its roundings out of what is compared.")
 @model_options
 def kld(
     file: str, base: str | None, text: str | None, ctx: int | None, chunks: int | None, special: bool, as_json: bool,
-    base_precision: str, **options: Any,
+    base_precision: str, base_cache_type: str, **options: Any,
 ) -> None:
     """Measure how FILE's predictions differ from BASE's.
 
@@ -121,9 +123,11 @@ def kld(
     """
     from pyflash.eval import measure, output
     from pyflash.eval.source import Text, common_windows, kept_windows
+    from pyflash.model import cache_in_use
 
-    if base is None and base_precision == options["precision"] and options["cache_type"] != "f16":
-        raise click.UsageError(f"this compares FILE in {base_precision} precision with itself: give a BASE")
+    if base is None and base_precision == options["precision"]:
+        if cache_in_use(base_precision, base_cache_type) == cache_in_use(base_precision, options["cache_type"]):
+            raise click.UsageError(f"this compares FILE in {base_precision} precision with itself: give a BASE")
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         kept = _logits_file(stack, base)
@@ -141,10 +145,11 @@ def kld(
             compared, base_text = measure.FileBase(kept), f"{kept.path}: log-probabilities"
         else:
             assert read is not None
-            other = _open(stack, base or file, {**options, "precision": base_precision, "cache_type": "auto"}, n_ctx)
+            other = _open(stack, base or file, {**options, "precision": base_precision, "cache_type": base_cache_type},
+                          n_ctx)
             windows = common_windows(subject, other, read, n_ctx, chunks)
-            compared = measure.ModelBase(stack.enter_context(measure.Evaluator(other.model, n_ctx)))
-            base_text = output.describe_model(other.file, other.model.info, "auto")
+            compared = measure.ModelBase(stack.enter_context(measure.Evaluator(other.model, n_ctx, base_cache_type)))
+            base_text = output.describe_model(other.file, other.model.info, base_cache_type)
         measured = measure.measure_divergence(evaluator, windows, compared)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(
             statistics.perplexity_so_far(), statistics.kld_so_far()))

@@ -8,7 +8,7 @@ import click
 
 from pyflash import report
 from pyflash.commands.completion import GGUFFile
-from pyflash.commands.options import PRECISIONS, converter_errors, device_arguments, option, with_device_options
+from pyflash.commands.options import CACHES, PRECISIONS, converter_errors, device_arguments, option, with_device_options
 from pyflash.commands.output import print_done
 
 
@@ -18,7 +18,7 @@ from pyflash.commands.output import print_done
         help="Context in tokens to plan for.  [default: the model's, at most 65536]")
 @option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
         help="Precision to plan for, as of run.")
-@option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
+@option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
         help="Precision of the cache to plan for, as of run.")
 @with_device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

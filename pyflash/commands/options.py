@@ -28,6 +28,7 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
 
 
 PRECISIONS = ["fast", "exact", "int8"]
+CACHES = ["auto", "f16", "reference", "f32"]
 
 
 def _with_device(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
@@ -87,10 +88,10 @@ def model_options(command: _F) -> _F:
                help="Worker threads.  [default: one a core]"),
         *device_options(),
         option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
-               help="exact: float32 activations and cache; int8: 8-bit activations, quicker and less accurate."),
-        option("--cache-type", type=click.Choice(["auto", "f16", "reference"]), default="auto", show_default=True,
+               help="exact: float32 activations and, by itself, cache; int8: 8-bit activations, quicker and less accurate."),
+        option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
                help="Precision of the cache. reference: the published model's, about half the memory of f16; auto: that, and "
-               "float32 with --precision exact."),
+               "f32 with --precision exact."),
         option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
                help="For files larger than memory: how much of the experts stays there, such as 20G; the others are "
                "read ahead from disk when they are chosen. off: leave it to the system."),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyflash.eval.statistics import PERCENTILES, Divergence, Estimate, Perplexity, Spread
 from pyflash.eval.windows import Windows
-from pyflash.model import ModelInfo
+from pyflash.model import ModelInfo, cache_in_use
 from pyflash.progress import format_bytes
 
 Fields = dict[str, Any]
@@ -31,7 +31,7 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def describe_model(file: str, info: ModelInfo, cache: str) -> str:
-    kept = "f32" if info.precision == "exact" else "reference" if cache == "auto" else cache
+    kept = cache_in_use(info.precision, cache)
     return (f"{file}: {info.profile}, {format_bytes(info.file_bytes)}; {info.precision}, cache {kept}, {info.cpu_isa}, "
             f"{info.n_threads} threads")
 

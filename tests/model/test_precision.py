@@ -61,6 +61,17 @@ def test_reference_cache_costs_what_its_roundings_cost(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits(tiny, tokens, "fast"), logits(tiny, tokens, "fast", "reference"))
 
 
+def test_exact_reads_rows_as_the_reference_rounds_them(tmp_path: Path) -> None:
+    """exact with the reference cache is the oracle with its roundings: much nearer than that is to the oracle without."""
+    tiny = make_tiny_model(tmp_path, seed=35, dense="q8_0")
+    tokens = tiny.tokens(400, 36)
+    rounded = Oracle(tiny.config, tiny.weights, Numerics(kv_fp8=True, idx_fp4=True)).forward(tokens)
+    kl, top1 = agreement(rounded, logits(tiny, tokens, "exact", "reference"))
+    pure_kl, pure_top1 = agreement(rounded, logits(tiny, tokens, "exact"))
+    print(f"\nexact, reference cache: KL {kl:.6f}, top-1 {top1:.3f}; float32 cache: KL {pure_kl:.4f}, top-1 {pure_top1:.3f}")
+    assert kl < 0.05 * pure_kl and top1 > 0.98 > pure_top1
+
+
 def test_exact_on_quantised_weights_is_exact(tmp_path: Path) -> None:
     """The storage that makes "fast" round its activations must not make "exact" do so."""
     tiny = make_tiny_model(tmp_path, seed=33, dense="q8_0")

@@ -264,8 +264,16 @@ def test_cache_precisions(tiny_model: Path) -> None:
         assert not np.array_equal(half.eval(LONG[:200]), expected)
         with pytest.raises(pyflash.ArgumentError, match="cache precision"):
             model.session(cache="f64")
-    with pyflash.Model.open(tiny_model, precision="exact") as exact, pytest.raises(pyflash.Error):
-        exact.session(cache="f16")
+
+
+def test_exact_keeps_floats_unless_asked_otherwise(tiny_model: Path) -> None:
+    with pyflash.Model.open(tiny_model, precision="exact") as exact:
+        logits = {}
+        for cache in ("auto", "f32", "f16", "reference"):
+            with exact.session(cache=cache) as session:
+                logits[cache] = session.eval(LONG[:200])
+    assert np.array_equal(logits["auto"], logits["f32"])
+    assert not np.array_equal(logits["f32"], logits["f16"]) and not np.array_equal(logits["f32"], logits["reference"])
 
 
 def test_tap_sees_every_layer_and_its_exception_comes_out(session: pyflash.Session) -> None:
