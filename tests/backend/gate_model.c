@@ -165,10 +165,12 @@ static void compressors(const pf_backend *backend, const pf_backend *scalar) {
 
 /* ---- Indexer and attention --------------------------------------------------------------------------------- */
 
-enum { HEADS = 5, WIDTH = 128, ROPE = 32, N_ROW = 80, TOKENS = 39, POSITION = 280, RATIO = 4, WINDOW = 40, TOPK = 19 };
+enum { HEADS = 5, INDEX_HEADS = 16, WIDTH = 128, ROPE = 32, N_ROW = 80, TOKENS = 39, POSITION = 280, RATIO = 4 };
+enum { WINDOW = 40, TOPK = 19 };
 
 typedef struct attend_inputs {
     float *q, *w, *sinks;
+    int64_t index_heads;
     pf_rows raw, pool;
     bool selected, window_only;
     int32_t *select, *select_n; /* [TOKENS, TOPK] */
@@ -189,10 +191,11 @@ static pf_rows filled_rows(const pf_backend *scalar, pf_row_format format, int64
     return rows;
 }
 
-/* As the model does before it scores FP4 rows. */
+/* As the model does before it scores FP4 rows. Scales of a few tokens are far apart, so that these cannot be levelled. */
 static void round_queries(const pf_backend *scalar, float *q) {
     pf_exec ex = exec_new(scalar, 1);
-    CHECK(scalar->round_fp4(&ex, q, TOKENS * HEADS, WIDTH) == PF_OK, "round_fp4");
+    for (int64_t i = 0; i < TOKENS * INDEX_HEADS; i += 100) q[i * WIDTH] *= 1000.0f;
+    CHECK(scalar->round_fp4(&ex, q, TOKENS * INDEX_HEADS, WIDTH) == PF_OK, "round_fp4");
     pf_pool_delete(ex.pool);
     pf_arena_delete(ex.arena);
 }
@@ -200,9 +203,9 @@ static void round_queries(const pf_backend *scalar, float *q) {
 static void score_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
     const attend_inputs *in = inputs;
     const pf_index_args args = {
-        .q = in->q + first * HEADS * WIDTH, .w = in->w + first * HEADS, .scale = 0.3f, .n_token = n,
-        .position = POSITION + first, .n_head = HEADS, .ratio = RATIO, .rows = &in->pool, .scores = out,
-        .ld = N_ROW + 3,
+        .q = in->q + first * in->index_heads * WIDTH, .w = in->w + first * in->index_heads, .scale = 0.3f,
+        .n_token = n, .position = POSITION + first, .n_head = in->index_heads, .ratio = RATIO, .rows = &in->pool,
+        .scores = out, .ld = N_ROW + 3,
     };
     CHECK(ex->backend->index_scores(ex, &args) == PF_OK, "index_scores");
     for (int64_t t = 0; t < n; ++t) {
@@ -247,17 +250,19 @@ static void check_topk(const pf_backend *backend, const float *scores, int64_t l
 static void attention(const pf_backend *backend, const pf_backend *scalar) {
     static const pf_row_format kv[] = {PF_ROW_F32, PF_ROW_F16, PF_ROW_KV_FP8};
     int32_t select[TOKENS * TOPK], select_n[TOKENS];
-    attend_inputs in = {.q = floats(TOKENS * HEADS * WIDTH, 3.0f), .w = floats(TOKENS * HEADS, 3.0f),
+    attend_inputs in = {.q = floats(TOKENS * INDEX_HEADS * WIDTH, 3.0f), .w = floats(TOKENS * INDEX_HEADS, 3.0f),
                         .sinks = floats(HEADS, 2.0f), .select = select, .select_n = select_n};
     float *scores = floats(TOKENS * N_ROW, 1.0f);
     for (int i = 0; i < TOKENS * N_ROW; ++i) scores[i] = roundf(scores[i] * 4.0f); /* many ties */
     check_topk(backend, scores, N_ROW, &in);
     for (int format = PF_ROW_F32; format <= PF_ROW_IDX_FP4; ++format) {
         in.pool = filled_rows(scalar, (pf_row_format)format, N_ROW + 5, 0, N_ROW);
-        gate_context("%s index_scores, row format %d", backend->name, format);
         const bool integers = format == PF_ROW_IDX_FP4;
         if (integers) round_queries(scalar, in.q);
-        check_op(backend, scalar, score_op, &in, TOKENS, N_ROW + 3, integers ? 0.0 : 1e-5);
+        for (in.index_heads = HEADS; in.index_heads <= INDEX_HEADS; in.index_heads += INDEX_HEADS - HEADS) {
+            gate_context("%s index_scores, row format %d, %d heads", backend->name, format, (int)in.index_heads);
+            check_op(backend, scalar, score_op, &in, TOKENS, N_ROW + 3, integers ? 0.0 : 1e-5);
+        }
         free(in.pool.data);
     }
     for (size_t i = 0; i < sizeof kv / sizeof *kv; ++i) {

@@ -12,12 +12,35 @@ typedef struct score_job {
     const pf_cpu_kernels *k;
     pf_exec *ex;
     uint8_t *codes;         /* [FP4_TOKENS, n_head] for FP4 rows: heads as integers (fp4.h) */
+    pf_fp4_level level;     /* [FP4_TOKENS, n_head]: the same levelled, where the set has products of these; or NULL */
+    bool *levelled;         /* [FP4_TOKENS, n_head]: which of them could be */
     float *scratch;         /* [worker, scratch_floats] */
-    int64_t scratch_floats; /* products of a tile [n_head, PF_ROW_TILE], then its rows */
+    int64_t scratch_floats; /* products of a tile [n_head, PF_ROW_TILE], then its rows, then these levelled */
+    int64_t tile_floats;    /* of its rows */
 } score_job;
 
 /* Tokens whose queries are integers at once: as much memory for any number of tokens and any length of context. */
 enum { FP4_TOKENS = 32 };
+
+/* Scores of token t and the tile's rows; `levelled`: the tile is, too. */
+static void score_tile(const score_job *job, int64_t t, float *s, bool levelled, int64_t seen, float *out) {
+    const pf_index_args *args = job->args;
+    const int64_t width = args->rows->width, n_head = args->n_head;
+    const float *rows = s + PF_ROW_TILE * n_head, *q = args->q + t * n_head * width, *w = args->w + t * n_head;
+    if (levelled && job->levelled[t * n_head]) { /* which says it of all heads: see level_heads() */
+        const pf_fp4_level heads = {job->level.codes + t * n_head * width, job->level.scales + t * n_head};
+        job->k->tiles.fp4_scores(&heads, n_head, w, (const uint8_t *)(rows + job->tile_floats), width, args->scale, s);
+        memcpy(out, s, (size_t)seen * sizeof *out);
+        return;
+    }
+    if (job->codes) {
+        const uint8_t *codes = job->codes + t * n_head * pf_fp4_query_bytes(width);
+        job->k->fp4_dots(codes, n_head, (const uint8_t *)rows, width, s, PF_ROW_TILE);
+    } else {
+        job->k->row_dots(q, n_head, rows, seen, width, s, PF_ROW_TILE);
+    }
+    job->k->weigh_heads(s, PF_ROW_TILE, seen, w, n_head, args->scale, out);
+}
 
 /* Tiles of rows: a row is decoded once and meets every head of every token that sees it. */
 static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
@@ -31,20 +54,16 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
         const int64_t n_row = pf_min_i64(PF_ROW_TILE, (args->position + args->n_token) / args->ratio - first);
         const uint8_t *at[PF_ROW_TILE];
         for (int64_t i = 0; i < n_row; ++i) at[i] = pf_row_at(args->rows, first + i);
+        bool levelled = false;
         if (job->codes) k->fp4_tile(at, n_row, width, (uint8_t *)rows);
+        if (job->level.codes) {
+            levelled = k->tiles.fp4_level(at, n_row, width, (uint8_t *)rows, (uint8_t *)(rows + job->tile_floats));
+        }
         for (int64_t i = 0; i < n_row && !job->codes; ++i) k->load_row(args->rows, at[i], rows + i * width);
         for (int64_t t = 0; t < args->n_token; ++t) {
             /* a row is seen by the token that completes it and by all after */
             const int64_t seen = pf_min_i64(n_row, (args->position + t + 1) / args->ratio - first);
-            if (seen <= 0) continue;
-            if (job->codes) {
-                const uint8_t *q = job->codes + t * n_head * pf_fp4_query_bytes(width);
-                k->fp4_dots(q, n_head, (const uint8_t *)rows, width, s, PF_ROW_TILE);
-            } else {
-                k->row_dots(args->q + t * n_head * width, n_head, rows, seen, width, s, PF_ROW_TILE);
-            }
-            k->weigh_heads(s, PF_ROW_TILE, seen, args->w + t * n_head, n_head, args->scale,
-                           args->scores + t * args->ld + first);
+            if (seen > 0) score_tile(job, t, s, levelled, seen, args->scores + t * args->ld + first);
         }
     }
 }
@@ -54,7 +73,19 @@ static void encode_heads(void *arg, int64_t begin, int64_t end, int worker) {
     const int64_t width = job->args->rows->width;
     (void)worker;
     for (int64_t h = begin; h < end; ++h) {
-        pf_cpu_fp4_query(job->args->q + h * width, width, job->codes + h * pf_fp4_query_bytes(width));
+        uint8_t *codes = job->codes + h * pf_fp4_query_bytes(width);
+        pf_cpu_fp4_query(job->args->q + h * width, width, codes);
+        if (!job->level.codes) continue;
+        job->levelled[h] = pf_cpu_fp4_level_query(codes, width, job->level.codes + h * width, job->level.scales + h);
+    }
+}
+
+/* The first head of a token says it for all. */
+static void level_heads(const score_job *job) {
+    const int64_t n_head = job->args->n_head;
+    for (int64_t t = 0; job->level.codes && t < job->args->n_token; ++t) {
+        bool *levelled = job->levelled + t * n_head;
+        for (int64_t h = 1; h < n_head; ++h) levelled[0] = levelled[0] && levelled[h];
     }
 }
 
@@ -64,9 +95,15 @@ static pf_status score_tokens(score_job *job) {
     pf_status status = PF_OK;
     if (job->codes) {
         status = pf_parallel(job->ex, heads, pf_max_i64(16, pf_grain(job->ex, heads)), encode_heads, job);
+        if (!job->ex->dry) level_heads(job);
     }
     if (status == PF_OK) status = pf_parallel(job->ex, pf_ceil_div(n_rows, PF_ROW_TILE), 1, score_rows, job);
     return status;
+}
+
+/* Whether the set multiplies levelled heads and rows of this shape. */
+static bool has_levels(const pf_cpu_kernels *k, int64_t n_head, int64_t width) {
+    return k->tiles.fp4_scores != NULL && n_head % PF_TILE_TOKENS == 0 && (width == 64 || width == PF_FP4_LEVEL_WIDTH);
 }
 
 pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
@@ -75,10 +112,19 @@ pf_status pf_cpu_index_scores(pf_exec *ex, const pf_index_args *args) {
     pf_index_args part = *args;
     score_job job = {.args = &part, .k = pf_cpu_kernels_of(ex), .ex = ex};
     const bool integers = args->rows->format == PF_ROW_IDX_FP4 && width % PF_FP4_GROUP == 0;
-    job.scratch_floats = PF_ROW_TILE * n_head + (integers ? pf_fp4_tile_bytes(width) / 4 : PF_ROW_TILE * width);
+    const bool levels = integers && has_levels(job.k, n_head, width);
+    job.tile_floats = integers ? pf_fp4_tile_bytes(width) / 4 : PF_ROW_TILE * width;
+    job.scratch_floats = PF_ROW_TILE * n_head + job.tile_floats + (levels ? pf_fp4_level_bytes(width) / 4 : 0);
     job.scratch = pf_arena_alloc(ex->arena, (size_t)(pf_pool_threads(ex->pool) * job.scratch_floats) * sizeof(float));
     if (integers) job.codes = pf_arena_alloc(ex->arena, (size_t)(FP4_TOKENS * n_head * pf_fp4_query_bytes(width)));
-    pf_status status = job.scratch != NULL && (job.codes != NULL || !integers) ? PF_OK : PF_ERR_MEMORY;
+    if (levels) {
+        job.level.codes = pf_arena_alloc(ex->arena, (size_t)(FP4_TOKENS * n_head * width));
+        job.level.scales = pf_arena_alloc(ex->arena, (size_t)(FP4_TOKENS * n_head) * sizeof(float));
+        job.levelled = pf_arena_alloc(ex->arena, (size_t)(FP4_TOKENS * n_head) * sizeof(bool));
+    }
+    const bool has_level = job.level.codes != NULL && job.level.scales != NULL && job.levelled != NULL;
+    const bool has_all = job.scratch != NULL && (job.codes != NULL || !integers) && (has_level || !levels);
+    pf_status status = has_all ? PF_OK : PF_ERR_MEMORY;
     for (int64_t t = 0; t < args->n_token && status == PF_OK; t += part.n_token) {
         part.n_token = pf_min_i64(integers ? FP4_TOKENS : args->n_token, args->n_token - t);
         part.position = args->position + t;

@@ -67,7 +67,7 @@ int pf_weight_kind(pf_dtype type);
 
 enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
-/* Integer products for many tokens, on processors with matrix instructions: the same results, from packed activations. */
+/* Integer products on processors with matrix instructions: the same results, for many tokens from packed activations. */
 enum { PF_TILE_TOKENS = 16, PF_TILE_ROWS = 64 };
 typedef struct pf_tile_kernels {
     int64_t from; /* the fewest tokens that these are quicker for; 0: there are none */
@@ -76,6 +76,12 @@ typedef struct pf_tile_kernels {
     void (*pack)(const pf_gemm *g, int planes, int64_t first, int64_t n, uint8_t *out);
     int64_t (*scratch_bytes)(int64_t cols); /* for PF_TILE_TOKENS rows of a weight; gemms need it for PF_TILE_ROWS */
     pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT]; /* best with multiples of PF_TILE_ROWS rows */
+    /* NULL where there are none: a levelled tile (fp4.h) of n_row FP4 rows and of the same set's tile of them, false where
+     * their scales are too far apart; and out[i] = scale sum_h w[h] max(0, q_h . row_i), by fp4_dots and weigh_heads, for
+     * all PF_ROW_TILE rows of one and a multiple of PF_TILE_TOKENS heads. width: 64 or PF_FP4_LEVEL_WIDTH. */
+    bool (*fp4_level)(const uint8_t *const *row, int64_t n_row, int64_t width, const uint8_t *tile, uint8_t *level);
+    void (*fp4_scores)(const pf_fp4_level *q, int64_t n_head, const float *w, const uint8_t *level, int64_t width,
+                       float scale, float *out);
 } pf_tile_kernels;
 
 typedef struct pf_cpu_kernels {

@@ -15,6 +15,7 @@
 #include "backend/cpu/x86_intrinsics.h"
 
 #include "base/arith.h"
+#include "format/floats.h"
 
 enum { TILE = PF_TILE_TOKENS, PANELS = PF_TILE_ROWS / TILE, QUADS = 8, CLASSES = PF_INT_SUMS, LEVELS = 4 };
 enum { BLOCK_BYTES = TILE * BLOCK };     /* of a panel, and of a plane of packed tokens */
@@ -311,6 +312,8 @@ PF_INLINE void tile_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, i
     _tile_release();
 }
 
+#include "backend/cpu/amx_fp4.h"
+
 #define TILE_GEMM(name, ...)                                                                                     \
     static void name(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {            \
         (void)k;                                                                                                 \
@@ -329,6 +332,8 @@ void pf_kernels_amx_init(pf_cpu_kernels *k) {
         .scratch_bytes = panel_bytes,
         .gemm_q16 = {[PF_W_Q8_0] = tiles_q16_q8_0, [PF_W_MXFP4] = tiles_q16_mxfp4},
         .gemm_q8 = {[PF_W_Q8_0] = tiles_q8_q8_0, [PF_W_MXFP4] = tiles_q8_mxfp4},
+        .fp4_level = level_tile,
+        .fp4_scores = level_scores,
     };
 }
 

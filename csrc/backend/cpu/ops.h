@@ -72,6 +72,8 @@ pf_status pf_cpu_hadamard(pf_exec *ex, float *x, int64_t n_row, int64_t n);
 pf_status pf_cpu_round_fp4(pf_exec *ex, float *x, int64_t n_row, int64_t n);
 /* A head q [width] that round_fp4 has rounded, as fp4_dots takes it; width a multiple of 32. */
 void pf_cpu_fp4_query(const float *q, int64_t width, uint8_t *head);
+/* What that made, levelled (fp4.h): its codes [width] and scale. False where its scales are too far apart. */
+bool pf_cpu_fp4_level_query(const uint8_t *head, int64_t width, uint8_t *codes, float *scale);
 
 /* norm_rope.c */
 pf_status pf_cpu_rms_norm(pf_exec *ex, const float *x, int64_t n_row, int64_t n, const float *gain, float eps,

@@ -158,6 +158,24 @@ void pf_cpu_fp4_query(const float *q, int64_t width, uint8_t *head) {
     }
 }
 
+bool pf_cpu_fp4_level_query(const uint8_t *head, int64_t width, uint8_t *codes, float *scale) {
+    const float *scales = pf_fp4_query_scales(head, width);
+    const int64_t groups = width / IDX_GROUP;
+    int32_t least = 255, most = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+        const int32_t exponent = (int32_t)(pf_f32_bits(scales[g]) >> 23);
+        least = exponent < least ? exponent : least;
+        most = exponent > most ? exponent : most;
+    }
+    if (!pf_fp4_levels(least, most)) return false;
+    for (int64_t i = 0; i < width; ++i) {
+        const int32_t shift = (int32_t)(pf_f32_bits(scales[i / IDX_GROUP]) >> 23) - least;
+        codes[i] = (uint8_t)((int8_t)head[i] * (1 << shift));
+    }
+    *scale = pf_f32_from_bits((uint32_t)least << 23);
+    return true;
+}
+
 static void round_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const rows_job *job = arg;
     (void)worker;
