@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantise import fake_fp4, fake_fp8
+from quantise import fake_fp4, fake_fp8, fake_index, fake_row
 
 Config = dict[str, Any]  # a config.json object of the official checkpoint
 Params = dict[str, Tensor]
@@ -215,11 +215,15 @@ def compress(p: Params, prefix: str, x: Tensor, ratio: int, width: int, eps: flo
     return rms(row, eps) * p[prefix + "norm.weight"]
 
 
-def index_scores(c: Config, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: _Turn, ratio: int) -> Tensor:
+def index_scores(
+    c: Config, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: _Turn, ratio: int, rounded: bool
+) -> Tensor:
     """The lightning indexer's scores [B, S, R]. Without FP4 rounding the Hadamard transform cancels out."""
     hi, di = c["index_n_heads"], c["index_head_dim"]
     q = rope((qr @ p[prefix + "wq_b.weight"].T).unflatten(-1, (hi, di)), *turn.queries)
     k = rope(compress(p, prefix + "compressor.", x, ratio, di, c["rms_norm_eps"]), *turn.rows(ratio))
+    if rounded:
+        q, k = fake_index(q), fake_index(k)
     w = (x @ p[prefix + "weights_proj.weight"].T) * (di * hi) ** -0.5
     B, S = x.shape[:2]
     products = torch.relu((q.reshape(B, S * hi, di) @ k.transpose(1, 2)).view(B, S, hi, -1))
@@ -240,10 +244,15 @@ class _Turn:
 
 
 class Model:
-    """The network over plain parameter dictionaries. compile_hot fuses the element-wise parts where torch.compile works."""
+    """The network over plain parameter dictionaries.
+
+    round_rows: cache rows and the indexer's queries are rounded as the published reference rounds them, gradients passing
+    straight through.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.round_rows = False
         self.ratios = config["compress_ratios"]
         self.enter, self.leave = enter_site, leave_site
 
@@ -333,6 +342,8 @@ class Model:
         qr = rms(x @ p[prefix + "wq_a.weight"].T, eps) * p[prefix + "q_norm.weight"]
         q = rope(rms((qr @ p[prefix + "wq_b.weight"].T).unflatten(-1, (H, d)), eps), *turn.queries) * d**-0.5
         kv = rope(rms(x @ p[prefix + "wkv.weight"].T, eps) * p[prefix + "kv_norm.weight"], *turn.tokens)
+        if self.round_rows:
+            kv = fake_row(kv, c["qk_rope_head_dim"])
         blocks = F.pad(kv, (0, 0, W, 0)).unfold(1, 2 * W, W)  # [B, S/W, d, 2W]
         near = (q.view(B, S // W, W * H, d) @ blocks).view(B, S, H, 2 * W)
         scores = [near + local[:, None], p[prefix + "attn_sink"][None, None, :, None].expand(B, S, H, 1)]
@@ -340,6 +351,8 @@ class Model:
         rows = None
         if ratio and S >= ratio:
             rows = rope(compress(p, prefix + "compressor.", x, ratio, d, eps), *turn.rows(ratio))
+            if self.round_rows:
+                rows = fake_row(rows, c["qk_rope_head_dim"])
             seen = visible(S, rows.shape[1], ratio, x.device)
             far = (q.reshape(B, S * H, d) @ rows.transpose(1, 2)).view(B, S, H, -1)
             mask = torch.zeros(S, rows.shape[1], device=x.device).masked_fill(~seen, -torch.inf)
@@ -366,7 +379,7 @@ class Model:
 
         The indexer learns from the attention it serves and passes no gradient into it, as in the report.
         """
-        scores = index_scores(self.config, p, prefix, x.detach(), qr.detach(), turn, 4)
+        scores = index_scores(self.config, p, prefix, x.detach(), qr.detach(), turn, 4, self.round_rows)
         topk = self.config["index_topk"]
         loss = torch.zeros((), device=x.device)
         if train_index:

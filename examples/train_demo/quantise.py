@@ -1,4 +1,5 @@
-"""Rounding to the checkpoint's weight formats, as codes for export and as straight-through rounding for training."""
+"""Rounding to the checkpoint's weight formats, as codes for export and as straight-through rounding for training; and of
+cache rows, as whatever runs the model keeps them."""
 
 from __future__ import annotations
 
@@ -59,3 +60,33 @@ def fake_fp4(weight: Tensor) -> Tensor:
 
 def fake_fp8(weight: Tensor) -> Tensor:
     return weight + (round_fp8(weight.detach()) - weight.detach())
+
+
+ROW_BLOCK = 64
+_LEAST_ROW = 1e-4  # of a block's largest, as in the published reference
+
+
+def fake_row(row: Tensor, rope: int) -> Tensor:
+    """Window and compressed rows [..., d]: e4m3 with a scale for 64 dims, the last `rope` dims bfloat16."""
+    value = row.detach()
+    n = value.shape[-1] - rope
+    blocks = torch.nn.functional.pad(value[..., :n], (0, -n % ROW_BLOCK)).unflatten(-1, (-1, ROW_BLOCK))
+    scale = power_scale(blocks.abs().amax(-1, keepdim=True).clamp_min(_LEAST_ROW), _FP8_LARGEST)
+    plain = ((blocks / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)[..., :n]
+    rounded = torch.cat([plain, value[..., n:].bfloat16().float()], -1)
+    return row + (rounded - value)
+
+
+def fake_index(x: Tensor) -> Tensor:
+    """The indexer's queries and rows [..., d], d a power of two: e2m1 after a Hadamard transform."""
+    return fake_fp4(hadamard(x))
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Orthogonal, in Sylvester order, over the last axis."""
+    n, done = x.shape[-1], 1
+    while done < n:
+        a, b = x.unflatten(-1, (-1, 2, done)).unbind(-2)
+        x = torch.stack([a + b, a - b], -2).flatten(-3)
+        done *= 2
+    return x * n**-0.5

@@ -1,5 +1,5 @@
-"""What rounding the weights costs: `python rounding.py OUT` prints the loss of OUT/state.pt on held-back conversations,
-with float32 weights and with experts in FP4 and linear layers in FP8, as the checkpoint holds them."""
+"""What rounding costs: `python rounding.py OUT` prints the loss of OUT/state.pt on held-back conversations, with float32
+weights, with experts in FP4 and linear layers in FP8, as the checkpoint holds them, and with cache rows rounded, too."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def main() -> None:
     print(f"{options.conversations} conversations, {sum(int(wanted.sum()) for _, wanted in examples)} tokens")
     print(f"float32 weights  {loss(model, params, examples):.4f} nats a token")
     print(f"as stored        {loss(model, quantised(params), examples):.4f} nats a token")
+    model.round_rows = True
+    print(f"and rounded rows {loss(model, quantised(params), examples):.4f} nats a token")
 
 
 if __name__ == "__main__":

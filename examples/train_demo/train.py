@@ -126,7 +126,8 @@ class Worker:
         length = 256 if drafting else self.shared.choices(list(table), list(table.values()))[0]
         batch = self.mixture.batch(length, self.options.tokens, share)
         batch = Batch(**{name: value.to(self.device) for name, value in vars(batch).items()})
-        p = quantised(self.params) if drafting or share >= QUANTISED_FROM else self.params
+        self.model.round_rows = drafting or share >= QUANTISED_FROM
+        p = quantised(self.params) if self.model.round_rows else self.params
         if drafting:
             loss, loads = draft_loss(self.model, p, batch)
             total, index_loss, lookup_loss = loss, torch.zeros(()), torch.zeros(())

@@ -19,9 +19,10 @@ from export import split_stacks, write_checkpoint  # noqa: E402
 from model import Goals, Model, Params, init_params, quantised  # noqa: E402
 from muon import Optimiser, orthogonal  # noqa: E402
 from presets import PRESETS  # noqa: E402
-from quantise import round_fp4, round_fp8  # noqa: E402
+from quantise import fake_index, fake_row, round_fp4, round_fp8  # noqa: E402
 
 from oracle.model import Oracle  # noqa: E402
+from oracle.numerics import Numerics  # noqa: E402
 from oracle.weights import read_checkpoint  # noqa: E402
 
 SMALL = PRESETS["cpu"] | {"vocab_size": 256, "moe_intermediate_size": 128, "n_routed_experts": 8, "index_topk": 12}
@@ -184,3 +185,24 @@ def test_rounding_is_close_and_final(round_weight: Any) -> None:
     assert torch.equal(round_weight(rounded), rounded)
     assert ((rounded - weight).norm() / weight.norm()) < (0.15 if round_weight is round_fp4 else 0.04)
     assert torch.equal(round_weight(torch.zeros(128, 128)), torch.zeros(128, 128))
+
+
+def test_rows_are_rounded_as_the_reference_rounds_them() -> None:
+    numerics, rope = Numerics(kv_fp8=True, idx_fp4=True), 32
+    rows = torch.randn(50, 128, generator=torch.Generator().manual_seed(9)) * torch.logspace(-6, 3, 50)[:, None]
+    rows[3, :64] = 0.0
+    np.testing.assert_array_equal(fake_row(rows, rope).numpy(), numerics.kv_row(rows.double().numpy(), rope))
+    index = fake_index(rows[:, :64])
+    np.testing.assert_allclose(index.numpy(), numerics.index_vector(rows[:, :64].double().numpy()), rtol=1e-6)
+
+
+def test_rounded_rows_change_the_logits_as_the_oracle_says() -> None:
+    config = SMALL | {"num_experts_per_tok": SMALL["n_routed_experts"], "index_topk": LENGTH}  # nothing to choose
+    params, ids = shaken(config, 3), tokens(1, 4)
+    model = Model(config)
+    with torch.no_grad():
+        plain = model.forward(params, ids).hidden @ params["head.weight"].T
+        model.round_rows = True
+        ours = model.forward(params, ids).hidden @ params["head.weight"].T
+    expected = Oracle(config, as_arrays(params), Numerics(kv_fp8=True, idx_fp4=True)).forward(ids[0].numpy())
+    assert np.median(relative_error(ours, expected)) < 0.1 * np.median(relative_error(plain, expected))
