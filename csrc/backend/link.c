@@ -122,6 +122,16 @@ pf_status pf_link_end_use(pf_link *link, int32_t slot) {
     return note(link, link->plugin->end_use(link->device, slot));
 }
 
+pf_status pf_link_begin_delivery(pf_link *link) { return note(link, link->plugin->begin_delivery(link->device)); }
+
+pf_status pf_link_deliver(pf_link *link, int32_t lane, void *to, const void *from, size_t bytes) {
+    return note(link, link->plugin->deliver(link->device, lane, to, from, bytes));
+}
+
+pf_status pf_link_is_delivered(pf_link *link, int32_t lane, bool *done) {
+    return note(link, link->plugin->is_delivered(link->device, lane, done));
+}
+
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
     const pf_status end = link->plugin->synchronize(link->device, err);
     if (end == PF_OK && status != PF_ERR_DEVICE) return status;

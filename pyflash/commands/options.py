@@ -39,6 +39,15 @@ def _with_device(_context: click.Context, _option: click.Parameter, value: Any) 
     return value
 
 
+class HotExperts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes, or "auto" or "off"."""
+
+    name = "auto|off|SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        return value if value in ("auto", "off") or isinstance(value, int) else parse_size(value)
+
+
 def device_options() -> tuple[Callable[[Any], Any], ...]:
     """Where the layers are computed."""
     return (
@@ -53,6 +62,9 @@ def device_options() -> tuple[Callable[[Any], Any], ...]:
         option("--stream-experts", type=click.Choice(["auto", "off", "on"]), default="auto", show_default=True,
                help="Send the GPU the experts that the processor has for long pieces of a prompt. auto: when that is "
                "quicker, which is measured; on: from 32 tokens on."),
+        option("--hot-experts", type=HotExperts(), default="auto", show_default=True,
+               help="How much of the GPU's memory holds the most used of these experts, such as 8G; auto: what the rest "
+               "leaves."),
     )
 
 
@@ -77,7 +89,8 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": device, "gpu_layers": layers,
             "cpu_moe": 2**31 - 1 if options["cpu_moe"] else options["n_cpu_moe"],
             "gpu_context": options.get("device_context", options.get("context")), "gpu_chunk": options.get("chunk"),
-            "gpu_cache": options["cache_type"], "stream_experts": options["stream_experts"]}
+            "gpu_cache": options["cache_type"], "stream_experts": options["stream_experts"],
+            "hot_experts": options["hot_experts"]}
 
 
 def model_options(command: _F) -> _F:

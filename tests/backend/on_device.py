@@ -58,7 +58,8 @@ def tokens_of(model: TinyModel) -> np.ndarray:
 
 
 def open_on(tiny: TinyModel, precision: str = "exact", **options: Any) -> Any:
-    options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, **options}
+    """Without hot experts: with them results depend on what came before (on_device_hot.py)."""
+    options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, "hot_experts": "off", **options}
     return pyflash.Model.open(tiny.path, device="cuda", precision=precision, **options)
 
 

@@ -34,7 +34,7 @@ def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     return {**os.environ, **emulation, "PYFLASH_LIBRARY": str(folder / library.name)}
 
 
-@pytest.mark.parametrize("tests", ["on_device.py", "on_device_sending.py"])
+@pytest.mark.parametrize("tests", ["on_device.py", "on_device_sending.py", "on_device_hot.py"])
 def test_on_device(device: dict[str, str], tmp_path: Path, tests: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
                HERE / tests]  # fmt: skip
