@@ -154,10 +154,11 @@ class Model:
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
-        device: "auto", "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto" is
-        the processor, as long as the kernels for devices have not been tried on one. threads: None for one per physical core. precision: "fast" (16-bit activations into
-        quantised weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa:
-        the CPU kernel set, "scalar", "avx2", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
+        device: "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto": "cuda" if
+        there is one that passes a short test of its operations and has room, else "cpu". threads: None for one per
+        physical core. precision: "fast" (16-bit activations into quantised weights), "int8" (8 bits: quicker, less
+        accurate), or "exact" for float32 activations and cache. isa: the CPU kernel set, "scalar", "avx2", "avx512" or
+        "amx"; None takes $PYFLASH_CPU or else the best of this machine.
         mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that

@@ -17,8 +17,9 @@ void pf_link_close(pf_link *link); /* NULL is allowed */
 void pf_link_lock(pf_link *link);
 void pf_link_unlock(pf_link *link);
 
-/* What pf_device_describe() tells, as of opening. */
+/* What pf_device_describe() tells, as of opening or of looking again. */
 const pf_device_info *pf_link_info(const pf_link *link);
+pf_status pf_link_look_again(pf_link *link, pf_error *err);
 const pf_backend *pf_link_backend(const pf_link *link);
 
 /* Memory of the device. NULL when there is not enough. */

@@ -61,12 +61,14 @@ static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
     pf_link *link;
     PF_TRY(parse_device(device, kind, &index, err));
     PF_TRY(pf_link_open(kind, index, &link, err));
+    pf_error why = {0};
     pf_link_lock(link);
-    const pf_status status = pf_self_test(link, index, err);
+    pf_status status = pf_self_test(link, index, &why);
     pf_link_unlock(link);
+    if (status == PF_OK) status = pf_link_look_again(link, &why); /* what has run once has its code loaded */
     if (status != PF_OK) {
         pf_link_close(link);
-        return status;
+        return pf_fail(err, status, "device \"%s\" cannot be used, do without it: %s", device, why.message);
     }
     *out = link;
     return PF_OK;

@@ -380,22 +380,27 @@ static void run(side *s, const struct operation *o, int variant) {
     pf_arena_reset(s->ex.arena, 0);
 }
 
+static pf_status compare_one(side *host, side *device, const struct operation *o, int variant, pf_error *err) {
+    pf_error why = {0};
+    run(host, o, variant);
+    run(device, o, variant);
+    pf_status status = pf_link_finish(device->link, device->status, &why);
+    if (status == PF_OK) status = host->status;
+    if (status != PF_OK) {
+        return pf_fail(err, status, "self-test: %s %d cannot be run: %s", o->name, variant,
+                       why.message[0] != '\0' ? why.message : status == PF_ERR_MEMORY ? "out of memory" : "it failed");
+    }
+    const double d = difference(host, device);
+    if (d <= *o->differ) return PF_OK;
+    return pf_fail(err, PF_ERR_DEVICE,
+                   "self-test: %s %d differs from the processor's by %.2g of the largest value, at most %.2g is right",
+                   o->name, variant, d, *o->differ);
+}
+
 static pf_status compare(side *host, side *device, pf_error *err) {
     for (size_t i = 0; i < sizeof operations / sizeof *operations; ++i) {
-        const struct operation *o = &operations[i];
-        for (int variant = 0; variant < o->variants; ++variant) {
-            run(host, o, variant);
-            run(device, o, variant);
-            PF_TRY(pf_link_finish(device->link, device->status, err));
-            if (host->status != PF_OK || device->status != PF_OK) {
-                const pf_status status = host->status != PF_OK ? host->status : device->status;
-                return pf_fail(err, status, "self-test: %s %d could not be run: error %d", o->name, variant, status);
-            }
-            const double d = difference(host, device);
-            if (d <= *o->differ) continue;
-            return pf_fail(err, PF_ERR_DEVICE,
-                           "self-test: %s %d differs from the processor's by %.2g of the largest value, at most %.2g is "
-                           "right", o->name, variant, d, *o->differ);
+        for (int variant = 0; variant < operations[i].variants; ++variant) {
+            PF_TRY(compare_one(host, device, &operations[i], variant, err));
         }
     }
     return PF_OK;

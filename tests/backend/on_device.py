@@ -196,7 +196,7 @@ def test_save_and_load(mixed: Any, tiny: TinyModel, reference: np.ndarray, tmp_p
     with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
         session.load(file)
         same(session.eval(tokens[90:], all_logits=True), reference[90:])
-    with pyflash.Model.open(tiny.path, precision=mixed.info.precision) as model:
+    with pyflash.Model.open(tiny.path, device="cpu", precision=mixed.info.precision) as model:
         with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
             session.load(file)
             assert divergence(reference[90:], session.eval(tokens[90:], all_logits=True)) < FLAT
@@ -246,7 +246,7 @@ def test_experts_from_disk(compat: TinyModel) -> None:
     with open_on(compat, "exact", cpu_moe=3, expert_budget=1) as model:
         same(logits_of(model, tokens), expected)
         reads = model.expert_reads
-    with pyflash.Model.open(compat.path) as model:
+    with pyflash.Model.open(compat.path, device="cpu") as model:
         assert host_bytes == reads.expert_bytes == model.expert_reads.expert_bytes * 3 // LAYERS
     assert reads.n_read > 0
 
@@ -349,7 +349,7 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
                 call()
         assert not (tmp_path / "more").exists()
         assert session.position == 20
-    with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=CONTEXT) as session:
+    with pyflash.Model.open(tiny.path, device="cpu", precision="exact") as model, model.session(context=CONTEXT) as session:
         session.load(tmp_path / "kept")
         assert session.position == 20
 
