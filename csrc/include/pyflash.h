@@ -91,7 +91,8 @@ typedef struct pf_model_params {
     int32_t reserved;
     const char *device;     /* "cpu": the processor; "cuda" or "cuda:1": that device too, see pf_model_upload(). NULL or
                                "auto": the first device, if it passes pf_device_test() and has room, else the processor.
-                               n_gpu_layers above 0 need a device that is named */
+                               The first evaluation then sends what pf_model_upload() has not. n_gpu_layers above 0 need
+                               a device that is named */
     const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512" */
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
@@ -139,7 +140,7 @@ PF_API pf_model *pf_model_retain(pf_model *model);
 PF_API void pf_model_release(pf_model *model);
 
 /* Sends a device the weights that were placed there: one bounded step. Call it until *n_done, the bytes it sent, is 0;
- * nothing can be evaluated before. *n_total (may be NULL): all of them. At once 0 without a device. */
+ * nothing can be evaluated before where params named the device. *n_total (may be NULL): all of them. At once 0 without a device. */
 PF_API pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, pf_error *err);
 
 /* What of the model a device holds, and what a session of gpu_ctx tokens takes there; zeros without one. */

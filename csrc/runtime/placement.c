@@ -57,7 +57,7 @@ static pf_status parse_device(const char *device, char kind[static KIND_BYTES], 
 /* Opens a device that computes as the processor does. */
 static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
     char kind[KIND_BYTES];
-    int32_t index;
+    int32_t index = 0;
     pf_link *link;
     PF_TRY(parse_device(device, kind, &index, err));
     PF_TRY(pf_link_open(kind, index, &link, err));
@@ -279,6 +279,7 @@ static pf_status place(pf_model *model, const pf_model_params *params, pf_error 
                     pf_link_info(model->link)->name, p.n_layer - placement.first_layer, p.n_layer,
                     placement.head ? " and the output" : "", p.n_layer - placement.first_experts);
     }
+    atomic_store(&model->is_sent, pf_transfer_done(model->transfer)); /* nothing */
     model->placement = placement;
     model->predicted_cache = taken.cache;
     model->predicted_buffers = taken.buffers;
@@ -316,7 +317,10 @@ static pf_status place_somewhere(pf_model *model, const pf_model_params *params,
     pf_error why = {0};
     if (params->n_gpu_layers == 0 || pf_plugin_load("cuda", &plugin, &why) != PF_OK || plugin->problem != NULL) return PF_OK;
     const pf_status status = place_on(model, "cuda", params, &why);
-    if (status == PF_OK && model->placed_bytes > 0) return PF_OK;
+    if (status == PF_OK && model->placed_bytes > 0) {
+        model->chose_device = true;
+        return PF_OK;
+    }
     if (status != PF_OK && model->transfer != NULL) return pf_fail(err, status, "%s", why.message);
     pf_transfer_delete(model->transfer);
     model->transfer = NULL;
@@ -345,6 +349,7 @@ pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, 
         pf_link_lock(model->link);
         pf_status status = pf_link_check(model->link, err);
         if (status == PF_OK) status = pf_link_finish(model->link, pf_transfer_step(model->transfer, &done), err);
+        if (status == PF_OK && pf_transfer_done(model->transfer)) atomic_store(&model->is_sent, true);
         pf_link_unlock(model->link);
         PF_TRY(status);
     }

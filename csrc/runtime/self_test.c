@@ -363,10 +363,14 @@ static const struct operation {
 static double difference(const side *a, const side *b) {
     double largest = 1e-30, worst = 0.0;
     if (a->n_value != b->n_value) return INFINITY;
-    for (int64_t i = 0; i < a->n_value; ++i) largest = fmax(largest, fabs((double)a->values[i]));
+    for (int64_t i = 0; i < a->n_value; ++i) {
+        const double size = fabs((double)a->values[i]);
+        if (size > largest) largest = size;
+    }
     for (int64_t i = 0; i < a->n_value; ++i) {
         const double d = fabs((double)a->values[i] - (double)b->values[i]) / largest;
-        if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
+        if (d != d) return INFINITY;
+        if (d > worst) worst = d;
     }
     return worst;
 }

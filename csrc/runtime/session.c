@@ -172,8 +172,19 @@ static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
 
 static bool take_cancel(pf_session *session) { return atomic_exchange(&session->cancel, 0) != 0; }
 
-static pf_status check_weights(const pf_session *session, pf_error *err) {
-    if (session->model->transfer == NULL || pf_transfer_done(session->model->transfer)) return PF_OK;
+/* Programs that name no device need not know of one. */
+static pf_status send_weights(pf_session *session, pf_error *err) {
+    for (uint64_t n_done = 1; n_done > 0;) {
+        if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
+        PF_TRY(pf_model_upload(session->model, &n_done, NULL, err));
+    }
+    return PF_OK;
+}
+
+static pf_status check_weights(pf_session *session, pf_error *err) {
+    pf_model *model = session->model;
+    if (model->transfer == NULL || atomic_load_explicit(&model->is_sent, memory_order_acquire)) return PF_OK;
+    if (model->chose_device) return send_weights(session, err);
     return pf_fail(err, PF_ERR_ARGUMENT, "the device does not have its weights yet: call pf_model_upload first");
 }
 

@@ -60,7 +60,7 @@ def tokens_of(model: TinyModel) -> np.ndarray:
 def open_on(tiny: TinyModel, precision: str = "exact", **options: Any) -> Any:
     """Without hot experts: with them results depend on what came before (on_device_hot.py)."""
     options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, "hot_experts": "off", **options}
-    return pyflash.Model.open(tiny.path, device="cuda", precision=precision, **options)
+    return pyflash.Model.open(tiny.path, precision=precision, **{"device": "cuda", **options})
 
 
 def logits_of(model: Any, tokens: np.ndarray, **options: Any) -> np.ndarray:
@@ -324,6 +324,23 @@ def test_nothing_is_evaluated_before_the_weights_are_there(tiny: TinyModel) -> N
     with open_on(tiny, upload=False) as model, model.session(context=CONTEXT) as session:
         with pytest.raises(pyflash.ArgumentError, match="pf_model_upload"):
             session.eval([1])
+
+
+def test_a_device_that_nobody_named(tiny: TinyModel) -> None:
+    """Programs that know nothing of devices need not send anything: the first evaluation does."""
+    with open_on(tiny) as model:
+        expected = logits_of(model, tokens_of(tiny)[:20])
+    for upload in (True, False):
+        with open_on(tiny, device="auto", upload=upload) as model:
+            assert model.placement.n_layer == LAYERS
+            same(logits_of(model, tokens_of(tiny)[:20]), expected)
+    with open_on(tiny, device="auto", upload=False) as model, model.session(context=CONTEXT) as session:
+        session.cancel()
+        with pytest.raises(pyflash.CancelledError):
+            session.eval([1])
+        assert session.position == 0 and session.eval([1]).shape == expected[0].shape
+    with open_on(tiny, device="auto", gpu_layers=0) as model:
+        assert model.placement.total_bytes == 0
 
 
 def test_progress_of_sending(tiny: TinyModel) -> None:

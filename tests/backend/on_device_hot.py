@@ -322,7 +322,7 @@ def test_sessions_come_first(tmp_path: Path, caplog: Any) -> None:
         hits = model.hot_experts.n_hit
         assert hits > 0
         while "needed for a session" not in caplog.text:
-            sessions.append(model.session(context=1 << 16))
+            sessions.append(model.session(context=1 << 16, chunk=CHUNK))
             assert 0 < sessions[-1].memory.device_cache_bytes < model.placement.hot_bytes
         decode(sessions[0], tokens[30:])
         assert model.hot_experts.n_hit == hits
