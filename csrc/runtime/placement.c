@@ -18,7 +18,8 @@ typedef struct demand {
     uint64_t weights, cache, buffers, stream, hot;
 } demand;
 
-static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers + d->stream + d->hot; }
+/* Without hot experts, which have what the others leave. */
+static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers + d->stream; }
 
 typedef struct planner {
     pf_model *model;
@@ -215,7 +216,7 @@ static pf_status plan_hot(planner *p, const pf_model_params *params, const pf_pl
     if (model->net.hot == NULL) return pf_fail(p->err, PF_ERR_MEMORY, "out of memory while opening the model");
     demand with;
     PF_TRY(measure(p, placement, &with));
-    const uint64_t others = sum_of(&with) - with.hot, left = others < p->capacity ? p->capacity - others : 0;
+    const uint64_t others = sum_of(&with), left = others < p->capacity ? p->capacity - others : 0;
     if (pf_hot_experts_fit(model->net.hot, left < most ? left : most)) return measure(p, placement, taken);
     forget_hot(model);
     return PF_OK;

@@ -176,15 +176,15 @@ def test_follows_the_conversation(compat: TinyModel) -> None:
 
 
 def test_does_not_thrash(compat: TinyModel) -> None:
-    """Experts of about the same use stay where they are: far less comes than is missing."""
+    """Experts that are used in turns stay where they are, though those used last are ahead by a little every time."""
     with holding(compat, hot=bytes_of(SLOTS)) as model, model.session(context=512, chunk=CHUNK) as session:
-        tokens = compat.tokens(220, 56)
-        decode(session, tokens[:120])
+        turns = np.tile(np.repeat(np.array([7, 200, 31, 90], np.int32), 8), 5)
+        decode(session, turns[:64])
         before = model.hot_experts
-        decode(session, tokens[120:])
+        decode(session, turns[64:])
         hot = model.hot_experts
-        assert hot.n_missed - before.n_missed > 100 * LAYERS * USED // 2
-        assert hot.n_replaced - before.n_replaced <= 6
+        assert hot.n_missed - before.n_missed > 96 * LAYERS * USED // 2
+        assert hot.n_replaced - before.n_replaced <= 1
 
 
 @pytest.mark.skipif(not EMULATED, reason="needs copies that take long")
@@ -313,14 +313,17 @@ def test_no_page_locked_memory(compat: TinyModel, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(not EMULATED, reason="needs a small device")
 def test_sessions_come_first(tmp_path: Path, caplog: Any) -> None:
-    """A session that finds no memory takes that of the experts; the others go on without them."""
+    """A session that finds no memory takes that of the experts; the others go on without them. Experts this wide take
+    most of a step's scratch, which was planned."""
     large = make_tiny_model(tmp_path, seed=57, dense="q8_0", **{**SHAPE, "n_routed_experts": 64,
                             "moe_intermediate_size": 1024, "num_hidden_layers": 4})  # fmt: skip
     before, tokens = free_bytes(), large.tokens(40, 58)
-    with holding(large) as model, caplog.at_level("INFO", "pyflash"):
+    with holding(large, gpu_chunk=MOST) as model, caplog.at_level("INFO", "pyflash"):
         assert model.placement.hot_bytes == bytes_of(4 * 64, 3 * 64 * 1024 * 17 // 32, 4 * 64 * 4)
-        sessions = [model.session(context=CONTEXT, chunk=CHUNK)]
+        sessions = [model.session(context=CONTEXT, chunk=MOST)]
         decode(sessions[0], tokens[:30])
+        sessions[0].eval(tokens[:MOST])
+        assert sessions[0].memory.device_buffer_bytes == model.placement.buffer_bytes
         hits = model.hot_experts.n_hit
         assert hits > 0
         while "needed for a session" not in caplog.text:
