@@ -5,7 +5,8 @@ enum { ALIGNMENT = 256 };
 static void set_parts(const pf_weight *w, pf_expert_part *out) {
     const uint64_t blocks = (uint64_t)w->scale_rows * (uint64_t)w->scale_cols;
     out[0] = (pf_expert_part){.from = w->data, .bytes = (uint64_t)w->rows * (uint64_t)w->row_bytes};
-    out[1] = (pf_expert_part){.from = w->scale, .bytes = w->scale == NULL ? 0 : blocks * (w->scale_f32 ? sizeof(float) : 1)};
+    out[1] = (pf_expert_part){.from = w->scale};
+    if (w->scale != NULL) out[1].bytes = blocks * (w->scale_f32 ? sizeof(float) : 1);
 }
 
 void pf_expert_parts_of(const pf_moe_weights *w, pf_expert_part out[PF_EXPERT_PARTS]) {

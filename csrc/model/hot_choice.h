@@ -23,7 +23,7 @@ pf_hot_choice pf_hot_choice_of(float *uses, int32_t n);
 /* n tokens have gone by. */
 void pf_hot_fade(pf_hot_choice *choice, int64_t n_token);
 void pf_hot_use(pf_hot_choice *choice, int32_t index);
-/* Whether an expert is used clearly more than one that would have to go, so that two of the same use do not take turns. */
+/* Whether an expert is used clearly more than one that would have to go, so that two of the same use take no turns. */
 bool pf_hot_replaces(const pf_hot_choice *choice, int32_t newcomer, int32_t old);
 /* The slot whose owner, an index, is used least; -1 without owners. Negative owners are passed over. */
 int32_t pf_hot_least_used(const pf_hot_choice *choice, const int32_t *owners, int32_t n_slot);

@@ -227,8 +227,8 @@ static pf_status take_hot(planner *p, const pf_placement *placement, demand *tak
     pf_model *model = p->model;
     if (model->net.hot == NULL || pf_hot_experts_take(model->net.hot, model->link)) return PF_OK;
     forget_hot(model);
-    pf_log_line(&model->log, PF_LOG_INFO, "no memory on %s, or page-locked, for often used experts: the processor computes "
-                "those that it has", pf_link_info(model->link)->name);
+    pf_log_line(&model->log, PF_LOG_INFO,
+                "no memory on %s, or page-locked, for often used experts: the processor computes those that it has", pf_link_info(model->link)->name);
     return measure(p, placement, taken);
 }
 
@@ -316,7 +316,8 @@ static void stay_home(pf_model *model) {
 static pf_status place_somewhere(pf_model *model, const pf_model_params *params, pf_error *err) {
     const pf_plugin *plugin;
     pf_error why = {0};
-    if (params->n_gpu_layers == 0 || pf_plugin_load("cuda", &plugin, &why) != PF_OK || plugin->problem != NULL) return PF_OK;
+    if (params->n_gpu_layers == 0) return PF_OK;
+    if (pf_plugin_load("cuda", &plugin, &why) != PF_OK || plugin->problem != NULL) return PF_OK;
     const pf_status status = place_on(model, "cuda", params, &why);
     if (status == PF_OK && model->placed_bytes > 0) {
         model->chose_device = true;

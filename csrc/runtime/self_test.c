@@ -252,7 +252,8 @@ static pf_rows stored(side *s, pf_row_format format, int32_t width, int32_t rope
 
 /* The window alone, with all compressed rows, and with some of them, in every format of the cache. */
 static void attention(side *s, int variant) {
-    enum { H = 8, D = 512, ROPE = 64, N = 2, WINDOW = 16, POSITION = 90, RATIO = 4, POOL = (POSITION + N) / RATIO, K = 6 };
+    enum { H = 8, D = 512, ROPE = 64, N = 2, WINDOW = 16, K = 6 };
+    enum { POSITION = 90, RATIO = 4, POOL = (POSITION + N) / RATIO };
     static const pf_row_format formats[] = {PF_ROW_F32, PF_ROW_F16, PF_ROW_KV_FP8};
     const int form = variant % 3;
     const pf_row_format format = formats[variant / 3];

@@ -6,8 +6,8 @@
 
 #include "backend/link.h"
 
-/* Tests the device of a link, unless a device of that index has passed in this process. DEVICE says which operation failed
- * or what differs, and MEMORY that the test itself found none. With the device held. */
+/* Tests the device of a link, unless a device of that index has passed in this process. DEVICE says which operation
+ * failed or what differs, and MEMORY that the test itself found none. With the device held. */
 pf_status pf_self_test(pf_link *link, int32_t index, pf_error *err);
 
 #endif

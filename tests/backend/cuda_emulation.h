@@ -215,7 +215,8 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 typedef int cudaError_t;
 typedef int cudaStream_t;
 typedef int cudaEvent_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNotReady = 600, cudaErrorLaunchFailure = 719,
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNotReady = 600,
+       cudaErrorLaunchFailure = 719,
        cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901 };
 enum { CUDART_VERSION = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
