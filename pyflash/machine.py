@@ -56,6 +56,12 @@ def device_problem(kind: str) -> str | None:
     return _count_devices(kind)[1]
 
 
+def device_test(kind: str, index: int) -> str | None:
+    """Why a device fails its self-test, a fraction of a second of small operations; None when it passes."""
+    error = ffi.new("pf_error *")
+    return None if lib.pf_device_test(kind.encode(), index, error) == lib.PF_OK else _text(error.message)
+
+
 def _device_state(kind: str) -> str:
     error, info = ffi.new("pf_error *"), ffi.new("pf_device_info *")
     count, problem = _count_devices(kind)
@@ -65,8 +71,13 @@ def _device_state(kind: str) -> str:
     for index in range(count):
         info.struct_size = ffi.sizeof("pf_device_info")
         known = lib.pf_device_describe(kind.encode(), index, info, error) == lib.PF_OK
-        found.append(f"{_text(info.name)}, {info.total_bytes / 2**30:.0f} GiB" if known else _text(error.message))
-    return f"for --device {kind}, experimental: {'; '.join(found)}"
+        if not known:
+            found.append(_text(error.message))
+            continue
+        problem = device_test(kind, index)
+        result = "self-test passed" if problem is None else f"not to be used: {problem}"
+        found.append(f"{_text(info.name)}, {info.total_bytes / 2**30:.0f} GiB, {result}")
+    return f"experimental: {'; '.join(found)}"
 
 
 # -- memory --

@@ -106,6 +106,7 @@ class Placement:
     free_bytes: int
     total_bytes: int
     stream_bytes: int
+    hot_bytes: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,18 @@ class ExpertUploads:
 
     n_sent: int
     n_kept: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class HotExperts:
+    """How a model's hot_experts have worked out so far: pf_hot_expert_info of pyflash.h, with the same names."""
+
+    n_slot: int
+    n_hit: int
+    n_missed: int
+    n_brought: int
+    n_replaced: int
     bytes_sent: int
 
 
@@ -139,14 +152,15 @@ class Model:
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
         gpu_layers: int | None = None, cpu_moe: int | None = None, gpu_context: int | None = None,
         gpu_chunk: int | None = None, gpu_cache: str = "auto", gpu_budget: int = 0, upload: bool = True,
-        stream_experts: str = "auto",
+        stream_experts: str = "auto", hot_experts: str | int = "auto",
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
-        device: "auto", "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto" is
-        the processor, as long as the kernels for devices have not been tried on one. threads: None for one per physical core. precision: "fast" (16-bit activations into
-        quantised weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa:
-        the CPU kernel set, "scalar", "avx2", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
+        device: "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto": "cuda" if
+        there is one that passes a short test of its operations and has room, else "cpu". threads: None for one per
+        physical core. precision: "fast" (16-bit activations into quantised weights), "int8" (8 bits: quicker, less
+        accurate), or "exact" for float32 activations and cache. isa: the CPU kernel set, "scalar", "avx2", "avx512" or
+        "amx"; None takes $PYFLASH_CPU or else the best of this machine.
         mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
@@ -159,7 +173,10 @@ class Model:
         for looking at the placement and at what sessions take. stream_experts: "auto" sends the device the routed experts
         that stay with the processor for long chunks of tokens when that is quicker, which is measured; results then
         depend on how a sequence is split, within the rounding of float sums; "on": for every chunk of 32 tokens or more;
-        "off". Not under precision="exact" nor with an expert_budget.
+        "off". hot_experts: how much of the device's memory holds those of these experts that short steps use most of
+        late: "auto" for what the rest leaves, less a reserve, a number of bytes for that much at most, or "off"; results
+        then depend on what was evaluated before, within the same rounding. Neither under precision="exact" nor with an
+        expert_budget.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if precision not in _PRECISIONS:
@@ -190,6 +207,7 @@ class Model:
         if stream_experts not in _STREAMING:
             raise ArgumentError(f"unknown stream_experts {stream_experts!r}; use one of {', '.join(_STREAMING)}")
         params.stream_experts = _STREAMING[stream_experts]
+        params.hot_experts = _hot_experts(hot_experts)
         params.gpu_budget = integer("gpu_budget", gpu_budget, 0, 2**63 - 1)
         out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
         encoded = c_path(path)
@@ -284,6 +302,13 @@ class Model:
             uploads = _filled("pf_expert_uploads", lib.pf_model_get_expert_uploads, native)
         return ExpertUploads(uploads.n_sent, uploads.n_kept, uploads.bytes_sent)
 
+    @property
+    def hot_experts(self) -> HotExperts:
+        """How often a token's expert was held in the device's spare memory so far, and what was brought there."""
+        with self._handle.borrow() as native:
+            info = _filled("pf_hot_expert_info", lib.pf_model_get_hot_experts, native)
+        return HotExperts(*(getattr(info, name) for name in HotExperts.__dataclass_fields__))
+
     def metadata(self, key: str) -> str | None:
         """A string value of the file by its key, such as "tokenizer.chat_template"; None when it has none."""
         size = ffi.new("size_t *")
@@ -327,6 +352,16 @@ def _cache_type(cache: str) -> int:
     if cache not in _CACHES:
         raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
     return int(_CACHES[cache])
+
+
+def _hot_experts(size: str | int) -> int:
+    if size == "auto":
+        return int(lib.PF_HOT_AUTO)
+    if size == "off":
+        return int(lib.PF_HOT_OFF)
+    if isinstance(size, str):
+        raise ArgumentError(f"unknown hot_experts {size!r}; use auto, off or a number of bytes")
+    return integer("hot_experts", size, 1, 2**63 - 1)
 
 
 def _release(chat_template: str | None) -> Literal["preview", "0731"]:

@@ -128,14 +128,15 @@ def _device_rows(report: Report) -> list[tuple[str, str]]:
     placed = report.placement
     if placed is None:
         return []
-    together = placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes + placed.stream_bytes
+    together = placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes + placed.stream_bytes + placed.hot_bytes
     sending = f", for sending experts {format_bytes(placed.stream_bytes)}" if placed.stream_bytes else ""
+    hot = f", for often used experts {format_bytes(placed.hot_bytes)}" if placed.hot_bytes else ""
     head = " and the output" if placed.head else ""
     return [
         ("on the device", f"{placed.n_layer} of {report.model.n_layer} layers{head}, routed experts of "
                           f"{placed.n_expert_layer} of them"),
         ("", f"weights {format_bytes(placed.weight_bytes)}, cache {format_bytes(placed.cache_bytes)}, buffers "
-             f"{format_bytes(placed.buffer_bytes)}{sending}"),
+             f"{format_bytes(placed.buffer_bytes)}{sending}{hot}"),
         ("", f"together {format_bytes(together)} of {format_bytes(placed.free_bytes)} free on {placed.name}"),
     ]
 

@@ -183,6 +183,8 @@ typedef struct pf_experts_args {
     float *out;            /* [T, D]; the routed sum is ADDED to it */
     int32_t held_first;    /* matrix 0 of gate, up and down is this expert's: not all of a layer's need be there. Their
                               count stays E */
+    const int32_t *held_at; /* [E] which matrix is an expert's, negative where it is not there: then it is not used.
+                               NULL: they follow each other from held_first on */
 } pf_experts_args;
 
 typedef struct pf_backend {

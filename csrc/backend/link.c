@@ -7,6 +7,7 @@
 struct pf_link {
     const pf_plugin *plugin;
     pf_device *device;
+    int32_t index;
     pf_device_info info;
     pf_mutex lock;
     bool lost;
@@ -24,8 +25,13 @@ static pf_status open_device(pf_link *link, const char *kind, int32_t index, pf_
                        link->plugin->n_device);
     }
     PF_TRY(link->plugin->open(index, &link->device, err));
+    link->index = index;
+    return pf_link_look_again(link, err); /* after opening, which takes memory itself */
+}
+
+pf_status pf_link_look_again(pf_link *link, pf_error *err) {
     link->info.struct_size = sizeof link->info;
-    return link->plugin->describe(index, &link->info, err); /* after opening, which takes memory itself */
+    return link->plugin->describe(link->index, &link->info, err);
 }
 
 pf_status pf_link_open(const char *kind, int32_t index, pf_link **out, pf_error *err) {
@@ -120,6 +126,16 @@ pf_status pf_link_begin_use(pf_link *link, int32_t slot) {
 
 pf_status pf_link_end_use(pf_link *link, int32_t slot) {
     return note(link, link->plugin->end_use(link->device, slot));
+}
+
+pf_status pf_link_begin_delivery(pf_link *link) { return note(link, link->plugin->begin_delivery(link->device)); }
+
+pf_status pf_link_deliver(pf_link *link, int32_t lane, void *to, const void *from, size_t bytes) {
+    return note(link, link->plugin->deliver(link->device, lane, to, from, bytes));
+}
+
+pf_status pf_link_is_delivered(pf_link *link, int32_t lane, bool *done) {
+    return note(link, link->plugin->is_delivered(link->device, lane, done));
 }
 
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {

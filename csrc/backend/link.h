@@ -17,8 +17,9 @@ void pf_link_close(pf_link *link); /* NULL is allowed */
 void pf_link_lock(pf_link *link);
 void pf_link_unlock(pf_link *link);
 
-/* What pf_device_describe() tells, as of opening. */
+/* What pf_device_describe() tells, as of opening or of looking again. */
 const pf_device_info *pf_link_info(const pf_link *link);
+pf_status pf_link_look_again(pf_link *link, pf_error *err);
 const pf_backend *pf_link_backend(const pf_link *link);
 
 /* Memory of the device. NULL when there is not enough. */
@@ -39,7 +40,7 @@ pf_status pf_link_end_recording(pf_link *link, pf_recording **out);
 pf_status pf_link_replay(pf_link *link, pf_recording *recording);
 void pf_link_drop_recording(pf_link *link, pf_recording *recording); /* NULL is allowed */
 
-/* Page-locked memory of the host, for pf_link_send(). NULL when there is not enough. */
+/* Page-locked memory of the host, for pf_link_send() and pf_link_deliver(). NULL when there is not enough. */
 void *pf_link_alloc_host(pf_link *link, size_t bytes);
 void pf_link_free_host(pf_link *link, void *memory); /* NULL is allowed */
 /* As the plugin's of the same names. PF_ERR_DEVICE, and the device is lost. */
@@ -47,6 +48,9 @@ pf_status pf_link_send(pf_link *link, int32_t slot, void *to, const void *from, 
 pf_status pf_link_await_sent(pf_link *link, int32_t slot);
 pf_status pf_link_begin_use(pf_link *link, int32_t slot);
 pf_status pf_link_end_use(pf_link *link, int32_t slot);
+pf_status pf_link_begin_delivery(pf_link *link);
+pf_status pf_link_deliver(pf_link *link, int32_t lane, void *to, const void *from, size_t bytes);
+pf_status pf_link_is_delivered(pf_link *link, int32_t lane, bool *done);
 
 /* The end of a step that came to `status` so far: waits for the device, and says with what it came to in the end. A
  * line about the device in err where that is why. */

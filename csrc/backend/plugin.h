@@ -17,9 +17,10 @@
 extern "C" {
 #endif
 
-#define PF_PLUGIN_ABI 3
+#define PF_PLUGIN_ABI 4
 
 enum { PF_SLOTS = 2 }; /* pf_plugin.send */
+enum { PF_LANES = 2 }; /* pf_plugin.deliver */
 
 /* What a plugin calls of libpyflash. */
 typedef struct pf_plugin_host {
@@ -89,6 +90,17 @@ typedef struct pf_plugin {
     pf_status (*begin_use)(pf_device *device, int32_t slot);
     /* Later sends to the slot come after the operations so far. */
     pf_status (*end_use)(pf_device *device, int32_t slot);
+
+    /* Sending memory in the background, for which nothing ever waits, through PF_LANES lanes, each some page-locked
+     * memory of the host. Operations may use what came when is_delivered has said so, without further ado. synchronize
+     * does not wait for deliveries. */
+
+    /* Later deliveries come after the operations so far. */
+    pf_status (*begin_delivery)(pf_device *device);
+    /* Copies, in order with other deliveries. `from` is of alloc_host, and is read when is_delivered says so. */
+    pf_status (*deliver)(pf_device *device, int32_t lane, void *to, const void *from, size_t bytes);
+    /* Whether the lane's deliveries so far have been made. */
+    pf_status (*is_delivered)(pf_device *device, int32_t lane, bool *done);
 } pf_plugin;
 
 /* The plugin's table, static storage; NULL when host is not of a version that it knows. */

@@ -89,8 +89,10 @@ typedef struct pf_model_params {
     int32_t precision;      /* PF_PRECISION_*; default FAST */
     int32_t n_threads;      /* worker threads, 0: one per physical core this process may use */
     int32_t reserved;
-    const char *device;     /* NULL, "auto" or "cpu": the processor; "cuda" or "cuda:1": that device too, see
-                               pf_model_upload(). "auto" leaves devices alone until one has been tried */
+    const char *device;     /* "cpu": the processor; "cuda" or "cuda:1": that device too, see pf_model_upload(). NULL or
+                               "auto": the first device, if it passes pf_device_test() and has room, else the processor.
+                               The first evaluation then sends what pf_model_upload() has not. n_gpu_layers above 0 need
+                               a device that is named */
     const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avx512" */
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
@@ -110,9 +112,16 @@ typedef struct pf_model_params {
     uint64_t gpu_budget;    /* bytes of the device that may be used; 0: those that are free, less a reserve */
     int32_t stream_experts; /* PF_STREAM_*: layers on the device whose routed experts stay with the processor */
     int32_t reserved3;
+    uint64_t hot_experts;   /* bytes of the device's memory, at most, for the most used of these experts: PF_HOT_*, or more
+                               than the size of one */
 } pf_model_params;
 
 #define PF_GPU_AUTO -1
+
+#define PF_HOT_AUTO 0 /* what the device has left over, less a reserve, holds the experts that short steps use most of late;
+                         they are replaced in the background. Results then depend on what was evaluated before, within
+                         rounding. Not in exact, and not with an expert_budget */
+#define PF_HOT_OFF 1
 
 #define PF_STREAM_AUTO 0 /* send the device a layer's routed experts for a long chunk of tokens when that is quicker than
                             computing them here, which is measured. Splits of a sequence into chunks then give the same
@@ -131,7 +140,7 @@ PF_API pf_model *pf_model_retain(pf_model *model);
 PF_API void pf_model_release(pf_model *model);
 
 /* Sends a device the weights that were placed there: one bounded step. Call it until *n_done, the bytes it sent, is 0;
- * nothing can be evaluated before. *n_total (may be NULL): all of them. At once 0 without a device. */
+ * nothing can be evaluated before where params named the device. *n_total (may be NULL): all of them. At once 0 without a device. */
 PF_API pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, pf_error *err);
 
 /* What of the model a device holds, and what a session of gpu_ctx tokens takes there; zeros without one. */
@@ -147,6 +156,8 @@ typedef struct pf_placement_info {
     uint64_t total_bytes;   /* of the device's memory */
     char name[128];         /* the device's, zero-terminated */
     uint64_t stream_bytes;  /* taken for sending experts, and as many page-locked ones of the host's; 0: none are sent */
+    uint64_t hot_bytes;     /* taken for the most used experts; 0: none are held. A session that finds no memory on the
+                               device takes these, from which time on no expert is held */
 } pf_placement_info;
 PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
@@ -212,6 +223,19 @@ typedef struct pf_expert_uploads {
     uint64_t bytes_sent;
 } pf_expert_uploads;
 PF_API pf_status pf_model_get_expert_uploads(const pf_model *model, pf_expert_uploads *uploads, pf_error *err);
+
+/* How hot_experts worked out so far. Zeros where none are held. */
+typedef struct pf_hot_expert_info {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t n_slot;     /* experts that there is room for */
+    uint64_t n_hit;      /* experts of short steps' tokens, counted once a token and layer: those that the device held, */
+    uint64_t n_missed;   /* and those that the processor computed */
+    uint64_t n_brought;  /* experts that came to the device, */
+    uint64_t n_replaced; /* and those that made room for one */
+    uint64_t bytes_sent;
+} pf_hot_expert_info;
+PF_API pf_status pf_model_get_hot_experts(const pf_model *model, pf_hot_expert_info *info, pf_error *err);
 
 /* Layer kind of layer `layer`: its compression ratio, 0, 4 or 128; -1 when out of range. */
 PF_API int32_t pf_model_layer_ratio(const pf_model *model, int32_t layer);
@@ -439,6 +463,10 @@ typedef struct pf_device_info {
  * DEVICE, with the reason, when there is none, or when it cannot be used here. */
 PF_API pf_status pf_device_count(const char *kind, int32_t *n, pf_error *err);
 PF_API pf_status pf_device_describe(const char *kind, int32_t index, pf_device_info *info, pf_error *err);
+/* Runs every kind of operation on small inputs on a device and on the processor; takes a fraction of a second, and
+ * nothing when the device has passed before in this process. DEVICE says what differs. Models that are put on a device
+ * begin with it. */
+PF_API pf_status pf_device_test(const char *kind, int32_t index, pf_error *err);
 
 /* How fast the model's threads read memory: the best of three passes over `bytes` bytes of fresh memory, which should
  * be far more than the caches hold; ARGUMENT below 1 MiB. What a benchmark holds the speed of decoding against. */

@@ -2,12 +2,13 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "model/expert_parts.h"
 #include "model/step.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-enum { PARTS = 6, ALIGNMENT = 256, SLICES = 16 };
+enum { PARTS = PF_EXPERT_PARTS, SLICES = 16 };
 /* A piece: long enough for the bus to reach its speed and for the device to be busy; and a quarter of a layer at most, so
  * that placing a layer's experts on the device always takes more than the slots. */
 enum { PIECE_BYTES = 64 << 20, LEAST_PIECES = 4 };
@@ -26,50 +27,23 @@ struct pf_expert_upload {
 
 /* ---- Where the parts of an expert lie ----------------------------------------------------------------------- */
 
-/* Matrices or their scales, of all experts of a layer one after the other; in a slot, of those of a piece. */
-typedef struct part {
-    const uint8_t *from;
-    uint64_t bytes; /* of one expert; 0: no such part */
-    uint64_t at;    /* in the slot */
-} part;
-
 typedef struct layout {
-    part parts[PARTS]; /* data and scale of gate, up and down */
-    int32_t n;         /* experts that there is room for */
+    pf_expert_part parts[PARTS];
+    int32_t n; /* experts that there is room for */
 } layout;
 
-static uint64_t align_up(uint64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
-
-static void set_parts(const pf_weight *w, part *out) {
-    const uint64_t blocks = (uint64_t)w->scale_rows * (uint64_t)w->scale_cols;
-    out[0] = (part){.from = w->data, .bytes = (uint64_t)w->rows * (uint64_t)w->row_bytes};
-    out[1] = (part){.from = w->scale, .bytes = w->scale == NULL ? 0 : blocks * (w->scale_f32 ? sizeof(float) : 1)};
-}
-
-/* Bytes of n experts in a slot; places the parts. */
 static uint64_t place_parts(layout *l, int32_t n) {
-    uint64_t at = 0;
-    for (int i = 0; i < PARTS; ++i) {
-        l->parts[i].at = at;
-        at += align_up((uint64_t)n * l->parts[i].bytes);
-    }
     l->n = n;
-    return at;
+    return pf_expert_parts_place(l->parts, n);
 }
 
 static layout layout_of(const pf_layer_weights *layer) {
     layout l = {.n = 0};
-    set_parts(&layer->moe.gate, &l.parts[0]);
-    set_parts(&layer->moe.up, &l.parts[2]);
-    set_parts(&layer->moe.down, &l.parts[4]);
+    pf_expert_parts_of(&layer->moe, l.parts);
     return l;
 }
 
-static uint64_t expert_bytes(const layout *l) {
-    uint64_t sum = 0;
-    for (int i = 0; i < PARTS; ++i) sum += l->parts[i].bytes;
-    return sum;
-}
+static uint64_t expert_bytes(const layout *l) { return pf_expert_parts_bytes(l->parts); }
 
 /* As many experts as a slot of that size holds, which is one at least, and no more than a piece has. */
 static uint64_t fit(layout *l, int32_t n_expert, uint64_t bytes) {
@@ -180,7 +154,7 @@ static void fill_slices(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     for (int64_t item = begin; item < end; ++item) {
         const uint64_t slice = (uint64_t)(item % SLICES), i = (uint64_t)(item / SLICES / PARTS);
-        const part *p = &f->l->parts[item / SLICES % PARTS];
+        const pf_expert_part *p = &f->l->parts[item / SLICES % PARTS];
         const uint64_t from = p->bytes * slice / SLICES, to = p->bytes * (slice + 1) / SLICES;
         const uint64_t expert = (uint64_t)f->begin + i;
         if (!f->upload->is_chosen[expert] || to == from) continue;
@@ -197,7 +171,7 @@ static pf_status send_slot(pf_expert_upload *u, const layout *l, int32_t begin, 
         last = first + 1;
         if (!u->is_chosen[first]) continue;
         while (last < end && u->is_chosen[last]) ++last;
-        for (const part *p = l->parts; p < l->parts + PARTS; ++p) {
+        for (const pf_expert_part *p = l->parts; p < l->parts + PARTS; ++p) {
             const uint64_t at = p->at + (uint64_t)(first - begin) * p->bytes;
             const uint64_t bytes = (uint64_t)(last - first) * p->bytes;
             if (bytes == 0) continue;
@@ -206,13 +180,6 @@ static pf_status send_slot(pf_expert_upload *u, const layout *l, int32_t begin, 
         }
     }
     return PF_OK;
-}
-
-static pf_weight held(const pf_weight *w, const uint8_t *slot, const part *parts) {
-    pf_weight there = *w;
-    there.data = slot + parts[0].at;
-    if (w->scale != NULL) there.scale = slot + parts[1].at;
-    return there;
 }
 
 /* Experts [begin, end), which fit into a slot. */
@@ -224,13 +191,12 @@ static pf_status run_piece(pf_expert_upload *u, const pf_step *s, const pf_moe_w
     pf_pool_run(s->host->ex->pool, (int64_t)(end - begin) * PARTS * SLICES, 1, fill_slices, &f);
     PF_TRY(send_slot(u, l, begin, end));
     PF_TRY(pf_link_begin_use(u->link, u->slot));
-    const uint8_t *slot = u->device[u->slot];
-    const pf_weight gate = held(&w->gate, slot, &l->parts[0]), up = held(&w->up, slot, &l->parts[2]);
-    const pf_weight down = held(&w->down, slot, &l->parts[4]);
+    pf_weight there[3];
+    pf_expert_parts_there(w, l->parts, u->device[u->slot], there);
     pf_experts_args piece = *args;
-    piece.gate = &gate;
-    piece.up = &up;
-    piece.down = &down;
+    piece.gate = &there[0];
+    piece.up = &there[1];
+    piece.down = &there[2];
     piece.held_first = begin;
     piece.expert_begin = begin;
     piece.expert_end = end;

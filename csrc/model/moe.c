@@ -106,30 +106,58 @@ static pf_status shared_expert(const pf_step *s, const pf_layer_weights *lw, con
     return be->linear(s->ex, &w->shared_down, gate, ff, n, y, width);
 }
 
-/* Both kinds of experts of a layer: the shared one on the step's side, from x into y; the routed ones, with what they
- * need, on `side`. The shared one comes first, since routed ones that are not in memory are read while it computes. */
+/* Both kinds of experts of a layer: the shared one on the step's side, from x into y, with the routed ones of `held`
+ * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are not
+ * in memory are read while it computes. */
 static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t layer, const pf_layer_weights *lw,
-                              const float *x, float *y, pf_experts_args *args) {
+                              const float *x, float *y, const pf_experts_args *held, pf_experts_args *args) {
     int32_t *wanted = NULL;
     int64_t n_wanted = 0;
-    if (side->net->experts != NULL && side->link == NULL) {
+    if (args != NULL && side->net->experts != NULL && side->link == NULL) {
         PF_TRY(distinct_experts(side, args->chosen, &wanted, &n_wanted));
         want_batch(side, layer, wanted, n_wanted, 0);
     }
     PF_TRY(shared_expert(s, lw, x, y));
+    if (held != NULL) PF_TRY(s->ex->backend->experts(s->ex, held));
+    if (args == NULL) return PF_OK;
     if (wanted != NULL) return streamed_experts(side, layer, wanted, n_wanted, args);
     return side->ex->backend->experts(side->ex, args);
 }
 
+/* Both shares of the routed experts: the device computes those that it holds, from args as they are, while the host
+ * computes the others. chosen: the host's. */
+static pf_status parted_experts(const pf_step *s, int32_t layer, const pf_layer_weights *lw, int32_t *chosen,
+                                pf_experts_args *args) {
+    pf_hot_experts *hot = s->net->hot;
+    const float *x = args->x;
+    float *y = args->out;
+    pf_experts_args held = *args;
+    pf_weight matrices[3];
+    bool on_device = hot != NULL && s->ex->dry, on_host = true;
+    void *routed;
+    held.n_token = pf_min_i64(s->n, PF_HOT_MOST); /* in a dry run: the most that it may be */
+    args->chosen = chosen;
+    if (!s->ex->dry && pf_hot_experts_may(hot, layer, s->n)) {
+        pf_hot_experts_part(hot, layer, chosen, s->n, matrices, &held, args, &on_device, &on_host);
+    }
+    if (on_host) PF_TRY(bring_to_host(s, args)); /* before the shared expert is queued, so that both run at once */
+    PF_TRY(both_experts(s, s->host, layer, lw, x, y, on_device ? &held : NULL, on_host ? args : NULL));
+    if (!on_host) return PF_OK;
+    PF_TRY(pf_step_carry(s->host, s, args->out, (size_t)(s->n * s->net->config.n_embd) * sizeof(float), &routed));
+    return s->ex->backend->add(s->ex, y, routed, s->n * s->net->config.n_embd);
+}
+
 /* The same of a layer on the device whose routed experts' weights are in the host's memory. The host computes these
- * meanwhile, or the device everything, the weights being sent. */
+ * meanwhile, but for those that the device holds, or the device everything, the weights being sent. */
 static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_weights *lw, pf_experts_args *args) {
     const double begun = pf_clock_seconds();
     const float *x = args->x;
     float *y = args->out;
-    const bool may_send = pf_expert_upload_may(s->net->upload, s->n);
-    void *chosen, *routed;
+    const bool may_send = pf_expert_upload_may(s->net->upload, s->n), is_hot = s->net->hot != NULL && !s->ex->dry;
+    void *chosen;
+    if (is_hot) PF_TRY(pf_hot_experts_advance(s->net->hot, s)); /* the device still computes what chooses */
     PF_TRY(to_host(s, args->chosen, (size_t)(s->n * args->n_used) * sizeof *args->chosen, &chosen));
+    if (is_hot) PF_TRY(pf_hot_experts_note(s->net->hot, layer, chosen, s->n));
     if (may_send && (s->ex->dry || pf_expert_upload_pays(s->net->upload, lw, chosen, s->n))) {
         const pf_step_mark mark = pf_step_set_mark(s);
         PF_TRY(shared_expert(s, lw, x, y));
@@ -137,12 +165,9 @@ static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_we
         PF_TRY(s->ex->backend->experts(s->ex, args));
         pf_step_reset(s, mark);
     }
-    args->chosen = chosen;
-    PF_TRY(bring_to_host(s, args)); /* before the shared expert is queued, so that both run at once */
-    PF_TRY(both_experts(s, s->host, layer, lw, x, y, args));
-    PF_TRY(pf_step_carry(s->host, s, args->out, (size_t)(s->n * s->net->config.n_embd) * sizeof(float), &routed));
+    PF_TRY(parted_experts(s, layer, lw, chosen, args));
     if (may_send && !s->ex->dry) pf_expert_upload_note_host(s->net->upload, s->n, begun);
-    return s->ex->backend->add(s->ex, y, routed, s->n * s->net->config.n_embd);
+    return PF_OK;
 }
 
 pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, const float *x, float *y) {
@@ -172,5 +197,5 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
         .n_used = n_used, .expert_end = c->n_expert, .limit = lw->limit_routed, .out = y,
     };
     if (lw->experts_on_device != lw->on_device) return away_experts(s, layer, lw, &experts);
-    return both_experts(s, s, layer, lw, x, y, &experts);
+    return both_experts(s, s, layer, lw, x, y, NULL, &experts);
 }

@@ -9,6 +9,7 @@
 #include "model/config.h"
 #include "model/expert_stream.h"
 #include "model/expert_upload.h"
+#include "model/hot_experts.h"
 #include "model/weights.h"
 
 /* What a loaded model computes with: immutable, shared by all its sessions. */
@@ -19,6 +20,7 @@ typedef struct pf_network {
     double *rope_freq_compressed; /* [r/2] of the others; owned */
     pf_expert_stream *experts;    /* NULL when all experts may stay in memory; owned */
     pf_expert_upload *upload;     /* NULL where no experts are sent to a device for long chunks; owned */
+    pf_hot_experts *hot;          /* NULL where a device holds none of the experts that the host has; owned */
 } pf_network;
 
 struct pf_frame;    /* recording.h */

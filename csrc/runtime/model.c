@@ -115,6 +115,7 @@ static void delete_model(pf_model *model) {
     if (model->link != NULL) pf_link_lock(model->link);
     pf_transfer_delete(model->transfer);
     pf_expert_upload_delete(model->net.upload);
+    pf_hot_experts_delete(model->net.hot);
     if (model->link != NULL) pf_link_unlock(model->link);
     pf_link_close(model->link);
     pf_weights_free(&model->net.weights);
@@ -247,6 +248,19 @@ pf_status pf_model_get_expert_uploads(const pf_model *model, pf_expert_uploads *
     };
     if (model == NULL || !pf_params_give(uploads, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_expert_uploads: a model is needed, and uploads->struct_size");
+    }
+    return PF_OK;
+}
+
+pf_status pf_model_get_hot_experts(const pf_model *model, pf_hot_expert_info *info, pf_error *err) {
+    const pf_hot_experts *hot = model != NULL ? model->net.hot : NULL;
+    const pf_hot_counts counts = hot != NULL ? pf_hot_experts_counts(hot) : (pf_hot_counts){0};
+    const pf_hot_expert_info full = {
+        .n_slot = counts.slots, .n_hit = counts.hits, .n_missed = counts.misses, .n_brought = counts.brought,
+        .n_replaced = counts.replaced, .bytes_sent = counts.bytes,
+    };
+    if (model == NULL || !pf_params_give(info, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_hot_experts: a model is needed, and info->struct_size");
     }
     return PF_OK;
 }

@@ -23,8 +23,11 @@ struct pf_model {
     pf_link *link;           /* the device that computes some layers; NULL without one */
     pf_placement placement;  /* what of the weights is there */
     pf_transfer *transfer;   /* NULL without a device */
+    atomic_bool is_sent;     /* all of it is there */
+    bool chose_device;       /* which nobody named: the first evaluation sends what has not been sent */
     uint64_t placed_bytes;   /* of the device's memory, for weights */
     uint64_t stream_bytes;   /* there, for sending experts (net.upload) */
+    uint64_t hot_bytes;      /* there, for the most used ones (net.hot) */
     uint64_t predicted_cache, predicted_buffers; /* there, of the session that was planned for */
     pf_tokenizer *tokenizer; /* NULL when the file holds none */
     char *name;              /* general.name or "" */

@@ -3,18 +3,22 @@
 
 #include "base/arith.h"
 #include "base/params.h"
+#include "runtime/self_test.h"
 #include "runtime/session.h"
 
 #include <string.h>
+
+enum { KIND_BYTES = 16 };
 
 /* Left free on the device: what its runtime and the screen take later. */
 static const uint64_t least_reserve = (uint64_t)256 << 20;
 
 /* What a placement takes of the device. */
 typedef struct demand {
-    uint64_t weights, cache, buffers, stream;
+    uint64_t weights, cache, buffers, stream, hot;
 } demand;
 
+/* Without hot experts, which have what the others leave. */
 static uint64_t sum_of(const demand *d) { return d->weights + d->cache + d->buffers + d->stream; }
 
 typedef struct planner {
@@ -29,12 +33,11 @@ typedef struct planner {
 } planner;
 
 /* "cuda:1" */
-static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
-    char kind[16];
+static pf_status parse_device(const char *device, char kind[static KIND_BYTES], int32_t *out, pf_error *err) {
     const char *colon = strchr(device, ':');
     const size_t length = colon != NULL ? (size_t)(colon - device) : strlen(device);
     int32_t index = 0;
-    if (length >= sizeof kind) return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: use cpu or cuda", device);
+    if (length >= KIND_BYTES) return pf_fail(err, PF_ERR_DEVICE, "device \"%s\" is unknown: use cpu or cuda", device);
     memcpy(kind, device, length);
     kind[length] = '\0';
     if (strcmp(kind, "cuda") != 0) {
@@ -48,7 +51,28 @@ static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
                            device);
         }
     }
-    return pf_link_open(kind, index, out, err);
+    *out = index;
+    return PF_OK;
+}
+
+/* Opens a device that computes as the processor does. */
+static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
+    char kind[KIND_BYTES];
+    int32_t index = 0;
+    pf_link *link;
+    PF_TRY(parse_device(device, kind, &index, err));
+    PF_TRY(pf_link_open(kind, index, &link, err));
+    pf_error why = {0};
+    pf_link_lock(link);
+    pf_status status = pf_self_test(link, index, &why);
+    pf_link_unlock(link);
+    if (status == PF_OK) status = pf_link_look_again(link, &why); /* what has run once has its code loaded */
+    if (status != PF_OK) {
+        pf_link_close(link);
+        return pf_fail(err, status, "device \"%s\" cannot be used, do without it: %s", device, why.message);
+    }
+    *out = link;
+    return PF_OK;
 }
 
 /* Whether layers on the device have their routed experts on the host. */
@@ -66,6 +90,7 @@ static pf_status measure(planner *p, const pf_placement *placement, demand *out)
     if (model->net.upload != NULL && has_experts_away(placement)) {
         out->stream = pf_expert_upload_bytes(model->net.upload);
     }
+    if (model->net.hot != NULL) out->hot = pf_hot_experts_bytes(model->net.hot);
     const pf_status status = pf_measure_scratch(model, &p->shape, &host, &out->buffers);
     return status == PF_OK ? status : pf_fail(p->err, status, "out of memory while planning for the device");
 }
@@ -175,6 +200,38 @@ static pf_status take_upload(planner *p, const pf_placement *placement, demand *
     return measure(p, placement, taken);
 }
 
+static void forget_hot(pf_model *model) {
+    pf_hot_experts_delete(model->net.hot);
+    model->net.hot = NULL;
+}
+
+/* As many slots for hot experts as what is left has room for; without them where that is none. Their scratch counts
+ * too. */
+static pf_status plan_hot(planner *p, const pf_model_params *params, const pf_placement *placement, demand *taken) {
+    pf_model *model = p->model;
+    const bool is_off = params->hot_experts == PF_HOT_OFF || model->precision == PF_PRECISION_EXACT;
+    const uint64_t most = params->hot_experts == PF_HOT_AUTO ? UINT64_MAX : params->hot_experts;
+    if (is_off || params->expert_budget > 0 || !has_experts_away(placement)) return PF_OK;
+    model->net.hot = pf_hot_experts_new(&model->net.config, &model->net.weights);
+    if (model->net.hot == NULL) return pf_fail(p->err, PF_ERR_MEMORY, "out of memory while opening the model");
+    demand with;
+    PF_TRY(measure(p, placement, &with));
+    const uint64_t others = sum_of(&with), left = others < p->capacity ? p->capacity - others : 0;
+    if (pf_hot_experts_fit(model->net.hot, left < most ? left : most)) return measure(p, placement, taken);
+    forget_hot(model);
+    return PF_OK;
+}
+
+/* Takes the memory for hot experts, or does without. */
+static pf_status take_hot(planner *p, const pf_placement *placement, demand *taken) {
+    pf_model *model = p->model;
+    if (model->net.hot == NULL || pf_hot_experts_take(model->net.hot, model->link)) return PF_OK;
+    forget_hot(model);
+    pf_log_line(&model->log, PF_LOG_INFO,
+                "no memory on %s, or page-locked, for often used experts: the processor computes those that it has", pf_link_info(model->link)->name);
+    return measure(p, placement, taken);
+}
+
 static void set_limits(planner *p, const pf_device_info *device, uint64_t budget) {
     const uint64_t reserve = device->total_bytes / 50 > least_reserve ? device->total_bytes / 50 : least_reserve;
     p->most = budget > 0 && budget < device->free_bytes ? budget : device->free_bytes;
@@ -201,13 +258,15 @@ static pf_status place_by(planner *p, const pf_model_params *params, pf_placemen
     PF_TRY(open_upload(p, params));
     PF_TRY(choose_with_upload(p, params, placement, taken));
     PF_TRY(pf_transfer_new(model->link, &model->net.config, &model->net.weights, placement, &model->transfer, p->err));
-    return take_upload(p, placement, taken);
+    PF_TRY(take_upload(p, placement, taken));
+    PF_TRY(plan_hot(p, params, placement, taken));
+    return take_hot(p, placement, taken);
 }
 
 /* With the device open, and held. */
 static pf_status place(pf_model *model, const pf_model_params *params, pf_error *err) {
     planner p;
-    demand taken = {0, 0, 0, 0};
+    demand taken = {0};
     pf_placement placement;
     PF_TRY(open_planner(model, params, &p, err));
     const pf_status status = place_by(&p, params, &placement, &taken);
@@ -221,26 +280,66 @@ static pf_status place(pf_model *model, const pf_model_params *params, pf_error 
                     pf_link_info(model->link)->name, p.n_layer - placement.first_layer, p.n_layer,
                     placement.head ? " and the output" : "", p.n_layer - placement.first_experts);
     }
+    atomic_store(&model->is_sent, pf_transfer_done(model->transfer)); /* nothing */
     model->placement = placement;
     model->predicted_cache = taken.cache;
     model->predicted_buffers = taken.buffers;
     model->placed_bytes = taken.weights;
     model->stream_bytes = taken.stream;
+    model->hot_bytes = taken.hot;
     return PF_OK;
 }
 
-pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err) {
-    const char *device = params->device;
-    if (device == NULL || strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) {
-        if (params->n_gpu_layers <= 0) return PF_OK;
-        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on a device, and no device is named: use cuda",
-                       params->n_gpu_layers);
-    }
+static pf_status place_on(pf_model *model, const char *device, const pf_model_params *params, pf_error *err) {
     PF_TRY(open_link(device, &model->link, err));
     pf_link_lock(model->link);
     const pf_status status = place(model, params, err);
     pf_link_unlock(model->link);
     return status;
+}
+
+/* Puts a model back that was to be placed on a device, and of which nothing is there yet. */
+static void stay_home(pf_model *model) {
+    const int32_t n_layer = model->net.config.n_layer;
+    if (model->link != NULL) {
+        pf_link_lock(model->link);
+        forget_upload(model);
+        forget_hot(model);
+        pf_link_unlock(model->link);
+    }
+    pf_link_close(model->link);
+    model->link = NULL;
+    pf_placement_mark(&model->net.config, &model->net.weights, &(pf_placement){n_layer, n_layer, false});
+}
+
+/* Without the caller's word: a device that is there, works and has room for something, or else none. */
+static pf_status place_somewhere(pf_model *model, const pf_model_params *params, pf_error *err) {
+    const pf_plugin *plugin;
+    pf_error why = {0};
+    if (params->n_gpu_layers == 0) return PF_OK;
+    if (pf_plugin_load("cuda", &plugin, &why) != PF_OK || plugin->problem != NULL) return PF_OK;
+    const pf_status status = place_on(model, "cuda", params, &why);
+    if (status == PF_OK && model->placed_bytes > 0) {
+        model->chose_device = true;
+        return PF_OK;
+    }
+    if (status != PF_OK && model->transfer != NULL) return pf_fail(err, status, "%s", why.message);
+    pf_transfer_delete(model->transfer);
+    model->transfer = NULL;
+    stay_home(model);
+    if (status != PF_OK) pf_log_line(&model->log, PF_LOG_WARNING, "the processor computes everything: %s", why.message);
+    return PF_OK;
+}
+
+pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err) {
+    const char *device = params->device;
+    const bool is_open = device == NULL || strcmp(device, "auto") == 0;
+    if (!is_open && strcmp(device, "cpu") != 0) return place_on(model, device, params, err);
+    if (params->n_gpu_layers > 0) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "%d layers on a device, and no device is named: use cuda",
+                       params->n_gpu_layers);
+    }
+    return is_open ? place_somewhere(model, params, err) : PF_OK;
 }
 
 pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, pf_error *err) {
@@ -252,6 +351,7 @@ pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, 
         pf_link_lock(model->link);
         pf_status status = pf_link_check(model->link, err);
         if (status == PF_OK) status = pf_link_finish(model->link, pf_transfer_step(model->transfer, &done), err);
+        if (status == PF_OK && pf_transfer_done(model->transfer)) atomic_store(&model->is_sent, true);
         pf_link_unlock(model->link);
         PF_TRY(status);
     }
@@ -272,6 +372,7 @@ pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info,
         full.cache_bytes = model->predicted_cache;
         full.buffer_bytes = model->predicted_buffers;
         full.stream_bytes = model->stream_bytes;
+        full.hot_bytes = model->hot_bytes;
         full.free_bytes = device->free_bytes;
         full.total_bytes = device->total_bytes;
         memcpy(full.name, device->name, sizeof full.name);

@@ -91,23 +91,41 @@ static pf_status open_parts(pf_session *session, const pf_session_params *params
     return PF_OK;
 }
 
-pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_session **out, pf_error *err) {
-    pf_session_params params;
-    if (model == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_open: model and out are needed");
-    PF_TRY(pf_session_take_params(given, model, &params, err));
+/* Spare memory of the device that holds experts is for whoever needs it. False when there is none. With the device
+ * held. */
+static bool make_room(const pf_model *model) {
+    if (!pf_hot_experts_give_back(model->net.hot)) return false;
+    pf_log_line(&model->log, PF_LOG_INFO, "the memory of %s that held often used experts is needed for a session",
+                pf_link_info(model->link)->name);
+    return true;
+}
+
+static pf_status open_session(pf_model *model, const pf_session_params *params, pf_session **out, pf_error *err) {
     pf_session *session = pf_calloc(1, sizeof *session);
     if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     session->model = pf_model_retain(model);
     atomic_init(&session->cancel, 0);
     pf_status status = pf_session_enter(session, err);
-    if (status == PF_OK) status = pf_session_leave(session, open_parts(session, &params, err), err);
+    if (status == PF_OK) status = pf_session_leave(session, open_parts(session, params, err), err);
     if (status != PF_OK) {
-        session->cache.n_ctx = params.n_ctx;
+        session->cache.n_ctx = params->n_ctx;
         pf_session_close(session);
         return status;
     }
     *out = session;
     return PF_OK;
+}
+
+pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_session **out, pf_error *err) {
+    pf_session_params params;
+    if (model == NULL || out == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_open: model and out are needed");
+    PF_TRY(pf_session_take_params(given, model, &params, err));
+    const pf_status status = open_session(model, &params, out, err);
+    if (status != PF_ERR_MEMORY || model->link == NULL) return status;
+    pf_link_lock(model->link);
+    const bool has_room = make_room(model);
+    pf_link_unlock(model->link);
+    return has_room ? open_session(model, &params, out, err) : status;
 }
 
 void pf_session_close(pf_session *session) {
@@ -153,8 +171,19 @@ static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
 
 static bool take_cancel(pf_session *session) { return atomic_exchange(&session->cancel, 0) != 0; }
 
-static pf_status check_weights(const pf_session *session, pf_error *err) {
-    if (session->model->transfer == NULL || pf_transfer_done(session->model->transfer)) return PF_OK;
+/* Programs that name no device need not know of one. */
+static pf_status send_weights(pf_session *session, pf_error *err) {
+    for (uint64_t n_done = 1; n_done > 0;) {
+        if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
+        PF_TRY(pf_model_upload(session->model, &n_done, NULL, err));
+    }
+    return PF_OK;
+}
+
+static pf_status check_weights(pf_session *session, pf_error *err) {
+    pf_model *model = session->model;
+    if (model->transfer == NULL || atomic_load_explicit(&model->is_sent, memory_order_acquire)) return PF_OK;
+    if (model->chose_device) return send_weights(session, err);
     return pf_fail(err, PF_ERR_ARGUMENT, "the device does not have its weights yet: call pf_model_upload first");
 }
 
@@ -220,10 +249,13 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
     PF_TRY(pf_session_enter(session, err));
     pf_evaluation evaluation;
-    begin(session, &evaluation, tokens, n, err);
+    pf_status status;
     pf_cache_begin_write(cache, n);
-    pf_status status = pf_evaluate(&evaluation, n_out, logits);
-    end(session);
+    do { /* another time writes the same rows */
+        begin(session, &evaluation, tokens, n, err);
+        status = pf_evaluate(&evaluation, n_out, logits);
+        end(session);
+    } while (status == PF_ERR_MEMORY && make_room(session->model));
     if (status != PF_OK) pf_cache_abort_write(cache, n);
     status = pf_session_leave(session, status, err);
     if (status != PF_OK) return finish(session, status, err);

@@ -28,7 +28,7 @@ def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: b
     The memory plan is what a run comes close to when every weight has been read and the context is full: weights,
     cache, working buffers, checkpoints (what lets a chat go back without evaluating again) and the program itself. A
     container's limit counts as this machine's memory. Sizes are decimal: 1 GB is 1,000,000,000 bytes; contexts are
-    binary: 64K are 65,536 tokens. With --device cuda it tells what would lie on that GPU, which must be there.
+    binary: 64K are 65,536 tokens. With a GPU it tells what would lie there.
     """
     with converter_errors():
         found = report.inspect(file, ctx, precision, cache_type,

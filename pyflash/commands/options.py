@@ -40,20 +40,33 @@ def _with_device(_context: click.Context, _option: click.Parameter, value: Any) 
     return value
 
 
+class HotExperts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes, or "auto" or "off"."""
+
+    name = "auto|off|SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        return value if value in ("auto", "off") or isinstance(value, int) else parse_size(value)
+
+
 def device_options() -> tuple[Callable[[Any], Any], ...]:
     """Where the layers are computed."""
     return (
-        option("--device", metavar="cpu|cuda[:N]", callback=_with_device, help="cuda: compute on that GPU what fits there, the rest on the "
-               "processor.  [default: cuda with --gpu-layers, else cpu]"),
+        option("--device", metavar="auto|cpu|cuda[:N]", callback=_with_device,
+               help="cuda: compute on that GPU what fits there, the rest on the processor; auto: if there is one and it "
+               "passes a short test.  [default: cuda with --gpu-layers, else auto]"),
         option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", callback=_with_device,
                help="Layers on the GPU, from the last one down; the output counts as the first of them. 999: all, 0: "
-               "none.  [default: with --device cuda as many as fit]"),
+               "none.  [default: as many as fit]"),
         option("--n-cpu-moe", type=click.IntRange(0), metavar="N",
                help="Leave the routed experts of the first N layers to the processor.  [default: as many as must]"),
         option("--cpu-moe", is_flag=True, help="Leave all routed experts to the processor."),
         option("--stream-experts", type=click.Choice(["auto", "off", "on"]), default="auto", show_default=True,
                help="Send the GPU the experts that the processor has for long pieces of a prompt. auto: when that is "
                "quicker, which is measured; on: from 32 tokens on."),
+        option("--hot-experts", type=HotExperts(), default="auto", show_default=True,
+               help="How much of the GPU's memory holds the most used of these experts, such as 8G; auto: what the rest "
+               "leaves."),
     )
 
 
@@ -66,8 +79,10 @@ def with_device_options(command: _F) -> _F:
 def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """What device_options say, as arguments of Model.open(). device_context among the options: the context to leave room
     for on the device, where it is not --ctx."""
-    layers, device = options["gpu_layers"], options["device"] or ("cuda" if options["gpu_layers"] else "cpu")
-    if device == "cpu":
+    layers, device = options["gpu_layers"], options["device"] or "auto"
+    if device == "auto" and layers:
+        device = "cuda"
+    if device == "cpu" or (device == "auto" and machine.device_problem("cuda") is not None):
         if layers or options["cpu_moe"] or options["n_cpu_moe"] is not None:
             raise click.UsageError("--cpu-moe and --n-cpu-moe are for --device cuda, as is --gpu-layers above 0")
         return {"device": "cpu"}
@@ -78,7 +93,8 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": device, "gpu_layers": layers,
             "cpu_moe": 2**31 - 1 if options["cpu_moe"] else options["n_cpu_moe"],
             "gpu_context": options.get("device_context", options.get("context")), "gpu_chunk": options.get("chunk"),
-            "gpu_cache": options["cache_type"], "stream_experts": options["stream_experts"]}
+            "gpu_cache": options["cache_type"], "stream_experts": options["stream_experts"],
+            "hot_experts": options["hot_experts"]}
 
 
 def model_options(command: _F) -> _F:

@@ -84,18 +84,20 @@ size_t device_bytes(), device_free_bytes();
 const void *device_block(const void *address);
 
 /* Streams and events: cuda_emulation_streams.cpp. */
-int stream_create();
+int stream_create(bool in_background);
 void stream_destroy(int stream);
 void stream_synchronize(int stream);
 void stream_wait_event(int stream, int event);
 void stream_copy(int stream, void *to, const void *from, size_t bytes);
 void stream_fill(int stream, void *to, int value, size_t bytes);
 void stream_launch(int stream);                                       /* of a kernel, */
-void stream_uses(int stream, const void *argument, size_t bytes);     /* with this argument */
+void stream_uses(int stream, const void *argument, size_t bytes);     /* with this argument; */
+void stream_reads(const void *memory, size_t bytes);                  /* the one that is running reads this */
 int event_create();
 void event_destroy(int event);
 void event_record(int event, int stream);
 void event_synchronize(int event);
+bool event_query(int event);
 void *host_alloc(size_t bytes); /* page-locked */
 void host_free(void *memory);
 void forget_block(const void *block); /* of the device's memory: is freed */
@@ -141,6 +143,7 @@ void *dynamic_shared();
 #define PF_UNROLL
 #define PF_SHARED(type, name) type &name = *static_cast<type *>(emulated::shared_variable(sizeof(type)))
 #define PF_DYNAMIC(name) uint8_t *name = static_cast<uint8_t *>(emulated::dynamic_shared())
+#define PF_READS(memory, bytes) emulated::stream_reads((memory), (size_t)(bytes))
 
 /* ---- Intrinsics ---- */
 
@@ -212,7 +215,8 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 typedef int cudaError_t;
 typedef int cudaStream_t;
 typedef int cudaEvent_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorLaunchFailure = 719,
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNotReady = 600,
+       cudaErrorLaunchFailure = 719,
        cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901 };
 enum { CUDART_VERSION = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
@@ -240,7 +244,16 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
-    return *out = emulated::stream_create(), cudaSuccess;
+    return *out = emulated::stream_create(false), cudaSuccess;
+}
+static inline cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0;
+    *greatest = -5;
+    return cudaSuccess;
+}
+/* One of the least priority is in the background. */
+static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned, int priority) {
+    return *out = emulated::stream_create(priority == 0), cudaSuccess;
 }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return emulated::stream_destroy(stream), cudaSuccess; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -263,6 +276,11 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (emulated::is_capturing()) return emulated::forbidden();
     return emulated::event_synchronize(event), cudaGetLastError();
+}
+static inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if (emulated::is_capturing()) return emulated::forbidden();
+    const cudaError_t error = cudaGetLastError();
+    return error != cudaSuccess ? error : emulated::event_query(event) ? cudaSuccess : cudaErrorNotReady;
 }
 static inline cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
     *out = emulated::host_alloc(bytes);

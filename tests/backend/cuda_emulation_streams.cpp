@@ -6,7 +6,11 @@
  *
  * Clocks tell what is known to have happened before what. These end the program: a copy into memory that a kernel of
  * another stream may still be using; a kernel that uses memory into which another stream's copy is on its way; and, on a
- * stream that has had copies from page-locked memory, one from other memory, for which a device would make the host wait. */
+ * stream that has had copies from page-locked memory, one from other memory, for which a device would make the host wait.
+ *
+ * Copies of a stream in the background (of the least priority) go to parts of blocks whose other parts kernels use. What
+ * kernels read of such blocks they say themselves (PF_READS); the same rules hold for that, and what such a copy goes to
+ * is garbage until it happens. Whoever asks for an event has to ask PF_EMULATED_QUERIES times (3) after it was recorded. */
 #include "cuda_emulation.h"
 
 #include <deque>
@@ -29,11 +33,13 @@ struct stream_state {
     std::deque<pending_copy> pending;
     clock_times knows;  /* of other streams: what happens before the stream's next operation */
     bool takes_locked = false; /* there have been copies from page-locked memory */
+    bool in_background = false;
 };
 
 struct event_state {
     int stream = 0; /* 0: never recorded */
     clock_times at;
+    int queries = 0; /* since it was recorded */
 };
 
 struct use {
@@ -50,6 +56,13 @@ struct locked_block {
 };
 static std::map<uint8_t *, locked_block> locked; /* page-locked memory */
 static std::map<const void *, use> last_use;     /* of the device's blocks, by kernels */
+struct read_part {
+    const uint8_t *end;
+    use last;
+};
+static std::map<const uint8_t *, read_part> parts_read; /* of blocks that background copies go to */
+static std::map<const void *, bool> is_divided;         /* these */
+static int running_stream;
 static clock_times host_knows;
 static int last_stream, last_event;
 
@@ -95,8 +108,8 @@ static void catch_up_all() {
     host_learns(all);
 }
 
-int stream_create() {
-    streams[++last_stream];
+int stream_create(bool in_background) {
+    streams[++last_stream].in_background = in_background;
     return last_stream;
 }
 
@@ -125,6 +138,15 @@ void event_record(int event, int stream) {
     e.stream = stream;
     e.at = s.knows;
     e.at[stream] = s.turns;
+    e.queries = 0;
+}
+
+bool event_query(int event) {
+    const char *wanted = std::getenv("PF_EMULATED_QUERIES");
+    event_state &e = events[event];
+    if (e.stream != 0 && ++e.queries < (wanted ? std::atoi(wanted) : 3)) return false;
+    event_synchronize(event);
+    return true;
 }
 
 void event_synchronize(int event) {
@@ -158,12 +180,42 @@ static bool note_read(int stream, const void *memory, size_t bytes) {
     return true;
 }
 
+static bool overlaps(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
+    const uint8_t *x = static_cast<const uint8_t *>(a), *y = static_cast<const uint8_t *>(b);
+    return x < y + b_bytes && y < x + a_bytes;
+}
+
+/* A copy in the background to a part of a block. */
+static void divide(int stream, const void *block, void *to, size_t bytes) {
+    is_divided[block] = true;
+    for (const auto &entry : parts_read) {
+        const size_t length = static_cast<size_t>(entry.second.end - entry.first);
+        if (!overlaps(entry.first, length, to, bytes) || is_before(entry.second.last, stream)) continue;
+        fail("a copy goes to memory that a kernel of another stream may still be reading");
+    }
+    device_fill(to, 0xff, bytes);
+}
+
+void stream_reads(const void *memory, size_t bytes) {
+    if (is_divided.find(device_block(memory)) == is_divided.end()) return;
+    for (const auto &other : streams) {
+        for (const pending_copy &copy : other.second.pending) {
+            if (other.first == running_stream || !overlaps(copy.to, copy.bytes, memory, bytes)) continue;
+            fail("a kernel reads memory into which another stream is copying");
+        }
+    }
+    const uint8_t *at = static_cast<const uint8_t *>(memory);
+    parts_read[at] = {at + bytes, {running_stream, streams[running_stream].turns}};
+}
+
 void stream_copy(int stream, void *to, const void *from, size_t bytes) {
     stream_state &s = streams[stream];
     const void *block = device_block(to);
     const auto used = last_use.find(block);
     ++s.turns;
-    if (block && used != last_use.end() && !is_before(used->second, stream)) {
+    if (block && s.in_background) {
+        divide(stream, block, to, bytes);
+    } else if (block && used != last_use.end() && !is_before(used->second, stream)) {
         fail("a copy goes to memory that a kernel of another stream may still be using");
     }
     if (note_read(stream, from, bytes)) {
@@ -183,7 +235,7 @@ void stream_fill(int stream, void *to, int value, size_t bytes) {
 
 static void note_use(int stream, const void *block) {
     for (const auto &other : streams) {
-        if (other.first == stream) continue;
+        if (other.first == stream || other.second.in_background) continue;
         for (const pending_copy &copy : other.second.pending) {
             if (device_block(copy.to) == block) fail("a kernel uses memory into which another stream is copying");
         }
@@ -192,6 +244,7 @@ static void note_use(int stream, const void *block) {
 }
 
 void stream_launch(int stream) {
+    running_stream = stream;
     catch_up(stream, ++streams[stream].turns);
 }
 
@@ -207,6 +260,10 @@ void stream_uses(int stream, const void *argument, size_t bytes) {
 void forget_block(const void *block) {
     catch_up_all(); /* freeing waits for the device */
     last_use.erase(block);
+    is_divided.erase(block);
+    for (auto entry = parts_read.begin(); entry != parts_read.end();) {
+        entry = device_block(entry->first) == block ? parts_read.erase(entry) : std::next(entry);
+    }
 }
 
 void *host_alloc(size_t bytes) {

@@ -293,10 +293,10 @@ static pf_status route(pf_exec *ex, const pf_route_args *args) {
     return end(&c, c.ex.backend->route(&c.ex, &on));
 }
 
-/* Of the experts that are there. */
-static pf_weight held_of(call *c, const pf_weight *w, int32_t first) {
+/* Of the experts that are there, which are `missing` fewer than all. */
+static pf_weight held_of(call *c, const pf_weight *w, int64_t missing) {
     pf_weight there = *w;
-    there.count -= first;
+    there.count -= missing;
     there = weight_of(c, &there);
     there.count = w->count;
     return there;
@@ -305,9 +305,10 @@ static pf_weight held_of(call *c, const pf_weight *w, int32_t first) {
 static pf_status experts(pf_exec *ex, const pf_experts_args *args) {
     call c = begin(ex);
     pf_experts_args on = *args;
-    const int32_t first = args->held_first;
-    const pf_weight gate = held_of(&c, args->gate, first), up = held_of(&c, args->up, first);
-    const pf_weight down = held_of(&c, args->down, first);
+    int64_t missing = args->held_first;
+    for (int64_t e = 0; args->held_at && e < args->gate->count; ++e) missing += args->held_at[e] < 0 ? 1 : 0;
+    const pf_weight gate = held_of(&c, args->gate, missing), up = held_of(&c, args->up, missing);
+    const pf_weight down = held_of(&c, args->down, missing);
     const int64_t used = args->n_token * args->n_used;
     on.gate = &gate;
     on.up = &up;
@@ -315,6 +316,7 @@ static pf_status experts(pf_exec *ex, const pf_experts_args *args) {
     on.x = IN(args->x, args->n_token * args->gate->cols);
     on.chosen = IN(args->chosen, used);
     on.weight = IN(args->weight, used);
+    on.held_at = IN(args->held_at, args->gate->count);
     on.out = OUT(args->out, args->n_token * args->down->rows);
     return end(&c, c.ex.backend->experts(&c.ex, &on));
 }

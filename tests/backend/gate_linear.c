@@ -237,6 +237,43 @@ static void run_experts(runner *r, const experts_case *c, int64_t first, int64_t
     CHECK(gate_output_intact(out), "wrote outside");
 }
 
+/* The matrices of experts [begin, end) alone, the last one first. */
+static test_weight gathered(const test_weight *from, int32_t begin, int32_t end) {
+    const pf_weight *w = &from->w;
+    const int64_t bytes = w->rows * w->row_bytes, n = end - begin;
+    const int64_t scales = w->scale_rows * w->scale_cols * (w->scale_f32 ? (int64_t)sizeof(float) : 1);
+    test_weight to = {.w = *w, .data = gate_buffer(n * bytes, AT_END)};
+    if (w->scale) to.scale = gate_buffer(n * scales, AT_END);
+    for (int64_t i = 0; i < n; ++i) {
+        memcpy(to.data.data + i * bytes, w->data + (end - 1 - i) * bytes, (size_t)bytes);
+        if (w->scale) memcpy(to.scale.data + i * scales, w->scale + (end - 1 - i) * scales, (size_t)scales);
+    }
+    to.w.data = to.data.data;
+    if (w->scale) to.w.scale = to.scale.data;
+    return to;
+}
+
+/* Those of experts before `split`, and then the others: each time nothing else is there, and nothing else is used. */
+static void run_held_experts(runner *r, const experts_case *c, int32_t split, output *out) {
+    memcpy(out->y, c->before, (size_t)(c->n * D) * sizeof(float));
+    for (int32_t begin = 0, end = split; begin < E; begin = end, end = E) {
+        test_weight gate = gathered(&c->gate, begin, end), up = gathered(&c->up, begin, end);
+        test_weight down = gathered(&c->down, begin, end);
+        int32_t held_at[E];
+        for (int32_t e = 0; e < E; ++e) held_at[e] = begin <= e && e < end ? end - 1 - e : -1 - e;
+        const pf_experts_args args = {
+            .gate = &gate.w, .up = &up.w, .down = &down.w, .x = c->x, .chosen = c->chosen, .weight = c->weight,
+            .n_token = c->n, .n_used = A, .expert_end = E, .limit = LIMIT, .out = out->y, .held_at = held_at,
+        };
+        const pf_status status = r->ex.backend->experts(&r->ex, &args);
+        CHECK(status == PF_OK, "experts that are held returned %d", status);
+        gate_weight_free(&gate);
+        gate_weight_free(&up);
+        gate_weight_free(&down);
+    }
+    CHECK(gate_output_intact(out), "wrote outside");
+}
+
 static void check_experts(runner **r, const experts_case *c, form acts) {
     output y[RUNNERS];
     for (int i = 0; i < RUNNERS; ++i) {
@@ -271,6 +308,10 @@ static void check_experts(runner **r, const experts_case *c, form acts) {
     output halves = gate_output(c->n * D);
     run_experts(r[1], c, 0, c->n, 3, &halves);
     CHECK(gate_same(halves.y, y[0].y, c->n * D), "two ranges of experts differ from all at once");
+    for (int i = 0; i < RUNNERS; ++i) {
+        run_held_experts(r[i], c, 3, &halves);
+        CHECK(gate_same(halves.y, y[i].y, c->n * D), "experts that are held elsewhere differ from all at once");
+    }
     gate_output_free(&halves);
     for (int i = 0; i < RUNNERS; ++i) gate_output_free(&y[i]);
 }

@@ -58,8 +58,9 @@ def tokens_of(model: TinyModel) -> np.ndarray:
 
 
 def open_on(tiny: TinyModel, precision: str = "exact", **options: Any) -> Any:
-    options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, **options}
-    return pyflash.Model.open(tiny.path, device="cuda", precision=precision, **options)
+    """Without hot experts: with them results depend on what came before (on_device_hot.py)."""
+    options = {"gpu_context": CONTEXT, "gpu_chunk": CHUNK, "threads": 2, "hot_experts": "off", **options}
+    return pyflash.Model.open(tiny.path, precision=precision, **{"device": "cuda", **options})
 
 
 def logits_of(model: Any, tokens: np.ndarray, **options: Any) -> np.ndarray:
@@ -195,7 +196,7 @@ def test_save_and_load(mixed: Any, tiny: TinyModel, reference: np.ndarray, tmp_p
     with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
         session.load(file)
         same(session.eval(tokens[90:], all_logits=True), reference[90:])
-    with pyflash.Model.open(tiny.path, precision=mixed.info.precision) as model:
+    with pyflash.Model.open(tiny.path, device="cpu", precision=mixed.info.precision) as model:
         with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
             session.load(file)
             assert divergence(reference[90:], session.eval(tokens[90:], all_logits=True)) < FLAT
@@ -245,7 +246,7 @@ def test_experts_from_disk(compat: TinyModel) -> None:
     with open_on(compat, "exact", cpu_moe=3, expert_budget=1) as model:
         same(logits_of(model, tokens), expected)
         reads = model.expert_reads
-    with pyflash.Model.open(compat.path) as model:
+    with pyflash.Model.open(compat.path, device="cpu") as model:
         assert host_bytes == reads.expert_bytes == model.expert_reads.expert_bytes * 3 // LAYERS
     assert reads.n_read > 0
 
@@ -325,6 +326,23 @@ def test_nothing_is_evaluated_before_the_weights_are_there(tiny: TinyModel) -> N
             session.eval([1])
 
 
+def test_a_device_that_nobody_named(tiny: TinyModel) -> None:
+    """Programs that know nothing of devices need not send anything: the first evaluation does."""
+    with open_on(tiny) as model:
+        expected = logits_of(model, tokens_of(tiny)[:20])
+    for upload in (True, False):
+        with open_on(tiny, device="auto", upload=upload) as model:
+            assert model.placement.n_layer == LAYERS
+            same(logits_of(model, tokens_of(tiny)[:20]), expected)
+    with open_on(tiny, device="auto", upload=False) as model, model.session(context=CONTEXT) as session:
+        session.cancel()
+        with pytest.raises(pyflash.CancelledError):
+            session.eval([1])
+        assert session.position == 0 and session.eval([1]).shape == expected[0].shape
+    with open_on(tiny, device="auto", gpu_layers=0) as model:
+        assert model.placement.total_bytes == 0
+
+
 def test_progress_of_sending(tiny: TinyModel) -> None:
     seen: list[tuple[int, int]] = []
     with open_on(tiny, progress=lambda done, total: seen.append((done, total))) as model:
@@ -348,7 +366,7 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
                 call()
         assert not (tmp_path / "more").exists()
         assert session.position == 20
-    with pyflash.Model.open(tiny.path, precision="exact") as model, model.session(context=CONTEXT) as session:
+    with pyflash.Model.open(tiny.path, device="cpu", precision="exact") as model, model.session(context=CONTEXT) as session:
         session.load(tmp_path / "kept")
         assert session.position == 20
 

@@ -34,7 +34,7 @@ def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     return {**os.environ, **emulation, "PYFLASH_LIBRARY": str(folder / library.name)}
 
 
-@pytest.mark.parametrize("tests", ["on_device.py", "on_device_sending.py"])
+@pytest.mark.parametrize("tests", ["on_device.py", "on_device_sending.py", "on_device_hot.py"])
 def test_on_device(device: dict[str, str], tmp_path: Path, tests: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", tmp_path / "t",
                HERE / tests]  # fmt: skip
@@ -53,7 +53,9 @@ def test_run(device: dict[str, str], tiny_model: Path) -> None:
     done = pyflash(device, *question, "--device", "cuda", "--cpu-moe", "-c", 64, "--verbose")
     assert done.returncode == 0, done.stderr
     assert "on emulation: 6 of 6 layers and the output, the routed experts of 0" in done.stderr
-    assert pyflash(device, *question, "-ngl", 0).stdout == done.stdout
+    for nothing_there in (["-ngl", 0], ["--device", "cpu"]):
+        on_cpu = pyflash(device, *question, *nothing_there, "--verbose")
+        assert on_cpu.stdout == done.stdout and "emulation" not in on_cpu.stderr
 
 
 def test_info(device: dict[str, str], tiny_model: Path) -> None:
@@ -62,9 +64,14 @@ def test_info(device: dict[str, str], tiny_model: Path) -> None:
     placed = json.loads(done.stdout)["placement"]
     assert (placed["n_layer"], placed["n_expert_layer"], placed["head"]) == (2, 1, True)
     assert 0 < placed["weight_bytes"] < placed["free_bytes"]
-    text = pyflash(device, "info", tiny_model, "--device", "cuda").stdout
-    assert "6 of 6 layers and the output, routed experts of 6" in text
-    assert '"placement": null' in pyflash(device, "info", tiny_model, "--json").stdout
+    for by_name in (["--device", "cuda"], []):
+        text = pyflash(device, "info", tiny_model, *by_name).stdout
+        assert "6 of 6 layers and the output, routed experts of 6" in text
+    assert '"placement": null' in pyflash(device, "info", tiny_model, "--device", "cpu", "--json").stdout
+    for hot in ([], ["--hot-experts", "off"]):
+        held = pyflash(device, "info", tiny_model, "--cpu-moe", *hot, "--json").stdout
+        assert (json.loads(held)["placement"]["hot_bytes"] > 0) == (hot == [])
+    assert "for often used experts" in pyflash(device, "info", tiny_model, "--cpu-moe").stdout
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,8 @@ def test_info(device: dict[str, str], tiny_model: Path) -> None:
         (["--device", "cuda:7"], 1, "there are 1"),
         (["--device", "abacus"], 1, "use cpu or cuda"),
         (["--device", "cuda:x"], 1, "a number"),
-        (["--cpu-moe"], 2, "--device cuda"),
+        (["--cpu-moe", "--device", "cpu"], 2, "--device cuda"),
+        (["--hot-experts", "many"], 2, "is no size"),
         (["-ngl", 2, "--device", "cpu"], 2, "--device cuda"),
         (["-ngl", 2, "--cpu-moe", "--n-cpu-moe", 1], 2, "choose one"),
     ],
@@ -103,4 +111,54 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
 
 
 def test_doctor(device: dict[str, str]) -> None:
-    assert "emulation" in pyflash(device, "doctor").stdout
+    assert "emulation, 0 GiB, self-test passed" in pyflash(device, "doctor").stdout
+
+
+# ---- A device that computes something else ----
+
+WRONG = {  # file: (what stands there, what stands there then, what says so)
+    "elementwise.cu": ("y[i] += x[i]", "y[i] -= x[i]", "swiglu and add 1"),
+    "topk.cu": ("= (int32_t)i;", "= (int32_t)(i ^ 1);", "topk 0"),
+    "experts.cu": ("held_at ? held_at[e] : e - held_first", "e - held_first", "experts 0"),
+}
+
+
+@pytest.mark.parametrize("file", WRONG)
+def test_a_device_with_a_wrong_operation(
+    device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path, file: str
+) -> None:
+    """By itself pyflash leaves it alone and says why, in one line; whoever asks for it is refused."""
+    old, new, said = WRONG[file]
+    source = (cuda_build.CUDA / file).read_text()
+    assert source.count(old) == 1
+    (tmp_path / file).write_text(source.replace(old, new))
+    wrong = tmp_path / f"{file}.o"
+    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / file, "-o", wrong)
+    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != wrong.name] + [wrong])
+    library = Path(device["PYFLASH_LIBRARY"])
+    shutil.copy(library, tmp_path / library.name)
+    broken = {**device, "PYFLASH_LIBRARY": str(tmp_path / library.name)}
+
+    told = pyflash(broken, "doctor")
+    assert told.returncode == 0 and f"not to be used: self-test: {said} differs" in told.stdout, told.stdout
+    question = ("run", tiny_model, "Hi", "-n", 2, "--temp", 0)
+    by_itself = pyflash(broken, *question)
+    assert by_itself.stdout == pyflash(broken, *question, "--device", "cpu").stdout
+    assert by_itself.stderr.count("the processor computes everything") == 1 and said in by_itself.stderr
+    assert pyflash(broken, *question, "--device", "cpu").stderr == ""
+    for asked in (["--device", "cuda"], ["-ngl", 1]):
+        refused = pyflash(broken, *question, *asked)
+        assert refused.returncode == 1 and said in refused.stderr and "do without it" in refused.stderr
+    with_less = pyflash(broken, *question, "-ngl", 0)
+    assert with_less.returncode == 0 and with_less.stderr == ""
+
+
+def test_a_device_that_fails_by_itself(device: dict[str, str], tiny_model: Path) -> None:
+    """One that is lost from the start, and one with no room for anything."""
+    question = ("run", tiny_model, "Hi", "-n", 2, "--temp", 0)
+    expected = pyflash(device, *question, "--device", "cpu").stdout
+    lost = pyflash({**device, "PF_EMULATED_LOST": "1"}, *question)
+    assert lost.returncode == 0 and lost.stdout == expected
+    assert lost.stderr.count("the processor computes everything") == 1
+    small = pyflash({**device, "PF_EMULATED_MB": "257"}, *question)
+    assert small.returncode == 0 and small.stdout == expected and "nothing of the model fits" in small.stderr

@@ -55,10 +55,12 @@ static int64_t expert_of(const pf_exec *ex, const pf_experts_args *args, int64_t
 }
 
 /* Where an expert's matrices are among those that the weights hold. */
-static int64_t matrix_of(const pf_experts_args *args, int64_t expert) { return expert - args->held_first; }
+static int64_t matrix_of(const pf_experts_args *args, int64_t expert) {
+    return args->held_at ? args->held_at[expert] : expert - args->held_first;
+}
 
 static bool in_range(const pf_experts_args *args, int64_t expert) {
-    return args->expert_begin <= expert && expert < args->expert_end;
+    return args->expert_begin <= expert && expert < args->expert_end && (!args->held_at || args->held_at[expert] >= 0);
 }
 
 static pf_status sort_pairs(pf_exec *ex, const pf_experts_args *args, pair_list *out) {

@@ -23,6 +23,8 @@
 #  define PF_SHARED(type, name) __shared__ type name
 /* The block's shared memory of the size that the launch gives, aligned to 16. */
 #  define PF_DYNAMIC(name) extern __shared__ __align__(16) uint8_t name[]
+/* Tells the emulation what is read of memory into which others are copying meanwhile. */
+#  define PF_READS(memory, bytes) ((void)0)
 #endif
 
 #define PF_DEV static __device__ __forceinline__

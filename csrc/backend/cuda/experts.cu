@@ -13,22 +13,24 @@ struct pair_lists {
     int32_t *counts;  /* n_group, n_pair */
     int32_t *token;   /* [n_pair] by place */
     float *weight;    /* [n_pair] by place */
-    int32_t *place;   /* [n_token, n_used]: where a pair has gone; -1 for experts outside the range */
+    int32_t *place;   /* [n_token, n_used]: where a pair has gone; -1 for experts that are not used */
 };
 
 /* One block. */
 static __global__ void __launch_bounds__(THREADS) group_kernel(const int32_t *chosen, const float *weight, int n_pair,
                                                                int n_used, int n_expert, int begin, int end,
-                                                               int held_first, pair_lists lists, int *fault) {
+                                                               int held_first, const int32_t *held_at,
+                                                               pair_lists lists, int *fault) {
     PF_DYNAMIC(memory);
     int *next = reinterpret_cast<int *>(memory); /* [n_expert] counts, then places */
+    const auto is_used = [=](int e) { return begin <= e && e < end && (!held_at || held_at[e] >= 0); };
     const int self = (int)threadIdx.x;
     for (int e = self; e < n_expert; e += THREADS) next[e] = 0;
     __syncthreads();
     for (int p = self; p < n_pair; p += THREADS) {
         const int e = chosen[p];
         if (e < 0 || e >= n_expert) atomicExch(fault, 1);
-        else if (begin <= e && e < end) atomicAdd(&next[e], 1);
+        else if (is_used(e)) atomicAdd(&next[e], 1);
     }
     __syncthreads();
     if (self == 0) {
@@ -37,7 +39,7 @@ static __global__ void __launch_bounds__(THREADS) group_kernel(const int32_t *ch
             const int count = next[e];
             next[e] = sum;
             if (count == 0) continue;
-            lists.matrix[groups] = e - held_first;
+            lists.matrix[groups] = held_at ? held_at[e] : e - held_first;
             lists.start[groups++] = sum;
             sum += count;
         }
@@ -49,7 +51,7 @@ static __global__ void __launch_bounds__(THREADS) group_kernel(const int32_t *ch
     for (int p = self; p < n_pair; p += THREADS) {
         const int e = chosen[p];
         int place = -1;
-        if (e >= 0 && e < n_expert && begin <= e && e < end) {
+        if (e >= 0 && e < n_expert && is_used(e)) {
             place = atomicAdd(&next[e], 1); /* in any order: places have no influence on results */
             lists.token[place] = p / n_used;
             lists.weight[place] = weight[p];
@@ -178,7 +180,7 @@ pf_status pf_cuda_experts(pf_exec *ex, const pf_experts_args *args) {
         part.chosen += t * n_used;
         PF_LAUNCH(group_kernel, 1, THREADS, n_expert * sizeof(int), stream, part.chosen, args->weight + t * n_used,
                   (int)(n * n_used), (int)n_used, (int)n_expert, args->expert_begin, args->expert_end, args->held_first,
-                  run.lists, pf_device_of(ex)->fault);
+                  args->held_at, run.lists, pf_device_of(ex)->fault);
         launch_products(ex, &part, n, run);
         PF_LAUNCH(gather_kernel, pf_blocks(ex, n * width, THREADS), THREADS, 0, stream, part.chosen, run.lists.place,
                   (int)n_used, run.y, n, width, args->out + t * width);

@@ -85,7 +85,9 @@ struct pf_span {
 PF_DEV pf_span pf_group_of(const pf_matmul &m, int64_t group) {
     if (!m.groups.matrix) return {0, 0, m.n};
     if (group >= *m.groups.n_group) return {0, 0, 0};
-    return {m.groups.matrix[group], m.groups.start[group], m.groups.start[group + 1]};
+    const int64_t matrix = m.groups.matrix[group];
+    PF_READS(m.w.data + matrix * m.w.rows * m.w.row_bytes, m.w.rows * m.w.row_bytes);
+    return {matrix, m.groups.start[group], m.groups.start[group + 1]};
 }
 
 /* Activation row of item i; the last one for what fills a tile up. */
