@@ -62,7 +62,7 @@ def test_bash_commands_and_options(place: Path) -> None:
     assert bash(place, "inf") == ["info"]
     assert bash(place, "export", "h") == ["hf"]
     assert "--cache-type" in bash(place, "info", "--")
-    assert bash(place, "info", "--cache-type", "") == ["auto", "f16", "reference", "f32"]
+    assert bash(place, "info", "--cache-type", "") == ["auto", "f16", "f32", "reference"]
     assert bash(place, "info", "--cache-type", "=", "re") == ["reference"]  # as bash splits words
     assert bash(place, "completion", "") == ["bash", "fish", "zsh"]
 
@@ -134,7 +134,7 @@ def fish(place: Path, line: str) -> list[str]:
 
 def test_fish(place: Path) -> None:
     assert fish(place, "pyflash inf") == ["info"]
-    assert fish(place, "pyflash info --cache-type ") == ["auto", "f16", "reference", "f32"]
+    assert fish(place, "pyflash info --cache-type ") == ["auto", "f16", "f32", "reference"]
     offered = fish(place, "pyflash info ")
     assert "a\\ model.gguf" in offered or "a model.gguf" in offered
     assert "models/" in offered
