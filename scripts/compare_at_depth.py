@@ -40,8 +40,8 @@ def build(folder: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or sys.exit("there is no C++ compiler: install g++")
     group = ["-Wl,--start-group", *libraries, "-Wl,--end-group"] if sys.platform == "linux" else libraries
     subprocess.run([compiler, "-std=c++17", "-O2", "-I", source / "include", "-I", source / "ggml" / "include",
-                    ROOT / "scripts" / "llama_depth.cpp", "-o", folder / "llama_depth", *group, "-fopenmp", "-pthread", "-ldl"],
-                   check=True)  # fmt: skip
+                    ROOT / "scripts" / "llama_depth.cpp", "-o", folder / "llama_depth", *group, "-fopenmp", "-pthread",
+                    "-ldl"], check=True)  # fmt: skip
     made = folder / "pyflash"
     subprocess.run(["cmake", "-S", ROOT, "-B", made, "-DCMAKE_BUILD_TYPE=Release"], check=True)
     subprocess.run(["cmake", "--build", made, "--target", "made_up_context", "-j", str(os.cpu_count())], check=True)

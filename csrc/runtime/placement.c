@@ -228,7 +228,8 @@ static pf_status take_hot(planner *p, const pf_placement *placement, demand *tak
     if (model->net.hot == NULL || pf_hot_experts_take(model->net.hot, model->link)) return PF_OK;
     forget_hot(model);
     pf_log_line(&model->log, PF_LOG_INFO,
-                "no memory on %s, or page-locked, for often used experts: the processor computes those that it has", pf_link_info(model->link)->name);
+                "no memory on %s, or page-locked, for often used experts: the processor computes those that it has",
+                pf_link_info(model->link)->name);
     return measure(p, placement, taken);
 }
 

@@ -3,8 +3,9 @@
     python examples/train_demo/depth.py MODEL.gguf [--counts 240] [--cache reference] [--exact-cache f32]
 
 Asks the held-back questions of measure.py for facts that are planted in 1K, 4K and 16K tokens, and compares what the two
-predict at each token of the right answers: Kullback-Leibler divergence, mean and its standard error, and the share of tokens
-at which both find the same one likeliest. With --exact-cache reference both read rows as the published model rounds them.
+predict at each token of the right answers: Kullback-Leibler divergence, mean and its standard error, and the share of
+tokens at which both find the same one likeliest. With --exact-cache reference both read rows as the published model rounds
+them.
 """
 
 from __future__ import annotations
