@@ -285,6 +285,7 @@ static __global__ void __launch_bounds__(GROUPS *MOST_SPANS *PF_WARP, 1) tile_ke
                    rows.values, rows.stride, col0, acc);
     }
     if (whole) {
+        __syncthreads(); /* the last tile's factors have been used */
         for (int h = (int)threadIdx.x; h < GROUPS * HEADS && block0 + h < n_head; h += (int)blockDim.x) {
             s.before[h] = sink_scale(s.top[h], s.sum[h], args.a.sinks[block0 + h]);
         }
