@@ -1,9 +1,10 @@
 /* Attention over the window rows and the selected compressed rows: one shared row per token is both key and value.
  *
  * A token's list of rows is cut into tiles of 32 and the tiles into at most 64 splits, by the token's position only.
- * Where tensor cores can, they do it (attention_tiles.cu). Here a block takes eight heads through one split: it decodes a tile once into shared memory, a warp computes a head's
- * products with a lane a row, and then all threads add up columns. A second kernel joins the splits in order. So one
- * token alone keeps the whole device busy, and gets the same result as in a batch. */
+ * Where tensor cores can, they do it (attention_tiles.cu). Here a block takes eight heads through one split: it decodes
+ * a tile once into shared memory, a warp computes a head's products with a lane a row, and then all threads add up
+ * columns. A second kernel joins the splits in order. So one token alone keeps the whole device busy, and gets the same
+ * result as in a batch. */
 #include "backend/cuda/attention.cuh"
 
 enum { TILE = PF_ATTN_TILE, MOST_SPLITS = PF_ATTN_SPLITS, HEADS = 8, THREADS = HEADS * PF_WARP, MOST_COLUMNS = 4 };
@@ -49,7 +50,8 @@ struct attend_memory {
 };
 
 /* stride: floats of a row in shared memory: d rounded up to 4, and 4 more, so that lanes meet different banks. */
-template <int COLUMNS> static __global__ void __launch_bounds__(THREADS) attend_kernel(pf_attend_args args, int stride) {
+template <int COLUMNS>
+static __global__ void __launch_bounds__(THREADS) attend_kernel(pf_attend_args args, int stride) {
     PF_SHARED(attend_memory, s);
     PF_DYNAMIC(memory);
     float *tile = reinterpret_cast<float *>(memory), *q = tile + TILE * stride;
@@ -175,7 +177,7 @@ pf_status pf_cuda_sparse_attn(pf_exec *ex, const pf_attn_args *a) {
     if (!pf_may_launch(ex, &status)) return status;
     for (int64_t t = 0; t < a->n_token && status == PF_OK; t += most) {
         pf_attend_args args = {*a, *a->raw, a->pool ? *a->pool : *a->raw, pf_position_at(device, a->position + t),
-                            a->pool != nullptr, (int)splits, partial};
+                               a->pool != nullptr, (int)splits, partial};
         const int64_t n = pf_least(most, a->n_token - t), columns = pf_div_up(a->head_dim, THREADS);
         args.a.raw = args.a.pool = nullptr; /* of the host's memory */
         args.a.q += t * a->n_head * a->head_dim;

@@ -10,9 +10,9 @@
  * for a second kernel to do it in the same way (few, where there are no other blocks to fill a device), and a token has
  * the same bits. With more tiles than 64 a split joins its own first, and only the second way is taken.
  *
- * A block takes 16 or 32 heads, of which a warp has 16 and one span: of the queries, which stay in its registers, of the
- * rows, and of the sums. Rows lie at odd addresses: their bytes come in pieces of 16 while the tile before is worked on,
- * and a byte permutation puts four into a word. */
+ * A block takes 16 or 32 heads, of which a warp has 16 and one span: of the queries, which stay in its registers, of
+ * the rows, and of the sums. Rows lie at odd addresses: their bytes come in pieces of 16 while the tile before is worked
+ * on, and a byte permutation puts four into a word. */
 #include "backend/cuda/attention.cuh"
 
 enum { TILE = PF_ATTN_TILE, HEADS = 16, SPAN = 128, STEPS = SPAN / 16, MOST_SPANS = 4, Q_PARTS = 3, P_PARTS = 2 };
@@ -36,8 +36,8 @@ struct tile_rows {
 
 /* ---- Rows ---- */
 
-/* Begins to copy the warp's rows of the tile from row `first` of the list on. Lane r gets what comes before row r in its
- * first piece of 16 bytes, or NONE. */
+/* Begins to copy the warp's rows of the tile from row `first` of the list on. Lane r gets what comes before row r in
+ * its first piece of 16 bytes, or NONE. */
 PF_DEV uint32_t fetch_rows(const pf_attend_args &args, const pf_row_list &list, int64_t first, const tile_rows &to) {
     const int64_t i = first + pf_lane();
     const unsigned long long own =
@@ -205,8 +205,8 @@ PF_UNROLL
     }
 }
 
-/* Joins the tile's values, of 16 heads in the span, to acc: pieces of 8 columns; heads g, g, g + 8, g + 8. p: of the first
- * head, parts `apart` values from each other. */
+/* Joins the tile's values, of 16 heads in the span, to acc: pieces of 8 columns; heads g, g, g + 8, g + 8. p: of the
+ * first head, parts `apart` values from each other. */
 PF_DEV void add_values(const uint16_t *p, int apart, const float *before, const float *own, const uint8_t *values,
                        int stride, int col0, float (&acc)[PIECES][4]) {
     const int lane = pf_lane(), g = lane / QUAD;
@@ -221,6 +221,7 @@ PF_UNROLL
     for (int n = 0; n < PIECES; ++n) {
         float sum[4] = {};
         uint32_t rows[4];
+        if (n % 4 == 0) __syncwarp(); /* so that ptxas begins no more than four at once: it spills fewer registers */
         pf_load_matrices<true>(values + lane * stride + (col0 + 8 * n) * 2, rows);
 PF_UNROLL
         for (int i = 0; i < TILE / 16 * P_PARTS; ++i) {
@@ -251,7 +252,8 @@ PF_UNROLL
 }
 
 template <int GROUPS>
-static __global__ void __launch_bounds__(GROUPS *MOST_SPANS *PF_WARP, 1) tile_kernel(pf_attend_args args, tile_rows rows) {
+static __global__ void __launch_bounds__(GROUPS *MOST_SPANS *PF_WARP, 1)
+    tile_kernel(pf_attend_args args, tile_rows rows) {
     PF_SHARED(tile_memory<GROUPS>, s);
     PF_DYNAMIC(memory);
     rows.copied = memory;
@@ -338,7 +340,8 @@ template <int GROUPS> static pf_status launch(const pf_exec *ex, const pf_attend
         cudaSuccess) {
         return PF_ERR_DEVICE;
     }
-    PF_LAUNCH(tile_kernel<GROUPS>, grid, (unsigned)(GROUPS * spans * PF_WARP), bytes, pf_device_of(ex)->stream, args, rows);
+    PF_LAUNCH(tile_kernel<GROUPS>, grid, (unsigned)(GROUPS * spans * PF_WARP), bytes, pf_device_of(ex)->stream, args,
+              rows);
     return pf_launched();
 }
 

@@ -95,7 +95,7 @@ PF_DEV void pf_mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint2 &b)
 }
 
 /* Four 8 x 8 matrices of 16-bit values in shared memory; lane i names row i % 8 of matrix i / 8, aligned to 16. Lane
- * 4 g + q gets values 2 q and 2 q + 1 of row g of each or, ACROSS, of rows 2 q and 2 q + 1 value g. All lanes call it. */
+ * 4 g + q gets values 2 q and 2 q + 1 of row g of each or, ACROSS, of rows 2 q and 2 q + 1 value g. All call it. */
 template <bool ACROSS> PF_DEV void pf_load_matrices(const void *row, uint32_t (&out)[4]) {
 #if defined(PF_CUDA_EMULATED)
     emulated::ldmatrix_x4(row, ACROSS, out);

@@ -160,7 +160,8 @@ PF_DEV uint32_t pf_to_bf16_pair(float low, float high) {
 /* Both times those of another pair. */
 PF_DEV uint32_t pf_bf16_pair_times(uint32_t pair, uint32_t by) {
 #if defined(PF_CUDA_EMULATED)
-    return pf_to_bf16_pair(pf_of_bf16(pair & 0xffffu) * pf_of_bf16(by & 0xffffu), pf_of_bf16(pair >> 16) * pf_of_bf16(by >> 16));
+    return pf_to_bf16_pair(pf_of_bf16(pair & 0xffffu) * pf_of_bf16(by & 0xffffu),
+                           pf_of_bf16(pair >> 16) * pf_of_bf16(by >> 16));
 #else
     uint32_t product; /* there is a mul from sm_90 on only */
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(pair), "r"(by), "r"(0x80008000u));
