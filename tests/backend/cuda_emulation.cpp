@@ -142,6 +142,36 @@ void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum) {
     }
 }
 
+void ldmatrix_x4(const void *row, bool across, uint32_t *out) {
+    const unsigned self = running, lane = self % WARP, set = fibers[self].parity ^= 1u;
+    if ((uintptr_t)row % 16 != 0) fail("a matrix's row is not aligned to 16");
+    slots[set][self] = (uint64_t)(uintptr_t)row;
+    wait(AT_WARP);
+    const uint64_t *rows = slots[set] + self / WARP * WARP;
+    for (unsigned m = 0; m < 4; ++m) {
+        for (unsigned half = 0; half < 2; ++half) {
+            const unsigned i = lane % 4 * 2 + half, of = across ? i : lane / 4, value = across ? lane / 4 : i;
+            std::memcpy((char *)(out + m) + 2 * half, (const char *)(uintptr_t)rows[8 * m + of] + 2 * value, 2);
+        }
+    }
+}
+
+struct late_copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+static std::vector<late_copy> late[MOST_THREADS];
+
+void copy_later(void *to, const void *from, size_t bytes) {
+    if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("a copy to shared memory is not aligned");
+    late[running].push_back({to, from, bytes});
+}
+void await_copies() {
+    for (const late_copy &copy : late[running]) std::memcpy(copy.to, copy.from, copy.bytes);
+    late[running].clear();
+}
+
 void *shared_variable(size_t bytes) {
     const size_t index = variable_of[running]++;
     if (index == offsets.size()) {
@@ -184,7 +214,12 @@ static void run_block(bool reversed) {
         for (unsigned w = 0; w < warps; ++w) ran = run_warp(reversed ? warps - 1 - w : w, reversed) || ran;
         unsigned done = 0;
         for (unsigned i = 0; i < n; ++i) done += fibers[i].now == DONE;
-        if (done == n) return;
+        if (done == n) {
+            for (unsigned i = 0; i < n; ++i) {
+                if (!late[i].empty()) fail("nobody waited for a copy to shared memory");
+            }
+            return;
+        }
         if (done != 0) fail("a thread left before the others' barrier");
         if (!ran) fail("no thread can go on");
         for (unsigned i = 0; i < n; ++i) fibers[i].now = READY;

@@ -125,6 +125,11 @@ void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum);
 /* sum += A B, bfloat16 matrices A [16, 16] and B [16, 8], which lie as PTX's mma.m16n8k16 has them; all lanes call it.
  * One float after the other is added, columns ascending: a device has an order, and roundings, of its own. */
 void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum);
+/* Four matrices of 8 rows of 8 16-bit values, of which each lane names a row, as PTX's ldmatrix.x4 gives them. */
+void ldmatrix_x4(const void *row, bool across, uint32_t *out);
+/* What a thread has copied is there when it has waited for it, and not before. */
+void copy_later(void *to, const void *from, size_t bytes);
+void await_copies();
 /* This block's memory, filled with garbage at its start. */
 void *shared_variable(size_t bytes);
 void *dynamic_shared();

@@ -47,6 +47,12 @@ uint64_t gate_random(void) {
     return z ^ z >> 31;
 }
 
+uint64_t gate_reseed(uint64_t state) {
+    const uint64_t before = random_state;
+    random_state = state;
+    return before;
+}
+
 int64_t gate_below(int64_t n) { return (int64_t)(gate_random() % (uint64_t)n); }
 
 float gate_normal(void) {

@@ -30,6 +30,8 @@ extern long gate_checks, gate_failures;
 /* ---- Random data ---- */
 
 uint64_t gate_random(void);
+/* Sets the generator's state and returns the one before: for checks that shall not change the data of those after. */
+uint64_t gate_reseed(uint64_t state);
 int64_t gate_below(int64_t n);
 float gate_normal(void); /* roughly standard normal */
 void gate_bytes(void *to, int64_t n);

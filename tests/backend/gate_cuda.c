@@ -236,8 +236,8 @@ static pf_status sparse_attn(pf_exec *ex, const pf_attn_args *args) {
     pf_attn_args on = *args;
     const int64_t floats = args->n_token * args->n_head * args->head_dim;
     const pf_rows raw = rows_of(&c, args->raw, false), pool = rows_of(&c, args->pool ? args->pool : args->raw, false);
-    on.q = IN(args->q, floats);
     on.out = OUT(args->out, floats);
+    on.q = args->q == args->out ? on.out : IN(args->q, floats);
     on.sinks = IN(args->sinks, args->n_head);
     on.raw = &raw;
     if (args->pool) on.pool = &pool;

@@ -172,18 +172,19 @@ typedef struct attend_inputs {
     float *q, *w, *sinks;
     int64_t index_heads;
     pf_rows raw, pool;
-    bool selected, window_only;
+    bool selected, window_only, fast; /* fast: not exact */
     int32_t *select, *select_n; /* [TOKENS, TOPK] */
 } attend_inputs;
 
-static pf_rows filled_rows(const pf_backend *scalar, pf_row_format format, int64_t capacity, int64_t first, int64_t n) {
-    pf_rows rows = {.format = format, .width = WIDTH, .rope = ROPE, .capacity = capacity};
-    rows.row_bytes = pf_row_bytes(format, WIDTH, ROPE);
+static pf_rows filled_rows(const pf_backend *scalar, pf_row_format format, int32_t width, int32_t rope,
+                           int64_t capacity, int64_t first, int64_t n) {
+    pf_rows rows = {.format = format, .width = width, .rope = rope, .capacity = capacity};
+    rows.row_bytes = pf_row_bytes(format, width, rope);
     rows.data = malloc((size_t)(capacity * rows.row_bytes));
     if (!rows.data) exit(2);
     memset(rows.data, 0xff, (size_t)(capacity * rows.row_bytes)); /* NaN in rows that nobody may see */
     pf_exec ex = exec_new(scalar, 1);
-    float *x = floats(n * WIDTH, 3.0f);
+    float *x = floats(n * width, 3.0f);
     scalar->store_rows(&ex, &rows, first, n, x);
     free(x);
     pf_pool_delete(ex.pool);
@@ -191,10 +192,14 @@ static pf_rows filled_rows(const pf_backend *scalar, pf_row_format format, int64
     return rows;
 }
 
-/* As the model does before it scores FP4 rows. Scales of a few tokens are far apart, so that these cannot be levelled. */
+/* A few tokens have one value that is much larger. */
+static void spread_queries(float *q, float factor) {
+    for (int64_t i = 0; i < TOKENS * INDEX_HEADS; i += 100) q[i * WIDTH] *= factor;
+}
+
+/* As the model does before it scores FP4 rows. */
 static void round_queries(const pf_backend *scalar, float *q) {
     pf_exec ex = exec_new(scalar, 1);
-    for (int64_t i = 0; i < TOKENS * INDEX_HEADS; i += 100) q[i * WIDTH] *= 1000.0f;
     CHECK(scalar->round_fp4(&ex, q, TOKENS * INDEX_HEADS, WIDTH) == PF_OK, "round_fp4");
     pf_pool_delete(ex.pool);
     pf_arena_delete(ex.arena);
@@ -223,6 +228,7 @@ static void attend_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float
         .select = in->selected ? in->select + first * TOPK : NULL, .select_n = in->select_n + first,
         .select_ld = TOPK,
     };
+    ex->exact = !in->fast;
     CHECK(ex->backend->sparse_attn(ex, &args) == PF_OK, "sparse_attn");
 }
 
@@ -256,23 +262,31 @@ static void attention(const pf_backend *backend, const pf_backend *scalar) {
     for (int i = 0; i < TOKENS * N_ROW; ++i) scores[i] = roundf(scores[i] * 4.0f); /* many ties */
     check_topk(backend, scores, N_ROW, &in);
     for (int format = PF_ROW_F32; format <= PF_ROW_IDX_FP4; ++format) {
-        in.pool = filled_rows(scalar, (pf_row_format)format, N_ROW + 5, 0, N_ROW);
+        in.pool = filled_rows(scalar, (pf_row_format)format, WIDTH, ROPE, N_ROW + 5, 0, N_ROW);
         const bool integers = format == PF_ROW_IDX_FP4;
-        if (integers) round_queries(scalar, in.q);
+        if (integers) {
+            spread_queries(in.q, 1024.0f); /* so that these heads' scales are too far apart to be levelled */
+            round_queries(scalar, in.q);
+        }
         for (in.index_heads = HEADS; in.index_heads <= INDEX_HEADS; in.index_heads += INDEX_HEADS - HEADS) {
             gate_context("%s index_scores, row format %d, %d heads", backend->name, format, (int)in.index_heads);
             check_op(backend, scalar, score_op, &in, TOKENS, N_ROW + 3, integers ? 0.0 : 1e-5);
         }
         free(in.pool.data);
     }
+    spread_queries(in.q, 1.0f / 1024.0f); /* attention's softmax would be all one row's */
     for (size_t i = 0; i < sizeof kv / sizeof *kv; ++i) {
-        in.raw = filled_rows(scalar, kv[i], WINDOW + TOKENS + 9, POSITION - WINDOW + 1, WINDOW + TOKENS - 1);
-        in.pool = filled_rows(scalar, kv[i], N_ROW + 5, 0, N_ROW);
-        for (int form = 0; form < 3; ++form) {
-            in.window_only = form == 0;
-            in.selected = form == 2;
+        in.raw = filled_rows(scalar, kv[i], WIDTH, ROPE, WINDOW + TOKENS + 9, POSITION - WINDOW + 1,
+                             WINDOW + TOKENS - 1);
+        in.pool = filled_rows(scalar, kv[i], WIDTH, ROPE, N_ROW + 5, 0, N_ROW);
+        for (int form = 0; form < 6; ++form) {
+            in.window_only = form % 3 == 0;
+            in.selected = form % 3 == 2;
+            in.fast = form >= 3;
             gate_context("%s sparse_attn, row format %d, form %d", backend->name, (int)kv[i], form);
+            const uint64_t state = in.fast ? gate_reseed((uint64_t)form) : 0;
             check_op(backend, scalar, attend_op, &in, TOKENS, HEADS * WIDTH, 1e-5);
+            if (in.fast) gate_reseed(state);
         }
         free(in.raw.data);
         free(in.pool.data);
@@ -281,6 +295,80 @@ static void attention(const pf_backend *backend, const pf_backend *scalar) {
     free(in.q);
     free(in.w);
     free(in.sinks);
+}
+
+/* Attention of other shapes: the model's own; heads and columns that fill nothing up; the first tokens, which see fewer
+ * rows than the window; and more rows than there are splits for tiles. */
+typedef struct attend_shape {
+    int64_t heads, tokens, position, window, most;
+    int32_t width, rope, ratio; /* ratio 0: window only */
+} attend_shape;
+
+typedef struct shape_inputs {
+    attend_shape of;
+    float *q, *sinks;
+    pf_rows raw, pool;
+    int32_t *select, *select_n; /* NULL: all rows */
+    bool fast, in_place;
+} shape_inputs;
+
+static void shape_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const shape_inputs *in = inputs;
+    const int64_t token = in->of.heads * in->of.width;
+    if (in->in_place) memcpy(out, in->q + first * token, (size_t)(n * token) * sizeof *out);
+    const pf_attn_args args = {
+        .q = in->in_place ? out : in->q + first * token, .out = out, .n_token = n, .position = in->of.position + first,
+        .n_head = in->of.heads, .head_dim = in->of.width, .window = in->of.window, .sinks = in->sinks,
+        .scale = 1.0f / sqrtf((float)in->of.width), .raw = &in->raw, .pool = in->of.ratio ? &in->pool : NULL,
+        .ratio = in->of.ratio, .select = in->select ? in->select + first * in->of.most : NULL,
+        .select_n = in->select ? in->select_n + first : NULL, .select_ld = in->of.most,
+    };
+    ex->exact = !in->fast;
+    CHECK(ex->backend->sparse_attn(ex, &args) == PF_OK, "sparse_attn");
+}
+
+/* Up to most of the rows that each token sees, ascending. */
+static void choose_rows(shape_inputs *in) {
+    for (int64_t t = 0; t < in->of.tokens; ++t) {
+        const int64_t seen = (in->of.position + t + 1) / in->of.ratio;
+        int32_t n = 0;
+        for (int64_t j = 0; j < seen && n < in->of.most - t % 2; ++j) {
+            if (gate_below(seen) < in->of.most) in->select[t * in->of.most + n++] = (int32_t)j;
+        }
+        in->select_n[t] = n;
+    }
+}
+
+static void attention_shapes(const pf_backend *backend, const pf_backend *scalar) {
+    static const attend_shape shapes[] = {
+        {64, 3, 700, 128, 30, 512, 64, 4},  {33, 5, 90, 32, 0, 304, 40, 0},   {17, 4, 401, 31, 25, 200, 24, 4},
+        {16, 9, 0, 6, 2, 136, 64, 4},       {3, 4, 8190, 40, 2100, 64, 16, 4}, {2, 3, 130, 20, 9, 512, 64, 4},
+        {40, 2, 9000, 33, 0, 96, 0, 4},
+    };
+    const uint64_t state = gate_reseed(7);
+    for (size_t i = 0; i < 2 * sizeof shapes / sizeof *shapes; ++i) {
+        shape_inputs in = {.of = shapes[i / 2], .fast = true, .in_place = i % 2};
+        const attend_shape *of = &in.of;
+        const int64_t first = of->position < of->window ? 0 : of->position - of->window + 1;
+        const int64_t last = of->position + of->tokens, rows = of->ratio ? last / of->ratio : 0;
+        if (i % 2 && of->position > 4000) continue; /* takes long */
+        in.q = floats(of->tokens * of->heads * of->width, 3.0f);
+        in.sinks = floats(of->heads, 2.0f);
+        in.raw = filled_rows(scalar, PF_ROW_KV_FP8, of->width, of->rope, of->window + of->tokens, first, last - first);
+        if (rows) in.pool = filled_rows(scalar, PF_ROW_KV_FP8, of->width, of->rope, rows + 3, 0, rows);
+        if (of->ratio && of->most) {
+            in.select = malloc((size_t)(of->tokens * of->most) * sizeof *in.select);
+            in.select_n = malloc((size_t)of->tokens * sizeof *in.select_n);
+            if (!in.select || !in.select_n) exit(2);
+            choose_rows(&in);
+        }
+        gate_context("%s sparse_attn, %lld heads of %d, position %lld", backend->name, (long long)of->heads, of->width,
+                     (long long)of->position);
+        check_op(backend, scalar, shape_op, &in, of->tokens, of->heads * of->width, 1e-5);
+        void *all[] = {in.q, in.sinks, in.raw.data, in.pool.data, in.select, in.select_n};
+        for (size_t k = 0; k < sizeof all / sizeof *all; ++k) free(all[k]);
+    }
+    gate_reseed(state);
 }
 
 /* ---- Hyper-connections and routing ------------------------------------------------------------------------- */
@@ -372,5 +460,6 @@ void gate_model_ops(const pf_backend *backend, const pf_backend *scalar) {
     norm_and_rope(backend, scalar);
     compressors(backend, scalar);
     attention(backend, scalar);
+    attention_shapes(backend, scalar);
     mixing(backend, scalar);
 }

@@ -1,46 +1,15 @@
 /* Attention over the window rows and the selected compressed rows: one shared row per token is both key and value.
  *
  * A token's list of rows is cut into tiles of 32 and the tiles into at most 64 splits, by the token's position only.
- * A block takes eight heads through one split: it decodes a tile once into shared memory, a warp computes a head's
- * products with a lane a row, and then all threads add up columns. A second kernel joins the splits in order. So one
- * token alone keeps the whole device busy, and gets the same result as in a batch. */
-#include "backend/cuda/formats.cuh"
-#include "backend/cuda/ops.cuh"
+ * Where tensor cores can, they do it (attention_tiles.cu). Here a block takes eight heads through one split: it decodes
+ * a tile once into shared memory, a warp computes a head's products with a lane a row, and then all threads add up
+ * columns. A second kernel joins the splits in order. So one token alone keeps the whole device busy, and gets the same
+ * result as in a batch. */
+#include "backend/cuda/attention.cuh"
 
-enum { TILE = 32, HEADS = 8, THREADS = HEADS * PF_WARP, MOST_SPLITS = 64, MOST_COLUMNS = 4 };
+enum { TILE = PF_ATTN_TILE, MOST_SPLITS = PF_ATTN_SPLITS, HEADS = 8, THREADS = HEADS * PF_WARP, MOST_COLUMNS = 4 };
 enum { JOIN_THREADS = 128 };
 static const int64_t SCRATCH_FLOATS = 16 << 20; /* partial results at once, or else one token's */
-
-struct attend_args {
-    pf_attn_args a;
-    pf_rows raw, pool;
-    pf_position position;
-    int has_pool;
-    int most_splits; /* room in `partial` */
-    float *partial;  /* [n_token, most_splits, H, d + 2]: sums, then top and sum of the running softmax */
-};
-
-/* The rows one token attends to: window rows by position, then compressed rows by index. */
-struct row_list {
-    int64_t window_first, n_window, n;
-    const int32_t *select; /* NULL: pool rows from 0 */
-};
-
-PF_DEV row_list rows_of(const attend_args &args, int64_t t) {
-    const int64_t p = pf_position_of(args.position) + t, first = p - args.a.window + 1;
-    row_list list = {first > 0 ? first : 0, 0, 0, nullptr};
-    list.n_window = list.n = p + 1 - list.window_first;
-    if (args.has_pool && args.a.select) {
-        list.select = args.a.select + t * args.a.select_ld;
-        list.n += args.a.select_n[t];
-    } else if (args.has_pool) {
-        list.n += (p + 1) / args.a.ratio;
-    }
-    return list;
-}
-
-PF_DEV int tiles_of(const row_list &list) { return (int)((list.n + TILE - 1) / TILE); }
-PF_DEV int tiles_a_split(int tiles) { return (tiles + MOST_SPLITS - 1) / MOST_SPLITS; }
 
 /* Four columns of a row. */
 PF_DEV float4 load_columns(const pf_rows &rows, const uint8_t *row, int c) {
@@ -57,7 +26,7 @@ PF_DEV float4 load_columns(const pf_rows &rows, const uint8_t *row, int c) {
 }
 
 /* Rows first .. of the list into tile [TILE, stride], zeros behind the last; a warp a row. */
-PF_DEV void load_tile(const attend_args &args, const row_list &list, int64_t first, int stride, float *tile) {
+PF_DEV void load_tile(const pf_attend_args &args, const pf_row_list &list, int64_t first, int stride, float *tile) {
     for (int r = pf_warp(); r < TILE; r += HEADS) {
         const int64_t i = first + r;
         float4 *to = reinterpret_cast<float4 *>(tile + r * stride);
@@ -65,10 +34,8 @@ PF_DEV void load_tile(const attend_args &args, const row_list &list, int64_t fir
             for (int c = pf_lane(); c < stride / 4; c += PF_WARP) to[c] = float4{0.0f, 0.0f, 0.0f, 0.0f};
             continue;
         }
-        const bool window = i < list.n_window;
-        const int64_t j = i - list.n_window;
-        const pf_rows &rows = window ? args.raw : args.pool;
-        const uint8_t *row = pf_slot_of(rows, window ? list.window_first + i : list.select ? list.select[j] : j);
+        const pf_rows &rows = i < list.n_window ? args.raw : args.pool;
+        const uint8_t *row = pf_attn_row(args, list, i);
         for (int c = pf_lane(); c < stride / 4; c += PF_WARP) to[c] = load_columns(rows, row, 4 * c);
     }
 }
@@ -83,15 +50,16 @@ struct attend_memory {
 };
 
 /* stride: floats of a row in shared memory: d rounded up to 4, and 4 more, so that lanes meet different banks. */
-template <int COLUMNS> static __global__ void __launch_bounds__(THREADS) attend_kernel(attend_args args, int stride) {
+template <int COLUMNS>
+static __global__ void __launch_bounds__(THREADS) attend_kernel(pf_attend_args args, int stride) {
     PF_SHARED(attend_memory, s);
     PF_DYNAMIC(memory);
     float *tile = reinterpret_cast<float *>(memory), *q = tile + TILE * stride;
     const int64_t t = blockIdx.z, d = args.a.head_dim, n_head = args.a.n_head;
     const int warp = pf_warp(), lane = pf_lane(), self = (int)threadIdx.x, split = (int)blockIdx.x;
     const int head0 = (int)blockIdx.y * HEADS;
-    const row_list list = rows_of(args, t);
-    const int tiles = tiles_of(list), each = tiles_a_split(tiles), begin = split * each;
+    const pf_row_list list = pf_attn_rows(args, t);
+    const int tiles = pf_attn_tiles(list), each = pf_attn_tiles_a_split(tiles), begin = split * each;
     const int end = begin + each < tiles ? begin + each : tiles;
     if (begin >= end) return; /* the whole block */
     for (int i = self; i < HEADS * stride; i += THREADS) {
@@ -157,10 +125,10 @@ PF_UNROLL
 }
 
 /* A block a head of a token. The sink joins the denominator with value 0. */
-static __global__ void __launch_bounds__(JOIN_THREADS) join_kernel(attend_args args) {
+static __global__ void __launch_bounds__(JOIN_THREADS) join_kernel(pf_attend_args args) {
     const int64_t d = args.a.head_dim, n_head = args.a.n_head, t = blockIdx.x / n_head, h = blockIdx.x % n_head;
-    const row_list list = rows_of(args, t);
-    const int tiles = tiles_of(list), each = tiles_a_split(tiles), splits = (tiles + each - 1) / each;
+    const pf_row_list list = pf_attn_rows(args, t);
+    const int tiles = pf_attn_tiles(list), each = pf_attn_tiles_a_split(tiles), splits = (tiles + each - 1) / each;
     const int64_t step = n_head * (d + 2);
     const float *partial = args.partial + t * args.most_splits * step + h * (d + 2), sink = args.a.sinks[h];
     float top = sink;
@@ -175,7 +143,7 @@ static __global__ void __launch_bounds__(JOIN_THREADS) join_kernel(attend_args a
     }
 }
 
-template <int COLUMNS> static pf_status launch_attend(const pf_exec *ex, const attend_args &args, int64_t n_token) {
+template <int COLUMNS> static pf_status launch_attend(const pf_exec *ex, const pf_attend_args &args, int64_t n_token) {
     const int64_t d = args.a.head_dim, stride = (d + 3) / 4 * 4 + 4, bytes = (TILE + HEADS) * stride * 4;
     const dim3 grid((unsigned)args.most_splits, (unsigned)pf_div_up(args.a.n_head, HEADS), (unsigned)n_token);
     if (bytes > 48 << 10 && cudaFuncSetAttribute(attend_kernel<COLUMNS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -203,12 +171,13 @@ pf_status pf_cuda_sparse_attn(pf_exec *ex, const pf_attn_args *a) {
     pf_scratch scratch(ex);
     float *partial = scratch.take<float>(most * token_floats);
     pf_status status;
+    const bool tiled = pf_attn_in_tiles(ex, a);
     if (a->head_dim > MOST_COLUMNS * THREADS) return PF_ERR_INTERNAL;
     if (!partial) return PF_ERR_MEMORY;
     if (!pf_may_launch(ex, &status)) return status;
     for (int64_t t = 0; t < a->n_token && status == PF_OK; t += most) {
-        attend_args args = {*a, *a->raw, a->pool ? *a->pool : *a->raw, pf_position_at(device, a->position + t),
-                            a->pool != nullptr, (int)splits, partial};
+        pf_attend_args args = {*a, *a->raw, a->pool ? *a->pool : *a->raw, pf_position_at(device, a->position + t),
+                               a->pool != nullptr, (int)splits, partial};
         const int64_t n = pf_least(most, a->n_token - t), columns = pf_div_up(a->head_dim, THREADS);
         args.a.raw = args.a.pool = nullptr; /* of the host's memory */
         args.a.q += t * a->n_head * a->head_dim;
@@ -217,7 +186,8 @@ pf_status pf_cuda_sparse_attn(pf_exec *ex, const pf_attn_args *a) {
             args.a.select += t * a->select_ld;
             args.a.select_n += t;
         }
-        if (columns == 1) status = launch_attend<1>(ex, args, n);
+        if (tiled) status = pf_attn_tiles_launch(ex, args, n, a->n_token);
+        else if (columns == 1) status = launch_attend<1>(ex, args, n);
         else if (columns == 2) status = launch_attend<2>(ex, args, n);
         else status = launch_attend<MOST_COLUMNS>(ex, args, n);
     }

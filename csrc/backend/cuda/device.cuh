@@ -96,6 +96,41 @@ PF_DEV void pf_mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint2 &b)
 #endif
 }
 
+/* Four 8 x 8 matrices of 16-bit values in shared memory; lane i names row i % 8 of matrix i / 8, aligned to 16. Lane
+ * 4 g + q gets values 2 q and 2 q + 1 of row g of each or, ACROSS, of rows 2 q and 2 q + 1 value g. All call it. */
+template <bool ACROSS> PF_DEV void pf_load_matrices(const void *row, uint32_t (&out)[4]) {
+#if defined(PF_CUDA_EMULATED)
+    emulated::ldmatrix_x4(row, ACROSS, out);
+#else
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    if (ACROSS) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
+    }
+#endif
+}
+
+/* 16 bytes from the device's memory to shared memory, both aligned to 16, some time before pf_await_copies of the same
+ * thread returns. */
+PF_DEV void pf_copy_later(void *to, const void *from) {
+#if defined(PF_CUDA_EMULATED)
+    emulated::copy_later(to, from, 16);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+#endif
+}
+PF_DEV void pf_await_copies() {
+#if defined(PF_CUDA_EMULATED)
+    emulated::await_copies();
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 /* Index of the thread in the grid's first dimension, and how many there are. */
 PF_DEV int64_t pf_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 PF_DEV int64_t pf_threads() { return (int64_t)gridDim.x * blockDim.x; }

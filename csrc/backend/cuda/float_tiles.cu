@@ -32,24 +32,16 @@ PF_DEV uint4 words_of(const uint32_t (&v)[4]) {
     return out;
 }
 
-/* A piece of activations as pairs, in the order in which the weight's pairs come: pf_bf16_of_e4m3. The parts after an
- * infinite one (whose difference is NaN) are any finite values: it says alone what the product is. */
+/* A piece of activations as pairs, in the order in which the weight's pairs come: pf_bf16_of_e4m3. */
 template <int TYPE> PF_DEV void split(const float (&v)[PIECE], uint4 (&part)[PARTS]) {
     uint32_t pairs[PARTS][4];
 PF_UNROLL
     for (int i = 0; i < 4; ++i) {
         const int first = TYPE == PF_FP8 ? i / 2 * 4 + i % 2 : 2 * i;
-        float low = v[first], high = v[first + (TYPE == PF_FP8 ? 2 : 1)];
+        uint32_t of_pair[PARTS];
+        pf_cut_pair(v[first], v[first + (TYPE == PF_FP8 ? 2 : 1)], of_pair);
 PF_UNROLL
-        for (int p = 0; p < PARTS; ++p) {
-            const uint32_t pair = pairs[p][i] = pf_to_bf16_pair(low, high);
-            low -= __uint_as_float(pair << 16);
-            high -= __uint_as_float(pair & 0xffff0000u);
-            if (p == 0) {
-                low = fminf(low, 0x1p119f); /* what remains of a finite one is no more */
-                high = fminf(high, 0x1p119f);
-            }
-        }
+        for (int p = 0; p < PARTS; ++p) pairs[p][i] = of_pair[p];
     }
 PF_UNROLL
     for (int p = 0; p < PARTS; ++p) part[p] = words_of(pairs[p]);

@@ -157,15 +157,33 @@ PF_DEV uint32_t pf_to_bf16_pair(float low, float high) {
 #endif
 }
 
-/* Both times 2^120; exact for what comes from e4m3. */
-PF_DEV uint32_t pf_bf16_pair_up(uint32_t pair) {
+/* Both times those of another pair. */
+PF_DEV uint32_t pf_bf16_pair_times(uint32_t pair, uint32_t by) {
 #if defined(PF_CUDA_EMULATED)
-    return pf_to_bf16_pair(pf_of_bf16(pair & 0xffffu) * 0x1p120f, pf_of_bf16(pair >> 16) * 0x1p120f);
+    return pf_to_bf16_pair(pf_of_bf16(pair & 0xffffu) * pf_of_bf16(by & 0xffffu),
+                           pf_of_bf16(pair >> 16) * pf_of_bf16(by >> 16));
 #else
-    uint32_t up; /* there is a mul from sm_90 on only */
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(up) : "r"(pair), "r"(0x7b807b80u), "r"(0x80008000u));
-    return up;
+    uint32_t product; /* there is a mul from sm_90 on only */
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(pair), "r"(by), "r"(0x80008000u));
+    return product;
 #endif
+}
+/* Both times 2^120; exact for what comes from e4m3. */
+PF_DEV uint32_t pf_bf16_pair_up(uint32_t pair) { return pf_bf16_pair_times(pair, 0x7b807b80u); }
+
+/* Two floats as sums of PARTS bfloat16 each, three of which are all of a float's bits; part p of both is a pair. The
+ * parts after an infinite one (whose difference is NaN) are any finite values: it says alone what a product is. */
+template <int PARTS> PF_DEV void pf_cut_pair(float low, float high, uint32_t (&part)[PARTS]) {
+PF_UNROLL
+    for (int p = 0; p < PARTS; ++p) {
+        const uint32_t pair = part[p] = pf_to_bf16_pair(low, high);
+        low -= __uint_as_float(pair << 16);
+        high -= __uint_as_float(pair & 0xffff0000u);
+        if (p == 0) {
+            low = fminf(low, 0x1p119f); /* what remains of a finite one is no more */
+            high = fminf(high, 0x1p119f);
+        }
+    }
 }
 
 /* 8 e4m3 codes as pairs of codes 0 and 2, 1 and 3, 4 and 6, 5 and 7. A NaN among them makes the first one NaN, whichever
