@@ -108,17 +108,6 @@ static void take_ids(side *s, const int32_t *x, int64_t n) {
 static const pf_dtype types[] = {PF_F32, PF_F16, PF_BF16, PF_Q8_0, PF_MXFP4, PF_FP8};
 enum { TYPES = sizeof types / sizeof *types };
 
-static int64_t row_bytes_of(pf_dtype type, int64_t cols) {
-    switch (type) {
-    case PF_F32: return cols * 4;
-    case PF_F16:
-    case PF_BF16: return cols * 2;
-    case PF_Q8_0: return cols / 32 * 34;
-    case PF_MXFP4: return cols / 32 * 17;
-    default: return cols;
-    }
-}
-
 /* A byte of a weight, so that numbers are of moderate size. */
 static uint8_t moderate(pf_dtype type, int64_t at, uint8_t byte) {
     switch (type) {
@@ -132,7 +121,9 @@ static uint8_t moderate(pf_dtype type, int64_t at, uint8_t byte) {
 }
 
 static pf_weight matrix(side *s, pf_dtype type, int64_t rows, int64_t cols, int64_t count) {
-    pf_weight w = {.type = type, .cols = cols, .rows = rows, .count = count, .row_bytes = row_bytes_of(type, cols)};
+    uint64_t row_bytes = 0;
+    if (!pf_dtype_row_bytes(type, (uint64_t)cols, &row_bytes)) note(s, PF_ERR_INTERNAL);
+    pf_weight w = {.type = type, .cols = cols, .rows = rows, .count = count, .row_bytes = (int64_t)row_bytes};
     const int64_t bytes = count * rows * w.row_bytes;
     void *draft, *there = room(s, (size_t)bytes, &draft);
     for (int64_t i = 0; i < bytes; ++i) ((uint8_t *)draft)[i] = moderate(type, i, (uint8_t)random_bits(s));

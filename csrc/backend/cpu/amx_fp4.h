@@ -17,11 +17,7 @@
 
 enum { LEVEL_COLUMNS = 64, LEVEL_QUAD_BYTES = 4 * PF_FP4_ROWS, LEVEL_HALF = 4 * TILE };
 
-static const struct {
-    uint8_t palette, start, zeros[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} level_config = {
+static const tile_shapes level_config = {
     .palette = 1,
     .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
     .rows = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE},

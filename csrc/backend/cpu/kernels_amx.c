@@ -170,12 +170,15 @@ PF_INLINE row_panels unpack_rows(const pf_gemm *g, int64_t row, int64_t n_row, u
 #define TOKENS_0 6
 #define TOKENS_1 7
 
-/* Static, because gcc believes that the instruction reads but 8 bytes of it, and drops what is written to the others. */
-static const struct {
+/* What _tile_loadconfig takes. */
+typedef struct tile_shapes {
     uint8_t palette, start, zeros[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
-} tile_config = {
+} tile_shapes;
+
+/* Static, because gcc believes that the instruction reads but 8 bytes of it, and drops what is written to the others. */
+static const tile_shapes tile_config = {
     .palette = 1,
     .row_bytes = {64, 64, 64, 64, [ROWS_EVEN] = BLOCK, [ROWS_ODD] = BLOCK, [TOKENS_0] = 64, [TOKENS_1] = 64},
     .rows = {TILE, TILE, TILE, TILE, [ROWS_EVEN] = TILE, [ROWS_ODD] = TILE, [TOKENS_0] = QUADS, [TOKENS_1] = QUADS},
