@@ -339,6 +339,13 @@ def _write_shard(
     return sum(tensor_bytes(dtype, shape) for _, dtype, shape in tensors)
 
 
+def _setting(text: str) -> tuple[str, int]:
+    key, _, value = text.partition("=")
+    if type(_FLASH.get(key)) is not int or not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of config.json, as in index_topk=512")
+    return key, int(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a DeepSeek-V4 checkpoint with random weights.")
     parser.add_argument("dest", type=Path)
@@ -348,8 +355,11 @@ def main() -> None:
     parser.add_argument("--experts", choices=("fp4", "fp8"), default="fp4")
     parser.add_argument("--no-drafts", action="store_true", help="leave out the mtp.* tensors")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", type=_setting, default=[], metavar="KEY=NUMBER", dest="changes",
+                        help="another number in config.json; may be given more than once")
     args = parser.parse_args()
     changes = {"num_nextn_predict_layers": 0} if args.no_drafts and args.release != "0731" else {}
+    changes |= dict(args.changes)
     config = make_config(args.preset, args.release, args.layers, **changes)
     write_checkpoint(args.dest, config, seed=args.seed, experts=args.experts, drafts=not args.no_drafts)
 

@@ -1,8 +1,9 @@
 """How far `fast` is from `exact` on the answers of a demonstration model, by the length of the text before them.
 
-    python examples/train_demo/depth.py MODEL.gguf [--counts 240] [--cache reference] [--exact-cache f32]
+    python examples/train_demo/depth.py MODEL.gguf [--lengths 1024 4096 16384] [--counts 240] [--cache reference]
+        [--exact-cache f32]
 
-Asks the held-back questions of measure.py for facts that are planted in 1K, 4K and 16K tokens, and compares what the two
+Asks the held-back questions of measure.py for facts that are planted in texts of these lengths, and compares what the two
 predict at each token of the right answers: Kullback-Leibler divergence, mean and its standard error, and the share of
 tokens at which both find the same one likeliest. With --exact-cache reference both read rows as the published model rounds
 them.
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pyflash import Model, Session
 from pyflash.eval.statistics import log_softmax
 
-from measure import CONTEXT, ROWS, common, questions
+from measure import MAX_TOKENS, Row, common, questions
 
 CACHES = ("reference", "f16", "f32")
 Rows = NDArray[np.float64]
@@ -36,10 +37,11 @@ def answer_predictions(session: Session, text: Sequence[int], n_prompt: int, sha
     return log_softmax(session.eval(text[begin:], all_logits=True)[n_prompt - 1 - begin : -1])
 
 
-def compare(name: str, counts: int, exact: Session, fast: Session) -> tuple[Rows, NDArray[np.bool_]]:
-    """The divergence of every answer token of a row of ROWS, and whether both find the same token likeliest."""
+def compare(length: int, counts: int, exact: Session, fast: Session) -> tuple[Rows, NDArray[np.bool_]]:
+    """The divergence of every answer token after texts of a length, and whether both find the same token likeliest."""
     tokenizer = fast.model.tokenizer
-    examples = questions(name, counts, tokenizer)
+    row = Row("recall", ("off",), n_tokens=length)
+    examples = questions(f"recall, {length // 1024}K", counts, tokenizer, row=row)
     prompts = [tokenizer.encode(tasks.render(example, with_answer=False), special=True) for example in examples]
     divergences, same = [], []
     for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
@@ -55,16 +57,18 @@ def compare(name: str, counts: int, exact: Session, fast: Session) -> tuple[Rows
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384], help="in tokens")
     parser.add_argument("--counts", type=int, default=240)
     parser.add_argument("--cache", choices=CACHES, default="reference")
     parser.add_argument("--exact-cache", choices=CACHES, default="f32")
     options = parser.parse_args()
     with Model.open(options.model, precision="exact") as slow, Model.open(options.model) as quick:
-        for name in (name for name, row in ROWS.items() if row.kind == "recall"):
-            with slow.session(context=CONTEXT, cache=options.exact_cache) as exact, \
-                    quick.session(context=CONTEXT, cache=options.cache) as fast:
-                kl, same = compare(name, options.counts, exact, fast)
-            print(f"{name:12} {len(kl):6,} tokens: KL {kl.mean():.7f} ± {kl.std() / np.sqrt(len(kl)):.7f}, "
+        for length in options.lengths:
+            context = length + 2 * MAX_TOKENS
+            with slow.session(context=context, cache=options.exact_cache) as exact, \
+                    quick.session(context=context, cache=options.cache) as fast:
+                kl, same = compare(length, options.counts, exact, fast)
+            print(f"after {length:7,}: {len(kl):6,} tokens: KL {kl.mean():.7f} ± {kl.std() / np.sqrt(len(kl)):.7f}, "
                   f"median {np.median(kl):.1e}, same token {same.mean():.4%}", flush=True)
 
 

@@ -66,12 +66,13 @@ class Result:
 # -- questions --
 
 
-def questions(name: str, n: int, tokenizer: pyflash.Tokenizer, seed: int = 0) -> list[tasks.Example]:
-    """n held-back questions of a row of ROWS, the same for the same seed and tokenizer.
+def questions(name: str, n: int, tokenizer: pyflash.Tokenizer, seed: int = 0,
+              row: Row | None = None) -> list[tasks.Example]:
+    """n held-back questions of a row, that of ROWS where none is given, the same for the same name, seed and tokenizer.
 
     Those of recall come in groups that share a text, one after the other.
     """
-    row, rng = ROWS[name], random.Random(f"{name} {seed}")
+    row, rng = row or ROWS[name], random.Random(f"{name} {seed}")
     if row.kind == "recall":
         return list(itertools.islice(_recalls(row, rng, tokenizer), n))
     return [tasks.generate(row.kind, rng, "test", think=think)

@@ -14,7 +14,7 @@ from checkpoints import payloads, small_checkpoint
 from gguf_export.config import parse_config
 from gguf_export.inventory import draft_weights, main_weights, shard_of, tensors_of
 from gguf_export.safetensors_file import tensor_bytes
-from gguf_export.synthetic import make_config
+from gguf_export.synthetic import main, make_config
 from gguf_export.synthetic_tokenizer import build_tokenizer, least_vocabulary
 from quantize import codecs
 from quantize.plan import Form
@@ -123,6 +123,21 @@ def test_weights_have_sane_magnitudes(tmp_path: Path) -> None:
     assert 0.3 < values.std() * math.sqrt(96) < 3
     ids = np.frombuffer(tensors["layers.0.ffn.gate.tid2eid"][2], np.int64).reshape(512, 2)
     assert ids.min() == 0 and ids.max() == 4 and (ids[:, 0] != ids[:, 1]).all()
+
+
+def test_command_line_sets_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*settings: str) -> None:
+        monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path / "out"), *settings])
+        main()
+
+    run("--set", "index_topk=24", "--set", "sliding_window=8")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["index_topk"], config["sliding_window"], config["head_dim"]) == (24, 8, 64)
+    for wrong in ("index_top=24", "index_topk=-1", "use_cache=1"):
+        with pytest.raises(SystemExit):
+            run("--set", wrong)
+        assert f"{wrong!r}: give a whole number of config.json" in capsys.readouterr().err
 
 
 def test_too_small_a_vocabulary_gets_no_tokenizer(tmp_path: Path) -> None:
