@@ -69,6 +69,12 @@ static inline bool pf_may_launch(const pf_exec *ex, pf_status *status) {
 }
 static inline pf_status pf_launched() { return cudaGetLastError() == cudaSuccess ? PF_OK : PF_ERR_DEVICE; }
 
+/* Lets a kernel have that much PF_DYNAMIC. Without it 48 KiB are for both that and its PF_SHARED. It holds for all launches
+ * that follow, those of other threads too: so it should not depend on a model's sizes. */
+template <typename T> static inline bool pf_allow_shared(T *kernel, int64_t bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess;
+}
+
 /* Blocks for n items of which a block takes `each` and then goes on with later ones. */
 static inline unsigned pf_blocks(const pf_exec *ex, int64_t n, int64_t each) {
     return static_cast<unsigned>(pf_most(1, pf_least(pf_div_up(n, each), 32 * (int64_t)pf_device_of(ex)->n_sm)));
