@@ -16,7 +16,7 @@ dim3 block_size, grid_size;
 
 enum state { READY, AT_WARP, AT_BLOCK, DONE };
 enum { WARP = 32, MOST_THREADS = 1024, STACK = 192 << 10 };
-/* Shared memory of a block, static and dynamic, that it may have unasked, and that every device of sm_80 to sm_120 has. */
+/* Shared memory of a block, static and dynamic: what it may have unasked, and what all of sm_80 to sm_120 have. */
 enum { PLAIN_SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
 /* A function during which the stack changes: callers may rely on no register but those that every call preserves. */
@@ -55,7 +55,7 @@ static fragment fragments[2][MOST_THREADS];
 alignas(256) static uint8_t variables[MOST_SHARED], dynamic[MOST_SHARED];
 static size_t variable_bytes, dynamic_bytes;
 static std::map<const void *, size_t> allowed; /* dynamic bytes, of kernels */
-static size_t asked_bytes, most_shared;        /* of the kernel that runs: these, or else those it uses; static ones too */
+static size_t asked_bytes, most_shared;        /* of the kernel that runs: these, or what it uses; with static ones */
 static std::vector<size_t> variable_of; /* a thread's next variable: all threads declare them in the same order */
 static std::vector<size_t> offsets;
 

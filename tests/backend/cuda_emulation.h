@@ -1,16 +1,16 @@
 /* CUDA as far as csrc/backend/cuda uses it, for the host's compiler (PF_CUDA_EMULATED; C++17, x86-64 or arm64 Linux).
  *
- * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only. This
- * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
- * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
- * speed. With PF_EMULATED_STRICT set in the environment, the device's memory can be touched only while a kernel runs, and
- * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, while
- * PF_EMULATED_LOST is set everything fails, and while PF_EMULATED_UNLOCKED is there is no page-locked memory. Streams are
- * described in cuda_emulation_streams.cpp. What is captured is kept with the values of its arguments; what CUDA forbids
- * meanwhile fails and spoils the capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or
- * instantiate. What would hang or be undefined on a device ends the program with a message:
- * lanes that part at a shuffle, a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector
- * load from an odd address. */
+ * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only.
+ * This shows whether indices, arithmetic and barriers' places are right. It shows races between threads that do not
+ * wait for each other in part only (the order of warps and lanes is turned round in every second block, which finds
+ * some; cuda_watch.cpp looks for the others), and nothing of speed. With PF_EMULATED_STRICT set in the environment,
+ * the device's memory can be touched only while a kernel runs, and a kernel that is given an address of anything
+ * else ends the program; PF_EMULATED_MB is the memory's size, while PF_EMULATED_LOST is set everything fails, and
+ * while PF_EMULATED_UNLOCKED is there is no page-locked memory. Streams are described in cuda_emulation_streams.cpp.
+ * What is captured is kept with the values of its arguments; what CUDA forbids meanwhile fails and spoils the
+ * capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or instantiate. What would hang or be
+ * undefined on a device ends the program with a message: lanes that part at a shuffle, a thread that leaves before a
+ * barrier and, compiled with -fsanitize=alignment, a vector load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
 #define PF_TESTS_CUDA_EMULATION_H
 

@@ -1,9 +1,9 @@
-/* cuda_emulation.cpp for kernels that were compiled with -fsanitize=thread: the calls which that puts before every access to
- * memory come here, instead of to that sanitizer. So this sees what an emulation in which one thread runs at a time cannot
- * show: threads of a block that touch the same byte of shared or device memory, one of them to write, with no barrier
- * between them (of the block or, for lanes of one warp, of the warp; a shuffle is none), and blocks of a launch that do so
- * at all, unless by atomics or after a __threadfence. It prints each pair of places once (addresses for addr2line), and the
- * program's exit status is 1. */
+/* cuda_emulation.cpp for kernels that were compiled with -fsanitize=thread: the calls which that puts before every
+ * access to memory come here, instead of to that sanitizer. So this sees what an emulation in which one thread runs at
+ * a time cannot show: threads of a block that touch the same byte of shared or device memory, one of them to write,
+ * with no barrier between them (of the block or, for lanes of one warp, of the warp; a shuffle is none), and blocks of
+ * a launch that do so at all, unless by atomics or after a __threadfence. It prints each pair of places once (addresses
+ * for addr2line), and the program's exit status is 1. */
 #define PF_EMULATED_WATCH
 #include "cuda_emulation.cpp"
 
@@ -102,7 +102,9 @@ static void note(const void *memory, size_t bytes, access how, const void *from)
     for (size_t i = 0; i < bytes; ++i) touch(marks[i], how, in_device >= device_bytes(), place_of(from));
 }
 
-static void note_access(const void *memory, size_t bytes, access how) { note(memory, bytes, how, __builtin_return_address(0)); }
+static void note_access(const void *memory, size_t bytes, access how) {
+    note(memory, bytes, how, __builtin_return_address(0));
+}
 
 } // namespace emulated
 
@@ -132,7 +134,7 @@ void __tsan_read_range(void *at, unsigned long bytes) {
 void __tsan_write_range(void *at, unsigned long bytes) {
     emulated::note(at, bytes, emulated::IS_WRITTEN, __builtin_return_address(0));
 }
-int __tsan_atomic32_load(const volatile int *at, int order) { return (void)order, __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+int __tsan_atomic32_load(const volatile int *at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
 void *__tsan_memcpy(void *to, const void *from, unsigned long n) {
     emulated::note(from, n, emulated::IS_READ, __builtin_return_address(0));
     emulated::note(to, n, emulated::IS_WRITTEN, __builtin_return_address(0));

@@ -1,9 +1,9 @@
 """The CUDA backend on machines without a GPU: its kernels over an emulation of the device, against scalar by the gate's
 checks (gate_cuda.c); the package that nvcc builds of them; and what the library says of a plugin.
 
-The emulation verifies indices, arithmetic and the places of barriers, and in the self-test's examples that nobody touches
-memory without one. It verifies neither speed nor that anything runs on a device: scripts/cuda_check.sh does, where there
-is one.
+The emulation verifies indices, arithmetic and the places of barriers, and in the self-test's examples that nobody
+touches memory without one. It verifies neither speed nor that anything runs on a device: scripts/cuda_check.sh does,
+where there is one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def doctor(place: Path, objects: list[Path]) -> subprocess.CompletedProcess[str]
 
 
 def test_races(tmp_path: Path) -> None:
-    """Threads that touch the same byte, one of them to write, wait for each other (cuda_watch.cpp); and what is told where
-    they do not."""
+    """Threads that touch the same byte, one of them to write, wait for each other, and else cuda_watch.cpp tells."""
     objects = cuda_build.watched_objects(tmp_path)
     told = doctor(tmp_path, objects)
     assert told.returncode == 0 and "self-test passed" in told.stdout and told.stderr == "", told.stdout + told.stderr

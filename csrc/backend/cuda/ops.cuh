@@ -65,6 +65,7 @@ static inline bool pf_may_launch(const pf_exec *ex, pf_status *status) {
     if (ex->dry) return false;
     if (ex->cancel != nullptr && ex->cancel->load(std::memory_order_relaxed) != 0) *status = PF_ERR_CANCELLED;
     else if (cudaSetDevice(pf_device_of(ex)->ordinal) != cudaSuccess) *status = PF_ERR_DEVICE;
+    (void)cudaGetLastError(); /* what another call failed with, which has said so: pf_launched() asks about this one */
     return *status == PF_OK;
 }
 static inline pf_status pf_launched() { return cudaGetLastError() == cudaSuccess ? PF_OK : PF_ERR_DEVICE; }
