@@ -53,6 +53,21 @@ def emulated_objects(folder: Path) -> list[Path]:
         return list(pool.map(compile_one, [*sources(), *sorted(c_build.HERE.glob("cuda_emulation*.cpp"))]))
 
 
+def compile_watched(source: Path, out: Path) -> Path:
+    """So that cuda_watch.cpp sees every access to shared and to the device's memory."""
+    flags = [flag for flag in FLAGS if not flag.startswith("-fsanitize")]
+    watch = ["-fsanitize=thread"] if source.suffix == ".cu" else []
+    run(cxx(), *flags, *watch, "-x", "c++", "-c", source, "-o", out)
+    return out
+
+
+def watched_objects(folder: Path) -> list[Path]:
+    """The plugin's objects, with the emulation that looks for races."""
+    own = [c_build.HERE / name for name in ("cuda_watch.cpp", "cuda_emulation_streams.cpp")]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda source: compile_watched(source, folder / f"{source.name}.o"), [*sources(), *own]))
+
+
 def gate(folder: Path, objects: list[Path]) -> Path:
     """The gate's program over the emulation."""
     cc, program = c_build.compiler(), folder / "gate_cuda"

@@ -15,7 +15,9 @@ uint3 thread, block;
 dim3 block_size, grid_size;
 
 enum state { READY, AT_WARP, AT_BLOCK, DONE };
-enum { WARP = 32, MOST_THREADS = 1024, STACK = 192 << 10, MOST_SHARED = 227 << 10 };
+enum { WARP = 32, MOST_THREADS = 1024, STACK = 192 << 10 };
+/* Shared memory of a block, static and dynamic: what it may have unasked, and what all of sm_80 to sm_120 have. */
+enum { PLAIN_SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
 /* A function during which the stack changes: callers may rely on no register but those that every call preserves. */
 #if defined(__clang__)
@@ -35,11 +37,15 @@ struct fiber {
     bool started = false;
     state now = READY;
     unsigned parity = 0;
+    unsigned warp_turn = 0; /* warp barriers so far */
+    bool fenced = false;    /* there was a fence in this block */
 };
 
 static std::vector<fiber> fibers;
 static place scheduler;
 static const std::function<void()> *kernel;
+static uint64_t block_turn, first_turn, launch_turn; /* barriers so far; before the block, and the launch */
+static bool is_running;
 static unsigned running;
 static uint64_t slots[2][MOST_THREADS];
 struct fragment {
@@ -48,8 +54,18 @@ struct fragment {
 static fragment fragments[2][MOST_THREADS];
 alignas(256) static uint8_t variables[MOST_SHARED], dynamic[MOST_SHARED];
 static size_t variable_bytes, dynamic_bytes;
+static std::map<const void *, size_t> allowed; /* dynamic bytes, of kernels */
+static size_t asked_bytes, most_shared;        /* of the kernel that runs: these, or what it uses; with static ones */
 static std::vector<size_t> variable_of; /* a thread's next variable: all threads declare them in the same order */
 static std::vector<size_t> offsets;
+
+#if !defined(PF_EMULATED_WATCH)
+static void note_access(const void *, size_t, access) {}
+#else
+static void note_access(const void *memory, size_t bytes, access how); /* cuda_watch.cpp */
+#endif
+void note_atomic(const void *memory, size_t bytes) { note_access(memory, bytes, IS_ATOMIC); }
+void fence() { fibers[running].fenced = true; }
 
 void fail(const char *what) {
     std::fflush(stdout);
@@ -90,7 +106,10 @@ static FAR void resume(unsigned i) {
 }
 
 void block_barrier() { wait(AT_BLOCK); }
-void warp_barrier() { wait(AT_WARP); }
+void warp_barrier() {
+    ++fibers[running].warp_turn;
+    wait(AT_WARP);
+}
 
 uint64_t exchange(uint64_t value, unsigned from) {
     /* Two sets of slots in turn, so that one wait is enough. */
@@ -146,6 +165,7 @@ void ldmatrix_x4(const void *row, bool across, uint32_t *out) {
     const unsigned self = running, lane = self % WARP, set = fibers[self].parity ^= 1u;
     if ((uintptr_t)row % 16 != 0) fail("a matrix's row is not aligned to 16");
     slots[set][self] = (uint64_t)(uintptr_t)row;
+    note_access(row, 16, IS_READ);
     wait(AT_WARP);
     const uint64_t *rows = slots[set] + self / WARP * WARP;
     for (unsigned m = 0; m < 4; ++m) {
@@ -165,10 +185,15 @@ static std::vector<late_copy> late[MOST_THREADS];
 
 void copy_later(void *to, const void *from, size_t bytes) {
     if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("a copy to shared memory is not aligned");
+    note_access(from, bytes, IS_READ);
+    note_access(to, bytes, IS_WRITTEN);
     late[running].push_back({to, from, bytes});
 }
 void await_copies() {
-    for (const late_copy &copy : late[running]) std::memcpy(copy.to, copy.from, copy.bytes);
+    for (const late_copy &copy : late[running]) {
+        note_access(copy.to, copy.bytes, IS_WRITTEN);
+        std::memcpy(copy.to, copy.from, copy.bytes);
+    }
     late[running].clear();
 }
 
@@ -177,11 +202,14 @@ void *shared_variable(size_t bytes) {
     if (index == offsets.size()) {
         offsets.push_back(variable_bytes);
         variable_bytes += (bytes + 15) / 16 * 16;
-        if (variable_bytes > (48 << 10)) fail("more than 48 KiB of static shared memory");
+        if (variable_bytes > PLAIN_SHARED) fail("more than 48 KiB of static shared memory");
+        if (variable_bytes + asked_bytes > most_shared) fail("more shared memory than the kernel may have");
     }
     return variables + offsets[index];
 }
 void *dynamic_shared() { return dynamic; }
+
+void allow_shared(const void *address, size_t bytes) { allowed[address] = bytes; }
 
 /* Runs a warp until all of its lanes wait for the block or are done; false when none could run. */
 static bool run_warp(unsigned warp, bool reversed) {
@@ -203,7 +231,11 @@ static bool run_warp(unsigned warp, bool reversed) {
 
 static void run_block(bool reversed) {
     const unsigned n = block_size.x, warps = n / WARP;
-    for (unsigned i = 0; i < n; ++i) fibers[i].now = READY;
+    for (unsigned i = 0; i < n; ++i) {
+        fibers[i].now = READY;
+        fibers[i].fenced = false;
+    }
+    first_turn = block_turn;
     std::memset(dynamic, 0xff, dynamic_bytes);
     std::memset(variables, 0xff, variable_bytes);
     variable_of.assign(n, 0);
@@ -211,6 +243,7 @@ static void run_block(bool reversed) {
     variable_bytes = 0;
     for (;;) {
         bool ran = false;
+        ++block_turn;
         for (unsigned w = 0; w < warps; ++w) ran = run_warp(reversed ? warps - 1 - w : w, reversed) || ran;
         unsigned done = 0;
         for (unsigned i = 0; i < n; ++i) done += fibers[i].now == DONE;
@@ -350,19 +383,25 @@ void check_words(const void *argument, size_t bytes) {
     }
 }
 
-void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &fn) {
+void launch(const void *address, dim3 grid, dim3 threads, size_t shared, const std::function<void()> &fn) {
     static unsigned turn;
+    const auto asked = allowed.find(address);
     if (threads.x % WARP != 0 || threads.x == 0 || threads.x > MOST_THREADS || threads.y != 1 || threads.z != 1) {
         fail("the block is not one-dimensional, of whole warps, and of at most 1024 threads");
     }
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("the grid is impossible");
-    if (shared > sizeof dynamic) fail("more shared memory than a device has");
+    most_shared = asked != allowed.end() ? MOST_SHARED : PLAIN_SHARED;
+    asked_bytes = asked != allowed.end() ? asked->second : shared;
+    if (shared > asked_bytes) fail("more dynamic shared memory than was asked for");
+    if (asked_bytes > most_shared) fail("more shared memory than the kernel may have");
     if (fibers.empty()) fibers.resize(MOST_THREADS);
     kernel = &fn;
     block_size = threads;
     grid_size = grid;
     dynamic_bytes = shared;
+    launch_turn = block_turn;
     const opened memory;
+    is_running = true;
     for (unsigned z = 0; z < grid.z; ++z) {
         for (unsigned y = 0; y < grid.y; ++y) {
             for (unsigned x = 0; x < grid.x; ++x) {
@@ -371,6 +410,7 @@ void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> 
             }
         }
     }
+    is_running = false;
 }
 
 /* ---- Graphs ---- */

@@ -1,16 +1,16 @@
 /* CUDA as far as csrc/backend/cuda uses it, for the host's compiler (PF_CUDA_EMULATED; C++17, x86-64 or arm64 Linux).
  *
- * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only. This
- * shows whether indices, arithmetic and barriers' places are right. It shows neither races between threads that do not
- * wait for each other (the order of warps and lanes is turned round in every second block, which finds some), nor
- * speed. With PF_EMULATED_STRICT set in the environment, the device's memory can be touched only while a kernel runs, and
- * a kernel that is given an address of anything else ends the program; PF_EMULATED_MB is the memory's size, while
- * PF_EMULATED_LOST is set everything fails, and while PF_EMULATED_UNLOCKED is there is no page-locked memory. Streams are
- * described in cuda_emulation_streams.cpp. What is captured is kept with the values of its arguments; what CUDA forbids
- * meanwhile fails and spoils the capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or
- * instantiate. What would hang or be undefined on a device ends the program with a message:
- * lanes that part at a shuffle, a thread that leaves before a barrier and, compiled with -fsanitize=alignment, a vector
- * load from an odd address. */
+ * Blocks run one after the other and the threads of a block as fibers, which change at barriers and shuffles only.
+ * This shows whether indices, arithmetic and barriers' places are right. It shows races between threads that do not
+ * wait for each other in part only (the order of warps and lanes is turned round in every second block, which finds
+ * some; cuda_watch.cpp looks for the others), and nothing of speed. With PF_EMULATED_STRICT set in the environment,
+ * the device's memory can be touched only while a kernel runs, and a kernel that is given an address of anything
+ * else ends the program; PF_EMULATED_MB is the memory's size, while PF_EMULATED_LOST is set everything fails, and
+ * while PF_EMULATED_UNLOCKED is there is no page-locked memory. Streams are described in cuda_emulation_streams.cpp.
+ * What is captured is kept with the values of its arguments; what CUDA forbids meanwhile fails and spoils the
+ * capture, and PF_EMULATED_NO_GRAPHS makes one step of it fail: begin, launch or instantiate. What would hang or be
+ * undefined on a device ends the program with a message: lanes that part at a shuffle, a thread that leaves before a
+ * barrier and, compiled with -fsanitize=alignment, a vector load from an odd address. */
 #ifndef PF_TESTS_CUDA_EMULATION_H
 #define PF_TESTS_CUDA_EMULATION_H
 
@@ -58,7 +58,9 @@ namespace emulated {
 extern uint3 thread, block;
 extern dim3 block_size, grid_size;
 
-void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> &kernel);
+/* address: of the kernel, which may have been allowed more shared memory. */
+void launch(const void *address, dim3 grid, dim3 threads, size_t shared, const std::function<void()> &kernel);
+void allow_shared(const void *kernel, size_t bytes);
 
 /* Something of the stream: now, or, while it is captured, by the graph. */
 int enqueue(std::function<void()> work);
@@ -112,7 +114,7 @@ void launch_kernel(int stream, dim3 grid, dim3 threads, size_t shared, void (*ke
     enqueue([=]() {
         stream_launch(stream);
         std::apply([stream](const P &...value) { (stream_uses(stream, &value, sizeof value), ...); }, values);
-        launch(grid, threads, shared, [&]() { std::apply(kernel, values); });
+        launch(reinterpret_cast<const void *>(kernel), grid, threads, shared, [&]() { std::apply(kernel, values); });
     });
 }
 void block_barrier();
@@ -133,6 +135,10 @@ void await_copies();
 /* This block's memory, filled with garbage at its start. */
 void *shared_variable(size_t bytes);
 void *dynamic_shared();
+/* For cuda_watch.cpp. */
+enum access { IS_READ, IS_WRITTEN, IS_ATOMIC };
+void note_atomic(const void *memory, size_t bytes);
+void fence();
 [[noreturn]] void fail(const char *what);
 } // namespace emulated
 
@@ -154,7 +160,7 @@ void *dynamic_shared();
 
 static inline void __syncthreads() { emulated::block_barrier(); }
 static inline void __syncwarp() { emulated::warp_barrier(); }
-static inline void __threadfence() {}
+static inline void __threadfence() { emulated::fence(); }
 
 template <typename T> static inline T __shfl_sync(unsigned, T v, int from) {
     uint64_t bits = 0;
@@ -177,12 +183,15 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return votes;
 }
 
-template <typename T> static inline T atomicAdd(T *at, T v) {
+#define PF_ATOMIC __attribute__((no_sanitize("thread"))) static inline
+template <typename T> PF_ATOMIC T atomicAdd(T *at, T v) {
+    emulated::note_atomic(at, sizeof *at);
     const T before = *at;
     *at = before + v;
     return before;
 }
-static inline int atomicExch(int *at, int v) {
+PF_ATOMIC int atomicExch(int *at, int v) {
+    emulated::note_atomic(at, sizeof *at);
     const int before = *at;
     *at = v;
     return before;
@@ -292,8 +301,10 @@ static inline cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
     return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaFreeHost(void *memory) { return emulated::host_free(memory), cudaSuccess; }
-template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *, int, int) { return cudaSuccess; }
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, int, int bytes) {
+    return emulated::allow_shared(reinterpret_cast<const void *>(kernel), (size_t)bytes), cudaSuccess;
+}
 template <typename T> static inline cudaError_t cudaMalloc(T **out, size_t bytes) {
     void *memory = emulated::device_alloc(bytes);
     if (!memory) return cudaErrorMemoryAllocation;

@@ -298,10 +298,12 @@ static void attention(const pf_backend *backend, const pf_backend *scalar) {
 }
 
 /* Attention of other shapes: the model's own; heads and columns that fill nothing up; the first tokens, which see fewer
- * rows than the window; and more rows than there are splits for tiles. */
+ * rows than the window; more rows than there are splits for tiles; and plain ones whose tile takes just below 48 KiB of
+ * a device's shared memory, more, and as much as every device has. */
 typedef struct attend_shape {
     int64_t heads, tokens, position, window, most;
     int32_t width, rope, ratio; /* ratio 0: window only */
+    bool plain;                 /* half floats, which are not for tensor cores */
 } attend_shape;
 
 typedef struct shape_inputs {
@@ -341,9 +343,10 @@ static void choose_rows(shape_inputs *in) {
 
 static void attention_shapes(const pf_backend *backend, const pf_backend *scalar) {
     static const attend_shape shapes[] = {
-        {64, 3, 700, 128, 30, 512, 64, 4},  {33, 5, 90, 32, 0, 304, 40, 0},   {17, 4, 401, 31, 25, 200, 24, 4},
-        {16, 9, 0, 6, 2, 136, 64, 4},       {3, 4, 8190, 40, 2100, 64, 16, 4}, {2, 3, 130, 20, 9, 512, 64, 4},
-        {40, 2, 9000, 33, 0, 96, 0, 4},
+        {64, 3, 700, 128, 30, 512, 64, 4, 0},  {33, 5, 90, 32, 0, 304, 40, 0, 0}, {17, 4, 401, 31, 25, 200, 24, 4, 0},
+        {16, 9, 0, 6, 2, 136, 64, 4, 0},       {3, 4, 8190, 40, 2100, 64, 16, 4, 0}, {2, 3, 130, 20, 9, 512, 64, 4, 0},
+        {40, 2, 9000, 33, 0, 96, 0, 4, 0},     {9, 2, 70, 33, 0, 298, 2, 0, 1},   {9, 3, 260, 40, 9, 512, 64, 4, 1},
+        {3, 2, 40, 20, 0, 620, 4, 0, 1},
     };
     const uint64_t state = gate_reseed(7);
     for (size_t i = 0; i < 2 * sizeof shapes / sizeof *shapes; ++i) {
@@ -354,8 +357,9 @@ static void attention_shapes(const pf_backend *backend, const pf_backend *scalar
         if (i % 2 && of->position > 4000) continue; /* takes long */
         in.q = floats(of->tokens * of->heads * of->width, 3.0f);
         in.sinks = floats(of->heads, 2.0f);
-        in.raw = filled_rows(scalar, PF_ROW_KV_FP8, of->width, of->rope, of->window + of->tokens, first, last - first);
-        if (rows) in.pool = filled_rows(scalar, PF_ROW_KV_FP8, of->width, of->rope, rows + 3, 0, rows);
+        const pf_row_format format = of->plain ? PF_ROW_F16 : PF_ROW_KV_FP8;
+        in.raw = filled_rows(scalar, format, of->width, of->rope, of->window + of->tokens, first, last - first);
+        if (rows) in.pool = filled_rows(scalar, format, of->width, of->rope, rows + 3, 0, rows);
         if (of->ratio && of->most) {
             in.select = malloc((size_t)(of->tokens * of->most) * sizeof *in.select);
             in.select_n = malloc((size_t)of->tokens * sizeof *in.select_n);

@@ -1,8 +1,9 @@
 """The CUDA backend on machines without a GPU: its kernels over an emulation of the device, against scalar by the gate's
 checks (gate_cuda.c); the package that nvcc builds of them; and what the library says of a plugin.
 
-The emulation verifies indices, arithmetic and the places of barriers. It verifies neither races nor speed, nor that
-anything runs on a device: scripts/cuda_check.sh does, where there is one.
+The emulation verifies indices, arithmetic and the places of barriers, and in the self-test's examples that nobody
+touches memory without one. It verifies neither speed nor that anything runs on a device: scripts/cuda_check.sh does,
+where there is one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,34 @@ def test_operations_emulated(gate: Path, options: list[str]) -> None:
     done = subprocess.run([gate, *options], capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def doctor(place: Path, objects: list[Path]) -> subprocess.CompletedProcess[str]:
+    """The self-test, with a plugin of these objects."""
+    from pyflash import _native
+
+    cuda_build.plugin(place, objects)
+    library = place / _native._library_path().name
+    shutil.copy(_native._library_path(), library)
+    environment = {**os.environ, "PYFLASH_LIBRARY": str(library)}
+    return subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True)
+
+
+def test_races(tmp_path: Path) -> None:
+    """Threads that touch the same byte, one of them to write, wait for each other, and else cuda_watch.cpp tells."""
+    objects = cuda_build.watched_objects(tmp_path)
+    told = doctor(tmp_path, objects)
+    assert told.returncode == 0 and "self-test passed" in told.stdout and told.stderr == "", told.stdout + told.stderr
+
+    for file, barrier, said in [("topk.cu", "        __syncthreads();\n        int my_above", "two warps touch a byte"),
+                                ("mhc.cu", "    __syncwarp();\n    sinkhorn", "two lanes touch a byte"),
+                                ("rows.cu", "x += (int64_t)blockIdx.x * n;", "two blocks touch a byte")]:  # fmt: skip
+        source = (cuda_build.CUDA / file).read_text()
+        assert source.count(barrier) == 1
+        (tmp_path / file).write_text(source.replace(barrier, barrier.split("\n")[-1] if "\n" in barrier else ""))
+        wrong = cuda_build.compile_watched(tmp_path / file, tmp_path / f"wrong_{file}.o")
+        told = doctor(tmp_path, [path for path in objects if path.name != f"{file}.o"] + [wrong])
+        assert told.returncode == 1 and said in told.stderr, told.stdout + told.stderr
 
 
 def test_package(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@
 enum { TILE = PF_ATTN_TILE, MOST_SPLITS = PF_ATTN_SPLITS, HEADS = 8, THREADS = HEADS * PF_WARP, MOST_COLUMNS = 4 };
 enum { JOIN_THREADS = 128 };
 static const int64_t SCRATCH_FLOATS = 16 << 20; /* partial results at once, or else one token's */
+static const int64_t USUAL_SHARED = 96 << 10;   /* with attend_memory what every device has */
 
 /* Four columns of a row. */
 PF_DEV float4 load_columns(const pf_rows &rows, const uint8_t *row, int c) {
@@ -146,10 +147,7 @@ static __global__ void __launch_bounds__(JOIN_THREADS) join_kernel(pf_attend_arg
 template <int COLUMNS> static pf_status launch_attend(const pf_exec *ex, const pf_attend_args &args, int64_t n_token) {
     const int64_t d = args.a.head_dim, stride = (d + 3) / 4 * 4 + 4, bytes = (TILE + HEADS) * stride * 4;
     const dim3 grid((unsigned)args.most_splits, (unsigned)pf_div_up(args.a.n_head, HEADS), (unsigned)n_token);
-    if (bytes > 48 << 10 && cudaFuncSetAttribute(attend_kernel<COLUMNS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 (int)bytes) != cudaSuccess) {
-        return PF_ERR_DEVICE;
-    }
+    if (!pf_allow_shared(attend_kernel<COLUMNS>, pf_most(bytes, USUAL_SHARED))) return PF_ERR_DEVICE;
     PF_LAUNCH(attend_kernel<COLUMNS>, grid, THREADS, bytes, pf_device_of(ex)->stream, args, (int)stride);
     PF_LAUNCH(join_kernel, (unsigned)(n_token * args.a.n_head), JOIN_THREADS, 0, pf_device_of(ex)->stream, args);
     return pf_launched();

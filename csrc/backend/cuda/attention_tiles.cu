@@ -19,6 +19,7 @@ enum { TILE = PF_ATTN_TILE, HEADS = 16, SPAN = 128, STEPS = SPAN / 16, MOST_SPAN
 enum { PIECES = SPAN / 8 /* of 8 columns */, OCTETS = TILE / 8, QUAD = 4 };
 enum { PADDED = TILE + 8 /* floats, or bfloat16, so that lanes meet different banks */, JOIN_THREADS = 128 };
 enum { CHUNK = 16, NONE = CHUNK };
+enum { MOST_SHARED = 72 << 10 /* beside tile_memory; of all row sizes */ };
 
 /* GROUPS: of 16 heads. */
 template <int GROUPS> struct tile_memory {
@@ -336,10 +337,7 @@ template <int GROUPS> static pf_status launch(const pf_exec *ex, const pf_attend
     rows.stride = spans * SPAN * 2 + 16; /* so that rows begin in different banks */
     const int64_t bytes = TILE * (int64_t)(rows.copied_stride + rows.stride);
     const dim3 grid((unsigned)splits, (unsigned)pf_div_up(args.a.n_head, GROUPS * HEADS), (unsigned)n);
-    if (cudaFuncSetAttribute(tile_kernel<GROUPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
-        cudaSuccess) {
-        return PF_ERR_DEVICE;
-    }
+    if (!pf_allow_shared(tile_kernel<GROUPS>, MOST_SHARED)) return PF_ERR_DEVICE;
     PF_LAUNCH(tile_kernel<GROUPS>, grid, (unsigned)(GROUPS * spans * PF_WARP), bytes, pf_device_of(ex)->stream, args,
               rows);
     return pf_launched();

@@ -65,9 +65,16 @@ static inline bool pf_may_launch(const pf_exec *ex, pf_status *status) {
     if (ex->dry) return false;
     if (ex->cancel != nullptr && ex->cancel->load(std::memory_order_relaxed) != 0) *status = PF_ERR_CANCELLED;
     else if (cudaSetDevice(pf_device_of(ex)->ordinal) != cudaSuccess) *status = PF_ERR_DEVICE;
+    (void)cudaGetLastError(); /* what another call failed with, which has said so: pf_launched() asks about this one */
     return *status == PF_OK;
 }
 static inline pf_status pf_launched() { return cudaGetLastError() == cudaSuccess ? PF_OK : PF_ERR_DEVICE; }
+
+/* Lets a kernel have that much PF_DYNAMIC. Without it 48 KiB are for both that and its PF_SHARED. It holds for all launches
+ * that follow, those of other threads too: so it should not depend on a model's sizes. */
+template <typename T> static inline bool pf_allow_shared(T *kernel, int64_t bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess;
+}
 
 /* Blocks for n items of which a block takes `each` and then goes on with later ones. */
 static inline unsigned pf_blocks(const pf_exec *ex, int64_t n, int64_t each) {

@@ -125,8 +125,7 @@ static const pf_backend *backend_of(pf_device *device) { return &device->table; 
 
 static void *alloc_memory(pf_device *device, size_t bytes) {
     uint8_t *memory = nullptr;
-    cudaSetDevice(device->ordinal);
-    if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
+    if (cudaSetDevice(device->ordinal) == cudaSuccess && cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
     (void)cudaGetLastError(); /* else the next operation would report it */
     return nullptr;
 }
