@@ -452,6 +452,7 @@ static void mixing(const pf_backend *backend, const pf_backend *scalar) {
     int32_t table[19 * N_USED];
     for (int i = 0; i < 19 * N_USED; ++i) table[i] = (int32_t)gate_below(N_EXPERT);
     route_inputs route = {floats(19 * N_EXPERT, 10.0f), floats(N_EXPERT, 1.0f), NULL};
+    for (int e = 0; e < N_EXPERT; ++e) route.logits[7 * N_EXPERT + e] = NAN; /* a token that came out wrong */
     gate_context("%s route", backend->name);
     check_op(backend, scalar, route_op, &route, 19, N_EXPERT + 2 * N_USED, 1e-6);
     route.table = table;

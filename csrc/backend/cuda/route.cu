@@ -16,7 +16,7 @@ PF_DEV int next_best(const float *score, const float *bias, int n_expert, float 
     float best = -INFINITY;
     int expert = -1;
     for (int e = pf_lane(); e < n_expert; e += PF_WARP) {
-        const float v = score[e] + bias[e];
+        const float sum = score[e] + bias[e], v = sum == sum ? sum : -INFINITY; /* the CPU chooses on, with a NaN too */
         if (last >= 0 && !before(last_score, last, v, e)) continue;
         if (expert < 0 || before(v, e, best, expert)) {
             best = v;
@@ -54,7 +54,7 @@ static __global__ void route_kernel(pf_route_args args, int *fault) {
                 e = next_best(score, args.bias, n_expert, last_score, last, &last_score);
                 last = e;
             }
-            if (e < 0 || e >= n_expert) { /* a table's mistake, or scores that are NaN */
+            if (e < 0 || e >= n_expert) { /* a table's mistake */
                 if (lane == 0) atomicExch(fault, 1);
                 e = 0;
             }
