@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+# Before numpy and torch are imported: tests run side by side, and threads that spin while they wait for one another take
+# ten times the processor's time that the matrices of tests need.
+for library in ("OPENBLAS", "MKL", "OMP"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # `python -m pytest` puts the source tree first, where the built library is not: the installed package is meant.
