@@ -25,6 +25,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest come first, so that no process is left alone with one of them at the end.
+LONGEST = ["backend/test_device.py", "demo/test_paths.py", "backend/test_cuda.py", "backend/test_gate.py",
+           "model/test_oracle.py", "model/test_precision.py", "model/test_state.py", "oracle/test_transformers.py",
+           "model/test_mtp.py", "import_llama/test_continuations.py", "pyflash/test_cli.py"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = "/".join(item.path.parts[-2:])
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Another working directory: in the source tree `python -m pyflash` would run that, without its library."""

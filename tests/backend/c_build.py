@@ -1,7 +1,7 @@
 """Builds the C programs of this folder straight from the sources they need.
 
-Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own. The
-vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
+Sources: csrc/base/*.c, csrc/format/dtypes.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own.
+The vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
 libsimde-dev) instead, so that its logic runs on any AVX2 machine. Mode "arm64" is a cross build of the gate for qemu-user
 (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user).
 """
@@ -69,7 +69,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def sources(tests: list[str]) -> list[Path]:
     base = [CSRC / "base" / name for name in ("cpus.c", "memory.c", "pool.c", "status.c")]
     cpu = [path for path in sorted((CSRC / "backend" / "cpu").glob("*.c")) if not path.name.startswith("bench_")]
-    return base + cpu + [HERE / name for name in tests]
+    return [*base, CSRC / "format" / "dtypes.c", *cpu, *(HERE / name for name in tests)]
 
 
 def _builds(cc: str, flags: list[str], folder: Path, text: str, link: bool) -> bool:
@@ -94,8 +94,8 @@ def isa_flags(source: Path, mode: str, flags: list[str]) -> list[str]:
 
 
 def build(folder: Path, mode: str) -> list[Path]:
-    """Compiles in `folder`, SOURCE.c to SOURCE.o; returns the gate's program and the glue library (which mode arm64 does
-    not build). Skips where the mode lacks its tools."""
+    """Compiles in `folder`, SOURCE.c to SOURCE.o; returns the gate's program and the glue library (which mode arm64
+    does not build). Skips where the mode lacks its tools."""
     if mode == "arm64" and not shutil.which(CROSS):
         pytest.skip(f"no {CROSS} (Debian: gcc-aarch64-linux-gnu)")
     cc = CROSS if mode == "arm64" else compiler()

@@ -1,6 +1,6 @@
 /* The fibers of cuda_emulation.h, whose stacks are changed by a few instructions of each processor's: swapcontext would
- * make a system call every time, and longjmp leaves the processor, which pairs calls and returns, to guess wrong. A lane
- * that waits goes on with the next lane itself. */
+ * make a system call every time, and after longjmp the processor, which pairs calls and returns, guesses wrong. A
+ * lane that waits goes on with the next lane itself. */
 #include "cuda_emulation.h"
 
 #include <map>
@@ -43,8 +43,8 @@ static uint8_t parity[MOST_THREADS];
 static unsigned n_started;
 static const std::function<void()> *kernel;
 
-/* The warp that runs takes turns: in each of them all its lanes run, one after the other, from the first lane to the last
- * or back, until they wait. */
+/* The warp that runs takes turns: in each of them all its lanes run, one after the other, from the first lane to the
+ * last or back, until they wait. */
 static unsigned last_lane, n_at_warp, n_done;
 static int to_next; /* lane: 1 or -1 */
 
@@ -111,15 +111,17 @@ template <typename T> struct fragment { /* of one lane */
     T sum[4];
 };
 
-/* Register i of a lane's part of A, of SIZE values, is that of row lane / 4 + 8 (i % 2) and column SIZE (lane % 4 + 4 (i / 2))
- * and on, and of B that of column lane / 4 and row SIZE (lane % 4 + 4 i) and on; sum i is that of row
- * lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
+/* Matrices lie over the lanes as PTX has them, with SIZE values in a register. Those of register i of A are of row
+ * lane / 4 + 8 (i % 2), from column SIZE (lane % 4 + 4 (i / 2)) on; those of B of column lane / 4, from row
+ * SIZE (lane % 4 + 4 i) on; sum i is that of row lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
 template <typename T, unsigned SIZE, typename F> static void multiply(fragment<T> *of, F value) {
     T a[16][8 * SIZE], b[8 * SIZE][8], sum[16][8];
     for (unsigned lane = 0; lane < WARP; ++lane) {
         const unsigned group = lane / 4, quarter = lane % 4;
         for (unsigned k = 0; k < SIZE; ++k) {
-            for (unsigned i = 0; i < 4; ++i) a[group + i % 2 * 8][SIZE * (quarter + i / 2 * 4) + k] = value(of[lane].a[i], k);
+            for (unsigned i = 0; i < 4; ++i) {
+                a[group + i % 2 * 8][SIZE * (quarter + i / 2 * 4) + k] = value(of[lane].a[i], k);
+            }
             for (unsigned i = 0; i < 2; ++i) b[SIZE * (quarter + 4 * i) + k][group] = value(of[lane].b[i], k);
         }
         for (unsigned i = 0; i < 4; ++i) sum[group + i / 2 * 8][quarter * 2 + i % 2] = of[lane].sum[i];
