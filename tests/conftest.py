@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+# Before numpy and torch are imported: tests run side by side, and threads that spin while they wait for one another take
+# ten times the processor's time that the matrices of tests need.
+for library in ("OPENBLAS", "MKL", "OMP"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # `python -m pytest` puts the source tree first, where the built library is not: the installed package is meant.
@@ -18,6 +23,20 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 # A shell starts its background jobs so that they, and what they start, ignore Ctrl-C: many tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The files that take longest come first, so that no process is left alone with one of them at the end.
+LONGEST = ["backend/test_device.py", "demo/test_paths.py", "backend/test_cuda.py", "backend/test_gate.py",
+           "model/test_oracle.py", "model/test_precision.py", "model/test_state.py", "oracle/test_transformers.py",
+           "model/test_mtp.py", "import_llama/test_continuations.py", "pyflash/test_cli.py"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = "/".join(item.path.parts[-2:])
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session", autouse=True)

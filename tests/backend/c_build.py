@@ -1,7 +1,7 @@
 """Builds the C programs of this folder straight from the sources they need.
 
-Sources: every csrc/base/*.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own. The
-vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
+Sources: csrc/base/*.c, csrc/format/dtypes.c, every csrc/backend/cpu/*.c except the benchmarks, and this folder's own.
+The vector files get their own instruction-set flags; mode "emulated" compiles the AVX-512 file against SIMDe (Debian:
 libsimde-dev) instead, so that its logic runs on any AVX2 machine. Mode "arm64" is a cross build of the gate for qemu-user
 (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user).
 """
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,10 +51,25 @@ def compiler() -> str:
     pytest.skip("no C compiler (set CC)")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list[Path]]) -> list[Path]:
+    """What make() makes in the folder that it is given, once for all of a run's processes: others wait for it."""
+    import fcntl  # nowhere but where compiler() lets tests go on
+
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"built-{name}"
+    folder.mkdir(exist_ok=True)
+    made = folder / "made.txt"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_text("\n".join(str(path) for path in make(folder)))
+    return [Path(line) for line in made.read_text().splitlines()]
+
+
 def sources(tests: list[str]) -> list[Path]:
     base = [CSRC / "base" / name for name in ("cpus.c", "memory.c", "pool.c", "status.c")]
     cpu = [path for path in sorted((CSRC / "backend" / "cpu").glob("*.c")) if not path.name.startswith("bench_")]
-    return base + cpu + [HERE / name for name in tests]
+    return [*base, CSRC / "format" / "dtypes.c", *cpu, *(HERE / name for name in tests)]
 
 
 def _builds(cc: str, flags: list[str], folder: Path, text: str, link: bool) -> bool:
@@ -77,9 +93,9 @@ def isa_flags(source: Path, mode: str, flags: list[str]) -> list[str]:
     return []
 
 
-def build(folder: Path, mode: str) -> tuple[Path, Path]:
-    """Compiles in `folder`; returns the gate's program and the glue library (which mode arm64 does not build). Skips
-    where the mode lacks its tools."""
+def build(folder: Path, mode: str) -> list[Path]:
+    """Compiles in `folder`, SOURCE.c to SOURCE.o; returns the gate's program and the glue library (which mode arm64
+    does not build). Skips where the mode lacks its tools."""
     if mode == "arm64" and not shutil.which(CROSS):
         pytest.skip(f"no {CROSS} (Debian: gcc-aarch64-linux-gnu)")
     cc = CROSS if mode == "arm64" else compiler()
@@ -118,4 +134,4 @@ def build(folder: Path, mode: str) -> tuple[Path, Path]:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         outputs.append(folder / name)
-    return outputs[0], outputs[1]
+    return outputs

@@ -1,4 +1,4 @@
-"""The C builds of this folder, made once a run."""
+"""The C builds of this folder, made once a run, whatever the number of its processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class Builds:
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self.factory = factory
-        self.done: dict[str, tuple[Path, Path]] = {}
 
     def get(self, mode: str) -> tuple[Path, Path]:
-        if mode not in self.done:
-            self.done[mode] = c_build.build(self.factory.mktemp(mode), mode)
-        return self.done[mode]
+        c_build.compiler()
+        program, library = c_build.made_once(self.factory, mode, lambda folder: c_build.build(folder, mode))
+        return program, library
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +29,5 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
 @pytest.fixture(scope="session")
 def cuda_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The CUDA plugin's objects over the emulation."""
-    return cuda_build.emulated_objects(tmp_path_factory.mktemp("cuda"))
+    cuda_build.cxx()
+    return c_build.made_once(tmp_path_factory, "cuda", cuda_build.emulated_objects)

@@ -15,10 +15,11 @@ from . import c_build
 
 CUDA = c_build.CSRC / "backend" / "cuda"
 INCLUDE = [f"-I{c_build.CSRC}", f"-I{c_build.CSRC / 'include'}", f"-I{c_build.HERE}"]
+NATIVE = ["-march=native"] if c_build.X86 else []  # else every fmaf is a call
 FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-strict-aliasing",
-         "-U_FORTIFY_SOURCE", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-DPF_CUDA_EMULATED",
-         "-DPF_STATIC", *INCLUDE]  # fmt: skip
-GATE = ["gate.c", "gate_linear.c", "gate_model.c", "gate_cuda.c"]
+         "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-DPF_CUDA_EMULATED", "-DPF_STATIC", *NATIVE,
+         *INCLUDE]  # fmt: skip
+OWN, SHARED = ["gate.c", "gate_cuda.c"], ["gate_linear.c", "gate_model.c"]  # of the gate's sources: with the CPU's gate
 
 
 def sources() -> list[Path]:
@@ -68,19 +69,15 @@ def watched_objects(folder: Path) -> list[Path]:
         return list(pool.map(lambda source: compile_watched(source, folder / f"{source.name}.o"), [*sources(), *own]))
 
 
-def gate(folder: Path, objects: list[Path]) -> Path:
-    """The gate's program over the emulation."""
+def gate(folder: Path, objects: list[Path], native: Path) -> Path:
+    """The gate's program over the emulation. native: where c_build.build() has compiled the rest of it."""
     cc, program = c_build.compiler(), folder / "gate_cuda"
     flags = [*c_build.FLAGS, "-O2", *c_build.WARNINGS, *INCLUDE, "-DPF_GATE_TOOLS_ONLY", "-DPF_CUDA_EMULATED"]
-
-    def compile_one(source: Path) -> Path:
-        out = folder / f"{source.name}.o"
-        run(cc, *flags, *c_build.isa_flags(source, "native", flags), "-c", source, "-o", out)
-        return out
-
-    with ThreadPoolExecutor(2) as pool:
-        own = list(pool.map(compile_one, c_build.sources(GATE)))
-    run(cxx(), "-pthread", *own, *objects, "-o", program, "-lm")
+    own = [folder / f"{name}.o" for name in OWN]
+    for name, out in zip(OWN, own):
+        run(cc, *flags, "-c", c_build.HERE / name, "-o", out)
+    rest = [native / f"{source.stem}.o" for source in c_build.sources(SHARED)]
+    run(cxx(), "-pthread", *own, *rest, *objects, "-o", program, "-lm")
     return program
 
 

@@ -1,12 +1,12 @@
-/* The fibers of cuda_emulation.h. A fiber starts on a context of its own (makecontext); after that the compiler's own
- * setjmp and longjmp change stacks, since swapcontext would make a system call every time, and the library's take
- * longer than most kernels compute between two shuffles. */
+/* The fibers of cuda_emulation.h, whose stacks are changed by a few instructions of each processor's: swapcontext would
+ * make a system call every time, and after longjmp the processor, which pairs calls and returns, guesses wrong. A
+ * lane that waits goes on with the next lane itself. */
 #include "cuda_emulation.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <vector>
 
 namespace emulated {
@@ -14,44 +14,48 @@ namespace emulated {
 uint3 thread, block;
 dim3 block_size, grid_size;
 
-enum state { READY, AT_WARP, AT_BLOCK, DONE };
+enum state { AT_WARP, AT_BLOCK, DONE };
 enum { WARP = 32, MOST_THREADS = 1024, STACK = 192 << 10 };
 /* Shared memory of a block, static and dynamic: what it may have unasked, and what all of sm_80 to sm_120 have. */
 enum { PLAIN_SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
-/* A function during which the stack changes: callers may rely on no register but those that every call preserves. */
-#if defined(__clang__)
-#  define FAR __attribute__((noinline))
+/* Keeps what every call preserves on this stack and its address at `from`, and goes on on the stack that `to` tells. */
+extern "C" void pf_emulated_change(void **from, void **to) __attribute__((visibility("hidden")));
+#if defined(__x86_64__)
+enum { RETURN = 6, FRAME = 8 }; /* words: where the address is that it returns to, and all */
+asm(".text\n.globl pf_emulated_change\n.type pf_emulated_change, %function\npf_emulated_change:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov (%rsi), %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 #else
-#  define FAR __attribute__((noipa))
+enum { RETURN = 1, FRAME = 20 };
+asm(".text\n.globl pf_emulated_change\n.type pf_emulated_change, %function\npf_emulated_change:\n"
+    "stp x29, x30, [sp, #-160]!\nstp x19, x20, [sp, #16]\nstp x21, x22, [sp, #32]\nstp x23, x24, [sp, #48]\n"
+    "stp x25, x26, [sp, #64]\nstp x27, x28, [sp, #80]\nstp d8, d9, [sp, #96]\nstp d10, d11, [sp, #112]\n"
+    "stp d12, d13, [sp, #128]\nstp d14, d15, [sp, #144]\n"
+    "mov x9, sp\nstr x9, [x0]\nldr x9, [x1]\nmov sp, x9\n"
+    "ldp x19, x20, [sp, #16]\nldp x21, x22, [sp, #32]\nldp x23, x24, [sp, #48]\nldp x25, x26, [sp, #64]\n"
+    "ldp x27, x28, [sp, #80]\nldp d8, d9, [sp, #96]\nldp d10, d11, [sp, #112]\nldp d12, d13, [sp, #128]\n"
+    "ldp d14, d15, [sp, #144]\nldp x29, x30, [sp], #160\nret\n");
 #endif
 
-struct place {
-    void *words[5];
-};
-
-struct fiber {
-    ucontext_t start;
-    place at;
-    std::unique_ptr<char[]> stack;
-    bool started = false;
-    state now = READY;
-    unsigned parity = 0;
-    unsigned warp_turn = 0; /* warp barriers so far */
-    bool fenced = false;    /* there was a fence in this block */
-};
-
-static std::vector<fiber> fibers;
-static place scheduler;
+/* By thread. The number of the one that runs is thread.x. */
+static void *places[MOST_THREADS], *scheduler; /* on their stacks */
+static std::unique_ptr<char[]> stacks[MOST_THREADS];
+static uint8_t parity[MOST_THREADS];
+static uint16_t warp_turns[MOST_THREADS]; /* warp barriers so far */
+static bool fenced[MOST_THREADS];         /* there was a fence in this block */
+static unsigned n_started;
 static const std::function<void()> *kernel;
+
+/* The warp that runs takes turns: in each of them all its lanes run, one after the other, from the first lane to the
+ * last or back, until they wait. */
+static unsigned last_lane, n_at_warp, n_done;
+static int to_next; /* lane: 1 or -1 */
 static uint64_t block_turn, first_turn, launch_turn; /* barriers so far; before the block, and the launch */
 static bool is_running;
-static unsigned running;
+
 static uint64_t slots[2][MOST_THREADS];
-struct fragment {
-    uint32_t a[4], b[2];
-};
-static fragment fragments[2][MOST_THREADS];
 alignas(256) static uint8_t variables[MOST_SHARED], dynamic[MOST_SHARED];
 static size_t variable_bytes, dynamic_bytes;
 static std::map<const void *, size_t> allowed; /* dynamic bytes, of kernels */
@@ -65,7 +69,7 @@ static void note_access(const void *, size_t, access) {}
 static void note_access(const void *memory, size_t bytes, access how); /* cuda_watch.cpp */
 #endif
 void note_atomic(const void *memory, size_t bytes) { note_access(memory, bytes, IS_ATOMIC); }
-void fence() { fibers[running].fenced = true; }
+void fence() { fenced[thread.x] = true; }
 
 void fail(const char *what) {
     std::fflush(stdout);
@@ -73,13 +77,20 @@ void fail(const char *what) {
     std::abort();
 }
 
-/* Never in the function that has called __builtin_setjmp. */
-[[noreturn]] static FAR void go_to(place &where) { __builtin_longjmp(where.words, 1); }
+/* The warp's next lane, or its first one for the next turn, or, when no lane can go on, the scheduler. */
+static void **next_place() {
+    if (thread.x != last_lane) return &places[thread.x += (unsigned)to_next];
+    if (n_at_warp == 0) return &scheduler;
+    if (n_at_warp != WARP) fail("the lanes of a warp parted before a shuffle");
+    n_at_warp = 0;
+    return &places[thread.x -= (unsigned)(to_next * (WARP - 1))];
+}
 
-static FAR void wait(state what) {
-    fiber &f = fibers[running];
-    f.now = what;
-    if (__builtin_setjmp(f.at.words) == 0) go_to(scheduler);
+static inline void wait(state what) {
+    void **own = &places[thread.x];
+    n_at_warp += what == AT_WARP;
+    n_done += what == DONE;
+    pf_emulated_change(own, next_place());
 }
 
 static void body() {
@@ -89,80 +100,88 @@ static void body() {
     }
 }
 
-static FAR void resume(unsigned i) {
-    fiber &f = fibers[i];
-    running = i;
-    thread = uint3{i, 0, 0};
-    if (__builtin_setjmp(scheduler.words) != 0) return;
-    if (f.started) go_to(f.at);
-    f.started = true;
-    f.stack.reset(new char[STACK]);
-    getcontext(&f.start);
-    f.start.uc_stack.ss_sp = f.stack.get();
-    f.start.uc_stack.ss_size = STACK - i % 61 * 1088; /* else all stacks share the same few lines of the cache */
-    f.start.uc_link = nullptr;
-    makecontext(&f.start, body, 0);
-    setcontext(&f.start);
+/* A new fiber, before its first kernel. */
+static void start(unsigned i) {
+    stacks[i].reset(new char[STACK]);
+    uintptr_t end = reinterpret_cast<uintptr_t>(stacks[i].get()) + STACK;
+    end -= i % 61 * 1088; /* else all stacks share the same few lines of the cache */
+    void **top = reinterpret_cast<void **>(end / 16 * 16) - FRAME;
+    for (unsigned k = 0; k < FRAME; ++k) top[k] = nullptr;
+    top[RETURN] = reinterpret_cast<void *>(body);
+    places[i] = top;
 }
 
 void block_barrier() { wait(AT_BLOCK); }
 void warp_barrier() {
-    ++fibers[running].warp_turn;
+    ++warp_turns[thread.x];
     wait(AT_WARP);
 }
 
 uint64_t exchange(uint64_t value, unsigned from) {
     /* Two sets of slots in turn, so that one wait is enough. */
-    const unsigned self = running, set = fibers[self].parity ^= 1u;
-    slots[set][self] = value;
+    slots[parity[thread.x] ^= 1u][thread.x] = value;
     wait(AT_WARP);
-    return slots[set][self / WARP * WARP + from];
+    return slots[parity[thread.x]][thread.x / WARP * WARP + from];
 }
 
-/* What the warp's lanes gave. */
-static const fragment *exchange_fragments(const uint32_t *a, const uint32_t *b) {
-    const unsigned self = running, set = fibers[self].parity ^= 1u;
-    fragment &own = fragments[set][self];
+/* ---- Tensor cores: the lane that comes last multiplies for the whole warp ---- */
+
+template <typename T> struct fragment { /* of one lane */
+    uint32_t a[4], b[2];
+    T sum[4];
+};
+
+/* Matrices lie over the lanes as PTX has them, with SIZE values in a register. Those of register i of A are of row
+ * lane / 4 + 8 (i % 2), from column SIZE (lane % 4 + 4 (i / 2)) on; those of B of column lane / 4, from row
+ * SIZE (lane % 4 + 4 i) on; sum i is that of row lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
+template <typename T, unsigned SIZE, typename F> static void multiply(fragment<T> *of, F value) {
+    T a[16][8 * SIZE], b[8 * SIZE][8], sum[16][8];
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        const unsigned group = lane / 4, quarter = lane % 4;
+        for (unsigned k = 0; k < SIZE; ++k) {
+            for (unsigned i = 0; i < 4; ++i) {
+                a[group + i % 2 * 8][SIZE * (quarter + i / 2 * 4) + k] = value(of[lane].a[i], k);
+            }
+            for (unsigned i = 0; i < 2; ++i) b[SIZE * (quarter + 4 * i) + k][group] = value(of[lane].b[i], k);
+        }
+        for (unsigned i = 0; i < 4; ++i) sum[group + i / 2 * 8][quarter * 2 + i % 2] = of[lane].sum[i];
+    }
+    for (unsigned row = 0; row < 16; ++row) {
+        for (unsigned k = 0; k < 8 * SIZE; ++k) {
+            for (unsigned column = 0; column < 8; ++column) sum[row][column] += a[row][k] * b[k][column];
+        }
+    }
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        for (unsigned i = 0; i < 4; ++i) of[lane].sum[i] = sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    }
+}
+
+template <typename T, unsigned SIZE, typename F>
+static void multiply_together(const uint32_t *a, const uint32_t *b, T *sum, F value) {
+    static fragment<T> fragments[2][WARP];
+    const unsigned lane = thread.x % WARP, set = parity[thread.x] ^= 1u;
+    fragment<T> &own = fragments[set][lane];
     std::memcpy(own.a, a, sizeof own.a);
     std::memcpy(own.b, b, sizeof own.b);
+    std::memcpy(own.sum, sum, sizeof own.sum);
+    if (n_at_warp == WARP - 1) multiply<T, SIZE>(fragments[set], value);
     wait(AT_WARP);
-    return fragments[set] + self / WARP * WARP;
+    std::memcpy(sum, own.sum, sizeof own.sum);
 }
 
-/* Byte k of row r of A is byte k % 4 of register 2 (k / 16) + r / 8 of lane 4 (r % 8) + k % 16 / 4; of column c of B that of
- * register k / 16 of lane 4 c + k % 16 / 4; sum i is that of row lane / 4 + 8 (i / 2) and column lane % 4 * 2 + i % 2. */
 void mma_m16n8k32(const uint32_t *a, const uint32_t *b, int *sum) {
-    const unsigned lane = running % WARP;
-    const fragment *of = exchange_fragments(a, b);
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-        sum[i] = 0;
-        for (unsigned k = 0; k < 32; ++k) {
-            const uint32_t of_a = of[row % 8 * 4 + k % 16 / 4].a[k / 16 * 2 + row / 8];
-            const uint32_t of_b = of[column * 4 + k % 16 / 4].b[k / 16];
-            sum[i] += (int8_t)(of_a >> k % 4 * 8) * (int8_t)(of_b >> k % 4 * 8);
-        }
-    }
+    std::memset(sum, 0, 4 * sizeof *sum);
+    multiply_together<int, 4>(a, b, sum, [](uint32_t bits, unsigned k) { return (int)(int8_t)(bits >> 8 * k); });
 }
 
-/* The same with 2 for 4 values a register: value k of row r of A is half k % 2 of register 2 (k / 8) + r / 8 of lane
- * 4 (r % 8) + k % 8 / 2. */
 void mma_m16n8k16_bf16(const uint32_t *a, const uint32_t *b, float *sum) {
-    const unsigned lane = running % WARP;
-    const fragment *of = exchange_fragments(a, b);
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-        for (unsigned k = 0; k < 16; k += 2) {
-            const uint32_t of_a = of[row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
-            const uint32_t of_b = of[column * 4 + k % 8 / 2].b[k / 8];
-            sum[i] += __uint_as_float(of_a << 16) * __uint_as_float(of_b << 16);
-            sum[i] += __uint_as_float(of_a & 0xffff0000u) * __uint_as_float(of_b & 0xffff0000u);
-        }
-    }
+    multiply_together<float, 2>(a, b, sum, [](uint32_t bits, unsigned k) {
+        return __uint_as_float(k ? bits & 0xffff0000u : bits << 16);
+    });
 }
 
 void ldmatrix_x4(const void *row, bool across, uint32_t *out) {
-    const unsigned self = running, lane = self % WARP, set = fibers[self].parity ^= 1u;
+    const unsigned self = thread.x, lane = self % WARP, set = parity[self] ^= 1u;
     if ((uintptr_t)row % 16 != 0) fail("a matrix's row is not aligned to 16");
     slots[set][self] = (uint64_t)(uintptr_t)row;
     note_access(row, 16, IS_READ);
@@ -187,18 +206,18 @@ void copy_later(void *to, const void *from, size_t bytes) {
     if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("a copy to shared memory is not aligned");
     note_access(from, bytes, IS_READ);
     note_access(to, bytes, IS_WRITTEN);
-    late[running].push_back({to, from, bytes});
+    late[thread.x].push_back({to, from, bytes});
 }
 void await_copies() {
-    for (const late_copy &copy : late[running]) {
+    for (const late_copy &copy : late[thread.x]) {
         note_access(copy.to, copy.bytes, IS_WRITTEN);
         std::memcpy(copy.to, copy.from, copy.bytes);
     }
-    late[running].clear();
+    late[thread.x].clear();
 }
 
 void *shared_variable(size_t bytes) {
-    const size_t index = variable_of[running]++;
+    const size_t index = variable_of[thread.x]++;
     if (index == offsets.size()) {
         offsets.push_back(variable_bytes);
         variable_bytes += (bytes + 15) / 16 * 16;
@@ -211,51 +230,30 @@ void *dynamic_shared() { return dynamic; }
 
 void allow_shared(const void *address, size_t bytes) { allowed[address] = bytes; }
 
-/* Runs a warp until all of its lanes wait for the block or are done; false when none could run. */
-static bool run_warp(unsigned warp, bool reversed) {
-    bool ran = false;
-    for (;;) {
-        unsigned waiting = 0;
-        for (unsigned l = 0; l < WARP; ++l) {
-            const unsigned i = warp * WARP + (reversed ? WARP - 1 - l : l);
-            if (fibers[i].now != READY) continue;
-            ran = true;
-            resume(i);
-        }
-        for (unsigned l = 0; l < WARP; ++l) waiting += fibers[warp * WARP + l].now == AT_WARP;
-        if (waiting == 0) return ran;
-        if (waiting != WARP) fail("the lanes of a warp parted before a shuffle");
-        for (unsigned l = 0; l < WARP; ++l) fibers[warp * WARP + l].now = READY;
-    }
+/* Runs a warp until all of its lanes wait for the block or are done. */
+static void run_warp(unsigned warp, bool reversed) {
+    to_next = reversed ? -1 : 1;
+    thread.x = warp * WARP + (reversed ? WARP - 1 : 0);
+    last_lane = warp * WARP + (reversed ? 0 : WARP - 1);
+    pf_emulated_change(&scheduler, &places[thread.x]);
 }
 
 static void run_block(bool reversed) {
     const unsigned n = block_size.x, warps = n / WARP;
-    for (unsigned i = 0; i < n; ++i) {
-        fibers[i].now = READY;
-        fibers[i].fenced = false;
-    }
     first_turn = block_turn;
+    std::fill_n(fenced, n, false);
     std::memset(dynamic, 0xff, dynamic_bytes);
     std::memset(variables, 0xff, variable_bytes);
     variable_of.assign(n, 0);
     offsets.clear();
     variable_bytes = 0;
-    for (;;) {
-        bool ran = false;
+    for (n_done = 0; n_done == 0;) {
         ++block_turn;
-        for (unsigned w = 0; w < warps; ++w) ran = run_warp(reversed ? warps - 1 - w : w, reversed) || ran;
-        unsigned done = 0;
-        for (unsigned i = 0; i < n; ++i) done += fibers[i].now == DONE;
-        if (done == n) {
-            for (unsigned i = 0; i < n; ++i) {
-                if (!late[i].empty()) fail("nobody waited for a copy to shared memory");
-            }
-            return;
-        }
-        if (done != 0) fail("a thread left before the others' barrier");
-        if (!ran) fail("no thread can go on");
-        for (unsigned i = 0; i < n; ++i) fibers[i].now = READY;
+        for (unsigned w = 0; w < warps; ++w) run_warp(reversed ? warps - 1 - w : w, reversed);
+    }
+    if (n_done != n) fail("a thread left before the others' barrier");
+    for (unsigned i = 0; i < n; ++i) {
+        if (!late[i].empty()) fail("nobody waited for a copy to shared memory");
     }
 }
 
@@ -394,7 +392,7 @@ void launch(const void *address, dim3 grid, dim3 threads, size_t shared, const s
     asked_bytes = asked != allowed.end() ? asked->second : shared;
     if (shared > asked_bytes) fail("more dynamic shared memory than was asked for");
     if (asked_bytes > most_shared) fail("more shared memory than the kernel may have");
-    if (fibers.empty()) fibers.resize(MOST_THREADS);
+    for (; n_started < threads.x; ++n_started) start(n_started);
     kernel = &fn;
     block_size = threads;
     grid_size = grid;

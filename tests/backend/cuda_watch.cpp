@@ -50,12 +50,12 @@ static void report(const char *what, uint32_t before, uint32_t now) {
 /* Whether what was done then and what this thread does now may happen at once. */
 static const char *conflict(const mark &then, bool is_shared) {
     if (then.turn <= launch_turn) return nullptr;
-    if (then.turn <= first_turn) return is_shared || fibers[running].fenced ? nullptr : "two blocks touch a byte";
-    if (!is_shared && (then.thread & BLOCKS) && !fibers[running].fenced) return "blocks touch a byte";
+    if (then.turn <= first_turn) return is_shared || fenced[thread.x] ? nullptr : "two blocks touch a byte";
+    if (!is_shared && (then.thread & BLOCKS) && !fenced[thread.x]) return "blocks touch a byte";
     if (then.turn != (uint32_t)block_turn) return nullptr;
-    if ((then.thread & WARPS) || (then.thread & THREAD) / WARP != running / WARP) return "two warps touch a byte";
-    const bool same_lane = !(then.thread & LANES) && (then.thread & THREAD) == running;
-    if (same_lane || then.warp_turn != (uint16_t)fibers[running].warp_turn) return nullptr;
+    if ((then.thread & WARPS) || (then.thread & THREAD) / WARP != thread.x / WARP) return "two warps touch a byte";
+    const bool same_lane = !(then.thread & LANES) && (then.thread & THREAD) == thread.x;
+    if (same_lane || then.warp_turn != warp_turns[thread.x]) return nullptr;
     return "two lanes touch a byte";
 }
 
@@ -66,14 +66,14 @@ static void note_read(mark &m, uint32_t place) {
         if (m.turn <= first_turn) flags |= BLOCKS;
         else if (m.turn == (uint32_t)block_turn) {
             flags |= m.thread & WARPS;
-            if ((m.thread & THREAD) / WARP != running / WARP) flags |= WARPS;
-            if (m.warp_turn == (uint16_t)fibers[running].warp_turn) {
+            if ((m.thread & THREAD) / WARP != thread.x / WARP) flags |= WARPS;
+            if (m.warp_turn == warp_turns[thread.x]) {
                 flags |= m.thread & LANES;
-                if ((m.thread & THREAD) != running) flags |= LANES;
+                if ((m.thread & THREAD) != thread.x) flags |= LANES;
             }
         }
     }
-    m = {(uint32_t)block_turn, (uint16_t)(running | flags), (uint16_t)fibers[running].warp_turn, place};
+    m = {(uint32_t)block_turn, (uint16_t)(thread.x | flags), warp_turns[thread.x], place};
 }
 
 static void touch(byte_marks &b, access how, bool is_shared, uint32_t place) {
@@ -82,8 +82,8 @@ static void touch(byte_marks &b, access how, bool is_shared, uint32_t place) {
     if (!of_atomics && (what = conflict(b.written, is_shared))) report(what, b.written.place, place);
     if (how == IS_READ) return note_read(b.read, place);
     if ((what = conflict(b.read, is_shared))) report(what, b.read.place, place);
-    b.written = {(uint32_t)block_turn, (uint16_t)(running | (how == IS_ATOMIC ? ATOMIC : 0)),
-                 (uint16_t)fibers[running].warp_turn, place};
+    b.written = {(uint32_t)block_turn, (uint16_t)(thread.x | (how == IS_ATOMIC ? ATOMIC : 0)),
+                 warp_turns[thread.x], place};
 }
 
 static void note(const void *memory, size_t bytes, access how, const void *from) {

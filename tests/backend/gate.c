@@ -156,17 +156,6 @@ double gate_distance(const float *a, const float *b, int64_t n, double bound) {
 
 const pf_dtype gate_types[PF_W_COUNT] = {PF_F32, PF_F16, PF_BF16, PF_Q8_0, PF_MXFP4, PF_FP8};
 
-static int64_t row_bytes_of(pf_dtype type, int64_t cols) {
-    switch (type) {
-    case PF_F32: return cols * 4;
-    case PF_F16:
-    case PF_BF16: return cols * 2;
-    case PF_Q8_0: return cols / 32 * 34;
-    case PF_MXFP4: return cols / 32 * 17;
-    default: return cols;
-    }
-}
-
 /* Makes random bytes into moderate numbers: exponents are pulled near one. */
 static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
     switch (type) {
@@ -193,8 +182,10 @@ static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
 
 test_weight gate_weight(pf_dtype type, int64_t rows, int64_t cols, int64_t count, bool scale_f32, bool extreme,
                    place where) {
+    uint64_t row_bytes;
+    if (!pf_dtype_row_bytes(type, (uint64_t)cols, &row_bytes)) exit(2);
     test_weight out = {.w = {.type = type, .scale_f32 = scale_f32, .cols = cols, .rows = rows, .count = count,
-                        .row_bytes = row_bytes_of(type, cols)}};
+                        .row_bytes = (int64_t)row_bytes}};
     out.data = gate_buffer(count * rows * out.w.row_bytes, where);
     out.w.data = out.data.data;
     gate_bytes(out.data.data, out.data.bytes);

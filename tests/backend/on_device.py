@@ -349,6 +349,27 @@ def test_progress_of_sending(tiny: TinyModel) -> None:
         assert seen[-1][0] == seen[-1][1] <= model.placement.weight_bytes
 
 
+def lose_device(session: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int] | None = None) -> None:
+    """Evaluates, with the device lost from the start or at a layer's tap; the session has to stay where it is."""
+    position = session.position
+
+    def lose(name: str, layer: int, *_: Any) -> None:
+        if (name, layer) == at:
+            monkeypatch.setenv("PF_EMULATED_LOST", "1")
+
+    if at is None:
+        monkeypatch.setenv("PF_EMULATED_LOST", "1")
+    else:
+        session.set_tap(lose)
+    with pytest.raises(pyflash.DeviceError):
+        session.eval(tokens)
+    monkeypatch.delenv("PF_EMULATED_LOST")
+    session.set_tap(None)
+    with pytest.raises(pyflash.DeviceError, match="open the model again"):
+        session.eval([1])
+    assert session.position == position
+
+
 @pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
 def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every later call says so; the processor goes on with what was saved."""
@@ -356,16 +377,12 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
     with open_on(tiny, cpu_moe=3) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
         session.eval(tokens[:20])
         session.save(tmp_path / "kept")
-        monkeypatch.setenv("PF_EMULATED_LOST", "1")
-        with pytest.raises(pyflash.DeviceError):
-            session.eval(tokens[20:])
-        monkeypatch.delenv("PF_EMULATED_LOST")
-        for call in (lambda: session.eval([1]), lambda: session.rollback(1), lambda: session.save(tmp_path / "more"),
-                     session.checkpoint, lambda: model.session(context=CONTEXT)):
+        lose_device(session, tokens[20:], monkeypatch)
+        for call in (lambda: session.rollback(1), lambda: session.save(tmp_path / "more"), session.checkpoint,
+                     lambda: model.session(context=CONTEXT)):
             with pytest.raises(pyflash.DeviceError, match="open the model again"):
                 call()
         assert not (tmp_path / "more").exists()
-        assert session.position == 20
     with pyflash.Model.open(tiny.path, device="cpu", precision="exact") as model, model.session(context=CONTEXT) as session:
         session.load(tmp_path / "kept")
         assert session.position == 20
@@ -527,11 +544,5 @@ def test_a_device_lost_while_replaying(tiny: TinyModel, monkeypatch: pytest.Monk
     with open_on(tiny) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
         decode(session, tokens_of(tiny)[:12])
         assert graphs()[2] > before[2]
-        monkeypatch.setenv("PF_EMULATED_LOST", "1")
-        with pytest.raises(pyflash.DeviceError):
-            session.eval([1])
-        monkeypatch.delenv("PF_EMULATED_LOST")
-        with pytest.raises(pyflash.DeviceError, match="open the model again"):
-            session.eval([1])
-        assert session.position == 12
+        lose_device(session, [1], monkeypatch)
     assert graphs()[2] == before[2]

@@ -14,9 +14,9 @@ import numpy as np
 import pyflash
 import pytest
 
-from .on_device import (
-    CHUNK, CONTEXT, EMULATED, FLAT, LAYERS, SHAPE, T, TinyModel, decode, divergence, free_bytes, logits_of,
-    make_tiny_model, on_cpu, on_two_threads, open_on, same, tokens_of,
+from .on_device import (  # the fixtures compat and tiny too
+    CHUNK, CONTEXT, EMULATED, FLAT, LAYERS, SHAPE, T, TinyModel, compat, decode, divergence, free_bytes, logits_of,
+    lose_device, make_tiny_model, on_cpu, on_two_threads, open_on, same, tiny, tokens_of,
 )  # fmt: skip
 
 EXPERTS, USED = SHAPE["n_routed_experts"], SHAPE["num_experts_per_tok"]
@@ -24,18 +24,6 @@ MOST = 31  # PF_HOT_MOST of csrc/model/hot_experts.h
 EXPERT = 3 * 64 * 32 * 17 // 32  # bytes of one, of MXFP4
 TABLE = LAYERS * EXPERTS * 4
 SLOTS = 4
-
-
-@pytest.fixture(scope="module")
-def compat(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Q8_0 and MXFP4 weights."""
-    return make_tiny_model(tmp_path_factory.mktemp("hot"), seed=52, dense="q8_0", **SHAPE)
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """FP8 weights beside the experts, and an MTP block, whose experts are never held."""
-    return make_tiny_model(tmp_path_factory.mktemp("hot-native"), seed=51, profile="native", mtp=True, **SHAPE)
 
 
 def bytes_of(slots: int, expert: int = EXPERT, table: int = TABLE) -> int:
@@ -106,10 +94,11 @@ def warm_up(model: Any, tiny: TinyModel) -> None:
                 return
 
 
-def test_native_model_with_drafts(native: TinyModel) -> None:
-    tokens, results = tokens_of(native)[:60], []
+def test_native_model_with_drafts(tiny: TinyModel) -> None:
+    """The MTP block's experts are never held."""
+    tokens, results = tokens_of(tiny)[:60], []
     for hot in ("off", "auto"):
-        with holding(native, hot=hot) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+        with holding(tiny, hot=hot) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
             results.append((decode(session, tokens), session.draft(7)[None]))
             assert (model.hot_experts.n_hit > 0) == (hot == "auto")
     for off, on in zip(*results):
@@ -341,13 +330,5 @@ def test_a_lost_device(compat: TinyModel, monkeypatch: pytest.MonkeyPatch) -> No
     before = free_bytes()
     with holding(compat) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
         decode(session, tokens_of(compat)[:20])
-        session.set_tap(lambda name, at, *_: monkeypatch.setenv("PF_EMULATED_LOST", "1") if (name, at) == ("expert_w", 2)
-                        else None)  # fmt: skip
-        with pytest.raises(pyflash.DeviceError):
-            session.eval(tokens_of(compat)[20:21])
-        monkeypatch.delenv("PF_EMULATED_LOST")
-        session.set_tap(None)
-        with pytest.raises(pyflash.DeviceError, match="open the model again"):
-            session.eval([1])
-        assert session.position == 20
+        lose_device(session, tokens_of(compat)[20:21], monkeypatch, at=("expert_w", 2))
     assert free_bytes() == before

@@ -15,26 +15,14 @@ import numpy as np
 import pyflash
 import pytest
 
-from .on_device import (
-    CHUNK, CONTEXT, EMULATED, FLAT, LAYERS, SHAPE, T, TinyModel, divergence, free_bytes, logits_of, make_tiny_model,
-    on_cpu, on_two_threads, open_on, same, tokens_of,
+from .on_device import (  # the fixtures compat and tiny too
+    CHUNK, CONTEXT, EMULATED, FLAT, LAYERS, SHAPE, T, TinyModel, compat, divergence, free_bytes, logits_of, lose_device,
+    make_tiny_model, on_cpu, on_two_threads, open_on, same, tiny, tokens_of,
 )  # fmt: skip
 
 LEAST, TRY = 32, 256  # PF_UPLOAD_LEAST and PF_UPLOAD_TRY of csrc/model/upload_choice.h
 EXPERTS = SHAPE["n_routed_experts"]
 MATRIX = 64 * 32 * 17 // 32  # bytes of one, of MXFP4
-
-
-@pytest.fixture(scope="module")
-def compat(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Q8_0 and MXFP4 weights."""
-    return make_tiny_model(tmp_path_factory.mktemp("sending"), seed=52, dense="q8_0", **SHAPE)
-
-
-@pytest.fixture(scope="module")
-def float_experts(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """FP8 weights beside the experts, and an MTP block, whose experts are never sent."""
-    return make_tiny_model(tmp_path_factory.mktemp("sending-native"), seed=51, profile="native", mtp=True, **SHAPE)
 
 
 def sending(tiny: TinyModel, precision: str = "fast", stream: str = "on", **options: Any) -> Any:
@@ -74,10 +62,11 @@ def test_agrees_without_sending(compat: TinyModel) -> None:
         same(sent, logits_of(model, tokens_of(compat)[:CHUNK]))
 
 
-def test_native_model_with_drafts(float_experts: TinyModel) -> None:
-    tokens, drafts = tokens_of(float_experts)[:70], []
+def test_native_model_with_drafts(tiny: TinyModel) -> None:
+    """The MTP block's experts are never sent."""
+    tokens, drafts = tokens_of(tiny)[:70], []
     for stream in ("off", "on"):
-        with sending(float_experts, stream=stream) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+        with sending(tiny, stream=stream) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
             logits = session.eval(tokens, all_logits=True)
             drafts.append((logits, session.draft(7)[None]))
             assert (model.expert_uploads.n_sent > 0) == (stream == "on")
@@ -270,19 +259,11 @@ def test_no_page_locked_memory(compat: TinyModel, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
-def test_a_lost_device(compat: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_device(compat: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = tokens_of(compat)
     with sending(compat) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
         session.eval(tokens[:20])
-        session.set_tap(lambda name, at, *_: monkeypatch.setenv("PF_EMULATED_LOST", "1") if (name, at) == ("expert_w", 2)
-                        else None)  # fmt: skip
-        with pytest.raises(pyflash.DeviceError):
-            session.eval(tokens[20:84])
-        monkeypatch.delenv("PF_EMULATED_LOST")
-        session.set_tap(None)
-        with pytest.raises(pyflash.DeviceError, match="open the model again"):
-            session.eval(tokens[20:84])
-        assert session.position == 20
+        lose_device(session, tokens[20:84], monkeypatch, at=("expert_w", 2))
 
 
 # ---- Measured ----

@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 
 from . import c_build, cuda_build
+from .conftest import Builds
 
 ARCHITECTURE = "80"  # the oldest: what it lacks, a kernel must not use
 
 
 @pytest.fixture(scope="module")
-def gate(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), cuda_objects)
+def gate(builds: Builds, cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), cuda_objects, builds.get("native")[0].parent)
 
 
 @pytest.mark.parametrize("options", [[], ["--copies", "--quick"]], ids=["in place", "copied"])

@@ -85,20 +85,24 @@ json.dump(answers, open(reply, "w"))
 """
 
 
-def groups(name: str, prompts: list[list[int]]) -> Iterator[tuple[int, list[list[int]]]]:
-    """Prompts with how many tokens go into a session's file: texts of recall for all their questions together."""
-    if measure.ROWS[name].n_tokens:
-        yield min(measure.common(prompts[0], prompt) for prompt in prompts[1:]), prompts
-    else:
-        yield from ((len(prompt) // 2, [prompt]) for prompt in prompts)
+def groups(prompts: list[list[int]]) -> Iterator[tuple[int, list[list[int]]]]:
+    """Prompts with how many tokens go into a session's file: those after one another that share most of a text, together;
+    half of any other."""
+    while prompts:
+        first, n = prompts[0], 1
+        while n < len(prompts) and measure.common(first, prompts[n]) > len(first) // 2:
+            n += 1
+        shared = [measure.common(first, prompt) for prompt in prompts[1:n]]
+        yield min(shared, default=len(first) // 2), prompts[:n]
+        prompts = prompts[n:]
 
 
 def test_restored_in_another_process(base: dict[str, measure.Result], demo_model: Path, tmp_path: Path) -> None:
     request, reply = tmp_path / "request.json", tmp_path / "reply.json"
 
-    def answer(name: str, prompts: list[list[int]]) -> measure.Answers:
+    def answer(_: str, prompts: list[list[int]]) -> measure.Answers:
         asked = []
-        for kept, members in groups(name, prompts):
+        for kept, members in groups(prompts):
             saved = tmp_path / f"{len(asked)}.session"
             session.rollback(session.position)
             session.eval(members[0][:kept])

@@ -32,14 +32,6 @@ from oracle.weights import read_checkpoint  # noqa: E402
 NEAR_TIE = 1e-4  # gap of a choice that may flip, relative to the token's largest score
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def compare(
     config: dict[str, Any], weights: dict[str, np.ndarray], count: int, seed: int, double_rope: bool
 ) -> np.ndarray:
