@@ -371,10 +371,10 @@ static void attention_shapes(const pf_backend *backend, const pf_backend *scalar
     gate_reseed(state);
 }
 
-/* Index rows of FP4 of other shapes than those above, with scales and weights of these kinds in some places: as they
- * come; the furthest apart, the smallest and the largest with which sums of integers do (cuda/indexer_tiles.cu); some
- * with which they would not; any at all. */
-enum { AS_THEY_COME, AT_LIMITS, BEYOND, ANYTHING, KINDS };
+/* Index rows of FP4 of other shapes than those above. Scales and weights are such as come, or they are, here and there,
+ * the furthest apart, the smallest and the largest with which sums of integers do (cuda/indexer_tiles.cu); or one of
+ * these goes further; or some are anything. */
+enum { AS_THEY_COME, AT_LIMITS, TOO_FAR_APART, TOO_SMALL, TOO_LARGE, WEIGHTS_TOO_SMALL, WEIGHTS_TOO_LARGE, ANYTHING };
 
 typedef struct index_shape {
     int64_t heads, tokens, position, missing; /* missing: rows that the ring has no place for */
@@ -404,60 +404,61 @@ static void index_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float 
     }
 }
 
-/* The biased exponent of group g's scale. Every fourth row, or head, has scales of a kind of its own. */
-static int exponent_of(int kind, int64_t i, int32_t g) {
-    enum { LEAST = 95, MOST = 150, APART = 3 };
-    const int last = g % 2 != 0, beyond = kind == BEYOND;
-    switch (i % 4) {
-    case 0: return last ? 120 + APART + beyond : 120;
-    case 1: return LEAST - 9 * beyond + last;
-    case 2: return MOST + 60 * beyond - last;
-    default: return 118 + (int)gate_below(APART + 1);
+/* The biased exponent of group g's scale, of a row or head that is one of four. */
+static int exponent_of(int kind, int64_t one, int32_t g) {
+    const int second = g % 2 != 0;
+    switch (one) {
+    case 0: return second ? 123 + (kind == TOO_FAR_APART) : 120;
+    case 1: return (kind == TOO_SMALL ? 65 : 95) + second;
+    case 2: return (kind == TOO_LARGE ? 190 : 150) - second;
+    default: return 118 + (int)gate_below(4);
     }
 }
 
 static void spread_rows(const index_shape *of, pf_rows *rows) {
     const int32_t groups = of->width / 32;
     for (int64_t r = 0; r < rows->capacity; ++r) {
-        uint8_t *row = rows->data + r * rows->row_bytes;
+        uint8_t *row = rows->data + r * rows->row_bytes, *scale = row + of->width / 2;
         if (r % 7 == 3) memset(row, r % 2 ? 0x77 : 0xff, (size_t)of->width / 2); /* 6 and -6 throughout */
         for (int32_t g = 0; g < groups && of->rows != AS_THEY_COME; ++g) {
-            row[of->width / 2 + g] = (uint8_t)exponent_of(of->rows, r, g);
-            if (of->rows == ANYTHING && r % 3 == 0) row[of->width / 2 + g] = (uint8_t)gate_below(256);
+            scale[g] = (uint8_t)exponent_of(of->rows, r % 4, g);
+            if (of->rows == ANYTHING && r % 3 == 0) scale[g] = (uint8_t)gate_below(256);
         }
-        if (of->rows == ANYTHING && r % 16 == 5) row[of->width / 2 + groups - 1] = 255; /* NaN */
-        if (of->rows == ANYTHING && r % 16 == 6) row[of->width / 2] = 0;
+        if (of->rows == ANYTHING && r % 16 == 5) scale[groups - 1] = 255; /* NaN */
+        if (of->rows == ANYTHING && r % 16 == 6) scale[0] = 0;
     }
 }
 
-/* Values of largest scale, and weights so that what belongs together meets: small ones, and large ones. */
+/* All heads of a token are small, or large, and its weights with them, or they are mixed. */
 static void spread_heads(const index_shape *of, float *q, float *w) {
-    static const float odd[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-41f, 3e38f, 1.3f};
+    static const float odd[] = {NAN, INFINITY, 0.0f, -INFINITY, -0.0f, 1e-41f, 3e38f, 1.3f};
     for (int64_t h = 0; h < of->tokens * of->heads; ++h) {
-        const int64_t t = h / of->heads, token_kind = of->queries == BEYOND ? 1 + t % 2 : h % 4;
+        const int64_t t = h / of->heads, one = t % 4 == 1 || t % 4 == 2 ? t % 4 : h % 4;
         for (int64_t i = 0; i < of->width; ++i) {
-            const int e = exponent_of(of->queries, of->queries == BEYOND && t % 3 ? token_kind : h, (int32_t)i / 32);
-            const float size = h % 5 == 2 ? 6.0f : 0.5f * (float)(1 + gate_below(12));
-            const float sign = h % 10 != 2 && gate_below(2) ? -1.0f : 1.0f;
-            q[h * of->width + i] = sign * ldexpf(i % 32 == 7 ? 6.0f : size, e - 127);
+            const int exponent = exponent_of(of->queries, one, (int32_t)i / 32);
+            const float size = h % 5 == 2 || i % 32 == 7 ? 6.0f : 0.5f * (float)(1 + gate_below(12));
+            q[h * of->width + i] = ldexpf(h % 10 != 2 && gate_below(2) ? -size : size, exponent - 127);
         }
         w[h] = 1.0f + (float)gate_below(1 << 20) * 0x1p-20f;
-        if (token_kind == 1) w[h] = ldexpf(w[h], of->queries == BEYOND ? -70 : -60);
-        if (token_kind == 2) w[h] = ldexpf(w[h], of->queries == BEYOND ? 60 : 40);
-        if (of->queries == ANYTHING && gate_below(6) == 0) w[h] = odd[gate_below(8)];
-        else if (gate_below(2)) w[h] = -w[h];
+        if (one == 1) w[h] = ldexpf(w[h], of->queries == WEIGHTS_TOO_SMALL ? -90 : -60);
+        if (one == 2) w[h] = ldexpf(w[h], of->queries == WEIGHTS_TOO_LARGE ? 77 : 40);
+        if (gate_below(2)) w[h] = -w[h];
+        if (of->queries == ANYTHING && (h % 3 == 0 || t % 8 == 5)) w[h] = odd[t % 8];
     }
 }
 
 static void index_shapes(const pf_backend *backend, const pf_backend *scalar) {
     static const index_shape shapes[] = {
-        {64, 25, 290, 0, 128, 4, AS_THEY_COME, AS_THEY_COME}, {64, 13, 140, 0, 128, 4, AT_LIMITS, AT_LIMITS},
-        {64, 13, 140, 0, 128, 4, AT_LIMITS, BEYOND},          {64, 13, 140, 0, 128, 4, BEYOND, AT_LIMITS},
-        {64, 13, 140, 0, 128, 4, BEYOND, BEYOND},             {64, 12, 140, 0, 128, 4, ANYTHING, AT_LIMITS},
-        {64, 12, 140, 0, 128, 4, AT_LIMITS, ANYTHING},        {61, 9, 131, 19, 128, 4, AS_THEY_COME, AT_LIMITS},
-        {17, 10, 3, 0, 96, 1, AT_LIMITS, AS_THEY_COME},       {3, 9, 0, 0, 32, 4, AT_LIMITS, AT_LIMITS},
-        {33, 8, 200, 0, 64, 4, ANYTHING, ANYTHING},           {65, 2, 40, 0, 128, 4, AT_LIMITS, BEYOND},
-        {3, 4, 60, 7, 160, 4, ANYTHING, AT_LIMITS},           {64, 9, 9000, 0, 64, 128, BEYOND, AS_THEY_COME},
+        {64, 25, 290, 0, 128, 4, AS_THEY_COME, AS_THEY_COME},   {64, 13, 140, 0, 128, 4, AT_LIMITS, AT_LIMITS},
+        {64, 9, 140, 0, 128, 4, TOO_FAR_APART, AT_LIMITS},      {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_FAR_APART},
+        {64, 9, 140, 0, 128, 4, TOO_SMALL, AT_LIMITS},          {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_SMALL},
+        {64, 9, 140, 0, 128, 4, TOO_LARGE, AT_LIMITS},          {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_LARGE},
+        {64, 9, 140, 0, 128, 4, AT_LIMITS, WEIGHTS_TOO_SMALL},  {64, 9, 140, 0, 128, 4, AT_LIMITS, WEIGHTS_TOO_LARGE},
+        {64, 12, 140, 0, 128, 4, ANYTHING, AT_LIMITS},          {64, 16, 140, 0, 128, 4, AT_LIMITS, ANYTHING},
+        {61, 9, 131, 19, 128, 4, AS_THEY_COME, AT_LIMITS},      {17, 10, 3, 0, 96, 1, AT_LIMITS, AS_THEY_COME},
+        {3, 9, 0, 0, 32, 4, AT_LIMITS, AT_LIMITS},              {33, 8, 200, 0, 64, 4, ANYTHING, ANYTHING},
+        {65, 2, 40, 0, 128, 4, AT_LIMITS, TOO_SMALL},           {3, 4, 60, 7, 160, 4, ANYTHING, AT_LIMITS},
+        {64, 9, 9000, 0, 64, 128, ANYTHING, AS_THEY_COME},      {2, 9, 1600, 0, 64, 1, AS_THEY_COME, AS_THEY_COME},
     };
     const uint64_t state = gate_reseed(11);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
@@ -476,12 +477,16 @@ static void index_shapes(const pf_backend *backend, const pf_backend *scalar) {
         CHECK(scalar->round_fp4(&ex, in.q, n_head, of->width) == PF_OK, "round_fp4");
         in.rows = filled_rows(scalar, PF_ROW_IDX_FP4, of->width, 0, n_row - of->missing, 0, n_row - of->missing);
         spread_rows(of, &in.rows);
+        buffer data = gate_buffer(in.rows.capacity * in.rows.row_bytes, i % 3 == 2 ? ODD : AT_END);
+        memcpy(data.data, in.rows.data, (size_t)data.bytes);
+        free(in.rows.data);
+        in.rows.data = data.data;
         gate_context("%s index_scores, %lld heads of %d, rows of kind %d, queries of kind %d", backend->name,
                      (long long)of->heads, of->width, of->rows, of->queries);
         check_op(backend, scalar, index_op, &in, of->tokens, in.ld, 0.0);
         free(in.q);
         free(in.w);
-        free(in.rows.data);
+        gate_free(&data);
         pf_pool_delete(ex.pool);
         pf_arena_delete(ex.arena);
     }

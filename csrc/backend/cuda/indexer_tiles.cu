@@ -90,8 +90,8 @@ PF_DEV bool fits(float weight) {
  * head, so that eight lanes that load 16 bytes meet all banks. */
 PF_DEV int piece_of(int head, int half, int q) { return (half ^ (head & 1)) * (WORDS / 2) + 4 * q; }
 
-/* The heads of n tokens from token t on by the block, two at a time by a warp, and eight columns by a lane. Groups that
- * are not there are of zeros, with the scale of one that is. Returns whether all of the warp's can be levelled. */
+/* The heads of n tokens from token t on by the block, two at a time by a warp, and eight columns by a lane. Where there
+ * are fewer groups, others repeat them, as rows have zeros there. Returns whether all of the warp's can be levelled. */
 PF_DEV bool encode_heads(const pf_score_args &args, int64_t t, int n, token_heads *to) {
     const int lane = pf_lane(), q = lane % QUAD, group = lane / QUAD % GROUPS;
     const int64_t groups = args.rows.width / PF_IDX_GROUP, n_head = args.a.n_head;
@@ -115,7 +115,7 @@ PF_UNROLL
 PF_UNROLL
         for (int c = 0; c < 8; ++c) {
             const uint32_t code = (uint32_t)pf_fp4_code(v[c], k) << shift & 0xffu;
-            codes[c / 4] |= (group < groups ? code : 0) << c % 4 * 8;
+            codes[c / 4] |= code << c % 4 * 8;
         }
         uint32_t *words = token.codes[head] + piece_of(head, group / 2, q) + group % 2 * 2;
         words[0] = codes[0];
@@ -316,33 +316,30 @@ PF_UNROLL
     }
 }
 
-/* each: tokens that a block has at once. */
+/* each: tokens of a block. */
 template <bool SHIFTED>
 static __global__ void __launch_bounds__(THREADS) tile_kernel(pf_score_args args, int64_t each) {
     enum { OCTETS = way<SHIFTED>::OCTETS, ROWS = 8 * OCTETS };
     PF_SHARED(block_state, state);
     PF_DYNAMIC(memory);
     token_heads *heads = reinterpret_cast<token_heads *>(memory);
-    const int64_t step = (int64_t)gridDim.x * WARPS;
-    for (int64_t t = blockIdx.y * each; t < args.a.n_token; t += gridDim.y * each) {
-        const token_span tokens = {heads, state.seen, t, (int)pf_least(each, args.a.n_token - t)};
-        const int64_t n_row = pf_visible_rows(args, t + tokens.n - 1);
-        if ((int64_t)blockIdx.x * ROWS >= n_row) continue; /* nothing for the whole block: see its tiles below */
-        const bool own = encode_heads(args, t, tokens.n, heads);
-        if (pf_lane() == 0) state.levelled[pf_warp()] = own;
-        if ((int)threadIdx.x < tokens.n) state.seen[threadIdx.x] = pf_visible_rows(args, t + threadIdx.x);
-        __syncthreads();
-        bool levelled = true;
-        for (int w = 0; w < WARPS; ++w) levelled = levelled && state.levelled[w];
-        for (int64_t i = blockIdx.x + (int64_t)gridDim.x * pf_warp(); i * ROWS < n_row; i += step) {
-            row_tile<OCTETS> tile;
-            load_rows(args.rows, i * ROWS, n_row, levelled, tile);
-            if (SHIFTED && tile.levelled) score_shifted<true>(args, tokens, tile);
-            else if (SHIFTED) score_shifted<false>(args, tokens, tile);
-            else if (tile.levelled) score_in_turns<true>(args, tokens, tile);
-            else score_in_turns<false>(args, tokens, tile);
-        }
-        __syncthreads(); /* the next tokens' heads take the place of these */
+    const int64_t t = blockIdx.y * each, step = (int64_t)gridDim.x * WARPS;
+    const token_span tokens = {heads, state.seen, t, (int)pf_least(each, args.a.n_token - t)};
+    const int64_t n_row = pf_visible_rows(args, t + tokens.n - 1);
+    if ((int64_t)blockIdx.x * ROWS >= n_row) return; /* the whole block: see its tiles below */
+    const bool own = encode_heads(args, t, tokens.n, heads);
+    if (pf_lane() == 0) state.levelled[pf_warp()] = own;
+    if ((int)threadIdx.x < tokens.n) state.seen[threadIdx.x] = pf_visible_rows(args, t + threadIdx.x);
+    __syncthreads();
+    bool levelled = true;
+    for (int w = 0; w < WARPS; ++w) levelled = levelled && state.levelled[w];
+    for (int64_t i = blockIdx.x + (int64_t)gridDim.x * pf_warp(); i * ROWS < n_row; i += step) {
+        row_tile<OCTETS> tile;
+        load_rows(args.rows, i * ROWS, n_row, levelled, tile);
+        if (SHIFTED && tile.levelled) score_shifted<true>(args, tokens, tile);
+        else if (SHIFTED) score_shifted<false>(args, tokens, tile);
+        else if (tile.levelled) score_in_turns<true>(args, tokens, tile);
+        else score_in_turns<false>(args, tokens, tile);
     }
 }
 
@@ -356,8 +353,7 @@ bool pf_index_in_tiles(const pf_score_args &args) {
 template <bool SHIFTED>
 static pf_status launch(const pf_exec *ex, const pf_score_args &args, int64_t rows, int64_t each, int64_t blocks) {
     const int64_t bytes = each * (int64_t)sizeof(token_heads), tiles = pf_div_up(rows, 8 * way<SHIFTED>::OCTETS);
-    const dim3 grid((unsigned)pf_most(1, pf_least(blocks, tiles)),
-                    (unsigned)pf_least(pf_div_up(args.a.n_token, each), 65535));
+    const dim3 grid((unsigned)pf_most(1, pf_least(blocks, tiles)), (unsigned)pf_div_up(args.a.n_token, each));
     if (cudaFuncSetAttribute(tile_kernel<SHIFTED>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
         cudaSuccess) {
         return PF_ERR_DEVICE;
