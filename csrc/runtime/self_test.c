@@ -265,16 +265,18 @@ static void attention(side *s, int variant) {
     take(s, out, N * H * D);
 }
 
+/* Few tokens, and as many as take another kernel. */
 static void index_scores(side *s, int variant) {
-    enum { H = 8, D = 128, N = 2, POSITION = 90, RATIO = 4, ROWS = (POSITION + N) / RATIO };
-    static const pf_row_format formats[] = {PF_ROW_F32, PF_ROW_F16, PF_ROW_IDX_FP4};
+    enum { H = 8, D = 128, POSITION = 90, RATIO = 4, MOST = 9, ROWS = (POSITION + MOST) / RATIO };
+    static const pf_row_format formats[] = {PF_ROW_F32, PF_ROW_F16, PF_ROW_IDX_FP4, PF_ROW_IDX_FP4};
+    const int64_t n = variant == 3 ? MOST : 2;
     const pf_rows rows = stored(s, formats[variant], D, 0, 0, ROWS);
-    float *q = floats(s, N * H * D, 2.0f), *scores = zeros(s, N * ROWS);
-    if (formats[variant] == PF_ROW_IDX_FP4) note(s, table(s)->round_fp4(&s->ex, q, N * H, D));
-    const pf_index_args args = {.q = q, .w = floats(s, N * H, 1.0f), .scale = 0.3f, .n_token = N, .position = POSITION,
+    float *q = floats(s, n * H * D, 2.0f), *scores = zeros(s, n * ROWS);
+    if (formats[variant] == PF_ROW_IDX_FP4) note(s, table(s)->round_fp4(&s->ex, q, n * H, D));
+    const pf_index_args args = {.q = q, .w = floats(s, n * H, 1.0f), .scale = 0.3f, .n_token = n, .position = POSITION,
                                 .n_head = H, .ratio = RATIO, .rows = &rows, .scores = scores, .ld = ROWS};
     note(s, table(s)->index_scores(&s->ex, &args));
-    take(s, scores, N * ROWS);
+    take(s, scores, n * ROWS);
 }
 
 static void topk(side *s, int variant) {
@@ -343,7 +345,7 @@ static const struct operation {
     {"hadamard and round_fp4", hadamard, 2, &floats_differ},
     {"swiglu and add", swiglu, 2, &floats_differ},
     {"attention", attention, 9, &floats_differ},
-    {"index_scores", index_scores, 3, &floats_differ},
+    {"index_scores", index_scores, 4, &floats_differ},
     {"topk", topk, 1, &floats_differ},
     {"compress", compress, 2, &floats_differ},
     {"hyper-connections", hyper_connections, 3, &floats_differ},

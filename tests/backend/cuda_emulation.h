@@ -152,6 +152,7 @@ void fence();
         emulated::launch_kernel((stream), (grid), (threads), (size_t)(shared), (kernel), __VA_ARGS__);   \
     } while (0)
 #define PF_UNROLL
+#define PF_UNROLL_BY(n)
 #define PF_SHARED(type, name) type &name = *static_cast<type *>(emulated::shared_variable(sizeof(type)))
 #define PF_DYNAMIC(name) uint8_t *name = static_cast<uint8_t *>(emulated::dynamic_shared())
 #define PF_READS(memory, bytes) emulated::stream_reads((memory), (size_t)(bytes))
@@ -238,7 +239,7 @@ enum { cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1, cudaEventDisableTim
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
-    size_t totalGlobalMem;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
 };
 
 static inline cudaError_t cudaGetLastError() { return emulated::take_error(); }
@@ -249,7 +250,7 @@ static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSucces
 static inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
-    *out = cudaDeviceProp{"emulation", 9, 0, 3, emulated::device_bytes()};
+    *out = cudaDeviceProp{"emulation", 9, 0, 3, emulated::device_bytes(), 101376}; /* 99 KiB: sm_86's */
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {

@@ -375,6 +375,128 @@ static void attention_shapes(const pf_backend *backend, const pf_backend *scalar
     gate_reseed(state);
 }
 
+/* Index rows of FP4 of other shapes than those above. Scales and weights are such as come, or they are, here and there,
+ * the furthest apart, the smallest and the largest with which sums of integers do (cuda/indexer_tiles.cu); or one of
+ * these goes further; or some are anything. */
+enum { AS_THEY_COME, AT_LIMITS, TOO_FAR_APART, TOO_SMALL, TOO_LARGE, WEIGHTS_TOO_SMALL, WEIGHTS_TOO_LARGE, ANYTHING };
+
+typedef struct index_shape {
+    int64_t heads, tokens, position, missing; /* missing: rows that the ring has no place for */
+    int32_t width, ratio;
+    int rows, queries; /* kinds */
+} index_shape;
+
+typedef struct index_inputs {
+    index_shape of;
+    float *q, *w;
+    pf_rows rows;
+    int64_t ld;
+} index_inputs;
+
+static void index_op(pf_exec *ex, void *inputs, int64_t first, int64_t n, float *out) {
+    const index_inputs *in = inputs;
+    const index_shape *of = &in->of;
+    const pf_index_args args = {
+        .q = in->q + first * of->heads * of->width, .w = in->w + first * of->heads, .scale = 0.3f, .n_token = n,
+        .position = of->position + first, .n_head = of->heads, .ratio = of->ratio, .rows = &in->rows, .scores = out,
+        .ld = in->ld,
+    };
+    CHECK(ex->backend->index_scores(ex, &args) == PF_OK, "index_scores");
+    for (int64_t t = 0; t < n; ++t) {
+        const int64_t seen = (of->position + first + t + 1) / of->ratio;
+        CHECK(gate_poisoned(out + t * args.ld + seen, (args.ld - seen) * 4), "wrote scores of rows not visible");
+    }
+}
+
+/* The biased exponent of group g's scale, of a row or head that is one of four. */
+static int exponent_of(int kind, int64_t one, int32_t g) {
+    const int second = g % 2 != 0;
+    switch (one) {
+    case 0: return second ? 123 + (kind == TOO_FAR_APART) : 120;
+    case 1: return (kind == TOO_SMALL ? 65 : 95) + second;
+    case 2: return (kind == TOO_LARGE ? 190 : 150) - second;
+    default: return 118 + (int)gate_below(4);
+    }
+}
+
+static void spread_rows(const index_shape *of, pf_rows *rows) {
+    const int32_t groups = of->width / 32;
+    for (int64_t r = 0; r < rows->capacity; ++r) {
+        uint8_t *row = rows->data + r * rows->row_bytes, *scale = row + of->width / 2;
+        if (r % 7 == 3) memset(row, r % 2 ? 0x77 : 0xff, (size_t)of->width / 2); /* 6 and -6 throughout */
+        for (int32_t g = 0; g < groups && of->rows != AS_THEY_COME; ++g) {
+            scale[g] = (uint8_t)exponent_of(of->rows, r % 4, g);
+            if (of->rows == ANYTHING && r % 3 == 0) scale[g] = (uint8_t)gate_below(256);
+        }
+        if (of->rows == ANYTHING && r % 16 == 5) scale[groups - 1] = 255; /* NaN */
+        if (of->rows == ANYTHING && r % 16 == 6) scale[0] = 0;
+    }
+}
+
+/* All heads of a token are small, or large, and its weights with them, or they are mixed. */
+static void spread_heads(const index_shape *of, float *q, float *w) {
+    static const float odd[] = {NAN, INFINITY, 0.0f, -INFINITY, -0.0f, 1e-41f, 3e38f, 1.3f};
+    for (int64_t h = 0; h < of->tokens * of->heads; ++h) {
+        const int64_t t = h / of->heads, one = t % 4 == 1 || t % 4 == 2 ? t % 4 : h % 4;
+        for (int64_t i = 0; i < of->width; ++i) {
+            const int exponent = exponent_of(of->queries, one, (int32_t)i / 32);
+            const float size = h % 5 == 2 || i % 32 == 7 ? 6.0f : 0.5f * (float)(1 + gate_below(12));
+            q[h * of->width + i] = ldexpf(h % 10 != 2 && gate_below(2) ? -size : size, exponent - 127);
+        }
+        w[h] = 1.0f + (float)gate_below(1 << 20) * 0x1p-20f;
+        if (one == 1) w[h] = ldexpf(w[h], of->queries == WEIGHTS_TOO_SMALL ? -90 : -60);
+        if (one == 2) w[h] = ldexpf(w[h], of->queries == WEIGHTS_TOO_LARGE ? 77 : 40);
+        if (gate_below(2)) w[h] = -w[h];
+        if (of->queries == ANYTHING && (h % 3 == 0 || t % 8 == 5)) w[h] = odd[t % 8];
+    }
+}
+
+static void index_shapes(const pf_backend *backend, const pf_backend *scalar) {
+    static const index_shape shapes[] = {
+        {64, 25, 290, 0, 128, 4, AS_THEY_COME, AS_THEY_COME},   {64, 13, 140, 0, 128, 4, AT_LIMITS, AT_LIMITS},
+        {64, 9, 140, 0, 128, 4, TOO_FAR_APART, AT_LIMITS},      {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_FAR_APART},
+        {64, 9, 140, 0, 128, 4, TOO_SMALL, AT_LIMITS},          {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_SMALL},
+        {64, 9, 140, 0, 128, 4, TOO_LARGE, AT_LIMITS},          {64, 9, 140, 0, 128, 4, AT_LIMITS, TOO_LARGE},
+        {64, 9, 140, 0, 128, 4, AT_LIMITS, WEIGHTS_TOO_SMALL},  {64, 9, 140, 0, 128, 4, AT_LIMITS, WEIGHTS_TOO_LARGE},
+        {64, 12, 140, 0, 128, 4, ANYTHING, AT_LIMITS},          {64, 16, 140, 0, 128, 4, AT_LIMITS, ANYTHING},
+        {61, 9, 131, 19, 128, 4, AS_THEY_COME, AT_LIMITS},      {17, 10, 3, 0, 96, 1, AT_LIMITS, AS_THEY_COME},
+        {3, 9, 0, 0, 32, 4, AT_LIMITS, AT_LIMITS},              {33, 8, 200, 0, 64, 4, ANYTHING, ANYTHING},
+        {65, 2, 40, 0, 128, 4, AT_LIMITS, TOO_SMALL},           {3, 4, 60, 7, 160, 4, ANYTHING, AT_LIMITS},
+        {64, 9, 9000, 0, 64, 128, ANYTHING, AS_THEY_COME},      {2, 9, 1600, 0, 64, 1, AS_THEY_COME, AS_THEY_COME},
+    };
+    const uint64_t state = gate_reseed(11);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
+        index_inputs in = {.of = shapes[i]};
+        const index_shape *of = &in.of;
+        const int64_t n_row = (of->position + of->tokens) / of->ratio, n_head = of->tokens * of->heads;
+        pf_exec ex = exec_new(scalar, 1);
+        in.ld = n_row + 3;
+        in.q = floats(n_head * of->width, 3.0f);
+        in.w = floats(n_head, 1.0f);
+        if (of->queries == AS_THEY_COME) { /* so that no weight is too small to be levelled */
+            for (int64_t h = 0; h < n_head; ++h) in.w[h] = fabsf(in.w[h]) < 1e-30f ? 0.0f : in.w[h];
+        } else {
+            spread_heads(of, in.q, in.w);
+        }
+        CHECK(scalar->round_fp4(&ex, in.q, n_head, of->width) == PF_OK, "round_fp4");
+        in.rows = filled_rows(scalar, PF_ROW_IDX_FP4, of->width, 0, n_row - of->missing, 0, n_row - of->missing);
+        spread_rows(of, &in.rows);
+        buffer data = gate_buffer(in.rows.capacity * in.rows.row_bytes, i % 3 == 2 ? ODD : AT_END);
+        memcpy(data.data, in.rows.data, (size_t)data.bytes);
+        free(in.rows.data);
+        in.rows.data = data.data;
+        gate_context("%s index_scores, %lld heads of %d, rows of kind %d, queries of kind %d", backend->name,
+                     (long long)of->heads, of->width, of->rows, of->queries);
+        check_op(backend, scalar, index_op, &in, of->tokens, in.ld, 0.0);
+        free(in.q);
+        free(in.w);
+        gate_free(&data);
+        pf_pool_delete(ex.pool);
+        pf_arena_delete(ex.arena);
+    }
+    gate_reseed(state);
+}
+
 /* ---- Hyper-connections and routing ------------------------------------------------------------------------- */
 
 enum { STREAMS = 4, EMBD = 100, MIX = (2 + STREAMS) * STREAMS, FLAT = STREAMS * EMBD };
@@ -466,5 +588,6 @@ void gate_model_ops(const pf_backend *backend, const pf_backend *scalar) {
     compressors(backend, scalar);
     attention(backend, scalar);
     attention_shapes(backend, scalar);
+    index_shapes(backend, scalar);
     mixing(backend, scalar);
 }

@@ -1,35 +1,43 @@
-/* Times the operations of decoding, and the large ones of a prompt, on a device, at V4-Flash's sizes, and holds the bytes
- * that each must read against what the device's own copies move:
+/* Times the operations of decoding, and the large ones of a prompt, on a device, at V4-Flash's sizes, and holds the
+ * bytes that each must read against what the device's own copies move, and the products of those that are for tensor
+ * cores against what these do in a loop of nothing else:
  *
  *     bench_cuda [OP]      all, or those whose name begins with OP
  *
+ * Of a product, Q8_0 and MXFP4 make two of bytes (in int8 one), FP8 and BF16 three of bfloat16 and attention three and
+ * two: half or a third of the last column is then all that there is.
+ *
  * Weights and cache rows are taken from different places of a large buffer every time, so that they come from memory
  * and not from the cache. Times are medians of several runs of many calls, between two events of the device. */
-#include "backend/cuda/ops.cuh"
-
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
+#include "backend/cuda/bench.cuh"
 
 extern "C" const pf_plugin *pf_plugin_query(const pf_plugin_host *host);
 
-namespace {
-
-enum {
-    D = 4096, HEADS = 64, HEAD_DIM = 512, ROPE_DIM = 64, INDEX_DIM = 128, TOPK = 512, WINDOW = 128, STREAMS = 4,
-    Q_RANK = 1024, N_EXPERT = 256, HELD_EXPERTS = 64, USED = 6, FF = 2048, VOCAB = 129280, CACHE_ROWS = 65536,
-    PROMPT = 512, RUNS = 7
-};
-const size_t POOL = (size_t)1 << 30, SCRATCH = (size_t)512 << 20;
+namespace bench_cuda {
 
 const pf_plugin *plugin;
 pf_device *device;
 pf_exec ex;
-uint8_t *pool; /* random bytes */
-double copy_rate;
+uint8_t *pool;
 const char *wanted = "";
+double copy_rate, byte_rate, bf16_rate;
+
+void die(const char *what) {
+    std::fprintf(stderr, "bench_cuda: %s\n", what);
+    std::exit(1);
+}
+
+float *normal_floats(size_t n) {
+    std::vector<float> values(n);
+    for (float &v : values) v = (float)(std::rand() % 2001 - 1000) / 500.0f;
+    return on_device(values);
+}
+
+} // namespace bench_cuda
+
+using namespace bench_cuda;
+
+namespace {
 
 struct {
     uint8_t *memory;
@@ -45,67 +53,6 @@ void *scratch_alloc(pf_arena *, size_t bytes) {
 size_t scratch_mark(const pf_arena *) { return stack.used; }
 void scratch_reset(pf_arena *, size_t mark) { stack.used = mark; }
 
-[[noreturn]] void die(const char *what) {
-    std::fprintf(stderr, "bench_cuda: %s\n", what);
-    std::exit(1);
-}
-
-void need(pf_status status, const char *what) {
-    if (status != PF_OK) die(what);
-}
-
-template <typename T> T *on_device(const std::vector<T> &from) {
-    T *to = static_cast<T *>(plugin->alloc(device, from.size() * sizeof(T)));
-    if (!to) die("out of memory on the device");
-    need(plugin->upload(device, to, from.data(), from.size() * sizeof(T)), "upload");
-    return to;
-}
-
-float *normal_floats(size_t n) {
-    std::vector<float> values(n);
-    for (float &v : values) v = (float)(std::rand() % 2001 - 1000) / 500.0f;
-    return on_device(values);
-}
-
-/* Seconds a call. fn gets the number of the call. */
-template <typename F> double seconds(F fn) {
-    cudaEvent_t begin, end;
-    std::vector<double> times;
-    cudaEventCreate(&begin);
-    cudaEventCreate(&end);
-    int calls = 4, turn = 0;
-    while (times.size() < RUNS) {
-        cudaEventRecord(begin, device->stream);
-        for (int i = 0; i < calls; ++i) fn(turn++);
-        cudaEventRecord(end, device->stream);
-        if (cudaEventSynchronize(end) != cudaSuccess) die(cudaGetErrorString(cudaGetLastError()));
-        float milliseconds = 0.0f;
-        cudaEventElapsedTime(&milliseconds, begin, end);
-        if (milliseconds < 20.0f && calls < 4096) calls *= 2;
-        else times.push_back(milliseconds / 1e3 / calls);
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    std::sort(times.begin(), times.end());
-    return times[RUNS / 2];
-}
-
-/* bytes: what a call must read and write; products: its multiply-adds, 0 where they do not matter. */
-template <typename F> void bench(const char *name, double bytes, double products, F fn) {
-    if (std::strncmp(name, wanted, std::strlen(wanted)) != 0) return;
-    const double s = seconds([&](int turn) { need(fn(turn), name); });
-    std::printf("%-44s %10.1f %10.0f %9.1f %%", name, s * 1e6, bytes / s / 1e9, 100.0 * bytes / s / copy_rate);
-    if (products > 0.0) std::printf(" %9.2f", 2.0 * products / s / 1e12);
-    std::printf("\n");
-    std::fflush(stdout);
-}
-
-/* The turn's place of n bytes in the pool, on a 256-byte boundary. */
-uint8_t *place(size_t n, int turn) {
-    const size_t step = (n + 255) / 256 * 256, places = std::max<size_t>(1, POOL / step);
-    return pool + (size_t)turn % places * step;
-}
-
 pf_weight weight(pf_dtype type, int64_t rows, int64_t cols) {
     pf_weight w = {};
     w.type = type;
@@ -120,15 +67,51 @@ pf_weight weight(pf_dtype type, int64_t rows, int64_t cols) {
     return w;
 }
 
-void measure_copy() {
+enum { LOOPS = 4096, CHAINS = 8, RATE_THREADS = 256 };
+
+/* As many products as a warp can make, in CHAINS sums that do not wait for each other. */
+template <bool BYTES> __global__ void __launch_bounds__(RATE_THREADS) rate_kernel(float *out) {
+    const uint32_t a[4] = {threadIdx.x, 1, 2, 3};
+    uint2 b;
+    b.x = b.y = threadIdx.x;
+    int sums[CHAINS][4] = {};
+    float float_sums[CHAINS][4] = {};
+    for (int i = 0; i < LOOPS; ++i) {
+PF_UNROLL
+        for (int c = 0; c < CHAINS; ++c) {
+            if (BYTES) pf_mma_bytes_add(sums[c], a, b);
+            else pf_mma_bf16(float_sums[c], a, b);
+        }
+    }
+    float sum = 0.0f;
+    for (int c = 0; c < CHAINS; ++c) {
+        for (int e = 0; e < 4; ++e) sum += BYTES ? (float)sums[c][e] : float_sums[c][e];
+    }
+    out[pf_thread()] = sum;
+}
+
+template <bool BYTES> double product_rate() {
+    const unsigned blocks = 4 * (unsigned)device->n_sm;
+    float *out = reinterpret_cast<float *>(pool);
+    const double s = seconds([&](int) { PF_LAUNCH(rate_kernel<BYTES>, blocks, RATE_THREADS, 0, device->stream, out); });
+    return (BYTES ? 32.0 : 16.0) * 16 * 8 * CHAINS * LOOPS * (RATE_THREADS / PF_WARP) * blocks / s;
+}
+
+void measure_rates() {
     const double s = seconds([&](int) {
         cudaMemcpyAsync(pool, pool + POOL / 2, POOL / 2, cudaMemcpyDeviceToDevice, device->stream);
     });
     copy_rate = (double)POOL / s;
-    std::printf("copy bandwidth: %.0f GB/s (%.0f MiB within the device, read and written)\n\n", copy_rate / 1e9,
+    byte_rate = product_rate<true>();
+    bf16_rate = product_rate<false>();
+    std::printf("copy bandwidth: %.0f GB/s (%.0f MiB within the device, read and written)\n", copy_rate / 1e9,
                 (double)(POOL / 2) / 1048576.0);
-    std::printf("%-44s %10s %10s %11s %9s\n", "operation", "us", "GB/s", "of copy", "TFLOP/s");
+    std::printf("tensor cores: %.0f TOP/s of bytes, %.0f TFLOP/s of bfloat16\n\n", 2.0 * byte_rate / 1e12,
+                2.0 * bf16_rate / 1e12);
+    std::printf("%-48s %10s %10s %11s %9s %11s\n", "operation", "us", "GB/s", "of copy", "TFLOP/s", "of tensor");
 }
+
+bool of_bytes(pf_dtype type) { return type == PF_Q8_0 || type == PF_MXFP4; }
 
 void linears(const float *x, float *y) {
     static const struct { const char *name; pf_dtype type; } types[] = {
@@ -145,7 +128,8 @@ void linears(const float *x, float *y) {
                           (long long)w.cols);
             if (bytes > (double)POOL) continue;
             w.scale = pool;
-            bench(name, bytes, shape.n > 1 ? (double)(w.rows * w.cols * shape.n) : 0.0, [&](int turn) {
+            const double products = shape.n > 1 ? (double)(w.rows * w.cols * shape.n) : 0.0;
+            bench(name, bytes, products, of_bytes(type.type) ? byte_rate : bf16_rate, [&](int turn) {
                 w.data = place((size_t)bytes, turn);
                 return ex.backend->linear(&ex, &w, x, w.cols, shape.n, y, w.rows);
             });
@@ -153,76 +137,39 @@ void linears(const float *x, float *y) {
     }
 }
 
+/* As many experts as fit into the pool, of 256. */
 void experts(const float *x, float *y) {
-    pf_weight gate = weight(PF_MXFP4, FF, D), up = gate, down = weight(PF_MXFP4, D, FF);
-    const int64_t matrix = up.rows * up.row_bytes;
-    gate.count = up.count = down.count = HELD_EXPERTS;
-    gate.data = pool;
-    up.data = pool + HELD_EXPERTS * matrix;
-    down.data = pool + 2 * HELD_EXPERTS * matrix;
+    static const struct { const char *name; pf_dtype type; bool int8; int held; } types[] = {
+        {"MXFP4", PF_MXFP4, false, 64}, {"MXFP4 int8", PF_MXFP4, true, 64}, {"FP8", PF_FP8, false, 32},
+        {"BF16", PF_BF16, false, 16}};
     const float *weights = normal_floats(PROMPT * USED);
-    std::vector<int32_t> ids(PROMPT * USED);
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = (int32_t)((i % USED * 11 + i / USED * 5) % HELD_EXPERTS);
-    const int32_t *chosen = on_device(ids);
-    pf_experts_args args = {&gate, &up, &down, x, chosen, weights, 1, USED, 0, HELD_EXPERTS, 10.0f, y};
-    for (int bits = 16; bits > 0; bits -= 8) {
-        const char *one = bits == 8 ? "experts MXFP4, 6 of them, 1 token, int8" : "experts MXFP4, 6 of them, 1 token";
-        const char *many = bits == 8 ? "experts MXFP4, 64 of them, 512 tokens, int8" : "experts MXFP4, 64 of them, 512 tokens";
-        ex.int8 = bits == 8;
-        args.n_token = 1;
-        bench(one, (double)(3 * USED * matrix), 0.0, [&](int turn) {
+    for (const auto &type : types) {
+        char one[96], many[96];
+        pf_weight gate = weight(type.type, FF, D), up = gate, down = weight(type.type, D, FF);
+        const int64_t matrix = up.rows * up.row_bytes;
+        gate.count = up.count = down.count = type.held;
+        gate.data = pool;
+        up.data = pool + type.held * matrix;
+        down.data = pool + 2 * type.held * matrix;
+        gate.scale = up.scale = down.scale = pool;
+        std::vector<int32_t> ids(PROMPT * USED);
+        for (size_t i = 0; i < ids.size(); ++i) ids[i] = (int32_t)((i % USED * 11 + i / USED * 5) % (size_t)type.held);
+        const int32_t *chosen = on_device(ids);
+        pf_experts_args args = {&gate, &up, &down, x, chosen, weights, 1, USED, 0, type.held, 10.0f, y,
+                                0, nullptr};
+        std::snprintf(one, sizeof one, "experts %s, 6 of them, 1 token", type.name);
+        std::snprintf(many, sizeof many, "experts %s, %d of them, 512 tokens", type.name, type.held);
+        ex.int8 = type.int8;
+        bench(one, (double)(3 * USED * matrix), 0.0, 0.0, [&](int turn) {
             args.chosen = chosen + turn % 64 * USED;
             return ex.backend->experts(&ex, &args);
         });
         args.n_token = PROMPT;
         args.chosen = chosen;
-        bench(many, (double)(3 * HELD_EXPERTS * matrix), 3.0 * PROMPT * USED * D * FF,
-              [&](int) { return ex.backend->experts(&ex, &args); });
+        bench(many, (double)(3 * type.held * matrix), 3.0 * PROMPT * USED * D * FF,
+              of_bytes(type.type) ? byte_rate : bf16_rate, [&](int) { return ex.backend->experts(&ex, &args); });
     }
     ex.int8 = false;
-}
-
-void attention(float *q, float *out) {
-    std::vector<int32_t> rows(TOPK), count(1, TOPK);
-    for (int i = 0; i < TOPK; ++i) rows[(size_t)i] = i * (CACHE_ROWS / TOPK) + std::rand() % (CACHE_ROWS / TOPK);
-    pf_rows raw = {pool, PF_ROW_KV_FP8, HEAD_DIM, ROPE_DIM, 583, WINDOW + 512}, cached = raw;
-    const int64_t bytes = (int64_t)CACHE_ROWS * 583;
-    cached.capacity = CACHE_ROWS;
-    pf_attn_args args = {};
-    args.q = q;
-    args.out = out;
-    args.n_token = 1;
-    args.position = 4 * CACHE_ROWS - 1;
-    args.n_head = HEADS;
-    args.head_dim = HEAD_DIM;
-    args.window = WINDOW;
-    args.sinks = normal_floats(HEADS);
-    args.scale = 0.044f;
-    args.raw = &raw;
-    args.pool = &cached;
-    args.ratio = 4;
-    args.select = on_device(rows);
-    args.select_n = on_device(count);
-    args.select_ld = TOPK;
-    bench("sparse_attn, 128 + 512 rows of 583 bytes", 640.0 * 583.0, 640.0 * 2.0 * HEADS * HEAD_DIM, [&](int turn) {
-        cached.data = place((size_t)bytes, turn);
-        return ex.backend->sparse_attn(&ex, &args);
-    });
-}
-
-void indexer(const float *q, const float *w) {
-    pf_rows rows = {pool, PF_ROW_IDX_FP4, INDEX_DIM, 0, 68, CACHE_ROWS};
-    float *scores = normal_floats(CACHE_ROWS);
-    int32_t *select = static_cast<int32_t *>(plugin->alloc(device, (TOPK + 1) * sizeof(int32_t)));
-    pf_index_args args = {q, w, 0.01f, 1, 4 * CACHE_ROWS - 1, HEADS, 4, &rows, scores, CACHE_ROWS};
-    bench("topk, 512 of 65536 scores", 4.0 * CACHE_ROWS, 0.0, [&](int) {
-        return ex.backend->topk(&ex, scores, CACHE_ROWS, 1, args.position, 4, TOPK, select, select + TOPK);
-    });
-    const double products = 1.0 * CACHE_ROWS * HEADS * INDEX_DIM;
-    bench("index_scores, 65536 rows of 68 bytes", 68.0 * CACHE_ROWS, products, [&](int turn) {
-        rows.data = place(68 * (size_t)CACHE_ROWS, turn);
-        return ex.backend->index_scores(&ex, &args);
-    });
 }
 
 void mixing(float *x, float *y, float *streams) {
@@ -230,20 +177,20 @@ void mixing(float *x, float *y, float *streams) {
     const int64_t rows = (2 + STREAMS) * STREAMS, bytes = rows * STREAMS * D * 4;
     float *small = normal_floats(4096);
     pf_mhc_site site = {nullptr, small, small + 512};
-    bench("mhc_pre with Sinkhorn", (double)bytes, 0.0, [&](int turn) {
+    bench("mhc_pre with Sinkhorn", (double)bytes, 0.0, 0.0, [&](int turn) {
         site.fn = reinterpret_cast<float *>(place((size_t)bytes, turn));
         return ex.backend->mhc_pre(&ex, &shape, &site, streams, 1, x, small + 1024, small + 1100);
     });
-    bench("mhc_post", (2.0 * STREAMS + 1.0) * D * 4.0, 0.0, [&](int) {
+    bench("mhc_post", (2.0 * STREAMS + 1.0) * D * 4.0, 0.0, 0.0, [&](int) {
         return ex.backend->mhc_post(&ex, &shape, y, small + 1024, small + 1100, 1, streams);
     });
-    bench("rms_norm of 4096", 2.0 * 4.0 * D, 0.0, [&](int) {
+    bench("rms_norm of 4096", 2.0 * 4.0 * D, 0.0, 0.0, [&](int) {
         return ex.backend->rms_norm(&ex, x, 1, D, small, 1e-6f, y);
     });
-    int32_t *chosen = static_cast<int32_t *>(plugin->alloc(device, 64));
+    int32_t *chosen = on_device<int32_t>(16);
     const pf_route_args route = {small, small + 256, nullptr, 1, N_EXPERT, USED, 1.5f, small + 2048, chosen,
                                  small + 3000};
-    bench("route, 6 of 256", 8.0 * N_EXPERT, 0.0, [&](int) { return ex.backend->route(&ex, &route); });
+    bench("route, 6 of 256", 8.0 * N_EXPERT, 0.0, 0.0, [&](int) { return ex.backend->route(&ex, &route); });
 }
 
 } // namespace
@@ -264,13 +211,14 @@ int main(int argc, char **argv) {
     for (size_t at = 0; at < POOL; at += bytes.size()) {
         need(plugin->upload(device, pool + at, bytes.data(), bytes.size()), "upload");
     }
-    float *x = normal_floats((size_t)PROMPT * 8 * Q_RANK), *y = normal_floats((size_t)PROMPT * HEADS * HEAD_DIM);
-    measure_copy();
+    float *x = normal_floats((size_t)PROMPT * HEADS * HEAD_DIM), *y = normal_floats((size_t)PROMPT * HEADS * HEAD_DIM);
+    measure_rates();
     linears(x, y);
     experts(x, y);
     attention(x, y);
-    indexer(x, y);
     mixing(x, y, y + D);
+    sending();
+    indexer();
     need(plugin->synchronize(device, &err), err.message);
     plugin->close(device);
     return 0;

@@ -19,6 +19,9 @@
           kernel_<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__); \
       } while (0)
 #  define PF_UNROLL _Pragma("unroll")
+/* By n, which may depend on a template's arguments. */
+#  define PF_UNROLL_BY(n) PF_PRAGMA(unroll(n))
+#  define PF_PRAGMA(text) _Pragma(#text)
 /* A block's shared variable; type: a plain struct. */
 #  define PF_SHARED(type, name) __shared__ type name
 /* The block's shared memory of the size that the launch gives, aligned to 16. */
@@ -79,6 +82,20 @@ PF_DEV void pf_mma_bytes(int (&sum)[4], const uint32_t (&a)[4], const uint2 &b, 
         "{%10, %10, %10, %10};"
         : "=r"(sum[0]), "=r"(sum[1]), "=r"(sum[2]), "=r"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(init));
+#endif
+}
+
+/* The same, sum += A B. */
+PF_DEV void pf_mma_bytes_add(int (&sum)[4], const uint32_t (&a)[4], const uint2 &b) {
+#if defined(PF_CUDA_EMULATED)
+    int product[4];
+    pf_mma_bytes(product, a, b, 0);
+    for (int i = 0; i < 4; ++i) sum[i] += product[i];
+#else
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 #endif
 }
 

@@ -21,6 +21,7 @@ struct pf_device {
     pf_backend table;
     const pf_plugin_host *host;
     int ordinal, n_sm;
+    int64_t shared_bytes; /* that a block can have */
     cudaStream_t stream;
     const int64_t *base; /* device memory: pf_plugin.set_base */
     int *fault;          /* device memory: non-zero when a kernel met something impossible */

@@ -102,6 +102,7 @@ static pf_status open_device(int32_t index, pf_device **out, pf_error *err) {
     device->host = plugin_host;
     device->ordinal = index;
     device->n_sm = found.multiProcessorCount;
+    device->shared_bytes = (int64_t)found.sharedMemPerBlockOptin;
     fill_table(device);
     error = cudaSetDevice(index);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
