@@ -108,7 +108,8 @@ static pf_status shared_expert(const pf_step *s, const pf_layer_weights *lw, con
 
 /* Both kinds of experts of a layer: the shared one on the step's side, from x into y, with the routed ones of `held`
  * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are not
- * in memory are read while it computes. */
+ * in memory are read while it computes. It is a piece of its own between what is brought to the other side, and what
+ * that computes. */
 static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t layer, const pf_layer_weights *lw,
                               const float *x, float *y, const pf_experts_args *held, pf_experts_args *args) {
     int32_t *wanted = NULL;
@@ -117,7 +118,9 @@ static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t lay
         PF_TRY(distinct_experts(side, args->chosen, &wanted, &n_wanted));
         want_batch(side, layer, wanted, n_wanted, 0);
     }
+    if (side != s) PF_TRY(pf_piece_begin(s, layer, PF_PIECE_SHARED));
     PF_TRY(shared_expert(s, lw, x, y));
+    if (side != s) PF_TRY(pf_piece_end(s));
     if (held != NULL) PF_TRY(s->ex->backend->experts(s->ex, held));
     if (args == NULL) return PF_OK;
     if (wanted != NULL) return streamed_experts(side, layer, wanted, n_wanted, args);
@@ -142,8 +145,9 @@ static pf_status parted_experts(const pf_step *s, int32_t layer, const pf_layer_
     }
     if (on_host) PF_TRY(bring_to_host(s, args)); /* before the shared expert is queued, so that both run at once */
     PF_TRY(both_experts(s, s->host, layer, lw, x, y, on_device ? &held : NULL, on_host ? args : NULL));
-    if (!on_host) return PF_OK;
+    if (!on_host) return pf_piece_begin(s, layer, PF_PIECE_REST);
     PF_TRY(pf_step_carry(s->host, s, args->out, (size_t)(s->n * s->net->config.n_embd) * sizeof(float), &routed));
+    PF_TRY(pf_piece_begin(s, layer, PF_PIECE_SUM));
     return s->ex->backend->add(s->ex, y, routed, s->n * s->net->config.n_embd);
 }
 
@@ -155,6 +159,7 @@ static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_we
     float *y = args->out;
     const bool may_send = pf_expert_upload_may(s->net->upload, s->n), is_hot = s->net->hot != NULL && !s->ex->dry;
     void *chosen;
+    PF_TRY(pf_piece_end(s));
     if (is_hot) PF_TRY(pf_hot_experts_advance(s->net->hot, s)); /* the device still computes what chooses */
     PF_TRY(to_host(s, args->chosen, (size_t)(s->n * args->n_used) * sizeof *args->chosen, &chosen));
     if (is_hot) PF_TRY(pf_hot_experts_note(s->net->hot, layer, chosen, s->n));
