@@ -107,9 +107,8 @@ static pf_status shared_expert(const pf_step *s, const pf_layer_weights *lw, con
 }
 
 /* Both kinds of experts of a layer: the shared one on the step's side, from x into y, with the routed ones of `held`
- * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are not
- * in memory are read while it computes. It is a piece of its own between what is brought to the other side, and what
- * that computes. */
+ * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are
+ * not in memory are read while it computes. Beside another side's it is a piece of its own. */
 static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t layer, const pf_layer_weights *lw,
                               const float *x, float *y, const pf_experts_args *held, pf_experts_args *args) {
     int32_t *wanted = NULL;
@@ -159,7 +158,6 @@ static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_we
     float *y = args->out;
     const bool may_send = pf_expert_upload_may(s->net->upload, s->n), is_hot = s->net->hot != NULL && !s->ex->dry;
     void *chosen;
-    PF_TRY(pf_piece_end(s));
     if (is_hot) PF_TRY(pf_hot_experts_advance(s->net->hot, s)); /* the device still computes what chooses */
     PF_TRY(to_host(s, args->chosen, (size_t)(s->n * args->n_used) * sizeof *args->chosen, &chosen));
     if (is_hot) PF_TRY(pf_hot_experts_note(s->net->hot, layer, chosen, s->n));
@@ -201,6 +199,9 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
         .gate = &w->gate, .up = &w->up, .down = &w->down, .x = x, .chosen = chosen, .weight = weight, .n_token = n,
         .n_used = n_used, .expert_end = c->n_expert, .limit = lw->limit_routed, .out = y,
     };
-    if (lw->experts_on_device != lw->on_device) return away_experts(s, layer, lw, &experts);
+    if (lw->experts_on_device != lw->on_device) {
+        PF_TRY(pf_piece_end(s)); /* the host needs what was chosen */
+        return away_experts(s, layer, lw, &experts);
+    }
     return both_experts(s, s, layer, lw, x, y, NULL, &experts);
 }

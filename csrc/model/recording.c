@@ -141,7 +141,7 @@ static pf_status send_frame(pf_step *s, bool with_logits, pf_frame *out) {
     return PF_OK;
 }
 
-/* Drops what holds addresses that are no longer the step's. The device has nothing to do yet. */
+/* Drops recordings when what they work on has moved. Nothing of them is running: the step only begins. */
 static void check_addresses(const pf_step *s, const pf_frame *frame) {
     pf_recorder *r = s->recorder;
     if (r == NULL) return;
@@ -150,8 +150,8 @@ static void check_addresses(const pf_step *s, const pf_frame *frame) {
     r->where = where;
 }
 
-/* After pf_forward(), which may have ended within a piece. True, once at most: the device cannot record, and the step is
- * to be taken again, without. */
+/* After pf_forward(), which may have ended within a piece. True, once at most: the device cannot record, and the step
+ * is to be taken again, without. */
 static bool leave_frame(const pf_step *s, pf_status status) {
     pf_recorder *r = s->recorder;
     pf_link_set_base(s->link, NULL);

@@ -6,12 +6,12 @@
  *
  * Where routed experts are away, the host takes part in the middle. Between such points the operations are pieces: what
  * the code queues between pf_piece_begin() and pf_piece_end(). Where a piece begins, and what its layers do with this
- * token, says which recording is meant. A piece is launched plainly at first, recorded the second time, and from then on
- * replayed when it begins, while the code up to its end runs dry: it takes the same scratch, and queues nothing.
+ * token, says which recording is meant. A piece is launched plainly at first, recorded the second time, and from then
+ * on replayed when it begins, while the code up to its end runs dry: it takes the same scratch, and queues nothing.
  *
- * Addresses that a recording holds are those of the weights, of the session's cache, of the frame, and of scratch, which
- * a session's steps of one token take in the same order, and so at the same places. Should scratch move, recordings are
- * dropped. */
+ * Addresses that a recording holds are those of the weights, of the session's cache, of the frame, and of scratch,
+ * which a session's steps of one token take in the same order, and so at the same places. Should scratch move,
+ * recordings are dropped. */
 #ifndef PF_MODEL_RECORDING_H
 #define PF_MODEL_RECORDING_H
 
@@ -22,8 +22,9 @@ typedef struct pf_recorder pf_recorder;
 pf_recorder *pf_recorder_new(pf_link *link, int32_t n_layer); /* NULL when out of memory */
 void pf_recorder_delete(pf_recorder *recorder); /* while the memory that they use is there; NULL is allowed */
 
-/* ---- The frame: what of a token's step differs from position to position, in the device's memory ---- */
+/* ---- The frame ---- */
 
+/* What of a token's step differs from position to position, in the device's memory. */
 typedef struct pf_frame {
     const int64_t *counters;    /* [3]: the token's position, and the rows before it of ratio 4 and of ratio 128 */
     pf_rope_table rope_rows[2]; /* of the row of ratio 4, and of ratio 128, that it belongs to */
@@ -46,8 +47,8 @@ int32_t *pf_frame_experts(const pf_step *s, int32_t layer); /* [A] of a hash lay
 
 /* ---- Pieces ---- */
 
-/* Where a piece begins. All but the shared expert go on through the layers that follow, until one has chosen experts that
- * are away, or to the end. */
+/* Where a piece begins. All but the shared expert go on through the layers that follow, until one has chosen experts
+ * that are away, or to the end. */
 typedef enum pf_piece {
     PF_PIECE_LAYER,  /* a layer's begin */
     PF_PIECE_SHARED, /* the shared expert, beside the host's routed ones */
@@ -56,8 +57,8 @@ typedef enum pf_piece {
     PF_N_PIECE,
 } pf_piece;
 
-/* Nothing of the host's side is waited for, and nothing copied, between the two. Both do nothing without a frame, and the
- * end where no piece has begun. An error ends the piece, too. */
+/* Between the two nothing is waited for and nothing copied from side to side. Both do nothing without a frame, and the
+ * end where no piece has begun. An error ends a piece, too. */
 pf_status pf_piece_begin(const pf_step *s, int32_t layer, pf_piece piece);
 pf_status pf_piece_end(const pf_step *s);
 
