@@ -5,7 +5,7 @@
 #
 #   build      the plugin for this GPU alone, the gate and the benchmark
 #   gate       every operation on the device against the scalar kernels (tests/backend/gate_cuda.c)
-#   model      MODEL.gguf, placed in four ways, against the processor alone: logits, memory, speed
+#   model      MODEL.gguf, placed in five ways, against the processor alone: logits, memory, speed
 #              (tests/backend/device_model.c). The demo model will do, made before and elsewhere by
 #              pyflash convert "$(python -m pyflash --demo-checkpoint)" demo.gguf
 #   memcheck, racecheck, synccheck, initcheck    the gate under compute-sanitizer, as long as time is left

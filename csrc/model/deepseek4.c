@@ -75,13 +75,13 @@ static pf_status project_vocabulary(const pf_step *s, const float *x, int64_t n_
         if (output == NULL) return PF_ERR_MEMORY;
     }
     PF_TRY(side->ex->backend->linear(side->ex, &s->net->weights.head, input, c->n_embd, n_out, output, c->n_vocab));
+    PF_TRY(pf_piece_end(side));
     if (side->link == NULL || side->ex->dry) return PF_OK;
     return pf_link_download(side->link, logits, output, bytes);
 }
 
-/* x [n_out, D], what the head multiplies, into scratch. */
-static pf_status enter_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams,
-                            int64_t n_out, float **out) {
+pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
+                  float *logits) {
     const pf_config *c = &s->net->config;
     const pf_backend *be = s->ex->backend;
     const pf_mhc_shape shape = mhc_shape(c);
@@ -94,29 +94,10 @@ static pf_status enter_head(const pf_step *s, const pf_mhc_site *mix, const floa
     pf_step_tap(&last, "head_in", -1, x, width);
     PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
     pf_step_tap(&last, "head_norm", -1, x, width);
-    *out = x;
-    return PF_OK;
-}
-
-pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
-                  float *logits) {
-    float *x;
-    PF_TRY(enter_head(s, mix, norm, streams, n_out, &x));
     PF_TRY(project_vocabulary(s, x, n_out, logits));
-    pf_step last = *s;
-    last.n = n_out;
-    last.position += s->n - n_out;
     last.link = NULL; /* that is where the logits are */
-    pf_step_tap(&last, "logits", -1, logits, s->net->config.n_vocab);
+    pf_step_tap(&last, "logits", -1, logits, c->n_vocab);
     return PF_OK;
-}
-
-pf_status pf_head_there(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams,
-                        int64_t n_out, float *logits) {
-    const pf_config *c = &s->net->config;
-    float *x;
-    PF_TRY(enter_head(s, mix, norm, streams, n_out, &x));
-    return s->ex->backend->linear(s->ex, &s->net->weights.head, x, c->n_embd, n_out, logits, c->n_vocab);
 }
 
 pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits) {
@@ -124,26 +105,27 @@ pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits) {
     const pf_weights *w = &s->net->weights;
     const int64_t stream_floats = (int64_t)c->n_stream * c->n_embd;
     const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
-    const int32_t recorded = pf_recorded_from(s);
     const pf_step *at = s; /* the side where the streams are */
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
     void *moved = streams;
     PF_TRY(s->ex->backend->embed(s->ex, &w->embed, s->tokens, s->n, c->n_stream, streams));
     pf_step_tap(s, "embed", -1, streams, stream_floats);
-    for (int32_t l = 0; l < recorded; ++l) {
+    for (int32_t l = 0; l < c->n_layer; ++l) {
         const pf_step *side = pf_step_side(s, w->layers[l].on_device);
         PF_TRY(pf_step_carry(at, side, moved, bytes, &moved));
+        if (side != at) PF_TRY(pf_piece_begin(side, l, PF_PIECE_LAYER));
         at = side;
         PF_TRY(pf_layer(at, l, &w->layers[l], moved));
     }
-    if (recorded < c->n_layer) return pf_forward_recorded(s, recorded, at, moved, n_out, logits);
-    if (w->mtp.present) {
-        void *on_host;
-        PF_TRY(pf_step_carry(at, s, moved, bytes, &on_host));
-        PF_TRY(pf_mtp_follow(s, on_host));
+    if (n_out > 0) {
+        const pf_step *head = pf_step_side(s, w->head_on_device);
+        void *there;
+        PF_TRY(pf_step_carry(at, head, moved, bytes, &there));
+        PF_TRY(pf_head(head, &w->head_mix, w->norm, there, n_out, logits));
     }
-    if (n_out == 0) return PF_OK;
-    const pf_step *head = pf_step_side(s, w->head_on_device);
-    PF_TRY(pf_step_carry(at, head, moved, bytes, &moved));
-    return pf_head(head, &w->head_mix, w->norm, moved, n_out, logits);
+    PF_TRY(pf_piece_end(at));
+    if (!w->mtp.present) return PF_OK;
+    void *on_host;
+    PF_TRY(pf_step_carry(at, s, moved, bytes, &on_host));
+    return pf_mtp_follow(s, on_host);
 }

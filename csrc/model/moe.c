@@ -107,8 +107,8 @@ static pf_status shared_expert(const pf_step *s, const pf_layer_weights *lw, con
 }
 
 /* Both kinds of experts of a layer: the shared one on the step's side, from x into y, with the routed ones of `held`
- * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are not
- * in memory are read while it computes. */
+ * (NULL: none); those of args, with what they need, on `side`. The shared one comes first, since routed ones that are
+ * not in memory are read while it computes. Beside another side's it is a piece of its own. */
 static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t layer, const pf_layer_weights *lw,
                               const float *x, float *y, const pf_experts_args *held, pf_experts_args *args) {
     int32_t *wanted = NULL;
@@ -117,7 +117,9 @@ static pf_status both_experts(const pf_step *s, const pf_step *side, int32_t lay
         PF_TRY(distinct_experts(side, args->chosen, &wanted, &n_wanted));
         want_batch(side, layer, wanted, n_wanted, 0);
     }
+    if (side != s) PF_TRY(pf_piece_begin(s, layer, PF_PIECE_SHARED));
     PF_TRY(shared_expert(s, lw, x, y));
+    if (side != s) PF_TRY(pf_piece_end(s));
     if (held != NULL) PF_TRY(s->ex->backend->experts(s->ex, held));
     if (args == NULL) return PF_OK;
     if (wanted != NULL) return streamed_experts(side, layer, wanted, n_wanted, args);
@@ -142,8 +144,9 @@ static pf_status parted_experts(const pf_step *s, int32_t layer, const pf_layer_
     }
     if (on_host) PF_TRY(bring_to_host(s, args)); /* before the shared expert is queued, so that both run at once */
     PF_TRY(both_experts(s, s->host, layer, lw, x, y, on_device ? &held : NULL, on_host ? args : NULL));
-    if (!on_host) return PF_OK;
+    if (!on_host) return pf_piece_begin(s, layer, PF_PIECE_REST);
     PF_TRY(pf_step_carry(s->host, s, args->out, (size_t)(s->n * s->net->config.n_embd) * sizeof(float), &routed));
+    PF_TRY(pf_piece_begin(s, layer, PF_PIECE_SUM));
     return s->ex->backend->add(s->ex, y, routed, s->n * s->net->config.n_embd);
 }
 
@@ -196,6 +199,9 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
         .gate = &w->gate, .up = &w->up, .down = &w->down, .x = x, .chosen = chosen, .weight = weight, .n_token = n,
         .n_used = n_used, .expert_end = c->n_expert, .limit = lw->limit_routed, .out = y,
     };
-    if (lw->experts_on_device != lw->on_device) return away_experts(s, layer, lw, &experts);
+    if (lw->experts_on_device != lw->on_device) {
+        PF_TRY(pf_piece_end(s)); /* the host needs what was chosen */
+        return away_experts(s, layer, lw, &experts);
+    }
     return both_experts(s, s, layer, lw, x, y, NULL, &experts);
 }

@@ -43,7 +43,7 @@ typedef struct pf_step {
     int64_t n, position;   /* the first token's absolute position */
     pf_rope_table rope, rope_compressed; /* [n] from position */
     const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
-    struct pf_recorder *recorder;  /* the session's; NULL: nothing is recorded */
+    struct pf_recorder *recorder;  /* the session's, of the device's side; NULL: nothing is recorded */
 } pf_step;
 
 /* The `position` that operations are given: beside it they add the frame's. */
@@ -115,9 +115,6 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
  * host's. */
 pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
                   float *logits);
-/* The same where the head is on the step's side, with the logits there, too, and not reported to the tap. */
-pf_status pf_head_there(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams,
-                        int64_t n_out, float *logits);
 /* The whole network, begun on the host's side: extends the cache by the step's tokens (the caller commits) and writes the
  * logits of the last n_out tokens, [n_out, vocab]. Both sides have been prepared. */
 pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);

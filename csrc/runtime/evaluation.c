@@ -26,7 +26,8 @@ void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cac
 
 pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits) {
     PF_TRY(pf_step_prepare(&evaluation->host));
-    if (evaluation->host.device != NULL && !pf_recorded_whole(&evaluation->host)) {
+    if (evaluation->host.device != NULL) {
+        if (pf_frame_suits(&evaluation->device)) return pf_forward_framed(&evaluation->device, n_out, logits);
         PF_TRY(pf_step_prepare(&evaluation->device));
     }
     return pf_forward(&evaluation->host, n_out, logits);

@@ -84,7 +84,7 @@ static pf_status open_parts(pf_session *session, const pf_session_params *params
     if (session->tokens == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     PF_TRY(pf_session_plan_buffers(session, err));
     if (model->link != NULL && (params->flags & PF_SESSION_UNRECORDED) == 0) {
-        session->recorder = pf_recorder_new(model->link);
+        session->recorder = pf_recorder_new(model->link, model->net.config.n_layer);
         if (session->recorder == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     }
     if ((params->flags & PF_SESSION_POISON) != 0) pf_cache_poison(&session->cache);
@@ -190,7 +190,6 @@ static pf_status check_weights(pf_session *session, pf_error *err) {
 static void begin(pf_session *session, pf_evaluation *out, const int32_t *tokens, int64_t n, pf_error *err) {
     pf_evaluation_init(out, session->model, &session->cache, session->arenas, &session->cancel, tokens, n,
                        session->cache.position, err);
-    out->host.recorder = session->recorder;
     out->device.recorder = session->recorder;
     out->host.tap = session->tap;
     out->host.tap_user = session->tap_user;

@@ -381,6 +381,17 @@ void check_words(const void *argument, size_t bytes) {
     }
 }
 
+/* How many graphs were made and run, for tests to read; `alive` counts executable ones, `single` kernels outside of any.
+ * The hook is called before everything that is queued, captured or not. */
+struct graph_counts {
+    uint64_t made, launched, alive, single;
+};
+extern "C" {
+__attribute__((visibility("default"))) graph_counts pf_emulated_graphs;
+__attribute__((visibility("default"))) void (*pf_emulated_hook)();
+}
+static bool in_graph;
+
 void launch(const void *address, dim3 grid, dim3 threads, size_t shared, const std::function<void()> &fn) {
     static unsigned turn;
     const auto asked = allowed.find(address);
@@ -393,6 +404,7 @@ void launch(const void *address, dim3 grid, dim3 threads, size_t shared, const s
     if (shared > asked_bytes) fail("more dynamic shared memory than was asked for");
     if (asked_bytes > most_shared) fail("more shared memory than the kernel may have");
     for (; n_started < threads.x; ++n_started) start(n_started);
+    if (!in_graph) ++pf_emulated_graphs.single;
     kernel = &fn;
     block_size = threads;
     grid_size = grid;
@@ -421,14 +433,6 @@ static bool capturing, spoiled;
 static int last_error;
 static graph *captured;
 
-/* How many were made and run, for tests to read; `alive` counts executable ones. */
-struct graph_counts {
-    uint64_t made, launched, alive;
-};
-extern "C" {
-__attribute__((visibility("default"))) graph_counts pf_emulated_graphs;
-}
-
 static bool refuses(const char *step) {
     const char *refused = std::getenv("PF_EMULATED_NO_GRAPHS");
     return refused && std::strcmp(refused, step) == 0;
@@ -450,6 +454,7 @@ int forbidden() {
 }
 
 int enqueue(std::function<void()> work) {
+    if (pf_emulated_hook) pf_emulated_hook();
     if (!capturing) {
         work();
         return cudaSuccess;
@@ -488,9 +493,12 @@ int instantiate(graph **out, const graph *from) {
 
 int launch_graph(const graph *g) {
     if (capturing) fail("a graph within a graph");
+    if (pf_emulated_hook) pf_emulated_hook();
     if (is_lost()) return cudaErrorLaunchFailure;
     ++pf_emulated_graphs.launched;
+    in_graph = true;
     for (const auto &work : g->work) work();
+    in_graph = false;
     return cudaSuccess;
 }
 

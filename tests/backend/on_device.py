@@ -11,9 +11,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyflash
@@ -394,24 +395,49 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
 class GraphCounts(ctypes.Structure):
     """pf_emulated_graphs of cuda_emulation.cpp."""
 
-    _fields_ = [("made", ctypes.c_uint64), ("launched", ctypes.c_uint64), ("alive", ctypes.c_uint64)]
+    _fields_ = [(name, ctypes.c_uint64) for name in ("made", "launched", "alive", "single")]
 
 
-def graphs() -> tuple[int, int, int]:
-    """Graphs made, and launched, so far, and those that are there now. Nothing but zeros on a real device."""
+class Graphs(NamedTuple):
+    made: int
+    launched: int
+    alive: int  # now
+    single: int  # kernels that no graph launched
+
+
+def emulation() -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(os.environ["PYFLASH_LIBRARY"]).parent / "libpyflash_cuda.so"))
+
+
+def graphs() -> Graphs:
+    """So far; nothing but zeros on a real device."""
     if not EMULATED:
-        return 0, 0, 0
-    library = ctypes.CDLL(str(Path(os.environ["PYFLASH_LIBRARY"]).parent / "libpyflash_cuda.so"))
-    counts = GraphCounts.in_dll(library, "pf_emulated_graphs")
-    return int(counts.made), int(counts.launched), int(counts.alive)
+        return Graphs(0, 0, 0, 0)
+    counts = GraphCounts.in_dll(emulation(), "pf_emulated_graphs")
+    return Graphs(counts.made, counts.launched, counts.alive, counts.single)
+
+
+@contextmanager
+def before_each(call: Callable[[], None]) -> Iterator[None]:
+    """Has it called before whatever is queued for the emulated device, or recorded."""
+    function = ctypes.CFUNCTYPE(None)(call)
+    hook = ctypes.c_void_p.in_dll(emulation(), "pf_emulated_hook")
+    hook.value = ctypes.cast(function, ctypes.c_void_p).value
+    try:
+        yield
+    finally:
+        hook.value = None
 
 
 def decode(session: Any, tokens: np.ndarray) -> np.ndarray:
     return np.stack([session.eval([token]) for token in tokens])
 
 
-RECORDED: dict[str, dict[str, Any]] = {
-    "all": {}, "two-layers": {"gpu_layers": 3}, "three-layers-two-experts": {"gpu_layers": 4, "cpu_moe": 2},
+# With the pieces of a token, and the kinds of all pieces: with and without a row of ratio 4 and of 128, with and without
+# the indexer, where a piece has layers that need to know.
+RECORDED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "all": ({}, 1, 5), "three-layers-two-experts": ({"gpu_layers": 4, "cpu_moe": 2}, 3, 4 + 1 + 5),
+    "experts-on-cpu": ({"cpu_moe": 99}, 1 + 2 * LAYERS, LAYERS + 1 + 4 + 2 + 4 + 1),
 }  # fmt: skip
 
 
@@ -420,7 +446,8 @@ def test_decoding_is_replayed(tiny: TinyModel, placement: str, precision: str) -
     """The bits of a sequence evaluated in chunks, without recordings: before and after the indexer chooses (from position
     51 on), with and without a completed row of ratio 4 and 128; and memory as planned."""
     tokens = tokens_of(tiny)
-    with open_on(tiny, precision, **RECORDED[placement]) as model:
+    options, n_piece, n_kind = RECORDED[placement]
+    with open_on(tiny, precision, **options) as model:
         expected = logits_of(model, tokens)
         before = graphs()
         with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
@@ -429,34 +456,39 @@ def test_decoding_is_replayed(tiny: TinyModel, placement: str, precision: str) -
                 same(decode(session, tokens[begin:end]), expected[begin:end])
             for _ in range(3):  # row 0 of ratio 128: computed before, recorded, replayed
                 session.rollback(session.position - 127)
+                single = graphs().single
                 same(decode(session, tokens[127:130]), expected[127:130])
+            assert graphs().single == single, "all of a token is in graphs"
             session.eval(tokens[130:])
-            made, launched, alive = (now - then for now, then in zip(graphs(), before))
+            made, launched, alive, _ = (now - then for now, then in zip(graphs(), before))
             draft = session.draft(7)
             assert session.memory.device_buffer_bytes == model.placement.buffer_bytes
-            if EMULATED:  # a row of ratio 4 or none, without and with choosing; one of ratio 128 with choosing
-                assert made == alive == 5
-                assert launched == 9 + 23 + 15 + 3 * 3 - made, "the first of every kind is computed"
-        assert graphs()[2] == before[2], "closing drops them"
+            if EMULATED:
+                assert made == alive == n_kind
+                assert launched == n_piece * (9 + 23 + 15 + 3 * 3) - made, "the first of every kind is computed"
+        assert graphs().alive == before.alive, "closing drops them"
         with model.session(context=CONTEXT, chunk=CHUNK) as session:
             session.eval(tokens)
             same(session.draft(7)[None], draft[None])
 
 
+PIECES = 5  # of a token of `parted`: layer 0, its shared expert, layer 1, its shared expert, the rest
+
+
 @pytest.fixture(scope="module")
-def whole(tiny: TinyModel) -> Iterator[tuple[Any, np.ndarray]]:
-    """Everything on the device, and the logits of tokens_of() without recordings."""
-    with open_on(tiny, "fast") as model:
+def parted(tiny: TinyModel) -> Iterator[tuple[Any, np.ndarray]]:
+    """All layers on the device, the experts of the last two, too; and the logits of tokens_of() without recordings."""
+    with open_on(tiny, "fast", cpu_moe=2) as model:
         yield model, logits_of(model, tokens_of(tiny))
 
 
-def test_replayed_sessions_do_not_meet(whole: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
-    model, expected = whole
+def test_replayed_sessions_do_not_meet(parted: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
+    model, expected = parted
     tokens = tokens_of(tiny)
     others = tokens[::-1].copy()
     expected_others = logits_of(model, others[:60])
     found: list[list[np.ndarray]] = [[], []]
-    before = graphs()[1]
+    before = graphs().launched
     with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as a:
         with model.session(context=2 * CONTEXT, chunk=16, poison=True) as b:
             a.eval(tokens[:7])
@@ -467,13 +499,13 @@ def test_replayed_sessions_do_not_meet(whole: tuple[Any, np.ndarray], tiny: Tiny
         rest = decode(a, tokens[len(found[0]) + 7 :][:20])
     same(np.stack(found[1]), expected_others)
     same(np.concatenate([np.stack(found[0]), rest]), expected[7:67])
-    assert not EMULATED or graphs()[1] - before == 60 + 40 + 20 - 8, "all but the first of four kinds in each"
+    launched = PIECES * (60 + 40 + 20) - 2 * (1 + 1 + 4 + 1 + 4)
+    assert not EMULATED or graphs().launched - before == launched, "all but the first of a piece's kinds in each"
 
 
-def test_replayed_after_everything_else(whole: tuple[Any, np.ndarray], tiny: TinyModel, tmp_path: Path) -> None:
-    """Rolled back, from a checkpoint, from a file, after taps, chunks, and steps with all logits, which take more scratch
-    than was planned, so that recordings are made anew."""
-    model, expected = whole
+def test_replayed_after_everything_else(parted: tuple[Any, np.ndarray], tiny: TinyModel, tmp_path: Path) -> None:
+    """Rolled back, from a checkpoint, from a file, after taps, and after chunks."""
+    model, expected = parted
     tokens = tokens_of(tiny)
     with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
         same(decode(session, tokens[:40]), expected[:40])
@@ -482,19 +514,38 @@ def test_replayed_after_everything_else(whole: tuple[Any, np.ndarray], tiny: Tin
         session.rollback(30)
         same(decode(session, tokens[40:60]), expected[40:60])
         session.save(tmp_path / "kept")
-        launched = graphs()[1]
+        launched = graphs().launched
         session.set_tap(lambda *_: None)
         same(decode(session, tokens[60:64]), expected[60:64])
         session.set_tap(None)
-        assert graphs()[1] == launched, "nothing is replayed for a tap"
+        assert graphs().launched == launched, "nothing is replayed for a tap"
         same(decode(session, tokens[64:90]), expected[64:90])
         same(session.eval(tokens[90:120], all_logits=True), expected[90:120])
-        made = graphs()[0]
+        made = graphs().made
         same(decode(session, tokens[120:]), expected[120:])
         session.load(tmp_path / "kept")
-        launched = graphs()[1]
+        launched = graphs().launched
         same(decode(session, tokens[60:]), expected[60:])
-        assert not EMULATED or (graphs()[1] - launched > 70 and made < graphs()[0] < made + 6)
+        if EMULATED:
+            assert graphs().launched - launched == PIECES * 80
+            assert graphs().made - made == 1, "with a row of ratio 128, the second time"
+
+
+def test_recorded_anew_where_scratch_has_moved(tmp_path: Path) -> None:
+    """Steps with all logits take more than was planned."""
+    wide = make_tiny_model(tmp_path, seed=56, **{**SHAPE, "num_hidden_layers": 2, "compress_ratios": [4, 128, 0],
+                           "vocab_size": 4096})  # fmt: skip
+    tokens = wide.tokens(52, 53)
+    with open_on(wide, "fast", cpu_moe=1) as model:
+        expected = logits_of(model, tokens)
+        with model.session(context=CONTEXT, chunk=28, poison=True) as session:
+            planned = session.memory.device_buffer_bytes
+            for begin in (0, 40):
+                made = graphs().made
+                same(decode(session, tokens[begin : begin + 12]), expected[begin : begin + 12])
+                assert not EMULATED or graphs().made - made == 2 + 1 + 1
+                same(session.eval(tokens[12:40], all_logits=True), expected[12:40]) if begin == 0 else None
+            assert session.memory.device_buffer_bytes > planned
 
 
 def test_replayed_at_later_rows(tiny: TinyModel) -> None:
@@ -513,36 +564,84 @@ def test_replayed_at_later_rows(tiny: TinyModel) -> None:
                 session.rollback(6)
 
 
-def test_replayed_without_logits(whole: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
+def test_replayed_without_logits(parted: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
     """Chunks of one token, of which only the last has logits."""
-    model, expected = whole
-    tokens, before = tokens_of(tiny), graphs()[0]
+    model, expected = parted
+    tokens, before = tokens_of(tiny), graphs().made
     with model.session(context=CONTEXT, chunk=1, poison=True) as session:
         planned = session.memory.device_buffer_bytes
         for end in (13, 30, 60):
             same(session.eval(tokens[session.position : end])[None], expected[end - 1 : end])
         assert session.memory.device_buffer_bytes == planned
-        assert not EMULATED or before + 4 <= graphs()[0] <= before + 8
+        assert not EMULATED or graphs().made - before == 1 + 1 + 4 + 1 + 4 + 1, "of kinds with logits one comes twice"
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs to know how far the device is")
+def test_cancelled_while_recording(parted: tuple[Any, np.ndarray], tiny: TinyModel) -> None:
+    """Launching, recording or replaying, at any piece."""
+    model, expected = parted
+    tokens, made = tokens_of(tiny), graphs().made
+    queued = 0
+
+    def count() -> None:
+        nonlocal queued
+        queued += 1
+        if queued == cancel_at:
+            session.cancel()
+
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session, before_each(count):
+        n_cancelled = 0
+        for at in range(16):
+            for cancel_at in (2 + at, 30 + 9 * at):
+                queued = 0
+                try:
+                    result = session.eval(tokens[at : at + 1])
+                    session.rollback(1)
+                except pyflash.CancelledError:
+                    n_cancelled += 1
+                else:
+                    same(result[None], expected[at : at + 1])
+            cancel_at = 0
+            same(session.eval(tokens[at : at + 1])[None], expected[at : at + 1])
+    assert n_cancelled > 16 and graphs().made - made == 1 + 1 + 2 + 1 + 2, "which went on all the time"
 
 
 @pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
 @pytest.mark.parametrize("step", ["begin", "launch", "instantiate"])
+@pytest.mark.parametrize("n_made", [0, 3])
 def test_a_device_that_cannot_record(
-    whole: tuple[Any, np.ndarray], tiny: TinyModel, step: str, monkeypatch: pytest.MonkeyPatch
+    parted: tuple[Any, np.ndarray], tiny: TinyModel, n_made: int, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, expected = whole
+    """From the beginning, or from the fourth recording on."""
+    model, expected = parted
     before = graphs()
-    monkeypatch.setenv("PF_EMULATED_NO_GRAPHS", step)
-    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
-        same(decode(session, tokens_of(tiny)[:20]), expected[:20])
-        assert graphs() == before
+
+    def refuse() -> None:
+        if graphs().made - before.made == n_made:
+            monkeypatch.setenv("PF_EMULATED_NO_GRAPHS", step)
+
+    with model.session(context=CONTEXT, chunk=CHUNK, poison=True) as session, before_each(refuse):
+        same(decode(session, tokens_of(tiny)[:10]), expected[:10])
+        assert graphs().alive - before.alive == n_made
 
 
 @pytest.mark.skipif(not EMULATED, reason="needs a device that can be made to fail")
 def test_a_device_lost_while_replaying(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of a token's pieces."""
     before = graphs()
-    with open_on(tiny) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+    with open_on(tiny, cpu_moe=2) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
         decode(session, tokens_of(tiny)[:12])
-        assert graphs()[2] > before[2]
-        lose_device(session, [1], monkeypatch)
-    assert graphs()[2] == before[2]
+        assert graphs().alive > before.alive
+        launched = graphs().launched
+
+        def lose() -> None:
+            if graphs().launched == launched + 2:
+                monkeypatch.setenv("PF_EMULATED_LOST", "1")
+
+        with before_each(lose), pytest.raises(pyflash.DeviceError):
+            session.eval([1])
+        monkeypatch.delenv("PF_EMULATED_LOST")
+        with pytest.raises(pyflash.DeviceError, match="open the model again"):
+            session.eval([1])
+        assert session.position == 12
+    assert graphs().alive == before.alive

@@ -107,7 +107,7 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
     done = subprocess.run([program, model, "48"], env=device, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 7
 
 
 def test_doctor(device: dict[str, str]) -> None:

@@ -349,15 +349,17 @@ bool pf_index_in_tiles(const pf_score_args &args) {
     return args.a.n_head <= MOST_HEADS && args.rows.width <= GROUPS * PF_IDX_GROUP;
 }
 
+/* Of a block, beside its block_state. */
+static int64_t free_shared(const pf_exec *ex) {
+    return pf_device_of(ex)->shared_bytes - (int64_t)sizeof(block_state);
+}
+
 /* rows: at most; each: tokens a block; blocks: with the same tokens, as far as there are rows for them. */
 template <bool SHIFTED>
 static pf_status launch(const pf_exec *ex, const pf_score_args &args, int64_t rows, int64_t each, int64_t blocks) {
     const int64_t bytes = each * (int64_t)sizeof(token_heads), tiles = pf_div_up(rows, 8 * way<SHIFTED>::OCTETS);
     const dim3 grid((unsigned)pf_most(1, pf_least(blocks, tiles)), (unsigned)pf_div_up(args.a.n_token, each));
-    if (cudaFuncSetAttribute(tile_kernel<SHIFTED>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
-        cudaSuccess) {
-        return PF_ERR_DEVICE;
-    }
+    if (!pf_allow_shared(tile_kernel<SHIFTED>, free_shared(ex))) return PF_ERR_DEVICE;
     PF_LAUNCH(tile_kernel<SHIFTED>, grid, THREADS, bytes, pf_device_of(ex)->stream, args, each);
     return pf_launched();
 }
@@ -366,7 +368,7 @@ pf_status pf_index_tiles_launch(const pf_exec *ex, const pf_score_args &args, in
     const pf_device *device = pf_device_of(ex);
     const int64_t n_sm = device->n_sm, n_token = args.a.n_token;
     if (n_token <= way<false>::TOKENS) return launch<false>(ex, args, rows, n_token, n_sm);
-    const int64_t room = (device->shared_bytes - (int64_t)sizeof(block_state)) / (int64_t)sizeof(token_heads);
+    const int64_t room = free_shared(ex) / (int64_t)sizeof(token_heads);
     const int64_t n = pf_div_up(n_token, pf_least(room, way<true>::TOKENS)); /* blocks with the same rows */
     /* As many as fill the device, and more as far as encoding heads takes a small part of a block's time. */
     const int64_t fill = pf_div_up(n_sm, n), even = pf_div_up(8 * n_sm, n);
