@@ -2,9 +2,9 @@
 
     python scripts/depth_kld.py MODEL.gguf [TEXT] [--tokens 16384] [--cache reference] [--exact-cache f32]
 
-Evaluates the text, or random tokens where none is given, once in each precision, as one sequence, and prints the mean and its standard error over ranges of
-positions. With --exact-cache reference both read rows as the published model rounds them: what is left is the arithmetic
-of `fast`. Without it, what the rounding moves counts too.
+Evaluates the text, or random tokens where none is given, once in each precision, as one sequence, and prints the mean
+and its standard error over ranges of positions. With --exact-cache reference both read rows as the published model rounds
+them: what is left is the arithmetic of `fast`. Without it, what the rounding moves counts too.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,32 +42,32 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def emulated_objects(folder: Path) -> list[Path]:
-    """The plugin's objects, with the emulation."""
-    compiler = cxx()
-
-    def compile_one(source: Path) -> Path:
-        out = folder / f"{source.name}.o"
-        run(compiler, *FLAGS, "-x", "c++", "-c", source, "-o", out)
-        return out
-
+def _compile_all(of: list[Path], folder: Path, compile_one: Callable[[Path, Path], Path]) -> list[Path]:
+    cxx()  # skips here, and not in a thread
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, [*sources(), *sorted(c_build.HERE.glob("cuda_emulation*.cpp"))]))
+        return list(pool.map(lambda source: compile_one(source, folder / f"{source.name}.o"), of))
+
+
+def _compile_plain(source: Path, out: Path, flags: Sequence[str] = FLAGS) -> Path:
+    run(cxx(), *flags, "-x", "c++", "-c", source, "-o", out)
+    return out
 
 
 def compile_watched(source: Path, out: Path) -> Path:
     """So that cuda_watch.cpp sees every access to shared and to the device's memory."""
     flags = [flag for flag in FLAGS if not flag.startswith("-fsanitize")]
-    watch = ["-fsanitize=thread"] if source.suffix == ".cu" else []
-    run(cxx(), *flags, *watch, "-x", "c++", "-c", source, "-o", out)
-    return out
+    return _compile_plain(source, out, [*flags, "-fsanitize=thread"] if source.suffix == ".cu" else flags)
+
+
+def emulated_objects(folder: Path) -> list[Path]:
+    """The plugin's objects, with the emulation."""
+    return _compile_all([*sources(), *sorted(c_build.HERE.glob("cuda_emulation*.cpp"))], folder, _compile_plain)
 
 
 def watched_objects(folder: Path) -> list[Path]:
-    """The plugin's objects, with the emulation that looks for races."""
+    """The same, with the emulation that looks for races."""
     own = [c_build.HERE / name for name in ("cuda_watch.cpp", "cuda_emulation_streams.cpp")]
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda source: compile_watched(source, folder / f"{source.name}.o"), [*sources(), *own]))
+    return _compile_all([*sources(), *own], folder, compile_watched)
 
 
 def gate(folder: Path, objects: list[Path], native: Path) -> Path:
