@@ -24,7 +24,7 @@ def cut_cdef(header: str) -> str:
 def main() -> None:
     header, out = Path(sys.argv[1]), Path(sys.argv[2])
     ffi = cffi.FFI()
-    ffi.set_source("pyflash._pyflash_cffi", None)
+    ffi.set_source("pyflash.native._pyflash_cffi", None)
     ffi.cdef(cut_cdef(header.read_text(encoding="utf-8")))
     ffi.emit_python_code(str(out))
 

@@ -1,68 +1,72 @@
-"""Local runtime for DeepSeek-V4 models."""
+"""Local runtime for DeepSeek-V4 models.
+
+Names are imported when they are first used: `import pyflash` alone reads no library, and a part of the package that the
+others build on, such as pyflash.native, can be imported by itself.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-try:
-    from pyflash import chat
-    from pyflash._native import __version__
-    from pyflash.errors import (
-        ArgumentError,
-        BusyError,
-        CancelledError,
-        ClosedError,
-        ContextFullError,
-        DeviceError,
-        Error,
-        FileError,
-        FormatError,
-        InternalError,
-        MemoryLimitError,
-        RebuildError,
-        UnsupportedError,
-    )
-    from pyflash.generation import Piece
-    from pyflash.grammar import Grammar
-    from pyflash.model import Model, ModelInfo
-    from pyflash.reply import ChatPiece, Reply
-    from pyflash.sampling import SamplingOptions, TokenLogprob
-    from pyflash.session import Memory, Session
-    from pyflash.tokenizer import Tokenizer
-except ImportError as error:
-    if not TYPE_CHECKING:
-        # Told at the first use, so that the command can say it in one line: Python imports this module before that one.
-        _problem = error
+if TYPE_CHECKING:
+    from pyflash import chat as chat
+    from pyflash import demo as demo
+    from pyflash.chat.reply import ChatPiece as ChatPiece
+    from pyflash.chat.reply import Reply as Reply
+    from pyflash.engine.generation import Piece as Piece
+    from pyflash.engine.grammar import Grammar as Grammar
+    from pyflash.engine.model import Model as Model
+    from pyflash.engine.model import ModelInfo as ModelInfo
+    from pyflash.engine.sampling import SamplingOptions as SamplingOptions
+    from pyflash.engine.sampling import TokenLogprob as TokenLogprob
+    from pyflash.engine.session import Memory as Memory
+    from pyflash.engine.session import Session as Session
+    from pyflash.engine.tokenizer import Tokenizer as Tokenizer
+    from pyflash.native.errors import ArgumentError as ArgumentError
+    from pyflash.native.errors import BusyError as BusyError
+    from pyflash.native.errors import CancelledError as CancelledError
+    from pyflash.native.errors import ClosedError as ClosedError
+    from pyflash.native.errors import ContextFullError as ContextFullError
+    from pyflash.native.errors import DeviceError as DeviceError
+    from pyflash.native.errors import Error as Error
+    from pyflash.native.errors import FileError as FileError
+    from pyflash.native.errors import FormatError as FormatError
+    from pyflash.native.errors import InternalError as InternalError
+    from pyflash.native.errors import MemoryLimitError as MemoryLimitError
+    from pyflash.native.errors import RebuildError as RebuildError
+    from pyflash.native.errors import UnsupportedError as UnsupportedError
+    from pyflash.native.library import __version__ as __version__
 
-        def __getattr__(name: str) -> object:
-            raise ImportError(str(_problem)) from _problem
+_NAMES_OF = {
+    "chat.reply": ("ChatPiece", "Reply"),
+    "engine.generation": ("Piece",),
+    "engine.grammar": ("Grammar",),
+    "engine.model": ("Model", "ModelInfo"),
+    "engine.sampling": ("SamplingOptions", "TokenLogprob"),
+    "engine.session": ("Memory", "Session"),
+    "engine.tokenizer": ("Tokenizer",),
+    "native.errors": (
+        "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError", "DeviceError", "Error",
+        "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError", "UnsupportedError",
+    ),
+    "native.library": ("__version__",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names}
+_MODULES = ("chat", "demo")
+
+__all__ = [*sorted(_HOME_OF), *_MODULES]  # noqa: PLE0604
 
 
-__all__ = [
-    "ArgumentError",
-    "BusyError",
-    "CancelledError",
-    "ChatPiece",
-    "ClosedError",
-    "ContextFullError",
-    "DeviceError",
-    "Error",
-    "FileError",
-    "FormatError",
-    "Grammar",
-    "InternalError",
-    "Memory",
-    "MemoryLimitError",
-    "Model",
-    "ModelInfo",
-    "Piece",
-    "RebuildError",
-    "Reply",
-    "SamplingOptions",
-    "Session",
-    "TokenLogprob",
-    "Tokenizer",
-    "UnsupportedError",
-    "__version__",
-    "chat",
-]
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"pyflash.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'pyflash' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"pyflash.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

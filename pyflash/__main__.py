@@ -18,7 +18,7 @@ def run() -> None:
         if sys.argv[1:] == ["--demo-checkpoint"]:
             _print_demo_checkpoint()
             return
-        from pyflash.cli import main
+        from pyflash.cli.main import main
     except KeyboardInterrupt:
         sys.exit(130)
     except ImportError as error:
@@ -29,7 +29,7 @@ def run() -> None:
 
 
 def _print_cmake_dir() -> None:
-    from pyflash._native import installed_file
+    from pyflash.native.library import installed_file
 
     folder = installed_file("lib", "cmake", "pyflash")
     if folder is None:
@@ -39,7 +39,7 @@ def _print_cmake_dir() -> None:
 
 def _print_demo_checkpoint() -> None:
     from pyflash import demo
-    from pyflash.errors import Error
+    from pyflash.native.errors import Error
 
     try:
         print(demo.checkpoint())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyflash._native import ffi, lib
+from pyflash.native.library import ffi, lib
 from quantize.codecs import BLOCK, FP8_BLOCK, MXFP4_BYTES, Q8_0_BYTES
 
 

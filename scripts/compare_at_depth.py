@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    from pyflash import processor as cpu
+    from pyflash.machine import processor as cpu
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")

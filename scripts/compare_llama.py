@@ -205,7 +205,7 @@ def report(args: argparse.Namespace, results: Results) -> str:
 
 
 def processor() -> str:
-    from pyflash.processor import processor as find
+    from pyflash.machine.processor import processor as find
 
     found = find()
     vector = "AVX-512" if "avx512f" in found.flags else "AVX2, no AVX-512" if "avx2" in found.flags else "no AVX2"
@@ -228,7 +228,7 @@ def numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    from pyflash import processor as cpu
+    from pyflash.machine import processor as cpu
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")

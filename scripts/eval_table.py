@@ -21,7 +21,7 @@ from pyflash.eval.measure import Evaluator, ModelBase, measure_divergence
 from pyflash.eval.output import estimate_text
 from pyflash.eval.source import Subject, Text, common_windows
 from pyflash.eval.statistics import Divergence, Estimate
-from pyflash.progress import format_bytes
+from pyflash.machine.units import format_bytes
 from quantize.plan import DENSE, EXPERTS
 
 BASE = ConvertOptions(dense="f32", experts="f32")

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from pyflash.cli import cli
-from pyflash.repl.commands import COMMANDS, HELP_ON_LINES
-from pyflash.repl.settings import helps
+
+from pyflash.cli.chat.commands import COMMANDS, HELP_ON_LINES
+from pyflash.cli.chat.settings import helps
+from pyflash.cli.main import cli
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 COMMAND = "python scripts/make_command_reference.py"

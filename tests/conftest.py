@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = ["backend/test_gate.py", "demo/test_paths.py", "backend/test_cuda.py", "backend/test_device.py",
            "model/test_oracle.py", "model/test_precision.py", "model/test_state.py", "model/test_mtp.py",
-           "oracle/test_transformers.py", "pyflash/test_cli.py", "import_llama/test_continuations.py",
+           "oracle/test_transformers.py", "cli/test_cli.py", "import_llama/test_continuations.py",
            "import_llama/test_precision.py"]  # fmt: skip
 
 

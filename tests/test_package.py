@@ -22,11 +22,11 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     files -= {path for path in files if path.startswith("../") or "/__pycache__/" in path or ".dist-info/" in path}
     assert {path.split("/")[0] for path in files} == {"pyflash", "quantize", "gguf_export"}
     assert {"pyflash/py.typed", "pyflash/include/pyflash.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
-            "pyflash/_pyflash_cffi.py", "pyflash/demo.py"} <= files  # fmt: skip
-    demo = {path.removeprefix("pyflash/demo_model/") for path in files if path.startswith("pyflash/demo_model/")}
+            "pyflash/native/_pyflash_cffi.py", "pyflash/demo/__init__.py"} <= files  # fmt: skip
+    demo = {path.removeprefix("pyflash/demo/model/") for path in files if path.startswith("pyflash/demo/model/")}
     assert demo >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md"}
     assert any(path.endswith(".safetensors") for path in demo)
-    files -= {f"pyflash/demo_model/{path}" for path in demo}
+    files -= {f"pyflash/demo/model/{path}" for path in demo}
     rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", "/pyflash.h"))}
     assert len(rest) == 1 and "libpyflash" in rest.pop()
     assert not any("test" in path for path in files)

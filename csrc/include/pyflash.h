@@ -393,7 +393,7 @@ typedef struct pf_chat_message {
 /* A plain conversation as the model's prompt: text to continue with the assistant's next answer, which begins with its
  * reasoning up to "</think>" unless think is OFF. BOS included; special tokens in the contents stay text. The rules are
  * those of release 0731 when the file's chat template has the words "Beyond maximum", else the preview's. Tools and the
- * other roles are the Python side's (pyflash/chat.py), whose output this equals. Sizes as pf_tokenize. */
+ * other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 

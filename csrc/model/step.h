@@ -7,9 +7,9 @@
 #include "backend/backend.h"
 #include "kv/cache.h"
 #include "model/config.h"
-#include "model/expert_stream.h"
-#include "model/expert_upload.h"
-#include "model/hot_experts.h"
+#include "offload/expert_stream.h"
+#include "offload/expert_upload.h"
+#include "offload/hot_experts.h"
 #include "model/weights.h"
 
 /* What a loaded model computes with: immutable, shared by all its sessions. */

@@ -5,7 +5,7 @@
 #include "base/pool.h"
 #include "base/status.h"
 #include "format/gguf.h"
-#include "model/placement.h"
+#include "offload/placement.h"
 #include "model/step.h"
 #include "text/tokenizer.h"
 

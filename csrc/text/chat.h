@@ -1,4 +1,4 @@
-/* DeepSeek-V4's chat encoding of plain conversations: what pyflash/chat.py does for the roles system, user and
+/* DeepSeek-V4's chat encoding of plain conversations: what pyflash/chat does for the roles system, user and
  * assistant without tools, reasoning or tasks. */
 #ifndef PF_TEXT_CHAT_H
 #define PF_TEXT_CHAT_H

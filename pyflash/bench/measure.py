@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyflash import machine
 from pyflash.bench.traffic import Traffic
-from pyflash.errors import ArgumentError, Error, FileError
-from pyflash.model import Model
+from pyflash.engine.model import Model
+from pyflash.machine import hardware
+from pyflash.native.errors import ArgumentError, Error, FileError
 
 _WARM_PROMPT = 512  # most tokens evaluated before the first test: they come to every expert
 _WARM_TOKENS = 2  # decoded before the clock runs
@@ -87,7 +87,7 @@ class Speed:
 
 @dataclass
 class MemoryUse:
-    """Bytes. resident and private: the most that this process had after any test; see machine.ProcessMemory."""
+    """Bytes. resident and private: the most that this process had after any test; see hardware.ProcessMemory."""
 
     weight_bytes: int
     cache_bytes: int
@@ -97,7 +97,7 @@ class MemoryUse:
     private_bytes: int | None = None
 
     def look(self) -> None:
-        now = machine.process_memory()
+        now = hardware.process_memory()
         if now is not None:
             self.resident_bytes = max(self.resident_bytes or 0, now.resident)
             self.private_bytes = max(self.private_bytes or 0, now.private)
@@ -135,7 +135,7 @@ class Bench:
         self._random = np.random.default_rng(self.plan.seed + 1)
         self._session = self.model.session(context=self.plan.context, chunk=self.plan.chunk, cache=self.plan.cache,
                                            checkpoints=_CHECKPOINTS)
-        self._bandwidth_bytes = max(_LEAST_BANDWIDTH_BYTES, 4 * machine.outer_cache_bytes())
+        self._bandwidth_bytes = max(_LEAST_BANDWIDTH_BYTES, 4 * hardware.outer_cache_bytes())
         sizes = self._session.memory
         self.memory = MemoryUse(self.model.info.weight_bytes, sizes.cache_bytes, sizes.buffer_bytes,
                                 sizes.checkpoint_bytes)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyflash import processor
 from pyflash.bench.measure import MemoryUse, Speed
-from pyflash.model import ModelInfo, cache_in_use
-from pyflash.progress import format_bytes
+from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.machine import processor
+from pyflash.machine.units import format_bytes
 
 
 @dataclass(frozen=True)

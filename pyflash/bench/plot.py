@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyflash.bench.measure import Speed
 from pyflash.bench.output import Setting, rate
-from pyflash.errors import FileError
+from pyflash.native.errors import FileError
 
 _WIDTH, _HEIGHT = 920, 450
 _TOP, _BOTTOM, _LEFT, _GAP = 92, 84, 66, 84

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyflash._values import StrPath
-from pyflash.model import ModelInfo, cache_in_use
+from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.native.values import StrPath
 
 # Bytes of a row by cache type: (attention's rows, indexer's rows) from (width, rotary values).
 _SCALE_GROUP, _INDEX_SCALE_GROUP = 64, 32

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from gguf_export.engine import check_space, files_beside
 from gguf_export.errors import ConvertError, reason
-from pyflash._values import FloatArray, StrPath
-from pyflash.errors import Error, FileError, FormatError
 from pyflash.eval.statistics import Doubles, Tokens32, blocks, log_softmax
 from pyflash.eval.windows import LEAST_CONTEXT, Windows
+from pyflash.native.errors import Error, FileError, FormatError
+from pyflash.native.values import FloatArray, StrPath
 
 MAGIC = b"_logits_"
 FLOOR = -16.0  # llama.cpp leaves out what is this unlikely or more: codes cannot tell it apart

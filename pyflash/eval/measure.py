@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from pyflash._values import FloatArray
+from pyflash.engine.model import Model
+from pyflash.engine.session import Session
 from pyflash.eval.logits_file import LogitsFile, LogitsWriter
 from pyflash.eval.statistics import BaseRows, DivergenceStatistics, LogitRows, PerplexityStatistics
 from pyflash.eval.windows import Windows
-from pyflash.model import Model
-from pyflash.session import Session
+from pyflash.native.values import FloatArray
 
 MOST_LOGITS_BYTES = 1 << 28  # that one evaluation gives: 519 positions of the real vocabulary
 

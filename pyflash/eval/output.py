@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pyflash.engine.model import ModelInfo, cache_in_use
 from pyflash.eval.statistics import PERCENTILES, Divergence, Estimate, Perplexity, Spread
 from pyflash.eval.windows import Windows
-from pyflash.model import ModelInfo, cache_in_use
-from pyflash.progress import format_bytes
+from pyflash.machine.units import format_bytes
 
 Fields = dict[str, Any]
 

@@ -12,11 +12,11 @@ from typing import TextIO
 
 from gguf_export.errors import ConvertError
 from gguf_export.reader import read_gguf
-from pyflash.errors import ArgumentError, FormatError
+from pyflash.engine.model import Model
 from pyflash.eval.logits_file import LogitsFile
 from pyflash.eval.statistics import Tokens32
 from pyflash.eval.windows import TextRules, Windows, encode_text, plan_windows, text_pieces, tokens_needed
-from pyflash.model import Model
+from pyflash.native.errors import ArgumentError, FormatError
 
 
 class Text:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyflash._values import FloatArray
-from pyflash.errors import Error
+from pyflash.native.errors import Error
+from pyflash.native.values import FloatArray
 
 Doubles = npt.NDArray[np.float64]
 Tokens32 = npt.NDArray[np.int32]

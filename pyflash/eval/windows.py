@@ -9,9 +9,9 @@ from typing import TextIO
 
 import numpy as np
 
-from pyflash.errors import ArgumentError, FormatError
+from pyflash.engine.tokenizer import Tokenizer
 from pyflash.eval.statistics import Tokens32
-from pyflash.tokenizer import Tokenizer
+from pyflash.native.errors import ArgumentError, FormatError
 
 LEAST_CONTEXT = 4  # the first window that has tokens to score and some before them
 _PIECE_CHARACTERS = 1 << 20

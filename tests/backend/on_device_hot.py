@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyflash
+import pyflash.engine.model
 import pytest
 
 from .on_device import (  # the fixtures compat and tiny too
@@ -20,7 +21,7 @@ from .on_device import (  # the fixtures compat and tiny too
 )  # fmt: skip
 
 EXPERTS, USED = SHAPE["n_routed_experts"], SHAPE["num_experts_per_tok"]
-MOST = 31  # PF_HOT_MOST of csrc/model/hot_experts.h
+MOST = 31  # PF_HOT_MOST of csrc/offload/hot_experts.h
 EXPERT = 3 * 64 * 32 * 17 // 32  # bytes of one, of MXFP4
 TABLE = LAYERS * EXPERTS * 4
 SLOTS = 4
@@ -228,7 +229,7 @@ def test_off(compat: TinyModel, options: dict[str, Any]) -> None:
         with model.session(context=CONTEXT, chunk=CHUNK) as session:
             decode(session, tokens_of(compat)[:10])
         assert model.placement.hot_bytes == 0
-        assert model.hot_experts == pyflash.model.HotExperts(0, 0, 0, 0, 0, 0)
+        assert model.hot_experts == pyflash.engine.model.HotExperts(0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", ["sometimes", 0, -1])

@@ -20,7 +20,7 @@ from .on_device import (  # the fixtures compat and tiny too
     make_tiny_model, on_cpu, on_two_threads, open_on, same, tiny, tokens_of,
 )  # fmt: skip
 
-LEAST, TRY = 32, 256  # PF_UPLOAD_LEAST and PF_UPLOAD_TRY of csrc/model/upload_choice.h
+LEAST, TRY = 32, 256  # PF_UPLOAD_LEAST and PF_UPLOAD_TRY of csrc/offload/upload_choice.h
 EXPERTS = SHAPE["n_routed_experts"]
 MATRIX = 64 * 32 * 17 // 32  # bytes of one, of MXFP4
 

@@ -22,10 +22,10 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="module")
 def device(cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that has an emulated device of 512 MiB."""
-    from pyflash import _native
+    from pyflash.native import library
 
     folder = tmp_path_factory.mktemp("device")
-    library = _native._library_path()
+    library = library._library_path()
     if library.suffix != ".so":
         pytest.skip("plugins are tried out on Linux")
     shutil.copy(library, folder / library.name)

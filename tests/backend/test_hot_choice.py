@@ -1,4 +1,4 @@
-"""csrc/model/hot_choice.c: which experts are worth a place in a device's spare memory."""
+"""csrc/offload/hot_choice.c: which experts are worth a place in a device's spare memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Choice(ctypes.Structure):
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("hot-choice") / "hot_choice.so"
     cuda_build.run(c_build.compiler(), "-std=c11", "-O1", "-fPIC", "-shared", *c_build.WARNINGS, "-Werror",
-                   f"-I{c_build.CSRC}", c_build.CSRC / "model" / "hot_choice.c", "-o", path, "-lm")  # fmt: skip
+                   f"-I{c_build.CSRC}", c_build.CSRC / "offload" / "hot_choice.c", "-o", path, "-lm")  # fmt: skip
     loaded = ctypes.CDLL(str(path))
     loaded.pf_hot_choice_of.restype = Choice
     loaded.pf_hot_replaces.restype = ctypes.c_bool

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyflash
 import pytest
-from pyflash._native import ffi, lib
+
+import pyflash
+from pyflash.native.library import ffi, lib
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a compiler on the path")
 

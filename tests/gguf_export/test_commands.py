@@ -69,7 +69,7 @@ def end(*arguments, **options):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     time.sleep(60)
 convert.run_jobs = placing._copy = end
-from pyflash.cli import main
+from pyflash.cli.main import main
 main(sys.argv[2:])
 """
 

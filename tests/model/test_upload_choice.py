@@ -1,4 +1,4 @@
-"""Where the routed experts of a chunk are computed (csrc/model/upload_choice.h), by measurements that are made up."""
+"""Where the routed experts of a chunk are computed (csrc/offload/upload_choice.h), by measurements that are made up."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     ffi = cffi.FFI()
     ffi.cdef(TYPES + FUNCTIONS)
     probe = library.with_name("probe.c")
-    probe.write_text('#include "model/upload_choice.h"\n' + check.format(ffi.sizeof("pf_upload_choice")))
+    probe.write_text('#include "offload/upload_choice.h"\n' + check.format(ffi.sizeof("pf_upload_choice")))
     command = [compiler, "-std=c11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-shared", "-fPIC", f"-I{CSRC}",
-               probe, CSRC / "model/upload_choice.c", "-o", library]  # fmt: skip
+               probe, CSRC / "offload/upload_choice.c", "-o", library]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ffi, ffi.dlopen(str(library))

@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyflash
 import pytest
-from pyflash._native import installed_file, lib
+
+import pyflash
+from pyflash.native.library import installed_file, lib
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +92,7 @@ def test_library_that_does_not_load_is_one_line(tmp_path: Path, way: str) -> Non
 
 
 def test_library_that_does_not_load_is_told_to_programs(tmp_path: Path) -> None:
-    for program in ("import pyflash; pyflash.Model", "from pyflash import Model", "import pyflash.session"):
+    for program in ("import pyflash; pyflash.Model", "from pyflash import Model", "import pyflash.engine.session"):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path,
                               env={**os.environ, "PYFLASH_LIBRARY": str(tmp_path / "none.so")})  # fmt: skip
         assert done.returncode == 1 and "\nImportError: cannot load" in done.stderr, done

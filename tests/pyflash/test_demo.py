@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyflash
 import pytest
+
+import pyflash
 from gguf_export.checkpoint import open_checkpoint
 from gguf_export.inventory import Weight
 from pyflash import demo
-from pyflash.progress import Progress
+from pyflash.cli.progress import Progress
 from quantize.plan import Form
 
 COMMAND = [sys.executable, "-m", "pyflash"]

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyflash
 import pytest
+
+import pyflash
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash import chat
-from pyflash._native import ffi, lib
-from pyflash.chat_format import EFFORTS as EFFORT_TEXTS
+from pyflash.chat.format import EFFORTS as EFFORT_TEXTS
+from pyflash.native.library import ffi, lib
 
 from .conftest import ARGUMENT, USER_DEFINED, Native, NativeError, Spec, Tokenizer
 from .test_tokenizer_equality import SPECIAL_SAMPLE

@@ -1,0 +1,1 @@
+"""The command line: everything that knows click or a terminal."""

@@ -1,0 +1,154 @@
+"""The chat: reads entries, runs commands, answers questions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import click
+
+from gguf_export.errors import reason
+from pyflash.chat.conversation import Answer, Conversation
+from pyflash.cli.chat.commands import Commands, Leave, loaded
+from pyflash.cli.chat.lines import Entry, LineReader
+from pyflash.cli.chat.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line, visible
+from pyflash.native.errors import Error, FileError
+
+
+class SessionFile:
+    """The file of --session: continued when there is one, written after each answer."""
+
+    def __init__(self, path: str, conversation: Conversation) -> None:
+        self._path = path
+        self._conversation = conversation
+        self.resumed = os.path.exists(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
+        if self.resumed:
+            conversation.load(path)
+        else:  # better told now than after a long answer
+            folder = os.path.dirname(path) or "."
+            if not os.path.isdir(folder):
+                raise FileError(f"{folder} is no folder: --session cannot write {path}")
+            if not os.access(folder, os.W_OK):
+                raise FileError(f"--session cannot write {path}: permission denied")
+        self._written = conversation.messages
+
+    def write(self) -> None:
+        """Writes the conversation if it has changed since."""
+        messages = self._conversation.messages
+        if messages is not self._written:
+            self._conversation.save(self._path)
+            self._written = messages
+
+
+def say(line: str) -> None:
+    """A line about the chat rather than of it."""
+    click.echo(line, err=True)
+
+
+class Chat:
+    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal."""
+
+    def __init__(self, conversation: Conversation, view: TextView | JsonView, session_file: SessionFile | None,
+                 verbose: bool) -> None:
+        self._conversation = conversation
+        self._view = view
+        self._session_file = session_file
+        self._verbose = verbose
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self.commands = Commands(conversation, view, say)
+
+    def answer_once(self, question: str) -> bool:
+        """Answers one question; False when Ctrl-C ended it."""
+        with self._kept():
+            answer = self._conversation.ask(question, self._view)
+            self._after(answer)
+        return not answer.interrupted
+
+    def run(self, reader: LineReader) -> bool:
+        """Answers until the end of the input or /bye. False when Ctrl-C ended a chat without a terminal."""
+        with self._kept():  # at the end again: an impatient Ctrl-C may have cut the writing after an answer short
+            return self._run(reader)
+
+    def _run(self, reader: LineReader) -> bool:
+        self._greet()
+        interrupts = 0
+        while True:
+            reader.keep_history = self._conversation.settings.history
+            try:
+                entry = reader.read()
+                interrupts = 0
+                if entry is None or not self._take(entry):
+                    return True
+            except KeyboardInterrupt:
+                if not self._interactive:
+                    return False
+                interrupts += 1
+                click.echo(err=True)
+                if interrupts == 2:
+                    say(dimmed("(Ctrl-D or /bye leaves)"))
+
+    def _greet(self) -> None:
+        if not self._interactive:
+            return
+        session = self._conversation.session
+        name = visible(session.model.info.name) or "a model without a name"
+        say(f"{name} | context {session.capacity:,} tokens | /help lists the commands, /bye leaves")
+        if self._session_file is not None and self._session_file.resumed:
+            say(f"continues {loaded(self._conversation)}")
+
+    def _take(self, entry: Entry) -> bool:
+        """Does what was asked; False to leave."""
+        is_command = entry.text.startswith("/") and not entry.quoted
+        try:
+            with self._kept():
+                if is_command:
+                    answer = self.commands.run(entry.text)
+                elif entry.text or self._conversation.attached:
+                    answer = self._conversation.ask(entry.text, self._view)
+                else:
+                    return True
+                if answer is not None:
+                    self._after(answer)
+        except Leave:
+            return False
+        except BrokenPipeError:
+            raise
+        except (Error, OSError) as error:
+            if not sys.stdin.isatty():  # what a script asks next may build on it
+                raise
+            say(f"pyflash: error: {_one_line(error)}")
+            return True
+        if answer is not None and answer.interrupted and not self._interactive:
+            raise KeyboardInterrupt
+        return True
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Writes the session file then, also when a signal ends the answer."""
+        try:
+            yield
+        finally:
+            if self._session_file is not None:
+                self._session_file.write()
+
+    def _after(self, answer: Answer) -> None:
+        if isinstance(self._view, JsonView):
+            self._view.finished(answer)
+        for line in remarks(answer, stopped=self._interactive):
+            say(line)
+        if answer.interrupted and self._interactive and self._conversation.attached:
+            say("what you read still goes before your next question; /clear drops it")
+        settings = self._conversation.settings
+        if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
+            line = stats_line(answer)
+            say(dimmed(f"[{line}]") if on_terminal(sys.stderr) else f"pyflash: {line}")
+        if self._interactive:
+            say("")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+    return " ".join(str(error).split())

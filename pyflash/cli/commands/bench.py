@@ -1,0 +1,120 @@
+"""`pyflash bench`: speed at several depths of context."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import pyflash
+from pyflash.cli.commands.completion import GGUFFile
+from pyflash.cli.options import converter_errors, model_options, open_model, option
+from pyflash.cli.output import Status
+
+if TYPE_CHECKING:  # imported where they are used: every other command starts without them
+    from pyflash.bench.measure import Bench, Speed
+    from pyflash.bench.output import Setting
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
+
+class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Numbers of tokens with commas between them: "0,512,16K"."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"(\d{1,9})([KM]?)", part.strip(), re.IGNORECASE)
+            if match is None:
+                self.fail(f"{part.strip()!r} is no number of tokens; write 512, 16K or 0,4K,64K", param, ctx)
+            found.append(int(match[1]) * _UNITS[match[2].upper()])
+        return tuple(dict.fromkeys(found))
+
+
+@click.command()
+@click.argument("file", type=GGUFFile())
+@option("--prompt", command="bench", type=Counts(), default="512", show_default=True, help="Tokens to prefill; 0: none.")
+@option("--gen", type=click.IntRange(0), default=32, show_default=True, help="Tokens to decode; 0: none.")
+@option("--depth", type=Counts(), default="0", show_default=True, help="Tokens in the context before each test.")
+@option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")
+@option("--chunk", type=click.IntRange(1, 1 << 16), default=512, show_default=True,
+        help="Tokens evaluated at once; more need more memory.")
+@option("--session-cache", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+        help="Keep filled contexts here, and take them from here.")
+@option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
+@option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.svg",
+        help="Draw speed over context as an SVG, too.")
+@model_options
+def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: Any) -> None:
+    """Measure prefill and decode speed of FILE at depths of context.
+
+    A depth is reached by evaluating that many random tokens, each once: the context grows from one depth to the next.
+    That takes minutes to hours at great depths; --session-cache keeps what was reached for the next run. K and M are
+    1,024 and 1,048,576 tokens.
+
+    "of bandwidth" holds what decoding reads, weights and cache, against the speed at which the same threads read plain
+    memory, measured before each repetition. Ctrl-C ends the run and keeps what is measured.
+    """
+    from pyflash.bench import output
+    from pyflash.bench.measure import Bench, Plan, check_plan
+    from pyflash.bench.traffic import read_traffic
+
+    if as_json and as_csv:
+        raise click.UsageError("choose one of --json and --csv")
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise pyflash.FileError(f"cannot write {plot}: there is no folder {plot.absolute().parent}")
+    plan = Plan(options["prompt"], options["gen"], options["depth"], options["repeat"], options["chunk"],
+                options["cache_type"], options["session_cache"])
+    model, _ = open_model(file, {**options, "device_context": plan.context})
+    with model:
+        check_plan(plan, model.info.n_ctx_train)
+        with converter_errors():
+            traffic = read_traffic(file, model.info, plan.cache)
+        status = Status()
+        with Bench(model, traffic, plan, status.show) as run:
+            setting = output.describe_setting(os.fspath(file), model.info, plan.cache, run.chunk)
+            speeds, interrupted = _measure(run, setting, status, "json" if as_json else "csv" if as_csv else "table")
+        if as_json:
+            click.echo(output.json_end(setting, run.memory, not interrupted))
+        elif as_csv:
+            click.echo(output.csv_text(setting, speeds, run.memory), nl=False)
+        elif speeds:
+            click.echo(output.table_foot(speeds, run.memory))
+    if plot is not None and speeds:
+        _write_plot(plot, setting, speeds)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[list[Speed], bool]:
+    """Prints results as they come. (results, whether Ctrl-C ended it)."""
+    from pyflash.bench import output
+
+    speeds: list[Speed] = []
+    if form == "table":
+        click.echo(output.table_head(setting))
+    try:
+        for speed in run.run():
+            speeds.append(speed)
+            status.clear()
+            if form != "csv":
+                click.echo(output.json_line(speed) if form == "json" else output.table_row(speed))
+    except KeyboardInterrupt:
+        status.clear()
+        return speeds, True
+    return speeds, False
+
+
+def _write_plot(path: Path, setting: Setting, speeds: list[Speed]) -> None:
+    from pyflash.bench.plot import svg_text, write_svg
+
+    write_svg(path, svg_text(setting, speeds))
+    click.echo(f"wrote {path}", err=True)

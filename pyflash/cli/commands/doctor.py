@@ -1,0 +1,32 @@
+"""`pyflash doctor`: what this machine offers, and what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import click
+
+from pyflash.cli.output import print_done
+from pyflash.machine.doctor import describe, diagnose
+from pyflash.native.errors import Error
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Show what is installed, what this machine offers, and what is wrong with the settings.
+
+    Devices and CPU kernel sets are listed with the reason why one is skipped. Exits with 1 when something keeps pyflash
+    from running, and says how to put it right.
+    """
+    group = context.find_root().command
+    assert isinstance(group, click.Group)
+    found = diagnose(group, os.environ)
+    if as_json:
+        print_done(dataclasses.asdict(found))
+    else:
+        click.echo(describe(found))
+    if found.problems:
+        raise Error(found.problems[0])

@@ -1,0 +1,39 @@
+"""`pyflash info`: what a GGUF file is and costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pyflash.cli.commands.completion import GGUFFile
+from pyflash.cli.options import CACHES, PRECISIONS, converter_errors, device_arguments, option, with_device_options
+from pyflash.cli.output import print_done
+from pyflash.machine import info as report
+
+
+@click.command()
+@click.argument("file", type=GGUFFile())
+@option("--ctx", "-c", type=click.IntRange(1), metavar="N",
+        help="Context in tokens to plan for.  [default: the model's, at most 65536]")
+@option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+        help="Precision to plan for, as of run.")
+@option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+        help="Precision of the cache to plan for, as of run.")
+@with_device_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: bool, **device: Any) -> None:
+    """Tell what a GGUF file is, what it costs, and whether it fits this machine.
+
+    The memory plan is what a run comes close to when every weight has been read and the context is full: weights,
+    cache, working buffers, checkpoints (what lets a chat go back without evaluating again) and the program itself. A
+    container's limit counts as this machine's memory. Sizes are decimal: 1 GB is 1,000,000,000 bytes; contexts are
+    binary: 64K are 65,536 tokens. With a GPU it tells what would lie there.
+    """
+    with converter_errors():
+        found = report.inspect(file, ctx, precision, cache_type,
+                               device_arguments({**device, "context": ctx, "cache_type": cache_type}))
+    if as_json:
+        print_done(report.as_json(found))
+    else:
+        click.echo(report.describe(found))

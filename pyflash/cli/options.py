@@ -1,0 +1,206 @@
+"""What several commands share: options, errors of the converter."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import pyflash
+from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
+from pyflash.cli.progress import Progress
+from pyflash.engine.sampling import RECOMMENDED
+from pyflash.machine import hardware, memory_plan
+from pyflash.machine.units import format_bytes
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F]:
+    """A click option that PYFLASH_<NAME> sets as well. command: its name in the variable's, PYFLASH_<COMMAND>_<NAME>,
+    where the same option of another command means something else."""
+    long_name = next(name for name in names if name.startswith("--"))
+    variable = "_".join(filter(None, ("PYFLASH", command, long_name.strip("-")))).replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+PRECISIONS = ["fast", "exact", "int8"]
+CACHES = ["auto", "f16", "reference", "f32"]
+
+
+def _with_device(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
+    """Refuses, also for `pyflash doctor`, what needs a device when none can be used."""
+    if (isinstance(value, int) and value > 0) or (isinstance(value, str) and value.startswith("cuda")):
+        problem = hardware.device_problem("cuda")
+        if problem:
+            raise pyflash.DeviceError(f'device "cuda" cannot be used, do without it: {problem}')
+    return value
+
+
+class HotExperts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes, or "auto" or "off"."""
+
+    name = "auto|off|SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        return value if value in ("auto", "off") or isinstance(value, int) else parse_size(value)
+
+
+def device_options() -> tuple[Callable[[Any], Any], ...]:
+    """Where the layers are computed."""
+    return (
+        option("--device", metavar="auto|cpu|cuda[:N]", callback=_with_device,
+               help="cuda: compute on that GPU what fits there, the rest on the processor; auto: if there is one and it "
+               "passes a short test.  [default: cuda with --gpu-layers, else auto]"),
+        option("--gpu-layers", "-ngl", type=click.IntRange(0), metavar="N", callback=_with_device,
+               help="Layers on the GPU, from the last one down; the output counts as the first of them. 999: all, 0: "
+               "none.  [default: as many as fit]"),
+        option("--n-cpu-moe", type=click.IntRange(0), metavar="N",
+               help="Leave the routed experts of the first N layers to the processor.  [default: as many as must]"),
+        option("--cpu-moe", is_flag=True, help="Leave all routed experts to the processor."),
+        option("--stream-experts", type=click.Choice(["auto", "off", "on"]), default="auto", show_default=True,
+               help="Send the GPU the experts that the processor has for long pieces of a prompt. auto: when that is "
+               "quicker, which is measured; on: from 32 tokens on."),
+        option("--hot-experts", type=HotExperts(), default="auto", show_default=True,
+               help="How much of the GPU's memory holds the most used of these experts, such as 8G; auto: what the rest "
+               "leaves."),
+    )
+
+
+def with_device_options(command: _F) -> _F:
+    for add in reversed(device_options()):
+        command = add(command)
+    return command
+
+
+def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What device_options say, as arguments of Model.open(). device_context among the options: the context to leave room
+    for on the device, where it is not --ctx."""
+    layers, device = options["gpu_layers"], options["device"] or "auto"
+    if device == "auto" and layers:
+        device = "cuda"
+    if device == "cpu" or (device == "auto" and hardware.device_problem("cuda") is not None):
+        if layers or options["cpu_moe"] or options["n_cpu_moe"] is not None:
+            raise click.UsageError("--cpu-moe and --n-cpu-moe are for --device cuda, as is --gpu-layers above 0")
+        return {"device": "cpu"}
+    if options["cpu_moe"] and options["n_cpu_moe"] is not None:
+        raise click.UsageError("choose one of --cpu-moe and --n-cpu-moe")
+    if layers == 0:
+        return {"device": "cpu"}
+    return {"device": device, "gpu_layers": layers,
+            "cpu_moe": 2**31 - 1 if options["cpu_moe"] else options["n_cpu_moe"],
+            "gpu_context": options.get("device_context", options.get("context")), "gpu_chunk": options.get("chunk"),
+            "gpu_cache": options["cache_type"], "stream_experts": options["stream_experts"],
+            "hot_experts": options["hot_experts"]}
+
+
+def model_options(command: _F) -> _F:
+    """How a model is opened and run."""
+    options = (
+        option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
+               help="Worker threads.  [default: one a core]"),
+        *device_options(),
+        option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+               help="exact: float32 activations and, by itself, cache; int8: 8-bit activations, quicker and less accurate."),
+        option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+               help="Precision of the cache. reference: the published model's, about half the memory of f16; auto: that, and "
+               "f32 with --precision exact."),
+        option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
+               help="For files larger than memory: how much of the experts stays there, such as 20G; the others are "
+               "read ahead from disk when they are chosen. off: leave it to the system."),
+        option("--prefault", is_flag=True, help="Read all weights into memory first."),
+        option("--mlock", is_flag=True, help="The same, and keep them there."),
+        option("--pin", is_flag=True, help="Keep each worker thread on a core of its own."),
+        option("--verbose", is_flag=True, help="Tell on stderr what happens, and the speed."),
+    )
+    for add in reversed(options):  # the help lists them from the last one added
+        command = add(command)
+    return command
+
+
+class ExpertBudget(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes; 0 for "off", None for "auto"."""
+
+    name = "SIZE|auto|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        if value in ("auto", "off"):
+            return None if value == "auto" else 0
+        return parse_size(value)
+
+
+def parse_size(text: str) -> int:
+    """ "40G" -> 40,000,000,000."""
+    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
+        raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
+    return int(digits) * unit
+
+
+def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
+    """The model, opened as model_options say, and its expert_budget."""
+    model = _open(file, options, options["expert_budget"] or 0)
+    if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
+        return model, options["expert_budget"] or 0
+    try:
+        budget = memory_plan.expert_budget(model, options.get("context"), options["cache_type"])
+    except BaseException:
+        model.close()
+        raise
+    if budget is None:
+        return model, 0
+    model.close()
+    return _open(file, options, budget), budget
+
+
+def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.Model:
+    device = device_arguments(options)
+    with Progress("reading the weights", sys.stderr) as progress:
+        return pyflash.Model.open(
+            file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
+            prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
+            expert_budget=expert_budget, **device,
+        )
+
+
+def sampling_options(command: _F) -> _F:
+    """Options for how tokens are chosen, by the names in repl.settings."""
+    command = option("--stop", multiple=True, help=r"End the answer before this text; may be given several times. "
+                     r"\n is a line end.")(command)
+    for setting in reversed((MAX_TOKENS, *SAMPLING)):
+        names = [f"--{setting.name.replace('_', '-')}", *([setting.short] if setting.short else [])]
+        metavar = "X" if isinstance(setting.default, float) else "N"
+        add = option(*names, type=setting.kind, metavar=metavar, default=setting.default,
+                     help=setting.help + _default_note(setting))
+        command = add(command)
+    return command
+
+
+def _default_note(setting: Setting) -> str:
+    if setting is MAX_TOKENS:
+        return ""
+    default = "random" if setting.default is None else f"{setting.default:g}"
+    models = "the model's, else " if setting.keyword in RECOMMENDED else ""
+    return f"  [default: {models}{default}]"
+
+
+@contextlib.contextmanager
+def converter_errors() -> Iterator[None]:
+    from gguf_export.errors import ConvertError
+
+    try:
+        yield
+    except ConvertError as error:
+        raise pyflash.Error(str(error)) from error
+
+
+def print_written(files: Sequence[Path], total_bytes: int) -> None:
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    click.echo(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}", err=True)

@@ -1,1 +1,0 @@
-"""The commands of `pyflash`, one module each."""

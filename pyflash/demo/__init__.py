@@ -1,0 +1,106 @@
+"""The demo model: a small trained checkpoint in the official layout, bundled with the package.
+
+The first use converts it to GGUF in the user's cache folder, as `pyflash convert` would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_export.errors import reason
+from pyflash.machine.places import cache_dir
+from pyflash.machine.units import format_bytes
+from pyflash.native.errors import Error, FileError
+from pyflash.native.library import __version__, installed_file
+
+if TYPE_CHECKING:
+    from gguf_export.convert import ConversionPlan
+
+NAME = "pyflash demo"
+
+
+def checkpoint() -> Path:
+    """The folder of the bundled checkpoint, for `pyflash convert` too. Raises Error where there is none."""
+    override = os.environ.get("PYFLASH_DEMO")  # for developers: another one, such as one just trained
+    folder = Path(override) if override else installed_file("demo", "model")
+    if folder is not None and (folder / "config.json").is_file():
+        return folder
+    if override:
+        raise Error(f"PYFLASH_DEMO names {override!r}, which is no checkpoint folder: change or unset it")
+    raise Error("this installation has no demo model: install pyflash again, or give a model file")
+
+
+def file() -> Path:
+    """The GGUF's place, whether it is there yet or not. Another checkpoint or version has another one."""
+    return cache_dir() / f"demo-{__version__}-{_digest(checkpoint())}.gguf"
+
+
+def _digest(folder: Path) -> str:
+    """Of what a conversion may read."""
+    digest = hashlib.blake2b(digest_size=6)
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.suffix != ".md":
+                data = path.read_bytes()
+                digest.update(f"{path.name} {len(data)}\n".encode())
+                digest.update(data)
+    except OSError as error:
+        raise FileError(f"cannot read the demo model in {folder}: {reason(error)}; install pyflash again") from error
+    return digest.hexdigest()
+
+
+def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
+    """The demo model's GGUF, converted when it is not there yet. Safe against other processes doing the same.
+
+    progress(done, total) gets bytes; say gets lines about what was converted. Neither is called when nothing is.
+    Raises Error or FileError with what to do.
+    """
+    target = file()
+    if target.is_file():
+        return target
+    from gguf_export.convert import ConvertOptions, convert, plan_conversion
+    from gguf_export.errors import ConvertError
+
+    source, options = checkpoint(), ConvertOptions(name=NAME)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="demo-", dir=target.parent) as folder:
+            made = convert(source, Path(folder) / target.name, options, progress=progress)
+            _put(made.files[0], target)
+        lines = _description(plan_conversion(source, options)) if say is not None else []
+    except OSError as error:
+        raise FileError(f"cannot make the demo model in {target.parent}: {reason(error)}; "
+                        "set PYFLASH_CACHE to a folder that can be written") from error
+    except ConvertError as error:
+        raise Error(f"cannot make the demo model in {target.parent}, which PYFLASH_CACHE can change: {error}"
+                    ) from error
+    if say is not None:
+        for line in [*lines, f"  wrote {target}: {format_bytes(made.total_bytes)} in {made.seconds:.1f} s"]:
+            say(line)
+    return target
+
+
+def _put(made: Path, target: Path) -> None:
+    try:
+        os.replace(made, target)
+    except PermissionError:  # Windows does not replace a file that is open: another process was faster
+        if not target.is_file():
+            raise
+
+
+def _description(plan: ConversionPlan) -> list[str]:
+    """What was converted, from where, and into which types; two lines."""
+    source, config = plan.checkpoint, plan.checkpoint.config
+    size = format_bytes(sum(tensor.nbytes for tensor in source.tensors.values()))
+    steps = (f"{count} {old} → {new}" if old != new else f"{count} {old} kept"
+             for (old, new), count in plan.conversions().most_common())
+    return [
+        f"Demo model, first use: converted {source.path} ({config.n_layers} layers, {config.n_experts} experts, "
+        f"{len(source.tensors):,} tensors, {size})",
+        f"  weights: {', '.join(steps)}",
+    ]

@@ -1,0 +1,1 @@
+"""Models, sessions, and what generates text with them."""

@@ -1,0 +1,168 @@
+"""Generation: from tokens to the pieces of a text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.engine.sampling import MAX_LOGPROBS, Sampler, SamplingOptions, TokenLogprob, top_logprobs
+from pyflash.native.errors import ArgumentError, BusyError
+from pyflash.native.values import FloatArray, Tokens, integer, token_array
+
+if TYPE_CHECKING:
+    from pyflash.engine.grammar import Grammar
+    from pyflash.engine.session import Session
+
+Progress = Callable[[int, int], None]
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token.
+
+    text: what it adds; held back until its UTF-8 characters are complete and can be no part of a stop string, so it
+    may be empty. logprob: natural logarithm of its probability before any filter. finish: on the last piece "stop"
+    (the model's end token, which then is the token, or a stop string) or "length", else None. top: the likeliest
+    tokens at its place, as many as were asked for.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    finish: Finish | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Constraint(Protocol):
+    """What restricts the tokens of an answer."""
+
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        """A bit for each token that may come next, the lowest first; None: any may."""
+
+    def consume(self, token: int) -> None:
+        """Takes note of the token that was picked."""
+
+
+class StopStrings:
+    """Ends a text before the first of some strings; what may become one is held back."""
+
+    def __init__(self, stop: str | Sequence[str]) -> None:
+        strings = [stop] if isinstance(stop, str) else list(stop)
+        if not all(isinstance(string, str) and string for string in strings):
+            raise ArgumentError("stop must be a string or a list of strings, none of them empty")
+        self._strings = strings
+        self._held = ""
+
+    def feed(self, text: str, final: bool = False) -> tuple[str, bool]:
+        """What of the text so far can be given out now, and whether a stop string ended it. final: no more comes."""
+        text = self._held + text
+        # The one that is complete first, so that the result does not depend on how the text is cut into pieces.
+        ends = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
+        if ends:
+            self._held = ""
+            return text[: min(ends)[1]], True
+        kept = 0 if final else self._n_held(text)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept], False
+
+    def _n_held(self, text: str) -> int:
+        """Length of the longest end of text that begins a stop string."""
+        longest = max(map(len, self._strings), default=1) - 1
+        for n in range(min(longest, len(text)), 0, -1):
+            tail = text[-n:]
+            if any(string.startswith(tail) for string in self._strings):
+                return n
+        return 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token as picked. finish: why no other follows, as far as tokens tell."""
+
+    token: int
+    logprob: float
+    top: tuple[TokenLogprob, ...]
+    finish: Finish | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to pick tokens: the checked arguments of a generation."""
+
+    limit: int
+    sampler: Sampler
+    n_top: int
+    progress: Progress | None
+
+
+def plan(session: Session, room: int, max_tokens: int | None, logprobs: int, progress: Progress | None,
+         sampling: SamplingOptions) -> Plan:
+    """Checks arguments. room: what the context holds beyond the prompt; the last token needs no place in it.
+
+    sampling: what the caller chose; the rest is the model's.
+    """
+    sampling = {**session.model.sampling, **sampling}
+    limit = room + 1
+    if max_tokens is not None:
+        limit = min(limit, integer("max_tokens", max_tokens, 1))
+    return Plan(limit, Sampler(sampling), integer("logprobs", logprobs, 0, MAX_LOGPROBS), progress)
+
+
+def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint | None = None
+           ) -> Generator[Choice, None, None]:
+    """Evaluates tokens, then picks and evaluates one token after the other. The last one stays unevaluated."""
+    eos = session.model.info.eos_token
+    logits = session.eval(tokens, progress=how.progress)
+    n_moves = session.n_moves
+    for count in range(1, how.limit + 1):
+        token, logprob = how.sampler.pick(logits, constraint.allowed() if constraint else None)
+        if constraint:
+            constraint.consume(token)
+        top = _top(session, logits, how.n_top)
+        finish: Finish | None = "stop" if token == eos else "length" if count == how.limit else None
+        yield Choice(token, logprob, top, finish)
+        if finish:
+            return
+        if session.n_moves != n_moves:
+            raise BusyError("the session was used for something else meanwhile: what was being generated cannot go on")
+        logits = session.eval([token])
+        n_moves = session.n_moves
+
+
+def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ...]:
+    if n == 0:
+        return ()
+    decode = session.tokenizer.decode
+    return tuple(TokenLogprob(token, decode([token], special=True), logprob)
+                 for token, logprob in top_logprobs(logits, n))  # fmt: skip
+
+
+def generate(
+    session: Session, tokens: Tokens, max_tokens: int | None, stop: str | Sequence[str], logprobs: int,
+    grammar: Grammar | None, progress: Progress | None, sampling: SamplingOptions,
+) -> Generator[Piece, None, None]:
+    """Session.generate()."""
+    prompt = token_array(tokens)
+    room = session.capacity - session.position - len(prompt)
+    how = plan(session, room, max_tokens, logprobs, progress, sampling)
+    how.sampler.accept(session.tokens)
+    how.sampler.accept(prompt)
+    constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None
+    return _pieces(session, choose(session, prompt, how, constraint), StopStrings(stop))
+
+
+def _pieces(session: Session, choices: Iterator[Choice], stops: StopStrings) -> Generator[Piece, None, None]:
+    decode_bytes = session.tokenizer.decode_bytes
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for choice in choices:
+        final = choice.finish is not None
+        text, stopped = stops.feed(decoder.decode(decode_bytes([choice.token]), final), final)
+        yield Piece(choice.token, text, choice.logprob, "stop" if stopped else choice.finish, choice.top)
+        if stopped:
+            return

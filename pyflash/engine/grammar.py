@@ -1,0 +1,168 @@
+"""Grammars that a generated text must match, by llguidance: the extra "grammar" of the package."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+
+if TYPE_CHECKING:
+    from pyflash.engine.model import ModelInfo
+    from pyflash.engine.tokenizer import Tokenizer
+
+# Between JSON's tokens: nothing, a space, or a new line with its indentation. Without a bound, models happen to write
+# white space for ever.
+_JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
+
+_making = threading.Lock()
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+        import llguidance.numpy
+    except ImportError as error:
+        raise UnsupportedError("grammars and JSON output need one more package: pip install 'pyflash[grammar]'"
+                               ) from error  # fmt: skip
+    return llguidance
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _text(what: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise ArgumentError(f"the {what} must be a string, not {type(value).__name__}")
+    return value
+
+
+class Grammar:
+    """What a generated text must match as a whole. Sessions, models and threads may share one.
+
+    The four ways to make one raise ArgumentError for what is not understood, and UnsupportedError without the extra.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Not for callers: use json_schema(), json(), regex() or lark()."""
+        problem = _llguidance().LLMatcher.validate_grammar(source)
+        if problem:
+            raise ArgumentError(f"the grammar cannot be used: {_one_line(problem)}")
+        self._source = source
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> Grammar:
+        """JSON that a JSON schema, given as a mapping or as JSON text, allows; object members in its order.
+
+        ArgumentError for keywords that cannot be enforced, such as "not".
+        """
+        text = schema_text(schema)
+        return cls(_llguidance().LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
+
+    @classmethod
+    def json(cls) -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """Text that a regular expression matches; the notation of Rust's regex package, without look-around."""
+        return cls(_llguidance().LLMatcher.grammar_from_regex(_text("pattern", pattern)))
+
+    @classmethod
+    def lark(cls, text: str) -> Grammar:
+        """Text of a context-free grammar in llguidance's variant of the Lark notation; it begins with rule "start"."""
+        return cls(_llguidance().LLMatcher.grammar_from_lark(_text("grammar", text)))
+
+    def matcher(self, tokenizer: Tokenizer, info: ModelInfo) -> Matcher:
+        """A new match of this grammar, from its beginning, by the tokens of a model."""
+        return Matcher(self._source, tokenizer, info)
+
+
+def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
+    """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
+    Grammar.json_schema(schema)  # tells what is wrong with it better than the whole could
+    options = {"x-guidance": _JSON_OPTIONS}
+    mark = f"<[{marker}]>"
+    # The marker, which no text can contain, ends what is read as STRING.
+    return Grammar.lark(f"""\
+start: answer | calls
+answer: %json {json.dumps({**schema, **options})}
+calls: "\\n\\n<" {mark} "tool_calls>\\n<" call ("\\n<" call)* "\\n</" {mark} "tool_calls>"
+call: {mark} HEAD ("<" parameter ("\\n<" parameter)*)? "\\n</" {mark} "invoke>"
+parameter: {mark} (STRING | VALUE value "</") {mark} "parameter>"
+value: %json {json.dumps(options)}
+HEAD: /invoke name="[^"\\n]+">\\n/
+STRING: /parameter name="[^"\\n]+" string="true">(?s:.)*<\\//
+VALUE: /parameter name="[^"\\n]+" string="false">/
+""")
+
+
+def schema_text(schema: Mapping[str, Any] | str) -> str:
+    """A JSON schema as JSON text. ArgumentError for what is none."""
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"the schema is not JSON: {_one_line(str(error))}") from None
+    if not isinstance(value, dict):
+        raise ArgumentError(f"a JSON schema must be an object, not {_one_line(text)[:40]}")
+    return text
+
+
+class Matcher:
+    """A text on its way through a grammar. For one thread."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        module = _llguidance()
+        self._fill = module.numpy.fill_next_token_bitmask
+        self._matcher = module.LLMatcher(_vocabulary(tokenizer, info), source, log_level=0)
+        self._mask = np.zeros((1, (info.n_vocab + 31) // 32), dtype=np.int32)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise Error(f"the grammar cannot go on: {_one_line(self._matcher.get_error())[:200]}")
+
+    def allowed(self) -> npt.NDArray[np.uint32]:
+        """A bit for each token that may come next, the lowest first; valid until the next call."""
+        self._fill(self._matcher, self._mask)
+        self._check()
+        words: npt.NDArray[np.uint32] = self._mask[0].view(np.uint32)
+        return words
+
+    def consume(self, token: int) -> None:
+        """Goes on by a token that was allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+
+class _Vocabulary:
+    """A model's tokens in the form that llguidance asks for."""
+
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        self.tokens, self.special_token_ids = tokenizer.vocabulary()
+        self.eos_token_id = info.eos_token
+        self.bos_token_id = info.bos_token if info.bos_token >= 0 else None
+        # One of its own: it is called from where Python's garbage collector sees no cycles.
+        self._encode = tokenizer.retained(share=False).encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
+def _vocabulary(tokenizer: Tokenizer, info: ModelInfo) -> Any:
+    """llguidance's form of a vocabulary: made once a model, because that takes seconds."""
+    with _making:
+        found = tokenizer.made.get("llguidance")
+        if found is None:
+            module = _llguidance()
+            wrapped = module.TokenizerWrapper(_Vocabulary(tokenizer, info))
+            found = tokenizer.made["llguidance"] = module.LLTokenizer(wrapped, n_vocab=info.n_vocab)
+        return found

@@ -1,0 +1,369 @@
+"""Model: the loaded weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pyflash.engine.sampling import SamplingOptions, recommended_sampling
+from pyflash.engine.session import Session
+from pyflash.engine.tokenizer import Tokenizer
+from pyflash.native.errors import ArgumentError, check
+from pyflash.native.library import ffi, lib
+from pyflash.native.values import ModelHandle, StrPath, c_path, integer, open_handle, string
+
+_log = logging.getLogger("pyflash")
+_LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
+_PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
+_STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
+_CACHES = {
+    "auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE, "f32": lib.PF_CACHE_F32,
+}
+
+
+# Lives as long as the process, because sessions may outlive the Model object that passed it on.
+@ffi.callback("pf_log_fn")  # type: ignore[untyped-decorator]
+def _forward_log(_user: Any, level: int, message: Any) -> None:
+    _log.log(_LOG_LEVELS.get(level, logging.INFO), "%s", string(message))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio."""
+
+    precision: str
+    n_threads: int
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    head_dim: int
+    rope_dim: int
+    window: int
+    n_expert: int
+    n_expert_used: int
+    n_ff_expert: int
+    n_hash_layer: int
+    index_topk: int
+    n_stream: int
+    has_mtp: bool
+    bos_token: int
+    eos_token: int
+    n_ctx_train: int
+    n_tensors: int
+    file_bytes: int
+    weight_bytes: int
+    name: str
+    profile: str
+    cpu_isa: str
+    layer_ratios: tuple[int, ...]
+
+
+def _filled(struct: str, get: Callable[[Any, Any, Any], int], native: Any) -> Any:
+    """A versioned struct that a getter of a model fills in."""
+    out, error = ffi.new(f"{struct} *"), ffi.new("pf_error *")
+    out.struct_size = ffi.sizeof(struct)
+    check(get(native, out, error), error)
+    return out
+
+
+def _read_info(native: Any) -> ModelInfo:
+    info = _filled("pf_model_info", lib.pf_model_get_info, native)
+    values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
+    values["precision"] = next(name for name, value in _PRECISIONS.items() if value == info.precision)
+    values["has_mtp"] = bool(info.has_mtp)
+    for name in ("name", "profile", "cpu_isa"):
+        values[name] = string(values[name])
+    ratios = tuple(lib.pf_model_layer_ratio(native, layer) for layer in range(info.n_layer))
+    return ModelInfo(**values, layer_ratios=ratios)
+
+
+@dataclass(frozen=True)
+class ExpertReads:
+    """How a model's expert_budget has worked out so far: pf_expert_reads of pyflash.h, with the same names."""
+
+    n_wanted: int
+    n_read: int
+    bytes_read: int
+    expert_bytes: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What of a model a device holds, and what the session that was planned for takes there: pf_placement_info of
+    pyflash.h, with the same names. All zeros without a device."""
+
+    name: str
+    n_layer: int
+    n_expert_layer: int
+    head: bool
+    weight_bytes: int
+    cache_bytes: int
+    buffer_bytes: int
+    free_bytes: int
+    total_bytes: int
+    stream_bytes: int
+    hot_bytes: int
+
+
+@dataclass(frozen=True)
+class ExpertUploads:
+    """How a model's stream_experts has worked out so far: pf_expert_uploads of pyflash.h, with the same names."""
+
+    n_sent: int
+    n_kept: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class HotExperts:
+    """How a model's hot_experts have worked out so far: pf_hot_expert_info of pyflash.h, with the same names."""
+
+    n_slot: int
+    n_hit: int
+    n_missed: int
+    n_brought: int
+    n_replaced: int
+    bytes_sent: int
+
+
+class Model:
+    """The loaded weights: immutable, and shared by any number of sessions and threads.
+
+    info: what the file is. tokenizer: its vocabulary. release: the rules of its chats, "preview" or "0731".
+    """
+
+    def __init__(self, handle: ModelHandle) -> None:
+        """Not for callers: use Model.open()."""
+        self._handle = handle
+        with handle.borrow() as native:
+            self.info = _read_info(native)
+        self.tokenizer = Tokenizer(handle)
+        self.release = _release(self.metadata("tokenizer.chat_template"))
+        self._sampling = recommended_sampling(self._number)
+
+    @classmethod
+    def open(
+        cls, path: StrPath, device: str = "auto", threads: int | None = None, precision: str = "fast",
+        isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
+        mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
+        gpu_layers: int | None = None, cpu_moe: int | None = None, gpu_context: int | None = None,
+        gpu_chunk: int | None = None, gpu_cache: str = "auto", gpu_budget: int = 0, upload: bool = True,
+        stream_experts: str = "auto", hot_experts: str | int = "auto",
+    ) -> Model:
+        """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
+
+        device: "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto": "cuda" if
+        there is one that passes a short test of its operations and has room, else "cpu". threads: None for one per
+        physical core. precision: "fast" (16-bit activations into quantised weights), "int8" (8 bits: quicker, less
+        accurate), or "exact" for float32 activations and cache. isa: the CPU kernel set, "scalar", "avx2", "avx512" or
+        "amx"; None takes $PYFLASH_CPU or else the best of this machine.
+        mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
+        and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
+        with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
+        are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
+        gpu_layers: with a device: how many layers it computes, counted from the last one, the output being the first of
+        them; None for as many as fit. cpu_moe: in how many layers, counted from the first one, the routed experts stay
+        with the processor; None for as few as must. Both leave room on the device for a session(gpu_context, gpu_chunk,
+        cache=gpu_cache), and take at most gpu_budget bytes there, or 0: what is free, less a reserve. The weights are sent
+        before open() returns, and progress is called meanwhile; without upload they are not, and nothing can be evaluated:
+        for looking at the placement and at what sessions take. stream_experts: "auto" sends the device the routed experts
+        that stay with the processor for long chunks of tokens when that is quicker, which is measured; results then
+        depend on how a sequence is split, within the rounding of float sums; "on": for every chunk of 32 tokens or more;
+        "off". hot_experts: how much of the device's memory holds those of these experts that short steps use most of
+        late: "auto" for what the rest leaves, less a reserve, a number of bytes for that much at most, or "off"; results
+        then depend on what was evaluated before, within the same rounding. Neither under precision="exact" nor with an
+        expert_budget.
+        Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
+        """
+        if precision not in _PRECISIONS:
+            raise ArgumentError(f"unknown precision {precision!r}; use one of {', '.join(_PRECISIONS)}")
+        n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
+        isa = isa or os.environ.get("PYFLASH_CPU") or None
+        params = ffi.new("pf_model_params *")
+        lib.pf_model_params_init(params)
+        strings = []  # what params points to must outlive the call
+
+        def c_string(text: bytes) -> Any:
+            strings.append(ffi.new("char[]", text))
+            return strings[-1]
+
+        params.precision = _PRECISIONS[precision]
+        params.n_threads = n_threads
+        params.device = c_string(device.encode())
+        params.cpu_isa = c_string(isa.encode()) if isa else ffi.NULL
+        params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
+        params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
+        params.log = _forward_log
+        params.pin_threads = bool(pin)
+        params.n_gpu_layers = lib.PF_GPU_AUTO if gpu_layers is None else integer("gpu_layers", gpu_layers, 0, 2**31 - 1)
+        params.n_cpu_moe = lib.PF_GPU_AUTO if cpu_moe is None else integer("cpu_moe", cpu_moe, 0, 2**31 - 1)
+        params.gpu_ctx = 0 if gpu_context is None else integer("gpu_context", gpu_context, 1, 2**31 - 1)
+        params.gpu_chunk = 0 if gpu_chunk is None else integer("gpu_chunk", gpu_chunk, 1, 2**31 - 1)
+        params.gpu_cache_type = _cache_type(gpu_cache)
+        if stream_experts not in _STREAMING:
+            raise ArgumentError(f"unknown stream_experts {stream_experts!r}; use one of {', '.join(_STREAMING)}")
+        params.stream_experts = _STREAMING[stream_experts]
+        params.hot_experts = _hot_experts(hot_experts)
+        params.gpu_budget = integer("gpu_budget", gpu_budget, 0, 2**63 - 1)
+        out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
+        encoded = c_path(path)
+        open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
+        model = cls(ModelHandle(out[0]))
+        try:
+            if upload:
+                model._upload(progress)
+            if prefault or mlock:
+                model._read_weights(mlock, progress)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def _upload(self, progress: Callable[[int, int], None] | None) -> None:
+        done, total, error = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("pf_error *")
+        sent = 0
+        while True:
+            with self._handle.borrow() as native:
+                check(lib.pf_model_upload(native, done, total, error), error)
+            if done[0] == 0:
+                return
+            sent += done[0]
+            if progress is not None:
+                progress(sent, total[0])
+
+    def _read_weights(self, lock: bool, progress: Callable[[int, int], None] | None) -> None:
+        done, total, error = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("pf_error *")
+        flags = lib.PF_PREFAULT_LOCK if lock else 0
+        position = 0
+        while True:
+            with self._handle.borrow() as native:
+                check(lib.pf_model_prefault(native, flags, position, done, total, error), error)
+            if done[0] == 0:
+                return
+            position += done[0]
+            if progress is not None:
+                progress(position, total[0])
+
+    def read_bandwidth(self, size: int = 1 << 29) -> float:
+        """Bytes a second that the model's threads read from memory: the best of three passes over size fresh bytes."""
+        rate, error = ffi.new("double *"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            check(lib.pf_model_read_bandwidth(native, integer("size", size, 1 << 20), rate, error), error)
+        return float(rate[0])
+
+    def session(
+        self, context: int | None = None, chunk: int | None = None, poison: bool = False, cache: str = "auto",
+        checkpoints: int | None = None,
+    ) -> Session:
+        """A new, empty session.
+
+        context: capacity in tokens; None for the model's, at most 65536. chunk: most tokens that one native step
+        evaluates. poison: fill the cache with garbage first (for tests). cache: the precision of its rows, "f32", "f16" or
+        "reference" (FP8 and FP4 as the published model has them, about half of f16's size); "auto" is reference, and f32
+        under precision="exact". checkpoints: how many are kept at most; None for 8.
+        """
+        cache_type = _cache_type(cache)
+        params = ffi.new("pf_session_params *")
+        lib.pf_session_params_init(params)
+        params.n_ctx = 0 if context is None else integer("context", context, 1, 2**31 - 1)
+        params.n_chunk = 0 if chunk is None else integer("chunk", chunk, 1, 2**31 - 1)
+        params.flags = lib.PF_SESSION_POISON if poison else 0
+        params.cache_type = cache_type
+        if checkpoints is not None:
+            params.n_checkpoint = integer("checkpoints", checkpoints, 0, 2**31 - 1)
+        out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
+        return Session(self, ffi.gc(out[0], lib.pf_session_close))
+
+    @property
+    def placement(self) -> Placement:
+        """What of the model a device holds."""
+        with self._handle.borrow() as native:
+            info = _filled("pf_placement_info", lib.pf_model_get_placement, native)
+        values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
+        return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
+
+    @property
+    def expert_reads(self) -> ExpertReads:
+        """Experts wanted and read from disk so far under an expert_budget, and the bytes of all routed experts."""
+        with self._handle.borrow() as native:
+            reads = _filled("pf_expert_reads", lib.pf_model_get_expert_reads, native)
+        return ExpertReads(reads.n_wanted, reads.n_read, reads.bytes_read, reads.expert_bytes)
+
+    @property
+    def expert_uploads(self) -> ExpertUploads:
+        """How many layers of long chunks had their routed experts sent to the device so far, and the bytes sent."""
+        with self._handle.borrow() as native:
+            uploads = _filled("pf_expert_uploads", lib.pf_model_get_expert_uploads, native)
+        return ExpertUploads(uploads.n_sent, uploads.n_kept, uploads.bytes_sent)
+
+    @property
+    def hot_experts(self) -> HotExperts:
+        """How often a token's expert was held in the device's spare memory so far, and what was brought there."""
+        with self._handle.borrow() as native:
+            info = _filled("pf_hot_expert_info", lib.pf_model_get_hot_experts, native)
+        return HotExperts(*(getattr(info, name) for name in HotExperts.__dataclass_fields__))
+
+    def metadata(self, key: str) -> str | None:
+        """A string value of the file by its key, such as "tokenizer.chat_template"; None when it has none."""
+        size = ffi.new("size_t *")
+        with self._handle.borrow() as native:
+            text = lib.pf_model_meta_string(native, key.encode(), size)
+            return bytes(ffi.buffer(text, size[0])).decode("utf-8", "replace") if text else None
+
+    def _number(self, key: str) -> float | None:
+        number = ffi.new("double *")
+        with self._handle.borrow() as native:
+            return float(number[0]) if lib.pf_model_meta_number(native, key.encode(), number) else None
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The sampling options that the file recommends (general.sampling.*), for generate() and chat() to begin with.
+
+        Empty where there are none; values out of an option's range are left out. A copy.
+        """
+        return self._sampling.copy()
+
+    def close(self) -> None:
+        """Lets go of the weights. Open sessions keep working and keep them in memory."""
+        self._handle.close()
+        self.tokenizer.made.clear()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def cache_in_use(precision: str, cache: str) -> str:
+    """What "auto" stands for."""
+    if cache != "auto":
+        return cache
+    return "f32" if precision == "exact" else "reference"
+
+
+def _cache_type(cache: str) -> int:
+    if cache not in _CACHES:
+        raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
+    return int(_CACHES[cache])
+
+
+def _hot_experts(size: str | int) -> int:
+    if size == "auto":
+        return int(lib.PF_HOT_AUTO)
+    if size == "off":
+        return int(lib.PF_HOT_OFF)
+    if isinstance(size, str):
+        raise ArgumentError(f"unknown hot_experts {size!r}; use auto, off or a number of bytes")
+    return integer("hot_experts", size, 1, 2**63 - 1)
+
+
+def _release(chat_template: str | None) -> Literal["preview", "0731"]:
+    """Which release's rules a file follows: the effort text that its chat template writes tells them apart."""
+    return "0731" if chat_template and "Beyond maximum" in chat_template else "preview"

@@ -1,0 +1,385 @@
+"""Session: one token timeline with its cache."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.engine.generation import Piece, Progress, generate
+from pyflash.engine.sampling import SamplingOptions
+from pyflash.native.errors import ArgumentError, BusyError, ClosedError, ContextFullError, MemoryLimitError, check
+from pyflash.native.interrupt import InterruptibleRunner
+from pyflash.native.library import ffi, lib
+from pyflash.native.values import FloatArray, StrPath, Tokens, c_path, floats, integer, ints, string, token_array
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyflash.chat import Message
+    from pyflash.chat.reply import Reply
+    from pyflash.engine.grammar import Grammar
+    from pyflash.engine.model import Model
+
+_CANCELLABLE = (lib.pf_session_eval, lib.pf_session_draft)
+_MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load)
+Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A session's memory in bytes, at most: the cache for its whole capacity, working buffers and checkpoints; and what
+    cache and buffers take of a device, which is not counted among the others."""
+
+    cache_bytes: int
+    buffer_bytes: int
+    checkpoint_bytes: int
+    device_cache_bytes: int = 0
+    device_buffer_bytes: int = 0
+
+
+class _TapCall:
+    """Calls a tap from C. Knows nothing of the Session, which would else need the garbage collector to go."""
+
+    def __init__(self, tap: Tap, handle: Any) -> None:
+        self._tap = tap
+        self._handle = handle
+        self.error: BaseException | None = None         # what the tap raised
+        self.thread: threading.Thread | None = None  # where it runs just now
+        state = weakref.proxy(self)
+        self.callback = ffi.callback("pf_tap_fn", lambda *arguments: state.forward(*arguments))
+
+    def forward(self, _user: Any, name: Any, layer: int, position: int, data: Any, n: int, is_int: int) -> None:
+        if self.error is not None:
+            return
+        dtype: Any = np.int32 if is_int else np.float32
+        array = np.frombuffer(ffi.buffer(data, 4 * n), dtype=dtype).copy() if n else np.empty(0, dtype=dtype)
+        self.thread = threading.current_thread()
+        try:
+            self._tap(string(name), layer, position, array)
+        except BaseException as error:
+            self.error = error
+            lib.pf_session_cancel(self._handle)
+        finally:
+            self.thread = None
+
+
+class Session:
+    """One token timeline with its cache. Made by Model.session()."""
+
+    def __init__(self, model: Model, handle: Any) -> None:
+        """Not for callers: use Model.session()."""
+        self._model = model
+        self.tokenizer: Final = model.tokenizer.retained()  # works on when the model is closed
+        self._handle: Any = handle
+        self._call_lock = threading.Lock()    # held while a native call runs
+        self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
+        self._runner = InterruptibleRunner()
+        self._position = 0
+        self._checkpoint = 0
+        self.n_moves = 0  # calls so far that may have changed the timeline
+        self._stale_cancel = False
+        self._tap: _TapCall | None = None
+        self.capacity: Final = int(lib.pf_session_capacity(handle))
+        self.chunk: Final = int(lib.pf_session_chunk(handle))
+
+    # -- calls into the library --
+
+    def _free(self) -> threading.Lock:
+        """The lock of this session's calls, for a with statement: that alone cannot lose it to a Ctrl-C."""
+        if self._call_lock.locked():
+            raise BusyError("the session is running another call")
+        return self._call_lock
+
+    def _native(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("the session is closed")
+        return self._handle
+
+    def _call(self, function: Any, handle: Any, *arguments: Any) -> None:
+        """One native call that Ctrl-C can cancel. The caller holds _free()."""
+        error = ffi.new("pf_error *")
+        status = self._attempt(function, handle, *arguments, error)
+        if self._tap is not None and self._tap.error is not None:
+            tap_error, self._tap.error = self._tap.error, None
+            raise tap_error
+        check(status, error)
+
+    def _attempt(self, function: Any, handle: Any, *arguments: Any) -> int:
+        statuses: list[int] = []
+        cancelled = False
+
+        def call() -> None:
+            # All of it here, where no Ctrl-C comes between the call and what is known about it.
+            status = function(handle, *arguments)
+            if status == lib.PF_ERR_CANCELLED and self._stale_cancel:
+                status = function(handle, *arguments)
+            if function in _CANCELLABLE:
+                self._stale_cancel = False
+            self.n_moves += function in _MOVING
+            self._position = int(lib.pf_session_position(handle))
+            statuses.append(status)
+
+        def cancel() -> None:
+            nonlocal cancelled
+            cancelled = True
+            self.cancel()
+
+        try:
+            self._runner.run(call, cancel)
+        except KeyboardInterrupt:
+            # When the call finished before it saw the request, that waits for the next one, which is repeated.
+            self._stale_cancel |= cancelled and statuses != [lib.PF_ERR_CANCELLED]
+            raise
+        return statuses[0]
+
+    def cancel(self) -> None:
+        """From any thread: the running call, or else the next one, raises CancelledError."""
+        with self._handle_lock:
+            lib.pf_session_cancel(self._native())
+
+    def close(self) -> None:
+        """Frees the cache; a call that runs on another thread is cancelled first."""
+        if self._tap is not None and threading.current_thread() is self._tap.thread:
+            raise BusyError("a tap cannot close its session")
+        with contextlib.suppress(ClosedError):
+            if self._call_lock.locked():
+                self.cancel()
+        with self._call_lock:
+            self._runner.close()
+            with self._handle_lock:
+                handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+            self.tokenizer.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # -- the timeline --
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
+    def position(self) -> int:
+        """Tokens evaluated so far; the next token gets this position."""
+        self._native()
+        return self._position
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """The tokens evaluated so far, [position], as a copy."""
+        with self._free():
+            handle = self._native()
+            if self._position == 0:
+                return np.empty(0, dtype=np.int32)
+            data = ffi.buffer(lib.pf_session_tokens(handle), 4 * self._position)
+            tokens: npt.NDArray[np.int32] = np.frombuffer(data, dtype=np.int32).copy()
+            return tokens
+
+    def eval(self, tokens: Tokens, all_logits: bool = False, progress: Progress | None = None) -> FloatArray:
+        """Evaluates tokens in bounded steps. Returns logits float32 [vocab] after the last token, or [n, vocab].
+
+        progress: called with the tokens done and all there are, after each step; an exception in it ends the
+        evaluation and comes out of it.
+
+        When a step fails or is cancelled, or on Ctrl-C, the finished steps stay evaluated: see position.
+        Raises ContextFullError (nothing evaluated), ArgumentError, CancelledError or MemoryLimitError.
+        """
+        ids = token_array(tokens)
+        n_vocab = self._model.info.n_vocab
+        if len(ids) == 0:
+            raise ArgumentError("there are no tokens to evaluate")
+        if ids.max() >= n_vocab:
+            raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
+        with self._free():
+            handle = self._native()
+            if len(ids) > self.capacity - self._position:
+                raise ContextFullError(
+                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used; "
+                    "open a session with a larger context"
+                )
+            try:
+                logits = np.empty((len(ids), n_vocab) if all_logits else (1, n_vocab), dtype=np.float32)
+            except MemoryError as error:
+                raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+            self._eval_steps(handle, ids, logits, all_logits, progress)
+        return logits if all_logits else logits[0]
+
+    def _eval_steps(self, handle: Any, ids: npt.NDArray[np.int32], logits: FloatArray, all_logits: bool,
+                    progress: Progress | None) -> None:
+        mode = lib.PF_LOGITS_ALL if all_logits else lib.PF_LOGITS_LAST
+        n_done = ffi.new("int64_t *")
+        done = 0
+        while done < len(ids):
+            rest = ids[done:]
+            out = logits[done:] if all_logits else logits
+            self._call(lib.pf_session_eval, handle, ints(rest), len(rest), mode, floats(out), out.size, n_done)
+            done += int(n_done[0])
+            if progress is not None:
+                progress(done, len(ids))
+
+    def draft(self, next_token: int) -> FloatArray:
+        """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
+        logits = np.empty(self._model.info.n_vocab, dtype=np.float32)
+        ids = token_array([next_token])
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_draft, handle, int(ids[0]), floats(logits), logits.size)
+        return logits
+
+    def rollback(self, n: int) -> None:
+        """Drops the last n tokens. RebuildError beyond rollback_limit, with nothing changed."""
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_rollback, handle, integer("the number of tokens to drop", n, 0, 2**63 - 1))
+
+    @property
+    def rollback_limit(self) -> int:
+        """How many tokens can be dropped now, short of all of them."""
+        with self._free():
+            handle = self._native()
+            return int(lib.pf_session_rollback_limit(handle))
+
+    def checkpoint(self) -> None:
+        """Remembers this position: rollback() and reuse() can come back to it, however much follows.
+
+        Worth it where a prompt ends. UnsupportedError when the session was opened with checkpoints=0.
+        """
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_checkpoint, handle)
+            self._checkpoint = self._position
+
+    @property
+    def since_checkpoint(self) -> int:
+        """How many tokens ago the latest checkpoint() was; position when there was none that still stands."""
+        return self.position - (self._checkpoint if self._checkpoint <= self.position else 0)
+
+    def align(self, tokens: Tokens) -> list[int]:
+        """Tokens of the same text, with this session's own at its beginning as far as they spell it.
+
+        What a model generates is not always what the tokenizer makes of its text, and would be evaluated again.
+        """
+        ids = token_array(tokens)
+        count, error = ffi.new("int64_t *"), ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            out = np.empty(len(ids) + self._position, dtype=np.int32)
+            check(lib.pf_session_align(handle, ints(ids), len(ids), ints(out), len(out), count, error), error)
+        return [int(token) for token in out[: count[0]]]
+
+    def reuse(self, tokens: Tokens) -> int:
+        """Rolls back as little as makes what is left a beginning of tokens, short of all of them.
+
+        Returns how many of tokens need not be evaluated again, which is the new position.
+        """
+        ids = token_array(tokens)
+        if len(ids) == 0:
+            raise ArgumentError("there are no tokens to compare with")
+        n_kept = ffi.new("int64_t *")
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_reuse, handle, ints(ids), len(ids), n_kept)
+        return int(n_kept[0])
+
+    @property
+    def note(self) -> bytes:
+        """Bytes of the caller's own that travel with the session through save() and load(), b"" at first."""
+        size = ffi.new("size_t *")
+        with self._free():
+            handle = self._native()
+            data = lib.pf_session_note(handle, size)
+            return bytes(ffi.buffer(data, size[0])) if data else b""
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise ArgumentError(f"a note must be bytes, not {type(data).__name__}")
+        copy = bytes(data)
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_set_note, handle, copy, len(copy))
+
+    def save(self, path: StrPath) -> None:
+        """Writes the cache to a file, which appears under its name only when complete."""
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_save, handle, c_path(path))
+
+    def load(self, path: StrPath) -> None:
+        """Replaces the cache by a saved one, of the same model file and precision."""
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_load, handle, c_path(path))
+
+    @property
+    def memory(self) -> Memory:
+        memory = ffi.new("pf_session_memory *")
+        memory.struct_size = ffi.sizeof("pf_session_memory")
+        error = ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_get_memory(handle, memory, error), error)
+        return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, memory.device_cache_bytes,
+                      memory.device_buffer_bytes)
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Calls tap(name, layer, position, array) for every named intermediate of each token; None: stop.
+
+        The array is a copy, float32, or int32 for "topk" and "experts". An exception in the tap ends the evaluation
+        and comes out of it.
+        """
+        with self._free():
+            handle = self._native()
+            call = None if tap is None else _TapCall(tap, handle)
+            lib.pf_session_set_tap(handle, ffi.NULL if call is None else call.callback, ffi.NULL)
+            self._tap = call
+
+    # -- generation --
+
+    def generate(
+        self, tokens: Tokens, max_tokens: int | None = None, *, stop: str | Sequence[str] = (), logprobs: int = 0,
+        grammar: Grammar | None = None, progress: Progress | None = None, **sampling: Unpack[SamplingOptions],
+    ) -> Generator[Piece, None, None]:
+        """Evaluates tokens and yields one Piece for each token generated, the end token included.
+
+        max_tokens: None for as many as the context holds. stop: strings that end the text; they are not part of it.
+        logprobs: how many of the likeliest tokens each Piece.top lists, at most 20. grammar: what the text must match;
+        it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
+        sampling: see SamplingOptions. The last piece's token has not been evaluated. Closing the iterator ends the
+        generation; what was generated stays in the session. Raises what eval() raises.
+        """
+        return generate(self, tokens, max_tokens, stop, logprobs, grammar, progress, sampling)
+
+    def chat(
+        self, messages: Sequence[Message], think: str = "off", tools: Sequence[Mapping[str, Any]] | None = None, *,
+        release: str | None = None, response_format: Mapping[str, Any] | None = None, max_tokens: int | None = None,
+        stop: str | Sequence[str] = (), logprobs: int = 0, progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Answers a conversation, see pyflash.chat; the Reply yields the answer's pieces while they are generated.
+
+        think: "off", "low" (release 0731 only), "high" or "max". tools: functions that the model may call, as in
+        OpenAI's chat API. release: "preview" or "0731"; None for the model file's. response_format: {"type":
+        "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}} or a JSON schema: the content will be
+        JSON of that kind. stop: strings that end the answer's content. The others as in generate().
+        What the session has already evaluated of the same conversation is not evaluated again.
+        """
+        from pyflash.chat.reply import reply  # the one way up from here
+
+        return reply(
+            self, messages, think, tools, release=release, response_format=response_format, max_tokens=max_tokens,
+            stop=stop, logprobs=logprobs, progress=progress, sampling=sampling,
+        )

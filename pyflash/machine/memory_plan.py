@@ -1,0 +1,229 @@
+"""How much memory running a model takes, what fits this machine, and what to do when it does not.
+
+The figures are upper bounds that a long run comes close to: every weight read once, a full context, all checkpoints in
+use. They come from the library itself, which knows them when a session is opened, before any of it is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyflash.engine.model import Model
+from pyflash.engine.session import Session
+from pyflash.machine import hardware
+from pyflash.native.errors import MemoryLimitError
+from pyflash.native.values import StrPath
+
+SHOWN_CONTEXTS = (8192, 65536, 262144, 1048576)
+_STEP = 1024  # tokens: the longest context that fits is told in multiples of it
+_SPARE = 0.05  # of the memory: left to the rest of the system where experts are read from disk
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that a context of n_ctx tokens costs: its cache when full, the working buffers, all checkpoints, and
+    needed_bytes, which counts weights and program too. fits: see Plan."""
+
+    n_ctx: int
+    cache_bytes: int
+    buffer_bytes: int
+    checkpoint_bytes: int
+    needed_bytes: int
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory in bytes of running one model file with one precision and cache type. weight_bytes: those that no device
+    holds.
+
+    program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
+    fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
+    limit); fits_now: in what is available at the moment; None where the system does not tell. most_tokens: the longest
+    context that fits; None when none does, or that is not known. read_bytes: what a token needs of the routed experts,
+    which is read from disk where they are not in memory. expert_budget: how much of them a run keeps there; None when
+    everything fits, or that is not known. reference_fits: whether the same context fits with the
+    reference cache, which takes less; None when that is in use already.
+    """
+
+    cost: Cost
+    contexts: tuple[Cost, ...]
+    weight_bytes: int
+    program_bytes: int
+    read_bytes: int
+    expert_bytes: int
+    expert_budget: int | None
+    memory: hardware.MachineMemory
+    fits: bool | None
+    fits_now: bool | None
+    most_tokens: int | None
+    reference_fits: bool | None
+
+    @property
+    def runs(self) -> bool | None:
+        """Whether it can run at all: what is no file's must be in memory."""
+        usable = self.memory.usable
+        return None if usable is None else self.cost.needed_bytes - self.weight_bytes <= usable
+
+
+def _expert_budget(needed_bytes: int, expert_bytes: int, usable: int | None) -> int | None:
+    """See Plan."""
+    if usable is None or needed_bytes <= usable:
+        return None
+    return max(1, expert_bytes - needed_bytes + int(usable * (1 - _SPARE)))
+
+
+def expert_budget(model: Model, n_ctx: int | None, cache: str) -> int | None:
+    """What Model.open() should be told for this machine: see Plan. For the process that will run the model."""
+    with model.session(context=n_ctx, cache=cache) as session:
+        needed = _own_bytes(session) + _host_weights(model)
+    return _expert_budget(needed, model.expert_reads.expert_bytes, hardware.memory().usable)
+
+
+def _host_weights(model: Model) -> int:
+    """Bytes of the weights that this machine's memory should hold: those that no device does."""
+    return max(0, model.info.weight_bytes - model.placement.weight_bytes)
+
+
+def _own_bytes(session: Session) -> int:
+    """What this process needs beside the weights."""
+    memory, process = session.memory, hardware.process_memory()
+    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+    return own + (process.private if process else 0)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What every context costs the same."""
+
+    model: Model
+    fixed_bytes: int
+    usable: int | None
+
+    def cost(self, n_ctx: int | None, cache: str) -> Cost:
+        """Opens a session, whose memory is not taken before it is used. MemoryLimitError: the system refuses it."""
+        with self.model.session(context=n_ctx, cache=cache) as session:
+            memory = session.memory
+            needed = self.fixed_bytes + memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+            return Cost(
+                session.capacity, memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, needed,
+                None if self.usable is None else needed <= self.usable,
+            )
+
+    def fits(self, n_ctx: int, cache: str) -> bool:
+        try:
+            return bool(self.cost(n_ctx, cache).fits)
+        except MemoryLimitError:
+            return False
+
+
+def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
+    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
+    before = hardware.process_memory()
+    model = Model.open(file, precision=precision, upload=False, **device)
+    after = hardware.process_memory()
+    program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
+    if before is not None and after is not None:
+        program += before.resident + max(0, after.private - before.private)
+    return model, program
+
+
+def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, read_bytes: int) -> Plan:
+    """Plans a context of n_ctx tokens; None: the default. The others: see Plan."""
+    memory = hardware.memory()
+    weight_bytes = _host_weights(model)
+    base = _Base(model, program_bytes + weight_bytes, memory.usable)
+    cost = base.cost(n_ctx, cache)
+    more = cost.needed_bytes - program_bytes  # the program has its share already
+    with_reference = cache in ("f16", "f32")
+    return Plan(
+        cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=weight_bytes,
+        program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,
+        expert_budget=_expert_budget(cost.needed_bytes, model.expert_reads.expert_bytes, memory.usable),
+        memory=memory, fits=cost.fits,
+        fits_now=None if memory.available is None else more <= memory.available,
+        most_tokens=_most_tokens(lambda tokens: base.fits(tokens, cache), model.info.n_ctx_train),
+        reference_fits=base.fits(cost.n_ctx, "reference") if with_reference else None,
+    )
+
+
+def _shown_costs(base: _Base, asked: Cost, cache: str) -> Iterator[Cost]:
+    longest = base.model.info.n_ctx_train
+    for n_ctx in sorted({*(each for each in SHOWN_CONTEXTS if each <= longest), asked.n_ctx}):
+        try:
+            yield asked if n_ctx == asked.n_ctx else base.cost(n_ctx, cache)
+        except MemoryLimitError:  # as would longer ones be
+            return
+
+
+def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
+    """The longest context that fits: `longest` itself, or a multiple of _STEP, found by bisection."""
+    if fits(longest):
+        return longest
+    low, high = 0, -(-longest // _STEP)  # in steps: low fits (or is 0), high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
+    return low * _STEP or None
+
+
+def warning_of(model: Model, session: Session, budget: int, show: Callable[[int], str]) -> str | None:
+    """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
+    show: formats bytes.
+
+    MemoryLimitError where the context cannot be filled at all: the system would end the program, without a word.
+    """
+    usable = hardware.memory().usable
+    if usable is None:
+        return None
+    own = _own_bytes(session)
+    if own > usable:
+        raise MemoryLimitError(
+            f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
+            f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
+        )
+    if own + _host_weights(model) > usable:
+        kept = f", {show(budget)} of them stay in memory" if budget else ""
+        needed = show(own + _host_weights(model))
+        return (f"this takes {needed} of memory, and there are {show(usable)}: experts are read "
+                f"from disk again and again, which is slow{kept}; pyflash info tells what fits")
+    return None
+
+
+def _experts_from_disk(plan: Plan, show: Callable[[int], str]) -> str:
+    line = "experts will be read from disk again and again"
+    if not plan.expert_budget:
+        return line
+    budget = min(plan.expert_budget, plan.expert_bytes)
+    missed = plan.read_bytes * (plan.expert_bytes - budget) // max(1, plan.expert_bytes)
+    return (f"{line}: {show(budget)} of {show(plan.expert_bytes)} stay in memory, and a token reads "
+            f"{show(missed)} if all are chosen alike, {show(plan.read_bytes)} at most")
+
+
+def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
+    """Lines on whether it fits, what happens if not, and the way out. show: formats bytes."""
+    usable, needed = plan.memory.usable, plan.cost.needed_bytes
+    if usable is None:
+        return ["the system does not tell how much memory there is"]
+    if plan.fits:
+        if plan.fits_now is False:
+            assert plan.memory.available is not None
+            return [f"fits, but only {show(plan.memory.available)} are available now: close other programs, or weights "
+                    "will be read from disk again and again"]
+        return ["fits"]
+    if plan.runs:
+        lines = [f"does not fit, {show(needed - usable)} are missing: {_experts_from_disk(plan, show)}"]
+    else:
+        lines = [f"cannot run: {show(needed - plan.weight_bytes)} beside the weights are more than there is"]
+    ways = []
+    runnable = [cost.n_ctx for cost in plan.contexts if cost.needed_bytes - plan.weight_bytes <= usable]
+    if plan.most_tokens:
+        ways.append(f"--ctx {plan.most_tokens}")
+    elif not plan.runs and runnable:
+        ways.append(f"--ctx {max(runnable)}, with experts read from disk again and again,")
+    if plan.reference_fits:
+        ways.append("--cache-type reference")
+    ways.append(f"a machine or limit with {show(needed)} of memory")
+    return [*lines, f"way out: {' or '.join(ways)}"]

@@ -1,0 +1,1 @@
+"""libpyflash from Python: loading it, its errors, values on their way across. Imports nothing else of pyflash."""
