@@ -1,0 +1,15 @@
+/* The grids of ggml's IQ formats: which points of a lattice their codes name. An entry packs the codes of its values, the
+ * first one lowest. */
+#ifndef PF_FORMAT_IQ_GRIDS_H
+#define PF_FORMAT_IQ_GRIDS_H
+
+#include <stdint.h>
+
+extern const uint16_t pf_grid_iq1[2048];    /* 8 values of two bits: code - 1 */
+extern const uint16_t pf_grid_iq2_xxs[256]; /* 8 values of two bits: 8, 25, 43 */
+extern const uint16_t pf_grid_iq2_xs[512];
+extern const uint16_t pf_grid_iq2_s[1024];
+extern const uint16_t pf_grid_iq3_xxs[256]; /* 4 values of three bits: 4, 12, 20, 28, 36, 44, 52, 62 */
+extern const uint16_t pf_grid_iq3_s[512];   /* 4 values of three bits: 2 code + 1 */
+
+#endif
