@@ -1,0 +1,298 @@
+#include "quantize/grid.h"
+
+#include "format/floats.h"
+#include "quantize/grid_formats.h"
+#include "quantize/grid_loops.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, MOST_IN_SUB = 8, SCALES = 16, MOST_POINTS = 1024, PAIR_POINTS = 256 };
+/* How densely scales are tried: more finds little more. */
+enum { PROBES = 8, SUPER_SCALES = 8, ROUNDS = 3 };
+static const float PROBE_STEP = 0.72f; /* each scale at which a group's lines are found, over the one before */
+
+/* ---- A search ----------------------------------------------------------------------------------------------- */
+
+/* Of a group of values: every point's line, and those that are lowest somewhere. */
+typedef struct group {
+    float double_a[MOST_POINTS], b[MOST_POINTS];
+    pf_grid_hull hull;
+} group;
+
+/* The lines of a group of four with a wrong sign; b is the group's. */
+typedef struct turned {
+    float double_a[PAIR_POINTS];
+    pf_grid_hull hull;
+} turned;
+
+/* What was found: err(d) = d^2 sum u^2 b - d sum u 2a, u being unit (2 s + 1), without the constant. */
+typedef struct choice {
+    int scales[MOST_SUBS];
+    int points[MOST_GROUPS];
+    bool is_turned[MOST_GROUPS]; /* the group has a wrong sign */
+    double linear, square;
+} choice;
+
+struct pf_grid_search {
+    const pf_grid_format *format;
+    const pf_grid_loops *loops;
+    float largest;
+    float grid[8 * MOST_POINTS]; /* [width][n_points] magnitudes */
+    group groups[MOST_GROUPS];
+    turned turned[MOST_GROUPS];
+    bool odd[VALUES / 8]; /* the signs of eight values are odd in number */
+    float reach[MOST_SUBS]; /* a sub-block's largest value, over the largest magnitude */
+};
+
+pf_grid_search *pf_grid_search_new(uint32_t type) {
+    const pf_grid_format *f = pf_grid_format_of(type);
+    pf_grid_search *search = f != NULL ? malloc(sizeof *search) : NULL;
+    if (search == NULL) return NULL;
+    search->format = f;
+    search->loops = pf_grid_loops_best();
+    search->largest = 0.0f;
+    for (int g = 0; g < f->n_points; ++g) {
+        for (int i = 0; i < f->width; ++i) {
+            const float magnitude = f->magnitudes[f->grid[g] >> f->code_bits * i & ((1 << f->code_bits) - 1)];
+            search->grid[i * f->n_points + g] = magnitude;
+            if (magnitude > search->largest) search->largest = magnitude;
+        }
+    }
+    return search;
+}
+
+void pf_grid_search_delete(pf_grid_search *search) { free(search); }
+
+/* Whether groups of four share signs in twos. */
+static bool in_pairs(const pf_grid_format *f) { return f->even && f->width == 4; }
+
+/* The lines that are lowest at some scale up to about `reach`. */
+static void find_hull(const pf_grid_search *s, const float *double_a, const float *b, float reach, pf_grid_hull *hull) {
+    int n = 0, last = -1;
+    float t = 1.15f * reach;
+    for (int k = 0; k < PROBES; ++k, t *= PROBE_STEP) {
+        int at;
+        s->loops->lowest(double_a, b, s->format->n_points, t, &at);
+        if (at == last) continue;
+        hull->double_a[n] = double_a[at];
+        hull->b[n++] = b[at];
+        last = at;
+    }
+    for (; n < PF_GRID_LINES; ++n) {
+        hull->double_a[n] = -INFINITY;
+        hull->b[n] = 0.0f;
+    }
+}
+
+static void find_lines(pf_grid_search *s, const float *x, const float *w) {
+    const pf_grid_format *f = s->format;
+    float a[VALUES], least[MOST_POINTS];
+    for (int i = 0; i < VALUES; ++i) a[i] = w[i] * fabsf(x[i]);
+    for (int k = 0; k < VALUES / f->width; ++k) {
+        group *g = &s->groups[k];
+        const float reach = s->reach[k * f->width / f->sub];
+        s->loops->terms(s->grid, f->n_points, f->width, a + k * f->width, w + k * f->width, g->double_a, g->b,
+                        f->even ? least : NULL);
+        const bool odd = s->odd[k * f->width / 8];
+        if (odd && f->even && !in_pairs(f)) {
+            for (int p = 0; p < f->n_points; ++p) g->double_a[p] -= 4.0f * least[p];
+        }
+        find_hull(s, g->double_a, g->b, reach, &g->hull);
+        if (odd && in_pairs(f)) {
+            for (int p = 0; p < f->n_points; ++p) s->turned[k].double_a[p] = g->double_a[p] - 4.0f * least[p];
+            find_hull(s, s->turned[k].double_a, g->b, reach, &s->turned[k].hull);
+        }
+    }
+}
+
+/* The error of a sub-block at scale t, over t, as far as the kept lines tell. */
+static float sub_error(const pf_grid_search *s, int sub, float t) {
+    const pf_grid_format *f = s->format;
+    const int begin = sub * f->sub / f->width, end = begin + f->sub / f->width;
+    float error = 0.0f;
+    for (int k = begin; k < end; ++k) {
+        const float right = s->loops->hull_at(&s->groups[k].hull, t);
+        if (in_pairs(f) && s->odd[k / 2]) {
+            const float next = s->loops->hull_at(&s->groups[k + 1].hull, t);
+            const float first = s->loops->hull_at(&s->turned[k].hull, t) + next;
+            const float second = right + s->loops->hull_at(&s->turned[k + 1].hull, t);
+            error += first < second ? first : second;
+            ++k;
+        } else {
+            error += right;
+        }
+    }
+    return error;
+}
+
+/* The best scale of a sub-block from `first` to `last`; *error is its error. */
+static int best_scale(const pf_grid_search *s, int sub, float d, int first, int last, float *error) {
+    int best = first;
+    *error = INFINITY;
+    for (int k = first; k <= last; ++k) {
+        const float t = d * s->format->unit * (float)(2 * k + 1), found = t * sub_error(s, sub, t);
+        if (found < *error) {
+            *error = found;
+            best = k;
+        }
+    }
+    return best;
+}
+
+/* Scales of all sub-blocks for d; returns the error. Those far from where a sub-block's values lie are not tried. */
+static float choose_scales(const pf_grid_search *s, float d, int *scales) {
+    float total = 0.0f;
+    for (int sub = 0; sub < VALUES / s->format->sub; ++sub) {
+        const float step = 2.0f * d * s->format->unit;
+        int first = (int)(0.1f * s->reach[sub] / step), last = (int)(1.3f * s->reach[sub] / step) + 1;
+        if (last > SCALES - 1) last = SCALES - 1;
+        if (first > last) first = last;
+        float error;
+        scales[sub] = best_scale(s, sub, d, first, last, &error);
+        total += error;
+    }
+    return total;
+}
+
+/* The best points of the whole grid, at the scales chosen. */
+static void choose_points(const pf_grid_search *s, float d, choice *c) {
+    const pf_grid_format *f = s->format;
+    const int n = f->n_points, per_sub = f->sub / f->width;
+    c->linear = c->square = 0.0;
+    for (int k = 0; k < VALUES / f->width; ++k) {
+        const float u = f->unit * (float)(2 * c->scales[k / per_sub] + 1), t = d * u;
+        const float *double_a = s->groups[k].double_a;
+        c->is_turned[k] = false;
+        if (in_pairs(f) && s->odd[k / 2]) {
+            int at;
+            const int pair = k & ~1;
+            const group *g = &s->groups[pair];
+            const float first = s->loops->lowest(s->turned[pair].double_a, g[0].b, n, t, &at) +
+                                s->loops->lowest(g[1].double_a, g[1].b, n, t, &at);
+            const float second = s->loops->lowest(g[0].double_a, g[0].b, n, t, &at) +
+                                 s->loops->lowest(s->turned[pair + 1].double_a, g[1].b, n, t, &at);
+            c->is_turned[k] = (k == pair) == (first < second);
+            if (c->is_turned[k]) double_a = s->turned[k].double_a;
+        }
+        s->loops->lowest(double_a, s->groups[k].b, n, t, &c->points[k]);
+        c->linear += (double)u * double_a[c->points[k]];
+        c->square += (double)u * u * s->groups[k].b[c->points[k]];
+    }
+}
+
+static double error_of(const choice *c, float d) { return d * (d * c->square - c->linear); }
+
+/* d times `power` as the nearest half, and in *d the float that this stands for, over `power` again. */
+static uint16_t to_half(float *d, float power) {
+    const uint16_t half = pf_f32_to_f16(*d * power);
+    *d = pf_f16_to_f32(half) / power;
+    return half;
+}
+
+/* Signs of eight values each, with the wrong one where there must be one. */
+static void find_signs(const pf_grid_search *s, const choice *c, const float *x, const float *w, uint8_t *signs) {
+    const pf_grid_format *f = s->format;
+    for (int k = 0; k < VALUES / 8; ++k) {
+        uint32_t bits = 0;
+        for (int i = 0; i < 8; ++i) bits |= (uint32_t)(x[8 * k + i] < 0.0f) << i;
+        if (f->even && s->odd[k]) {
+            int begin = 0, end = 8, turn = 0;
+            if (in_pairs(f)) {
+                begin = c->is_turned[2 * k] ? 0 : 4;
+                end = begin + 4;
+            }
+            float least = INFINITY;
+            for (int i = begin; i < end; ++i) {
+                const int value = 8 * k + i, at = value / f->width;
+                const float cost = w[value] * fabsf(x[value]) * s->grid[value % f->width * f->n_points + c->points[at]];
+                if (cost < least) {
+                    least = cost;
+                    turn = i;
+                }
+            }
+            bits ^= 1u << turn;
+        }
+        signs[k] = (uint8_t)bits;
+    }
+}
+
+/* A power of two about as large as the largest of n values, within what keeps all of this normal. */
+static float power_of(const float *values, int n) {
+    float most = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        if (fabsf(values[i]) > most) most = fabsf(values[i]);
+    }
+    int exponent;
+    frexpf(most, &exponent);
+    return ldexpf(1.0f, most == 0.0f ? 0 : exponent < -100 ? -100 : exponent);
+}
+
+/* Scales and points for x and w, largest values about 1; d is a half times `power`. */
+static uint16_t search_block(pf_grid_search *s, const float *x, const float *w, float power, choice *best) {
+    const pf_grid_format *f = s->format;
+    float most = 0.0f;
+    for (int sub = 0; sub < VALUES / f->sub; ++sub) {
+        float reach = 0.0f;
+        for (int i = sub * f->sub; i < (sub + 1) * f->sub; ++i) reach = fabsf(x[i]) > reach ? fabsf(x[i]) : reach;
+        s->reach[sub] = reach / s->largest;
+        if (s->reach[sub] > most) most = s->reach[sub];
+    }
+    for (int k = 0; k < VALUES / 8; ++k) {
+        s->odd[k] = false;
+        for (int i = 0; i < 8; ++i) s->odd[k] ^= x[8 * k + i] < 0.0f;
+    }
+    find_lines(s, x, w);
+
+    float least = INFINITY, d = 0.0f;
+    for (int k = 0; k < SUPER_SCALES; ++k) {
+        choice c;
+        float tried = (0.5f + 0.55f / (SUPER_SCALES - 1) * (float)k) * most / ((float)(2 * SCALES - 1) * f->unit);
+        to_half(&tried, power);
+        const float error = tried > 0.0f ? choose_scales(s, tried, c.scales) : INFINITY;
+        if (error < least) {
+            least = error;
+            d = tried;
+            *best = c;
+        }
+    }
+    if (d == 0.0f) { /* too small for halves */
+        memset(best, 0, sizeof *best);
+        return 0;
+    }
+    choose_points(s, d, best);
+    uint16_t half = to_half(&d, power);
+    for (int round = 0; round < ROUNDS && best->square > 0.0; ++round) {
+        float refitted = (float)(0.5 * best->linear / best->square);
+        const uint16_t next_half = to_half(&refitted, power);
+        if (refitted <= 0.0f) break;
+        choice next = *best;
+        for (int sub = 0; sub < VALUES / f->sub; ++sub) {
+            const int at = best->scales[sub];
+            float error;
+            next.scales[sub] = best_scale(s, sub, refitted, at > 0 ? at - 1 : 0, at < SCALES - 1 ? at + 1 : at, &error);
+        }
+        choose_points(s, refitted, &next);
+        if (!(error_of(&next, refitted) < error_of(best, d))) break;
+        *best = next;
+        d = refitted;
+        half = next_half;
+    }
+    return half;
+}
+
+void pf_grid_search_block(pf_grid_search *s, const float *x, const float *weights, uint8_t *block) {
+    const float of_x = power_of(x, VALUES), of_w = power_of(weights, VALUES);
+    float scaled_x[VALUES], scaled_w[VALUES];
+    for (int i = 0; i < VALUES; ++i) {
+        scaled_x[i] = x[i] / of_x;
+        scaled_w[i] = weights[i] / of_w;
+    }
+    choice c;
+    uint8_t signs[VALUES / 8];
+    const uint16_t half = search_block(s, scaled_x, scaled_w, of_x, &c);
+    find_signs(s, &c, scaled_x, scaled_w, signs);
+    s->format->pack(c.points, signs, c.scales, half, block);
+}
