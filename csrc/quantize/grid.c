@@ -157,27 +157,35 @@ static float choose_scales(const pf_grid_search *s, float d, int *scales) {
     return total;
 }
 
+/* Takes the best point of the whole grid for group k at scale d u. */
+static float choose_point(const pf_grid_search *s, int k, bool is_turned, float d, float u, int *at) {
+    const float *double_a = is_turned ? s->turned[k].double_a : s->groups[k].double_a;
+    return s->loops->lowest(double_a, s->groups[k].b, s->format->n_points, d * u, at);
+}
+
 /* The best points of the whole grid, at the scales chosen. */
 static void choose_points(const pf_grid_search *s, float d, choice *c) {
     const pf_grid_format *f = s->format;
-    const int n = f->n_points, per_sub = f->sub / f->width;
+    const int per_sub = f->sub / f->width;
+    float before = 0.0f; /* the error of the group before, over its scale */
     c->linear = c->square = 0.0;
     for (int k = 0; k < VALUES / f->width; ++k) {
-        const float u = f->unit * (float)(2 * c->scales[k / per_sub] + 1), t = d * u;
-        const float *double_a = s->groups[k].double_a;
+        const float u = f->unit * (float)(2 * c->scales[k / per_sub] + 1);
         c->is_turned[k] = false;
-        if (in_pairs(f) && s->odd[k / 2]) {
-            int at;
-            const int pair = k & ~1;
-            const group *g = &s->groups[pair];
-            const float first = s->loops->lowest(s->turned[pair].double_a, g[0].b, n, t, &at) +
-                                s->loops->lowest(g[1].double_a, g[1].b, n, t, &at);
-            const float second = s->loops->lowest(g[0].double_a, g[0].b, n, t, &at) +
-                                 s->loops->lowest(s->turned[pair + 1].double_a, g[1].b, n, t, &at);
-            c->is_turned[k] = (k == pair) == (first < second);
-            if (c->is_turned[k]) double_a = s->turned[k].double_a;
+        const float right = choose_point(s, k, false, d, u, &c->points[k]);
+        if (in_pairs(f) && k % 2 == 1 && s->odd[k / 2]) {
+            int first_at, second_at;
+            const float first = choose_point(s, k - 1, true, d, u, &first_at) + right;
+            const float second = before + choose_point(s, k, true, d, u, &second_at);
+            const int wrong = first < second ? k - 1 : k;
+            c->is_turned[wrong] = true;
+            c->points[wrong] = first < second ? first_at : second_at;
         }
-        s->loops->lowest(double_a, s->groups[k].b, n, t, &c->points[k]);
+        before = right;
+    }
+    for (int k = 0; k < VALUES / f->width; ++k) {
+        const float u = f->unit * (float)(2 * c->scales[k / per_sub] + 1);
+        const float *double_a = c->is_turned[k] ? s->turned[k].double_a : s->groups[k].double_a;
         c->linear += (double)u * double_a[c->points[k]];
         c->square += (double)u * u * s->groups[k].b[c->points[k]];
     }
