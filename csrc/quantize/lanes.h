@@ -1,5 +1,5 @@
-/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane and no sum goes
- * across lanes, so that all machines find the same. */
+/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane, and sums across
+ * lanes have one order, so that all machines find the same. */
 #ifndef PF_QUANTIZE_LANES_H
 #define PF_QUANTIZE_LANES_H
 
@@ -20,6 +20,7 @@ static inline pf_lanes lanes_add(pf_lanes a, pf_lanes b) { return _mm256_add_ps(
 static inline pf_lanes lanes_sub(pf_lanes a, pf_lanes b) { return _mm256_sub_ps(a, b); }
 static inline pf_lanes lanes_mul(pf_lanes a, pf_lanes b) { return _mm256_mul_ps(a, b); }
 static inline pf_lanes lanes_min(pf_lanes a, pf_lanes b) { return _mm256_min_ps(a, b); }
+static inline pf_lanes lanes_max(pf_lanes a, pf_lanes b) { return _mm256_max_ps(a, b); }
 /* Bit l: lane l of both is equal. */
 static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
@@ -56,6 +57,9 @@ static inline pf_lanes lanes_mul(pf_lanes a, pf_lanes b) {
 static inline pf_lanes lanes_min(pf_lanes a, pf_lanes b) {
     return (pf_lanes){vminq_f32(a.low, b.low), vminq_f32(a.high, b.high)};
 }
+static inline pf_lanes lanes_max(pf_lanes a, pf_lanes b) {
+    return (pf_lanes){vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)};
+}
 static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     const uint32x4_t bits = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vceqq_f32(a.low, b.low), bits)) |
@@ -78,6 +82,7 @@ PF_LANEWISE(lanes_add, a.at[l] + b.at[l])
 PF_LANEWISE(lanes_sub, a.at[l] - b.at[l])
 PF_LANEWISE(lanes_mul, a.at[l] * b.at[l])
 PF_LANEWISE(lanes_min, a.at[l] < b.at[l] ? a.at[l] : b.at[l])
+PF_LANEWISE(lanes_max, a.at[l] > b.at[l] ? a.at[l] : b.at[l])
 #undef PF_LANEWISE
 
 static inline pf_lanes lanes_load(const float *p) {
@@ -105,5 +110,18 @@ static inline float lanes_least(pf_lanes v) {
 }
 
 #endif
+
+/* The nearest integers, of values below 2^22 in size. */
+static inline pf_lanes lanes_round(pf_lanes v) {
+    const pf_lanes shift = lanes_set1(0x1.8p23f);
+    return lanes_sub(lanes_add(v, shift), shift);
+}
+
+/* The sum of all lanes, always in the same order. */
+static inline float lanes_sum(pf_lanes v) {
+    float at[PF_LANES];
+    lanes_store(at, v);
+    return ((at[0] + at[4]) + (at[2] + at[6])) + ((at[1] + at[5]) + (at[3] + at[7]));
+}
 
 #endif
