@@ -2,7 +2,7 @@
 
 #include "format/floats.h"
 #include "quantize/grid_formats.h"
-#include "quantize/grid_loops.h"
+#include "quantize/search_loops.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -38,7 +38,7 @@ typedef struct choice {
 
 struct pf_grid_search {
     const pf_grid_format *format;
-    const pf_grid_loops *loops;
+    const pf_search_loops *loops;
     float largest;
     float grid[8 * MOST_POINTS]; /* [width][n_points] magnitudes */
     group groups[MOST_GROUPS];
@@ -52,7 +52,7 @@ pf_grid_search *pf_grid_search_new(uint32_t type) {
     pf_grid_search *search = f != NULL ? malloc(sizeof *search) : NULL;
     if (search == NULL) return NULL;
     search->format = f;
-    search->loops = pf_grid_loops_best();
+    search->loops = pf_search_loops_best();
     search->largest = 0.0f;
     for (int g = 0; g < f->n_points; ++g) {
         for (int i = 0; i < f->width; ++i) {

@@ -1,7 +1,7 @@
 #include "quantize/k.h"
 
 #include "format/floats.h"
-#include "quantize/code_loops.h"
+#include "quantize/search_loops.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -136,7 +136,7 @@ typedef struct sub_block {
 
 typedef struct search {
     const k_format *format;
-    const pf_code_loops *loops;
+    const pf_search_loops *loops;
     sub_block subs[MOST_SUBS];
     int n_sub;
 } search;
@@ -154,7 +154,7 @@ static double error_of(const sub_block *b, const pf_code_sums *c, double scale, 
 
 static pf_code_sums sums_of(const search *s, const sub_block *b, float scale, float minimum) {
     const k_format *f = s->format;
-    return s->loops->sums(b->x, b->w, f->sub, scale != 0.0f ? 1.0f / scale : 0.0f, minimum, (float)f->least_code,
+    return s->loops->code_sums(b->x, b->w, f->sub, scale != 0.0f ? 1.0f / scale : 0.0f, minimum, (float)f->least_code,
                           (float)f->most_code);
 }
 
@@ -353,7 +353,7 @@ static float power_of(const float *values, int n) {
 }
 
 void pf_quantize_k_block(uint32_t type, const float *x, const float *weights, uint8_t *block) {
-    search s = {.format = format_of(type), .loops = pf_code_loops_best()};
+    search s = {.format = format_of(type), .loops = pf_search_loops_best()};
     const float of_x = power_of(x, VALUES), of_w = power_of(weights, VALUES);
     float scaled_x[VALUES], scaled_w[VALUES];
     for (int i = 0; i < VALUES; ++i) {
