@@ -17,10 +17,11 @@ typedef struct pf_code_sums {
 typedef struct pf_search_loops {
     /* ---- grid.c ---- */
     /* double_a[g] = 2 sum_i a[i] G[i][g], b[g] = sum_i w[i] G[i][g]^2, least[g] = min_i a[i] G[i][g] (least: NULL is
-     * allowed), of `width` values and n points, a multiple of 16; grid [width][n]. */
+     * allowed), of `width` values and n points, a multiple of 64; grid [width][n]. */
     void (*terms)(const float *grid, int n, int width, const float *a, const float *w, float *double_a, float *b,
                   float *least);
-    /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. */
+    /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. n: a multiple of 64, at
+     * most 1024. */
     float (*lowest)(const float *double_a, const float *b, int n, float t, int *at);
     float (*hull_at)(const pf_grid_hull *hull, float t);
     /* ---- k.c ---- */

@@ -26,21 +26,29 @@ static inline pf_lanes lines_at(const float *double_a, const float *b, pf_lanes 
     return lanes_sub(lanes_mul(t, lanes_load(b)), lanes_load(double_a));
 }
 
+/* First which chunk has the lowest, then where in it: so most lines are looked at once. */
 static float lowest(const float *double_a, const float *b, int n, float t, int *at) {
+    enum { CHUNK = 8 * PF_LANES, MOST_CHUNKS = 1024 / CHUNK };
     const pf_lanes scale = lanes_set1(t);
-    pf_lanes even = lanes_set1(INFINITY), odd = even;
-    for (int g = 0; g < n; g += 2 * PF_LANES) {
-        even = lanes_min(lines_at(double_a + g, b + g, scale), even);
-        odd = lanes_min(lines_at(double_a + g + PF_LANES, b + g + PF_LANES, scale), odd);
+    pf_lanes chunks[MOST_CHUNKS], all = lanes_set1(INFINITY);
+    for (int c = 0; c < n / CHUNK; ++c) {
+        const float *of_a = double_a + c * CHUNK, *of_b = b + c * CHUNK;
+        pf_lanes even = lines_at(of_a, of_b, scale), odd = lines_at(of_a + PF_LANES, of_b + PF_LANES, scale);
+        for (int g = 2 * PF_LANES; g < CHUNK; g += 2 * PF_LANES) {
+            even = lanes_min(lines_at(of_a + g, of_b + g, scale), even);
+            odd = lanes_min(lines_at(of_a + g + PF_LANES, of_b + g + PF_LANES, scale), odd);
+        }
+        chunks[c] = lanes_min(even, odd);
+        all = lanes_min(chunks[c], all);
     }
-    const float least = lanes_least(lanes_min(even, odd));
-    *at = 0;
-    for (int g = 0; g < n; g += PF_LANES) {
-        uint32_t found = lanes_equal(lines_at(double_a + g, b + g, scale), lanes_set1(least));
-        if (found == 0) continue;
-        for (*at = g; (found & 1u) == 0; found >>= 1) ++*at;
-        break;
-    }
+    const float least = lanes_least(all);
+    const pf_lanes wanted = lanes_set1(least);
+    int g = 0;
+    while (g < n - CHUNK && lanes_equal(chunks[g / CHUNK], wanted) == 0) g += CHUNK;
+    uint32_t found;
+    while ((found = lanes_equal(lines_at(double_a + g, b + g, scale), wanted)) == 0 && g < n - PF_LANES) g += PF_LANES;
+    for (; (found & 1u) == 0 && found != 0; found >>= 1) ++g;
+    *at = g;
     return least;
 }
 
