@@ -8,18 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from gguf_export.errors import reason
 from pyflash.chat.reply import ChatPiece, Reply
-from pyflash.cli.chat.settings import Settings
+from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
 MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
 _SESSION_MAGIC = b"PFSESSIO"
-_WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
+S = TypeVar("S", bound=AnswerSettings)
 
 
 class View(Protocol):
@@ -74,7 +74,7 @@ class _Running:
     problems: list[str] = field(default_factory=list)
 
 
-class Conversation:
+class Conversation(Generic[S]):
     """Messages, and the session that answers them.
 
     What is asked and answered stays, also when Ctrl-C ends an answer; where that comes before the first token of one,
@@ -82,13 +82,12 @@ class Conversation:
     """
 
     def __init__(
-        self, session: Session, settings: Settings, *, system: str | None = None,
+        self, session: Session, settings: S, *, system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None, response_format: Mapping[str, Any] | None = None,
         logprobs: int = 0,
     ) -> None:
         self.session = session
         self.settings = settings
-        settings.follow(session.model.sampling)
         self.messages: list[dict[str, Any]] = []
         self.attached: list[str] = []
         self.last: Answer | None = None
@@ -178,10 +177,6 @@ class Conversation:
             self._stream(messages, view, running)
         except KeyboardInterrupt:
             running.interrupted = True
-        except ContextFullError as error:
-            if running.reply is None:
-                raise ContextFullError(f"{_first_clause(error)}: {_WAY_OUT}") from error
-            raise
         finally:
             if running.reply is not None:
                 running.reply.close()
@@ -193,7 +188,7 @@ class Conversation:
 
     def _stream(self, messages: list[dict[str, Any]], view: View, running: _Running) -> None:
         arguments = self.settings.arguments()
-        if arguments["seed"] is not None:
+        if arguments.get("seed") is not None:
             arguments["seed"] += self._attempt
         reply = running.reply = self.session.chat(
             messages, tools=self._tools, response_format=self._response_format, logprobs=self._logprobs,
@@ -229,15 +224,14 @@ class Conversation:
     def load(self, path: str) -> None:
         """Continues what save() wrote. On failure nothing has changed."""
         if os.path.exists(path) and not _is_session(path):
-            raise FormatError(f"{path} is no saved session; /save and --session write them")
+            raise FormatError(f"{path} is no saved session", "Session.save() writes them")
         try:
             self.session.load(path)
         except ContextFullError as error:
-            raise ContextFullError(f"{str(error).rpartition(': ')[0]}: a larger -c holds more") from error
+            raise ContextFullError(_what(error), "open a session with a larger context") from error
         except ArgumentError as error:
             raise ArgumentError(
-                f"{path} belongs to another model, or to other options --precision or --cache-type: start with those, "
-                "or take another file"
+                _what(error), "open the model and the session as they were then, or take another file"
             ) from error
         except FormatError as error:
             raise FormatError(f"{path} is damaged or incomplete: take another file, or remove it to start anew"
@@ -247,8 +241,9 @@ class Conversation:
         self.last = None
 
 
-def _first_clause(error: Error) -> str:
-    return str(error).partition(";")[0]
+def _what(error: Error) -> str:
+    """What is wrong, of a message of the library's that ends in a way out."""
+    return str(error).rpartition(": ")[0] or str(error)
 
 
 def _kept(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,8 +263,8 @@ def reply(
         prompt = known
     if len(prompt) > session.capacity:
         raise ContextFullError(
-            f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
-            "open a session with a larger context"
+            f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}",
+            "open a session with a larger context",
         )
     how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)

@@ -207,8 +207,8 @@ class Session:
             handle = self._native()
             if len(ids) > self.capacity - self._position:
                 raise ContextFullError(
-                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used; "
-                    "open a session with a larger context"
+                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used",
+                    "open a session with a larger context",
                 )
             try:
                 logits = np.empty((len(ids), n_vocab) if all_logits else (1, n_vocab), dtype=np.float32)

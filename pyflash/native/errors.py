@@ -8,7 +8,16 @@ from pyflash.native.library import ffi, lib
 
 
 class Error(Exception):
-    """Base of every error that pyflash raises on purpose. Its message is one line: what is wrong and what to do."""
+    """Base of every error that pyflash raises on purpose. Its message is one line: what is wrong and what to do.
+
+    what, way_out: the two parts, where they are known apart; a program with words of its own for the way out, as the
+    command line has, can then say what is wrong without the Python API's. Else what is the message, way_out "".
+    """
+
+    def __init__(self, what: str = "", way_out: str = "") -> None:
+        super().__init__(f"{what}: {way_out}" if way_out else what)
+        self.what = what
+        self.way_out = way_out
 
 
 class ArgumentError(Error, ValueError):

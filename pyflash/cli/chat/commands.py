@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyflash.chat.conversation import Answer, Conversation, View, read_text
+from pyflash.cli.advice import LOADING, ways_out
 from pyflash.cli.chat.lines import complete_path
-from pyflash.cli.chat.settings import THINKING, canonical, helps
+from pyflash.cli.chat.settings import THINKING, Settings, canonical, helps
 from pyflash.cli.chat.view import stats_line, visible
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import ArgumentError
@@ -39,7 +40,7 @@ class Command:
 class Commands:
     """Runs slash commands on a conversation. say: shows a line to the user."""
 
-    def __init__(self, conversation: Conversation, view: View, say: Say) -> None:
+    def __init__(self, conversation: Conversation[Settings], view: View, say: Say) -> None:
         self._conversation = conversation
         self._settings = conversation.settings
         self._view = view
@@ -151,7 +152,8 @@ class Commands:
 
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load FILE")
-        self._conversation.load(os.path.expanduser(path))
+        with ways_out(LOADING):
+            self._conversation.load(os.path.expanduser(path))
         self._say(f"continues {path}: {loaded(self._conversation)}")
 
     # -- completion --
@@ -184,7 +186,7 @@ def _path(argument: str, usage: str) -> str:
     return argument
 
 
-def loaded(conversation: Conversation) -> str:
+def loaded(conversation: Conversation[Settings]) -> str:
     """How much a session file held."""
     return f"{len(conversation.messages)} messages, {conversation.session.position:,} tokens"
 

@@ -11,8 +11,10 @@ import click
 
 from gguf_export.errors import reason
 from pyflash.chat.conversation import Answer, Conversation
+from pyflash.cli.advice import ANSWERING, LOADING, ways_out
 from pyflash.cli.chat.commands import Commands, Leave, loaded
 from pyflash.cli.chat.lines import Entry, LineReader
+from pyflash.cli.chat.settings import Settings
 from pyflash.cli.chat.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line, visible
 from pyflash.native.errors import Error, FileError
 
@@ -20,12 +22,13 @@ from pyflash.native.errors import Error, FileError
 class SessionFile:
     """The file of --session: continued when there is one, written after each answer."""
 
-    def __init__(self, path: str, conversation: Conversation) -> None:
+    def __init__(self, path: str, conversation: Conversation[Settings]) -> None:
         self._path = path
         self._conversation = conversation
         self.resumed = os.path.exists(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
         if self.resumed:
-            conversation.load(path)
+            with ways_out(LOADING):
+                conversation.load(path)
         else:  # better told now than after a long answer
             folder = os.path.dirname(path) or "."
             if not os.path.isdir(folder):
@@ -50,7 +53,7 @@ def say(line: str) -> None:
 class Chat:
     """One chat on stdin and stdout. verbose: the stats line also where there is no terminal."""
 
-    def __init__(self, conversation: Conversation, view: TextView | JsonView, session_file: SessionFile | None,
+    def __init__(self, conversation: Conversation[Settings], view: TextView | JsonView, session_file: SessionFile | None,
                  verbose: bool) -> None:
         self._conversation = conversation
         self._view = view
@@ -61,7 +64,7 @@ class Chat:
 
     def answer_once(self, question: str) -> bool:
         """Answers one question; False when Ctrl-C ended it."""
-        with self._kept():
+        with self._kept(), ways_out(ANSWERING):
             answer = self._conversation.ask(question, self._view)
             self._after(answer)
         return not answer.interrupted
@@ -102,7 +105,7 @@ class Chat:
         """Does what was asked; False to leave."""
         is_command = entry.text.startswith("/") and not entry.quoted
         try:
-            with self._kept():
+            with self._kept(), ways_out(ANSWERING):
                 if is_command:
                     answer = self.commands.run(entry.text)
                 elif entry.text or self._conversation.attached:

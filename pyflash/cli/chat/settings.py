@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.native.errors import ArgumentError
 
@@ -86,17 +87,13 @@ _WITHOUT = ("off", "none", "default")
 
 
 def _defaults() -> dict[str, Any]:
-    return {setting.name: setting.default for setting in SAMPLING}
+    return {setting.keyword: setting.default for setting in SAMPLING}
 
 
 @dataclass
-class Settings:
-    """numbers: what was chosen, by the names in SAMPLING. defaults: what the others are."""
+class Settings(AnswerSettings):
+    """What a terminal's user can set. defaults: what the sampling options are that were not chosen."""
 
-    numbers: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int | None = None
-    think: str = "off"
-    stop: tuple[str, ...] = ()
     hide_thinking: bool = False
     stats: bool = False
     history: bool = True
@@ -104,14 +101,11 @@ class Settings:
 
     def follow(self, recommended: SamplingOptions) -> None:
         """Makes what a model recommends the defaults."""
-        values: dict[str, Any] = {**recommended}
-        self.defaults = {setting.name: values.get(setting.keyword, setting.default) for setting in SAMPLING}
+        self.defaults = {**_defaults(), **recommended}
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of Session.chat()."""
-        values = {**self.defaults, **self.numbers}
-        named = {setting.keyword: values[setting.name] for setting in SAMPLING}
-        return {**named, "max_tokens": self.max_tokens, "think": self.think, "stop": self.stop}
+        return {**self.defaults, **super().arguments()}
 
     def change(self, name: str, text: str) -> None:
         """Sets what /set NAME TEXT says. ArgumentError in one line for what does not exist or makes no sense."""
@@ -133,7 +127,7 @@ class Settings:
 
     def _change_number(self, setting: Setting, text: str) -> None:
         if text.lower() == "default" and setting is not MAX_TOKENS:
-            self.numbers.pop(setting.name, None)
+            self.sampling.pop(setting.keyword, None)
             return
         if text.lower() in _WITHOUT:
             value = setting.default
@@ -145,13 +139,13 @@ class Settings:
         if setting is MAX_TOKENS:
             self.max_tokens = value
         else:
-            self.numbers[setting.name] = value
+            self.sampling[setting.keyword] = value
 
     def shown(self, name: str) -> str:
         """A value as /set takes it."""
         name = canonical(name)
-        values = {**self.defaults, **self.numbers}
-        value = values[name] if name in values else getattr(self, name)
+        numeric = _NUMERIC.get(name)
+        value = self.arguments()[numeric.keyword] if numeric else getattr(self, name)
         if name == "stop":
             return " ".join(f'"{escaped(text)}"' for text in value) or "off"
         if isinstance(value, bool):

@@ -24,13 +24,12 @@ from pyflash.cli.chat.loop import Chat, SessionFile, say
 from pyflash.cli.chat.settings import SAMPLING, Settings, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView
 from pyflash.cli.commands.completion import GGUFFile
+from pyflash.cli.memory_advice import warning_of
 from pyflash.cli.options import model_options, open_model, option, sampling_options
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.stdin import piped_text, read_stdin
-from pyflash.machine import memory_plan
 from pyflash.machine.places import state_dir
-from pyflash.machine.units import format_bytes
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
 
@@ -87,6 +86,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     if model_path is None and interactive:
         say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
     with leaving_on_signals(), _session(model_path, options) as session:
+        settings.follow(session.model.sampling)
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])
         session_file = SessionFile(options["session"], conversation) if options["session"] else None
@@ -114,7 +114,7 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
     model, expert_budget = open_model(model_path, options)
     with model:
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
-            if warning := memory_plan.warning_of(model, session, expert_budget, format_bytes):
+            if warning := warning_of(model, session, expert_budget, options["cache_type"]):
                 say(f"pyflash: warning: {warning}")
             yield session
 
@@ -184,7 +184,7 @@ def _settings(options: dict[str, Any], stats: bool) -> Settings:
         stop = stop_strings(options["stop"]) if options["stop"] else ()
     except pyflash.ArgumentError as error:
         raise click.UsageError(f"--stop: {error}") from None
-    chosen = {setting.name: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
+    chosen = {setting.keyword: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
     return Settings(
         chosen, options["max_tokens"], _think_mode(options), stop, options["hide_thinking"], stats,
         not options["no_history"],

@@ -1,0 +1,29 @@
+"""The way out of an error in the command line's words: what lies below it names the Python API's notions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from pyflash.native.errors import ArgumentError, ContextFullError, Error, FormatError
+
+Ways = Mapping[type[Error], str]
+
+ANSWERING: Ways = {ContextFullError: "a larger -c holds more; in a chat /undo and /clear make room"}
+LOADING: Ways = {
+    ContextFullError: "a larger -c holds more",
+    ArgumentError: "start with the same --precision and --cache-type, or take another file",
+    FormatError: "/save and --session write them",
+}
+
+
+@contextlib.contextmanager
+def ways_out(ways: Ways) -> Iterator[None]:
+    """Errors raised within, told apart as what is wrong and a way out, get the one for their class."""
+    try:
+        yield
+    except Error as error:
+        way = next((text for kind, text in ways.items() if isinstance(error, kind)), None)
+        if way is None or not error.way_out:
+            raise
+        raise type(error)(f"{error.what}: {way}") from error
