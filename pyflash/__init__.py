@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyflash.engine.session import Memory as Memory
     from pyflash.engine.session import Session as Session
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
+    from pyflash.engine.worker import Worker as Worker
     from pyflash.native.errors import ArgumentError as ArgumentError
     from pyflash.native.errors import BusyError as BusyError
     from pyflash.native.errors import CancelledError as CancelledError
@@ -46,6 +47,7 @@ _NAMES_OF = {
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
     "engine.session": ("Memory", "Session"),
     "engine.tokenizer": ("Tokenizer",),
+    "engine.worker": ("Worker",),
     "native.errors": (
         "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError", "DeviceError", "Error",
         "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError", "UnsupportedError",

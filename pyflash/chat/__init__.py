@@ -13,7 +13,7 @@ Any message may have a "task", such as "action" or "title", which asks for a sho
 from __future__ import annotations
 
 from pyflash.chat.encoding import Message, encode, segments, with_response_format, with_tools
-from pyflash.chat.format import ASSISTANT, BOS, DSML, EOS, LATEST_REMINDER, THINK_BEGIN, THINK_END, USER, Segment
+from pyflash.chat.format import ASSISTANT, BOS, DSML, EOS, LATEST_REMINDER, THINK_BEGIN, THINK_END, USER, Segment, thinking_modes
 from pyflash.chat.parsing import parse
 from pyflash.chat.streaming import Event, StreamParser
 
@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "parse",
     "segments",
+    "thinking_modes",
     "with_response_format",
     "with_tools",
 ]

@@ -38,6 +38,12 @@ _MARKERS = {"{dsml_token}": DSML, "{thinking_start_token}": THINK_BEGIN, "{think
 Segment = tuple[str, bool]
 
 
+def thinking_modes(release: str | None = None) -> tuple[str, ...]:
+    """What `think` can be for a release, "preview" or "0731", in growing order; None: for any."""
+    known = EFFORTS[release].keys() if release else {effort for texts in EFFORTS.values() for effort in texts}
+    return ("off", *(effort for effort in ("low", "high", "max") if effort in known))
+
+
 def to_json(value: Any) -> str:
     """JSON as the published encoder writes it. ArgumentError for what JSON cannot express."""
     try:

@@ -27,7 +27,7 @@ Kind = Literal["reasoning", "content", "tool_call"]
 
 _WORTH_A_CHECKPOINT = 256  # tokens; fewer are soon evaluated again, and can be rolled back while they are the last
 
-THINKING_MODES = ("off", "low", "high", "max")
+THINKING_MODES = encoding.thinking_modes()
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyflash.chat import thinking_modes
 from pyflash.chat.conversation import Answer, Conversation, View, read_text
+from pyflash.chat.reply import THINKING_MODES
 from pyflash.cli.advice import LOADING, ways_out
 from pyflash.cli.chat.lines import complete_path
-from pyflash.cli.chat.settings import THINKING, Settings, canonical, helps
+from pyflash.cli.chat.settings import Settings, canonical, helps
 from pyflash.cli.chat.view import stats_line, visible
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import ArgumentError
@@ -125,8 +127,8 @@ class Commands:
     def _think(self, argument: str) -> None:
         mode = argument.lower() or "high"
         release = self._conversation.session.model.release
-        if mode == "low" and release != "0731":
-            raise ArgumentError(f"only the release 0731 can think low, and this model is of {release}")
+        if mode in THINKING_MODES and mode not in thinking_modes(release):
+            raise ArgumentError(f"only the release 0731 can think {mode}, and this model is of {release}")
         self._settings.change("think", mode)
         self._say("answers at once" if mode == "off" else f"thinks before it answers ({mode})")
 
@@ -171,7 +173,7 @@ class Commands:
         if command.path:
             choices = complete_path(argument)
         elif name == "/think":
-            choices = [mode for mode in THINKING if mode.startswith(argument)]
+            choices = [mode for mode in THINKING_MODES if mode.startswith(argument)]
         elif name == "/set":
             choices = [f"{known} " for known in helps() if known.startswith(argument)]
         return [f"{name} {choice}" for choice in choices]

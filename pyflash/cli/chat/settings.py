@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
+from pyflash.chat.reply import THINKING_MODES
 from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.native.errors import ArgumentError
-
-THINKING = ("off", "low", "high", "max")
 
 
 def _finite(number: Any, kind: click.ParamType[Any], param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -115,8 +114,8 @@ class Settings(AnswerSettings):
         if name == "stop":
             self.stop = () if text.lower() in _WITHOUT else stop_strings(_words(text))
         elif name == "think":
-            if text not in THINKING:
-                raise ArgumentError(f"think is one of {', '.join(THINKING)}, not {text!r}")
+            if text not in THINKING_MODES:
+                raise ArgumentError(f"think is one of {', '.join(THINKING_MODES)}, not {text!r}")
             self.think = text
         elif numeric is None:
             if text.lower() not in _SWITCH:

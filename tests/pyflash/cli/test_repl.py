@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import pyflash
 from pyflash.chat.conversation import Answer, Conversation, read_text
 from pyflash.chat.reply import ChatPiece
+from pyflash.cli.advice import ANSWERING, LOADING, ways_out
 from pyflash.cli.chat.commands import COMMANDS, Commands, Leave
 from pyflash.cli.chat.lines import Entry, History, LineReader, complete_path
 from pyflash.cli.chat.settings import SAMPLING, Settings, helps, stop_strings
@@ -199,7 +201,7 @@ def tame(talk: Conversation, n_prompt: int) -> bool:
 def test_later_turns_evaluate_only_what_is_new(model: pyflash.Model, tmp_path: Path, think: str) -> None:
     long_question = "The quick brown fox jumps over the lazy dog. " * 60
     talk = new(model, max_tokens=5)
-    talk.settings.think, talk.settings.numbers["seed"] = think, 0
+    talk.settings.think, talk.settings.sampling["seed"] = think, 0
     first = talk.ask(long_question, Silent())
     assert first.n_reused == 0 and first.n_prompt > 1000
     while not tame(talk, first.n_prompt):
@@ -230,7 +232,7 @@ def test_later_turns_evaluate_only_what_is_new(model: pyflash.Model, tmp_path: P
 
 def test_stopped_answers(model: pyflash.Model) -> None:
     talk = new(model, max_tokens=50)
-    talk.settings.numbers["temp"] = 0.0
+    talk.settings.sampling["temperature"] = 0.0
     stopped = talk.ask("Hello", Silent(stop_after=5))
     assert stopped.interrupted and 0 < stopped.n_generated <= 5 and stopped.finish is None
     assert talk.messages[1] == stopped.message and stopped.message["role"] == "assistant"
@@ -247,12 +249,13 @@ def test_stopped_answers(model: pyflash.Model) -> None:
 
 def test_full_context(model: pyflash.Model) -> None:
     talk = new(model, context=40, max_tokens=4)
-    with pytest.raises(pyflash.ContextFullError, match="-c .* /clear") as raised:
-        talk.ask("many words " * 40, Silent())
-    assert "\n" not in str(raised.value) and talk.messages == []
+    for ways, way_out in ({}, "a session with a larger context$"), (ANSWERING, "-c .* /clear"):
+        with pytest.raises(pyflash.ContextFullError, match=way_out) as raised, ways_out(ways):
+            talk.ask("many words " * 40, Silent())
+        assert "\n" not in str(raised.value) and talk.messages == []
     talk.settings.max_tokens = None
     for seed in range(50):
-        talk.settings.numbers["seed"] = seed
+        talk.settings.sampling["seed"] = seed
         if talk.ask("Hello", Silent()).context_full:
             break
         talk.clear()
@@ -262,7 +265,7 @@ def test_full_context(model: pyflash.Model) -> None:
 
 def test_regenerating_with_a_seed_gives_another_answer(model: pyflash.Model) -> None:
     talk = new(model)
-    talk.settings.numbers["seed"] = 5
+    talk.settings.sampling["seed"] = 5
     first = talk.ask("Hello", Silent()).message
     others = [talk.regenerate(Silent()).message for _ in range(2)]
     assert first not in others and others[0] != others[1]
@@ -311,11 +314,16 @@ def test_session_files_that_do_not_fit(model: pyflash.Model, tmp_path: Path) -> 
     damaged = tmp_path / "damaged"
     damaged.write_bytes(file.read_bytes()[:-100])
     small, other = new(model, context=9), Conversation(model.session(100, cache="f16"), Settings())
+    text = tmp_path / "text"
+    text.write_text("no session")
     for reader, path, way_out in ((small, file, "a larger -c"), (other, file, "--cache-type"),
-                                  (talk, damaged, "remove it")):  # fmt: skip
-        with pytest.raises(pyflash.Error, match=way_out) as raised:
+                                  (talk, damaged, "remove it"), (talk, text, "--session write them")):  # fmt: skip
+        with pytest.raises(pyflash.Error, match=way_out) as raised, ways_out(LOADING):
             reader.load(str(path))
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+        with pytest.raises(pyflash.Error) as raised:
+            reader.load(str(path))
+        assert not re.search(r" -|/\w+ and", str(raised.value))  # the API's notions, no flags or commands
     for reader in (talk, small, other):
         reader.session.close()
 
@@ -356,7 +364,7 @@ def test_commands_talk_in_lines(model: pyflash.Model) -> None:
             assert commands.run(command.name) is None and said
     assert talk.settings.think == "off"  # after /think came /nothink
     commands.run("/SET temperature 0.5")
-    assert talk.settings.numbers["temp"] == 0.5
+    assert talk.settings.sampling["temperature"] == 0.5
     for alias in ("/exit", "/quit"):
         with pytest.raises(Leave):
             commands.run(alias)

@@ -115,7 +115,7 @@ def test_ways_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = 10**10  # weights: a shorter context would run, reading from disk
     costs = tuple(memory_plan.Cost(n_ctx, 0, 0, 0, large + own, False)
                   for n_ctx, own in ((8192, 10**5), (9000, 10**6), (65536, 10**7)))
-    lines = memory_plan.advice(dataclasses.replace(nothing, weight_bytes=large, contexts=costs, cost=costs[2]))
+    lines = advice(dataclasses.replace(nothing, weight_bytes=large, contexts=costs, cost=costs[2]))
     assert "cannot run: 10000000 beside" in lines[0] and "--ctx 9000, with experts read from disk" in lines[1]
 
 
