@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
-from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
+from quantize.plan import GGMLType, block_shape, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
@@ -92,9 +92,15 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]
         raise cursor.fail(f"tensor {name:.80} has {n_dims} dimensions")
     ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
     number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
-    if number not in BLOCK_SHAPE:
-        raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
-    return name, GGMLType(number), ne, offset
+    try:
+        kind = GGMLType(number)
+    except ValueError:
+        raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {number}, which is unknown here: update pyflash, or "
+                           "take another file") from None
+    if block_shape(kind)[0] == 0:
+        raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {kind.name}, which ggml has removed: take a newer "
+                           "file")
+    return name, kind, ne, offset
 
 
 def _read_one(path: Path) -> GGUFFile:
@@ -129,7 +135,7 @@ def _parse(cursor: _Cursor) -> GGUFFile:
     tensors: dict[str, TensorRef] = {}
     position = 0
     for name, kind, ne, offset in sorted(entries, key=lambda entry: entry[3]):
-        block, _ = BLOCK_SHAPE[kind]
+        block, _ = block_shape(kind)
         if ne[0] % block or name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
         nbytes = row_bytes(kind, ne[0]) * math.prod(ne[1:])

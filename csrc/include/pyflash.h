@@ -473,12 +473,35 @@ PF_API pf_status pf_device_test(const char *kind, int32_t index, pf_error *err);
 PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second,
                                          pf_error *err);
 
+/* ---- Tensor types ------------------------------------------------------------------------------------------ */
+
+#define PF_TYPE_WEIGHT 1u  /* matrices of this type are computed with */
+#define PF_TYPE_INTEGER 2u /* and with integer activations, unless in exact */
+#define PF_TYPE_WRITTEN 4u /* the converter writes it */
+#define PF_TYPE_OWN 8u     /* this project's own mark: no tensor of a file has the number */
+#define PF_TYPE_REMOVED 16u /* ggml has removed it: old files may have it, and nobody reads them */
+
+/* What the library knows of a tensor element type: all of ggml's, also those that it does not compute with. Grows at its
+ * end only. */
+typedef struct pf_type_info {
+    uint32_t struct_size; /* set by the caller to sizeof(pf_type_info) before the call */
+    uint32_t number;      /* as it stands in GGUF files */
+    uint32_t block_size;  /* values a block; 0 for removed types */
+    uint32_t block_bytes; /* bytes a block */
+    uint32_t uses;        /* PF_TYPE_* */
+    uint32_t reserved;
+    const char *name;     /* "MXFP4", static */
+} pf_type_info;
+
+/* The type at a place of the table, from 0 on. Returns 1; 0 past the end, or where struct_size was not set. */
+PF_API int32_t pf_type_get_info(int32_t index, pf_type_info *info);
+
 /* ---- Block codecs, used by the converter -------------------------------------------------------------------- */
 
 /* Every codec works on contiguous memory, touches nothing else and may be called from several threads at once. */
 
-/* Packed FP4 (two e2m1 codes a byte, low nibble first; spec/checkpoint 2) with one e8m0 scale per 32 values, to
- * and from MXFP4 blocks of 17 bytes (ggml type 39). n_blocks blocks of 32 values; codes and scales unchanged. */
+/* Packed FP4 (two e2m1 codes a byte, low nibble first, as checkpoints hold routed experts) with one e8m0 scale per 32
+ * values, to and from MXFP4 blocks of 17 bytes (ggml type 39). n_blocks blocks of 32 values; codes and scales unchanged. */
 PF_API void pf_codec_fp4_to_mxfp4(const uint8_t *packed, const uint8_t *scales, int64_t n_blocks, uint8_t *out);
 PF_API void pf_codec_mxfp4_to_fp4(const uint8_t *blocks, int64_t n_blocks, uint8_t *packed, uint8_t *scales);
 /* MXFP4 blocks to float32: exactly e2m1 * 2^(e-127). */

@@ -3,6 +3,7 @@
 #include "base/arith.h"
 #include "base/memory.h"
 #include "base/params.h"
+#include "model/deepseek4.h"
 #include "text/align.h"
 
 #include <string.h>

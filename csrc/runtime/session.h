@@ -3,9 +3,9 @@
 #define PF_RUNTIME_SESSION_H
 
 #include "kv/cache.h"
-#include "model/recording.h"
 #include "runtime/evaluation.h"
 #include "runtime/model.h"
+#include "step/recording.h"
 
 #include <stdatomic.h>
 

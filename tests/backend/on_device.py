@@ -389,7 +389,7 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
         assert session.position == 20
 
 
-# ---- Decoding from recordings: csrc/model/recording.h ----
+# ---- Decoding from recordings: csrc/step/recording.h ----
 
 
 class GraphCounts(ctypes.Structure):

@@ -21,7 +21,7 @@ SEED = 20240607
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = [*BASE, *GGUF, "format/gguf_fuzz.c"]
+    sources = [*BASE, *GGUF, "tools/gguf_fuzz.c"]
     return build(tmp_path_factory.mktemp("driver"), "gguf_driver", ["gguf_driver.c"], sources, "address,undefined")
 
 

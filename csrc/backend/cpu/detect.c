@@ -187,27 +187,32 @@ static pf_cpu_kernels kernel_tables[ISA_COUNT];
 static pf_backend backends[ISA_COUNT];
 
 static void fill_tables(void) {
+    pf_cpu_kernels scalar;
+    pf_kernels_scalar_init(&scalar);
     for (int isa = 0; isa < ISA_COUNT; ++isa) {
         /* Even the init function of a kernel set may be compiled to its instructions. */
         if (isa_problem(isa) != NULL) continue;
         pf_cpu_kernels *k = &kernel_tables[isa];
-        pf_kernels_scalar_init(k);
+        *k = scalar;
 #if PF_X86
-        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
-        if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_avx512_init(k);
+        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_extend(k, pf_kernels_avx2_init, &scalar);
+        if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_extend(k, pf_kernels_avx512_init, &scalar);
 #  if !defined(PF_SIMDE) && !defined(PF_NO_VBMI)
-        if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) pf_kernels_avx512_vbmi_init(k);
+        if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) {
+            pf_kernels_extend(k, pf_kernels_avx512_vbmi_init, &scalar);
+        }
 #  endif
 #  if defined(PF_AMX)
-        if (isa == ISA_AMX) pf_kernels_amx_init(k);
+        if (isa == ISA_AMX) pf_kernels_extend(k, pf_kernels_amx_init, &scalar);
 #  endif
 #elif PF_ARM64
-        if (isa == ISA_NEON) pf_kernels_neon_init(k);
-        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_neon_dot_init(k);
+        if (isa == ISA_NEON) pf_kernels_extend(k, pf_kernels_neon_init, &scalar);
+        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_extend(k, pf_kernels_neon_dot_init, &scalar);
 #endif
         k->name = isa_names[isa];
         backends[isa] = (pf_backend){
             .name = isa_names[isa],
+            .weight_kinds = PF_ALL_WEIGHT_KINDS,
             .embed = pf_cpu_embed,
             .linear = pf_cpu_linear,
             .rms_norm = pf_cpu_rms_norm,

@@ -9,7 +9,7 @@
  *
  * Weights and cache rows are taken from different places of a large buffer every time, so that they come from memory
  * and not from the cache. Times are medians of several runs of many calls, between two events of the device. */
-#include "backend/cuda/bench.cuh"
+#include "tools/cuda/bench.cuh"
 
 extern "C" const pf_plugin *pf_plugin_query(const pf_plugin_host *host);
 
@@ -60,8 +60,8 @@ pf_weight weight(pf_dtype type, int64_t rows, int64_t cols) {
     w.cols = cols;
     w.count = 1;
     w.row_bytes = type == PF_BF16 ? 2 * cols : cols;
-    if (type == PF_Q8_0) w.row_bytes = cols / 32 * 34;
-    if (type == PF_MXFP4) w.row_bytes = cols / 32 * 17;
+    if (type == PF_Q8_0) w.row_bytes = cols / PF_Q8_0_VALUES * PF_Q8_0_BYTES;
+    if (type == PF_MXFP4) w.row_bytes = cols / PF_MXFP4_VALUES * PF_MXFP4_BYTES;
     w.scale_cols = (cols + 127) / 128;
     w.scale_rows = (rows + 127) / 128;
     return w;

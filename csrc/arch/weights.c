@@ -1,4 +1,4 @@
-#include "model/weights.h"
+#include "arch/weights.h"
 
 #include "base/arith.h"
 
@@ -37,8 +37,10 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
                        (unsigned long long)t->ne[3], (long long)ne0, (long long)ne1, (long long)ne2);
     }
     if (t->data == NULL) {
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s has type %u, which this version cannot run", full,
-                       t->type);
+        char type[PF_DTYPE_NAME_BYTES];
+        return pf_fail(f->err, PF_ERR_UNSUPPORTED,
+                       "tensor %s has type %s, which this version cannot read: update pyflash, or take another file", full,
+                       pf_dtype_name(t->type, type));
     }
     if ((uintptr_t)t->data % sizeof(float) != 0) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s is not aligned: convert the checkpoint again", full);
@@ -47,15 +49,33 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
     return PF_OK;
 }
 
+/* UNSUPPORTED: t, which is called prefix+name+suffix, has another type than is needed. */
+static pf_status refuse_type(const finder *f, const char *name, const char *suffix, const pf_gguf_tensor *t,
+                             const char *needed) {
+    char type[PF_DTYPE_NAME_BYTES];
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s%s has type %s: %s is needed", f->prefix, name, suffix,
+                   pf_dtype_name(t->type, type), needed);
+}
+
+/* Those of files that matrices are computed with. */
+static const char *list_weight_types(char *out, size_t size) {
+    size_t used = 0;
+    const pf_dtype_info *info;
+    out[0] = '\0';
+    for (int32_t i = 0; (info = pf_dtype_at(i)) != NULL; ++i) {
+        if (!(info->uses & PF_TYPE_WEIGHT) || (info->uses & PF_TYPE_OWN) || used >= size) continue;
+        const int n = snprintf(out + used, size - used, "%s%s", used > 0 ? " or " : "", info->name);
+        used += n > 0 ? (size_t)n : 0;
+    }
+    return out;
+}
+
 /* A float32 vector or small table; ne1 = 1 for a vector. */
 static pf_status find_f32(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1,
                           const float **out) {
     const pf_gguf_tensor *t = NULL;
     PF_TRY(find(f, name, suffix, ne0, ne1, 1, &t));
-    if (t->type != PF_F32) {
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s has type %s: F32 is needed", f->prefix, name,
-                       pf_dtype_name(t->type));
-    }
+    if (t->type != PF_F32) return refuse_type(f, name, suffix, t, "F32");
     *out = (const float *)(const void *)t->data;
     return PF_OK;
 }
@@ -66,10 +86,7 @@ static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w)
     w->scale_cols = pf_ceil_div(w->cols, PF_FP8_BLOCK);
     w->scale_rows = pf_ceil_div(w->rows, PF_FP8_BLOCK);
     PF_TRY(find(f, name, ".scale", w->scale_cols, w->scale_rows, w->count, &t));
-    if (t->type != PF_I8 && t->type != PF_F32) {
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s.scale has type %s: I8 or F32 is needed", f->prefix,
-                       name, pf_dtype_name(t->type));
-    }
+    if (t->type != PF_I8 && t->type != PF_F32) return refuse_type(f, name, ".scale", t, "I8 or F32");
     w->scale = t->data;
     w->scale_f32 = t->type == PF_F32;
     return PF_OK;
@@ -81,20 +98,15 @@ static pf_status find_matrices(const finder *f, const char *name, int64_t cols, 
     const pf_gguf_tensor *t = NULL;
     PF_TRY(find(f, name, ".weight", cols, rows, count, &t));
     pf_weight w = {.data = t->data, .type = (pf_dtype)t->type, .cols = cols, .rows = rows, .count = count};
-    switch (w.type) {
-    case PF_F32: case PF_F16: case PF_BF16: case PF_Q8_0: case PF_MXFP4: break;
-    case PF_I8:
-        if (!f->config->native) goto unsupported;
+    if (t->type == PF_I8 && f->config->native) {
         w.type = PF_FP8;
         PF_TRY(find_fp8_scale(f, name, &w));
-        break;
-    default:
-    unsupported:
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s.weight has type %s, which no kernel multiplies",
-                       f->prefix, name, pf_dtype_name(t->type));
+    } else if (pf_weight_kind(w.type) < 0) {
+        char known[160];
+        return refuse_type(f, name, ".weight", t, list_weight_types(known, sizeof known));
     }
     uint64_t row_bytes = 0;
-    if (!pf_dtype_row_bytes(w.type == PF_FP8 ? PF_I8 : w.type, (uint64_t)cols, &row_bytes)) {
+    if (!pf_dtype_row_bytes(w.type, (uint64_t)cols, &row_bytes)) {
         return pf_fail(f->err, PF_ERR_FORMAT, "tensor %s%s.weight: rows of %lld values do not divide into blocks",
                        f->prefix, name, (long long)cols);
     }
@@ -162,10 +174,7 @@ static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_wei
 static pf_status find_token_table(const finder *f, const int32_t **out) {
     const pf_gguf_tensor *t = NULL;
     PF_TRY(find(f, "ffn_gate_tid2eid", ".weight", f->config->n_expert_used, f->config->n_vocab, 1, &t));
-    if (t->type != PF_I32) {
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %sffn_gate_tid2eid.weight has type %s: I32 is needed",
-                       f->prefix, pf_dtype_name(t->type));
-    }
+    if (t->type != PF_I32) return refuse_type(f, "ffn_gate_tid2eid", ".weight", t, "I32");
     *out = (const int32_t *)(const void *)t->data;
     return PF_OK;
 }

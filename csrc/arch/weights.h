@@ -1,11 +1,11 @@
 /* Weights: GGUF names to typed views, looked up and checked once. Nothing is copied: every view points into the map, or,
  * once placed on a device (placement.h), into its memory. */
-#ifndef PF_MODEL_WEIGHTS_H
-#define PF_MODEL_WEIGHTS_H
+#ifndef PF_ARCH_WEIGHTS_H
+#define PF_ARCH_WEIGHTS_H
 
 #include "backend/backend.h"
 #include "format/gguf.h"
-#include "model/config.h"
+#include "arch/config.h"
 
 /* A compressor's weights; width w is head_dim, or index_dim inside the indexer. c = 2 for ratio 4, else 1. */
 typedef struct pf_compressor_weights {

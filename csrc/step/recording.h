@@ -12,10 +12,10 @@
  * Addresses that a recording holds are those of the weights, of the session's cache, of the frame, and of scratch,
  * which a session's steps of one token take in the same order, and so at the same places. Should scratch move,
  * recordings are dropped. */
-#ifndef PF_MODEL_RECORDING_H
-#define PF_MODEL_RECORDING_H
+#ifndef PF_STEP_RECORDING_H
+#define PF_STEP_RECORDING_H
 
-#include "model/step.h"
+#include "step/step.h"
 
 /* A session's recordings. Whoever calls holds the link. */
 typedef struct pf_recorder pf_recorder;
@@ -35,8 +35,10 @@ typedef struct pf_frame {
 
 /* Whether the step, the device's side of which s is, takes one. */
 bool pf_frame_suits(const pf_step *s);
-/* pf_step_prepare() of that side, and pf_forward(), in a frame. */
-pf_status pf_forward_framed(pf_step *s, int64_t n_out, float *logits);
+/* The forward pass (pf_forward), begun on the host's side. */
+typedef pf_status (*pf_forward_fn)(const pf_step *s, int64_t n_out, float *logits);
+/* pf_step_prepare() of that side, and the forward pass, in a frame. */
+pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *logits);
 
 /* What operations add to positions from now on: the number of rows of a ratio, or, with ratio 0, the position. Does
  * nothing without a frame. */

@@ -78,7 +78,7 @@ static pf_status open_link(const char *device, pf_link **out, pf_error *err) {
 /* Whether layers on the device have their routed experts on the host. */
 static bool has_experts_away(const pf_placement *placement) { return placement->first_experts > placement->first_layer; }
 
-static pf_status measure(planner *p, const pf_placement *placement, demand *out) {
+static pf_status find_demand(planner *p, const pf_placement *placement, demand *out) {
     pf_model *model = p->model;
     uint64_t host = 0;
     *out = (demand){.weights = pf_placement_bytes(&model->net.config, &model->net.weights, placement)};
@@ -110,7 +110,7 @@ static pf_status search(planner *p, int32_t low, int32_t high, pf_placement (*at
         const int32_t middle = low + (high - low) / 2;
         const pf_placement placement = at(p, middle, other);
         demand d;
-        PF_TRY(measure(p, &placement, &d));
+        PF_TRY(find_demand(p, &placement, &d));
         if (sum_of(&d) <= p->capacity) high = middle;
         else low = middle + 1;
     }
@@ -137,7 +137,7 @@ static pf_status choose(planner *p, const pf_model_params *params, pf_placement 
     }
     if (params->n_cpu_moe == PF_GPU_AUTO) PF_TRY(search(p, 0, p->n_layer, with_experts_left, n_gpu, &n_cpu_moe));
     *out = placement_of(p, n_gpu, n_cpu_moe);
-    PF_TRY(measure(p, out, taken));
+    PF_TRY(find_demand(p, out, taken));
     if (sum_of(taken) <= p->most) return PF_OK;
     const double mib = 1048576.0;
     return pf_fail(p->err, PF_ERR_MEMORY,
@@ -178,6 +178,19 @@ static pf_status choose_with_upload(planner *p, const pf_model_params *params, p
     return PF_OK;
 }
 
+/* Whether the device computes with routed experts of all types that the model has, which else stay where they are. */
+static bool takes_experts(const pf_model *model) {
+    const pf_backend *backend = pf_link_backend(model->link);
+    for (int32_t l = 0; l < model->net.config.n_layer; ++l) {
+        const pf_moe_weights *w = &model->net.weights.layers[l].moe;
+        if (!pf_backend_takes(backend, w->gate.type) || !pf_backend_takes(backend, w->up.type) ||
+            !pf_backend_takes(backend, w->down.type)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Lets experts be sent, if the parameters allow it and the chunk that is planned for may be long enough. */
 static pf_status open_upload(planner *p, const pf_model_params *params) {
     pf_model *model = p->model;
@@ -185,6 +198,7 @@ static pf_status open_upload(planner *p, const pf_model_params *params) {
     const int32_t least_chunk = always ? PF_UPLOAD_LEAST : PF_UPLOAD_TRY;
     if (params->stream_experts == PF_STREAM_OFF || p->shape.n_chunk < least_chunk) return PF_OK;
     if (model->precision == PF_PRECISION_EXACT) return PF_OK; /* however a sequence is split, the bits are the same */
+    if (!takes_experts(model)) return PF_OK;
     if (params->expert_budget > 0) return PF_OK; /* the disk is what takes the time, and the host keeps up with it */
     model->net.upload = pf_expert_upload_new(&model->net.config, &model->net.weights, always);
     if (model->net.upload != NULL) return PF_OK;
@@ -197,7 +211,7 @@ static pf_status take_upload(planner *p, const pf_placement *placement, demand *
     if (model->net.upload == NULL || pf_expert_upload_take(model->net.upload, model->link)) return PF_OK;
     forget_upload(model);
     tell_no_room(model);
-    return measure(p, placement, taken);
+    return find_demand(p, placement, taken);
 }
 
 static void forget_hot(pf_model *model) {
@@ -211,13 +225,13 @@ static pf_status plan_hot(planner *p, const pf_model_params *params, const pf_pl
     pf_model *model = p->model;
     const bool is_off = params->hot_experts == PF_HOT_OFF || model->precision == PF_PRECISION_EXACT;
     const uint64_t most = params->hot_experts == PF_HOT_AUTO ? UINT64_MAX : params->hot_experts;
-    if (is_off || params->expert_budget > 0 || !has_experts_away(placement)) return PF_OK;
+    if (is_off || params->expert_budget > 0 || !has_experts_away(placement) || !takes_experts(model)) return PF_OK;
     model->net.hot = pf_hot_experts_new(&model->net.config, &model->net.weights);
     if (model->net.hot == NULL) return pf_fail(p->err, PF_ERR_MEMORY, "out of memory while opening the model");
     demand with;
-    PF_TRY(measure(p, placement, &with));
+    PF_TRY(find_demand(p, placement, &with));
     const uint64_t others = sum_of(&with), left = others < p->capacity ? p->capacity - others : 0;
-    if (pf_hot_experts_fit(model->net.hot, left < most ? left : most)) return measure(p, placement, taken);
+    if (pf_hot_experts_fit(model->net.hot, left < most ? left : most)) return find_demand(p, placement, taken);
     forget_hot(model);
     return PF_OK;
 }
@@ -230,7 +244,7 @@ static pf_status take_hot(planner *p, const pf_placement *placement, demand *tak
     pf_log_line(&model->log, PF_LOG_INFO,
                 "no memory on %s, or page-locked, for often used experts: the processor computes those that it has",
                 pf_link_info(model->link)->name);
-    return measure(p, placement, taken);
+    return find_demand(p, placement, taken);
 }
 
 static void set_limits(planner *p, const pf_device_info *device, uint64_t budget) {
@@ -258,6 +272,7 @@ static pf_status place_by(planner *p, const pf_model_params *params, pf_placemen
     pf_model *model = p->model;
     PF_TRY(open_upload(p, params));
     PF_TRY(choose_with_upload(p, params, placement, taken));
+    PF_TRY(pf_placement_check(&model->net.config, &model->net.weights, placement, pf_link_backend(model->link), p->err));
     PF_TRY(pf_transfer_new(model->link, &model->net.config, &model->net.weights, placement, &model->transfer, p->err));
     PF_TRY(take_upload(p, placement, taken));
     PF_TRY(plan_hot(p, params, placement, taken));

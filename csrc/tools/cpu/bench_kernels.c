@@ -11,7 +11,7 @@
 #  define _POSIX_C_SOURCE 200809L
 #endif
 
-#include "backend/cpu/bench.h"
+#include "tools/cpu/bench.h"
 
 #include "base/cpus.h"
 
@@ -209,21 +209,22 @@ static void measure_roofs(bench *b) {
 typedef struct variant {
     const char *name;
     pf_dtype type;
-    int64_t block, block_bytes;
     pf_acts_form acts;
 } variant;
 
 static const variant variants[] = {
-    {"mxfp4_q16", PF_MXFP4, 32, 17, PF_ACTS_Q16}, {"mxfp4_q8", PF_MXFP4, 32, 17, PF_ACTS_Q8},
-    {"q8_0_q16", PF_Q8_0, 32, 34, PF_ACTS_Q16},   {"q8_0_q8", PF_Q8_0, 32, 34, PF_ACTS_Q8},
-    {"mxfp4_f32", PF_MXFP4, 32, 17, PF_ACTS_F32}, {"q8_0_f32", PF_Q8_0, 32, 34, PF_ACTS_F32},
-    {"fp8_f32", PF_FP8, 1, 1, PF_ACTS_F32},       {"bf16_f32", PF_BF16, 1, 2, PF_ACTS_F32},
-    {"f16_f32", PF_F16, 1, 2, PF_ACTS_F32},       {"f32_f32", PF_F32, 1, 4, PF_ACTS_F32},
+    {"mxfp4_q16", PF_MXFP4, PF_ACTS_Q16}, {"mxfp4_q8", PF_MXFP4, PF_ACTS_Q8},
+    {"q8_0_q16", PF_Q8_0, PF_ACTS_Q16},   {"q8_0_q8", PF_Q8_0, PF_ACTS_Q8},
+    {"mxfp4_f32", PF_MXFP4, PF_ACTS_F32}, {"q8_0_f32", PF_Q8_0, PF_ACTS_F32},
+    {"fp8_f32", PF_FP8, PF_ACTS_F32},       {"bf16_f32", PF_BF16, PF_ACTS_F32},
+    {"f16_f32", PF_F16, PF_ACTS_F32},       {"f32_f32", PF_F32, PF_ACTS_F32},
 };
 
 static pf_weight make_weight(const bench *b, const variant *v, int64_t rows, int64_t cols, int64_t count) {
+    uint64_t row_bytes = 0;
+    (void)pf_dtype_row_bytes(v->type, (uint64_t)cols, &row_bytes);
     return (pf_weight){.data = b->data, .scale = b->scale, .type = v->type, .cols = cols, .rows = rows, .count = count,
-                       .row_bytes = cols / v->block * v->block_bytes, .scale_cols = cols / 128,
+                       .row_bytes = (int64_t)row_bytes, .scale_cols = cols / 128,
                        .scale_rows = (rows + 127) / 128};
 }
 
@@ -273,7 +274,7 @@ static void bench_experts(bench *b) {
     static expert_case c;
     c.gate = make_weight(b, &variants[0], FF, D, EXPERTS);
     /* Scales that keep what follows from being denormal, which is slow. */
-    for (size_t i = 0; i < DATA_BYTES; i += 17) b->data[i] = 120;
+    for (size_t i = 0; i < DATA_BYTES; i += PF_MXFP4_BYTES) b->data[i] = 120;
     c.up = c.gate;
     c.up.data += 15 * FF * c.gate.row_bytes;
     c.down = make_weight(b, &variants[0], D, FF, EXPERTS);
@@ -285,14 +286,14 @@ static void bench_experts(bench *b) {
     c.args = (pf_experts_args){.gate = &c.gate, .up = &c.up, .down = &c.down, .x = b->x, .chosen = c.chosen,
                                .weight = c.weight, .n_token = 1, .n_used = USED, .expert_end = EXPERTS, .limit = 7.0f,
                                .out = b->y};
-    const double weights = 3.0 * FF * D;
+    const double weights = 3.0 * FF * D, bytes = weights / PF_MXFP4_VALUES * PF_MXFP4_BYTES;
     for (int q8 = 0; q8 < 2; ++q8) {
         const char *name = q8 ? "experts_q8" : "experts";
         take_acts(b, q8 ? PF_ACTS_Q8 : PF_ACTS_Q16);
         c.args.n_token = 1;
-        bench_measure(b, name, "1 token, 6 of MXFP4", experts_op, &c, USED * weights * 17 / 32, USED * weights);
+        bench_measure(b, name, "1 token, 6 of MXFP4", experts_op, &c, USED * bytes, USED * weights);
         c.args.n_token = MAX_TOKENS;
-        bench_measure(b, name, "64 tokens, 24 in use, MXFP4", experts_op, &c, 24 * weights * 17 / 32,
+        bench_measure(b, name, "64 tokens, 24 in use, MXFP4", experts_op, &c, 24 * bytes,
                       USED * MAX_TOKENS * weights);
     }
 }

@@ -1,6 +1,7 @@
-#include "model/step.h"
+#include "step/step.h"
 
 #include <math.h>
+#include <string.h>
 
 pf_status pf_step_carry(const pf_step *from, const pf_step *to, const void *x, size_t bytes, void **out) {
     if (from->link == to->link) {
@@ -50,6 +51,23 @@ pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int6
 pf_status pf_step_prepare(pf_step *s) {
     PF_TRY(pf_step_rope(s, s->net->rope_freq, s->position, 1, s->n, &s->rope));
     return pf_step_rope(s, s->net->rope_freq_compressed, s->position, 1, s->n, &s->rope_compressed);
+}
+
+pf_status pf_step_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
+    const pf_config *c = &s->net->config;
+    const int64_t n_used = c->n_expert_used;
+    for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
+        const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * n_used;
+        for (int32_t i = 0; i < n_used; ++i) {
+            if (entry[i] < 0 || entry[i] >= c->n_expert) {
+                return pf_fail(s->err, PF_ERR_FORMAT,
+                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert again",
+                               layer, entry[i], c->n_expert, s->tokens[t]);
+            }
+        }
+        memcpy(chosen + t * n_used, entry, (size_t)n_used * sizeof *chosen);
+    }
+    return PF_OK;
 }
 
 /* One value of a tap, from wherever it lies. */

@@ -1,4 +1,4 @@
-#include "model/recording.h"
+#include "step/recording.h"
 
 #include <string.h>
 
@@ -115,7 +115,7 @@ static pf_status fill_frame(const pf_step *s, int32_t first, const layout *at, u
     }
     for (int32_t l = first; l < net->config.n_layer; ++l, experts += net->config.n_expert_used) {
         const pf_layer_weights *w = &net->weights.layers[l];
-        if (w->hash) PF_TRY(pf_hash_experts(s, l, &w->moe, experts));
+        if (w->hash) PF_TRY(pf_step_hash_experts(s, l, &w->moe, experts));
     }
     return PF_OK;
 }
@@ -150,7 +150,7 @@ static void check_addresses(const pf_step *s, const pf_frame *frame) {
     r->where = where;
 }
 
-/* After pf_forward(), which may have ended within a piece. True, once at most: the device cannot record, and the step
+/* After the forward pass, which may have ended within a piece. True, once at most: the device cannot record, and the step
  * is to be taken again, without. */
 static bool leave_frame(const pf_step *s, pf_status status) {
     pf_recorder *r = s->recorder;
@@ -168,7 +168,7 @@ static bool leave_frame(const pf_step *s, pf_status status) {
     return again;
 }
 
-pf_status pf_forward_framed(pf_step *s, int64_t n_out, float *logits) {
+pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *logits) {
     pf_frame frame;
     PF_TRY(send_frame(s, n_out > 0, &frame));
     check_addresses(s, &frame);
@@ -178,7 +178,7 @@ pf_status pf_forward_framed(pf_step *s, int64_t n_out, float *logits) {
     do { /* another time writes the same rows */
         pf_step_reset(s, mark);
         pf_frame_count(s, 0);
-        status = pf_forward(s->host, n_out, logits);
+        status = forward(s->host, n_out, logits);
     } while (leave_frame(s, status));
     s->frame = NULL;
     return status;

@@ -1,5 +1,5 @@
 /* Micro-benchmarks of everything but the matrix products; see bench_kernels.c. */
-#include "backend/cpu/bench.h"
+#include "tools/cpu/bench.h"
 
 #include <stdio.h>
 #include <stdlib.h>

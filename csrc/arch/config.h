@@ -1,6 +1,6 @@
 /* The configuration of a model, read from a GGUF's keys and held against what this library can run. */
-#ifndef PF_MODEL_CONFIG_H
-#define PF_MODEL_CONFIG_H
+#ifndef PF_ARCH_CONFIG_H
+#define PF_ARCH_CONFIG_H
 
 #include "format/gguf.h"
 

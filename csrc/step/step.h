@@ -1,16 +1,17 @@
-/* One evaluation step: n consecutive tokens of one session through the network. The parts of the forward pass share it.
+/* One evaluation step: n consecutive tokens of one session through the network. The parts of the forward pass (csrc/model)
+ * share it.
  *
  * Scratch memory comes from the step's arena; whoever calls a part resets the arena to the mark it took before. */
-#ifndef PF_MODEL_STEP_H
-#define PF_MODEL_STEP_H
+#ifndef PF_STEP_STEP_H
+#define PF_STEP_STEP_H
 
+#include "arch/config.h"
+#include "arch/weights.h"
 #include "backend/backend.h"
 #include "kv/cache.h"
-#include "model/config.h"
 #include "offload/expert_stream.h"
 #include "offload/expert_upload.h"
 #include "offload/hot_experts.h"
-#include "model/weights.h"
 
 /* What a loaded model computes with: immutable, shared by all its sessions. */
 typedef struct pf_network {
@@ -90,41 +91,8 @@ void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t
 void pf_step_tap_row(const pf_step *s, const char *name, int32_t layer, int64_t position, const float *data,
                      int64_t width);
 
-/* attention.c: y [n, D] = Attention(x [n, D]), x after the norm. Extends the layer's cache. */
-pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w, const float *x,
-                       float *y);
-/* The part of it that only fills the window rows, for blocks whose output nobody reads. */
-pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w,
-                            const float *x);
-
-/* moe.c */
-
 /* Hash layers look their experts up by token id: chosen [n, A], the host's memory. The table comes from the file, so
  * its ids are checked here. */
-pf_status pf_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen);
-/* y [n, D] = MoE(x [n, D]), x after the norm. */
-pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *x, float *y);
-
-/* deepseek4.c */
-
-/* One layer over streams [n, N D], in place; `layer` is its place in the cache. */
-pf_status pf_layer(const pf_step *s, int32_t layer, const pf_layer_weights *w, float *streams);
-/* Only the layer's window rows, which is all that later tokens need of it. */
-pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *streams);
-/* Streams to logits [n_out, vocab] of the last n_out tokens. mix, norm and streams are on the step's side, logits are the
- * host's. */
-pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
-                  float *logits);
-/* The whole network, begun on the host's side: extends the cache by the step's tokens (the caller commits) and writes the
- * logits of the last n_out tokens, [n_out, vocab]. Both sides have been prepared. */
-pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);
-
-/* mtp.c */
-
-/* Brings the MTP block's window rows up to the step: they need each token's successor, so they lag by one. streams are
- * the step's final streams. */
-pf_status pf_mtp_follow(const pf_step *s, const float *streams);
-/* Logits [vocab] of the MTP block for the cache's last token, followed by `next`. */
-pf_status pf_mtp_draft(pf_step *s, int32_t next, float *logits);
+pf_status pf_step_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen);
 
 #endif

@@ -1,6 +1,6 @@
 /* The operations of bench_cuda (bench_ops.cu) that depend on the length of the context: attention, the indexer and the
  * selection; and sending. The indexer gets as many tokens of a prompt as from the model: 64 MiB of scores. */
-#include "backend/cuda/bench.cuh"
+#include "tools/cuda/bench.cuh"
 
 namespace bench_cuda {
 
