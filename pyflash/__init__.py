@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyflash.engine.grammar import Grammar as Grammar
     from pyflash.engine.model import Model as Model
     from pyflash.engine.model import ModelInfo as ModelInfo
+    from pyflash.engine.options import DeviceOptions as DeviceOptions
     from pyflash.engine.sampling import SamplingOptions as SamplingOptions
     from pyflash.engine.sampling import TokenLogprob as TokenLogprob
     from pyflash.engine.session import Memory as Memory
@@ -44,6 +45,7 @@ _NAMES_OF = {
     "engine.generation": ("Piece",),
     "engine.grammar": ("Grammar",),
     "engine.model": ("Model", "ModelInfo"),
+    "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
     "engine.session": ("Memory", "Session"),
     "engine.tokenizer": ("Tokenizer",),

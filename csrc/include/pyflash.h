@@ -260,6 +260,9 @@ PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, doub
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 #define PF_CACHE_F32 3       /* floats, nothing rounded: four times the memory of REFERENCE */
 
+/* What AUTO stands for under a PF_PRECISION_*; any other type is itself. */
+PF_API int32_t pf_cache_type_in_use(int32_t precision, int32_t cache_type);
+
 #define PF_SESSION_POISON 1u     /* fill cache memory with NaN patterns first (tests) */
 #define PF_SESSION_UNRECORDED 2u /* all of a device's operations one by one, none recorded (measurements) */
 
@@ -392,7 +395,7 @@ typedef struct pf_chat_message {
 
 /* A plain conversation as the model's prompt: text to continue with the assistant's next answer, which begins with its
  * reasoning up to "</think>" unless think is OFF. BOS included; special tokens in the contents stay text. The rules are
- * those of release 0731 when the file's chat template has the words "Beyond maximum", else the preview's. Tools and the
+ * those of the file's release: its general.version, or else that whose words its chat template has. Tools and the
  * other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);

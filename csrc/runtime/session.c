@@ -47,10 +47,13 @@ pf_status pf_session_take_params(const pf_session_params *given, const pf_model 
     return PF_OK;
 }
 
+int32_t pf_cache_type_in_use(int32_t precision, int32_t cache_type) {
+    if (cache_type != PF_CACHE_AUTO) return cache_type;
+    return precision == PF_PRECISION_EXACT ? PF_CACHE_F32 : PF_CACHE_REFERENCE;
+}
+
 pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type) {
-    if (cache_type == PF_CACHE_AUTO) {
-        cache_type = precision == PF_PRECISION_EXACT ? PF_CACHE_F32 : PF_CACHE_REFERENCE;
-    }
+    cache_type = pf_cache_type_in_use(precision, cache_type);
     if (cache_type == PF_CACHE_F32) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
     if (cache_type == PF_CACHE_F16) return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
     return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};

@@ -27,10 +27,18 @@ static const char EFFORT_BEYOND[] =
     "Do not stop reasoning until you have independently verified the solution from multiple angles and are certain "
     "that no assumption remains unchecked and no error remains undiscovered.\n\n";
 
+static bool equals(pf_gguf_string text, const char *word) {
+    return text.len == strlen(word) && memcmp(text.data, word, strlen(word)) == 0;
+}
+
 pf_chat_release pf_chat_release_of(const pf_gguf *gguf) {
     static const char mark[] = "Beyond maximum";
     const uint64_t mark_len = sizeof mark - 1;
     pf_gguf_string text;
+    if (pf_gguf_get_string(gguf, "general.version", &text)) {
+        if (equals(text, "preview")) return PF_RELEASE_PREVIEW;
+        if (equals(text, "0731")) return PF_RELEASE_0731;
+    }
     if (!pf_gguf_get_string(gguf, "tokenizer.chat_template", &text)) return PF_RELEASE_PREVIEW;
     for (uint64_t i = 0; i + mark_len <= text.len; i++) {
         if (memcmp(text.data + i, mark, (size_t)mark_len) == 0) return PF_RELEASE_0731;

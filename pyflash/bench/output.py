@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyflash.bench.measure import MemoryUse, Speed
-from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.engine.model import ModelInfo
+from pyflash.engine.options import cache_in_use
 from pyflash.machine import processor
 from pyflash.machine.units import format_bytes
 

@@ -9,6 +9,15 @@ from pyflash.native.errors import ArgumentError, ContextFullError, Error, Format
 
 Ways = Mapping[type[Error], str]
 
+# Arguments of gguf_export that its messages name.
+OPTIONS = {
+    'profile="native"': "--profile native",
+    'profile="compat"': "--profile compat",
+    "mtp=True": "--mtp",
+    "force=True": "--force",
+    "place='link'": "--link",
+}
+
 ANSWERING: Ways = {ContextFullError: "a larger -c holds more; in a chat /undo and /clear make room"}
 LOADING: Ways = {
     ContextFullError: "a larger -c holds more",
@@ -27,3 +36,10 @@ def ways_out(ways: Ways) -> Iterator[None]:
         if way is None or not error.way_out:
             raise
         raise type(error)(f"{error.what}: {way}") from error
+
+
+def in_options(text: str) -> str:
+    """What gguf_export says, with the options' names."""
+    for argument, option in OPTIONS.items():
+        text = text.replace(argument, option)
+    return text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pyflash.cli.advice import ways_out
-from pyflash.engine.model import Model, cache_in_use
+from pyflash.engine.model import Model
+from pyflash.engine.options import cache_in_use
 from pyflash.engine.session import Session
 from pyflash.machine.memory_plan import Plan, check_room
 from pyflash.machine.units import format_bytes

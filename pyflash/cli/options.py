@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
+from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
+from pyflash.engine.options import CACHES, PRECISIONS, STREAMING
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
@@ -26,10 +28,6 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
     long_name = next(name for name in names if name.startswith("--"))
     variable = "_".join(filter(None, ("PYFLASH", command, long_name.strip("-")))).replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
-
-
-PRECISIONS = ["fast", "exact", "int8"]
-CACHES = ["auto", "f16", "reference", "f32"]
 
 
 def _with_device(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
@@ -62,7 +60,7 @@ def device_options() -> tuple[Callable[[Any], Any], ...]:
         option("--n-cpu-moe", type=click.IntRange(0), metavar="N",
                help="Leave the routed experts of the first N layers to the processor.  [default: as many as must]"),
         option("--cpu-moe", is_flag=True, help="Leave all routed experts to the processor."),
-        option("--stream-experts", type=click.Choice(["auto", "off", "on"]), default="auto", show_default=True,
+        option("--stream-experts", type=click.Choice(list(STREAMING)), default="auto", show_default=True,
                help="Send the GPU the experts that the processor has for long pieces of a prompt. auto: when that is "
                "quicker, which is measured; on: from 32 tokens on."),
         option("--hot-experts", type=HotExperts(), default="auto", show_default=True,
@@ -104,9 +102,9 @@ def model_options(command: _F) -> _F:
         option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
                help="Worker threads.  [default: one a core]"),
         *device_options(),
-        option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+        option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
                help="exact: float32 activations and, by itself, cache; int8: 8-bit activations, quicker and less accurate."),
-        option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+        option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
                help="Precision of the cache. reference: the published model's, about half the memory of f16; auto: that, and "
                "f32 with --precision exact."),
         option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
@@ -198,7 +196,7 @@ def converter_errors() -> Iterator[None]:
     try:
         yield
     except ConvertError as error:
-        raise pyflash.Error(str(error)) from error
+        raise pyflash.Error(in_options(str(error))) from error
 
 
 def print_written(files: Sequence[Path], total_bytes: int) -> None:

@@ -245,7 +245,7 @@ def test_drafting_refusals(tmp_path: Path) -> None:
     [
         ({"profile": "fast"}, "profile is 'fast'"),
         ({"dense": "q4"}, "dense is 'q4'"),
-        ({"profile": "native", "dense": "bf16"}, "leave out --dense"),
+        ({"profile": "native", "dense": "bf16"}, "leave out dense"),
         ({"shard_bytes": 0}, "shard size"),
     ],
 )

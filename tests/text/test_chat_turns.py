@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pyflash
+from gguf_export.chat_texts import release_of
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash import chat
@@ -216,14 +217,16 @@ def test_model_without_a_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert caught.value.code == UNSUPPORTED
 
 
-@pytest.mark.parametrize("template, release", [
-    (None, "preview"), ("", "preview"), ("Beyond maximu", "preview"), ("Beyond maximum", "0731"),
-    ("{{ 'Absolute maximum' }}", "preview"), ("{{ 'Effort: Beyond maximum — exhaustive' }}", "0731"),
+@pytest.mark.parametrize("version, template, release", [
+    (None, None, "preview"), (None, "", "preview"), (None, "Beyond maximu", "preview"), ("", "Beyond maximum", "0731"),
+    (None, "{{ 'Absolute maximum' }}", "preview"), ("v4", "{{ 'Effort: Beyond maximum — exhaustive' }}", "0731"),
+    ("0731", None, "0731"), ("preview", "Beyond maximum", "preview"), ("0731-2", "", "preview"),
 ])  # fmt: skip
-def test_release_of_a_template(native: Native, small_spec: Spec, tmp_path: Path, template: str | None,
-                               release: str) -> None:
+def test_release_of_a_file(native: Native, small_spec: Spec, tmp_path: Path, version: str | None,
+                           template: str | None, release: str) -> None:
+    assert release_of(version, template) == release  # Python and C have the same rule
     directory = native.ffi.new("pf_gguf **")
-    path = small_spec.but(chat_template=template).write(tmp_path / "spec.gguf")
+    path = small_spec.but(version=version, chat_template=template).write(tmp_path / "spec.gguf")
     native.call("pf_gguf_open", str(path).encode(), directory)
     assert native.lib.pf_chat_release_of(directory[0]) == RELEASES[release]
     native.lib.pf_gguf_close(directory[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pyflash.cli.advice import in_options
 from pyflash.cli.options import converter_errors, parse_size, print_written
 from pyflash.cli.output import print_done
 from pyflash.cli.progress import Progress
@@ -42,7 +43,7 @@ def convert(
         settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
-            print_done(plan.as_json()) if as_json else click.echo(plan.summary())
+            print_done(plan.as_json()) if as_json else click.echo(in_options(plan.summary()))
             return
         with Progress("converting", sys.stderr) as progress:
             written = converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)

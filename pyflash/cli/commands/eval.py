@@ -15,15 +15,16 @@ import click
 import pyflash
 from gguf_export.errors import reason
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import CACHES, PRECISIONS, model_options, open_model, option
+from pyflash.cli.options import model_options, open_model, option
 from pyflash.cli.output import Status, print_done
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.engine.options import CACHES, PRECISIONS, cache_in_use
 from pyflash.machine.units import format_seconds
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.eval.logits_file import LogitsFile
     from pyflash.eval.measure import Base
-    from pyflash.eval.source import Subject
+    from pyflash.eval.source import Subject, Text
     from pyflash.eval.statistics import Perplexity
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -75,7 +76,7 @@ def ppl(
     """
     from pyflash.eval import measure, output
     from pyflash.eval.logits_file import written_file
-    from pyflash.eval.source import Text, text_windows
+    from pyflash.eval.source import text_windows
 
     if stride is not None and logits is not None:
         raise click.UsageError("--logits has no place for windows with a --stride")
@@ -84,7 +85,7 @@ def ppl(
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         subject = _open(stack, file, options, n_ctx)
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
-        windows = text_windows(subject, Text(text, special), n_ctx, chunks, stride)
+        windows = text_windows(subject, _text(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
         writer = stack.enter_context(written_file(logits, windows, n_vocab)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
@@ -106,9 +107,9 @@ def ppl(
 @click.option("--text", type=click.Path(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
               "log-probabilities holds its own.")
 @_text_options
-@option("--base-precision", type=click.Choice(PRECISIONS), default="exact", show_default=True,
+@option("--base-precision", type=click.Choice(list(PRECISIONS)), default="exact", show_default=True,
         help="Precision in which a BASE model is evaluated.")
-@option("--base-cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+@option("--base-cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of a BASE model's cache: reference leaves its roundings out of what is compared.")
 @model_options
 def kld(
@@ -121,9 +122,8 @@ def kld(
     eval ppl --logits` or by llama-perplexity's --save-all-logits. Without one it is FILE itself in exact precision:
     what computing fast alone changes.
     """
-    from pyflash.engine.model import cache_in_use
     from pyflash.eval import measure, output
-    from pyflash.eval.source import Text, common_windows, kept_windows
+    from pyflash.eval.source import common_windows, kept_windows
 
     if base is None and base_precision == options["precision"]:
         if cache_in_use(base_precision, base_cache_type) == cache_in_use(base_precision, options["cache_type"]):
@@ -131,7 +131,7 @@ def kld(
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         kept = _logits_file(stack, base)
-        read = None if text is None else Text(text, special)
+        read = None if text is None else _text(text, special)
         if kept is None and read is None:
             raise click.UsageError("missing option '--text': name a text to evaluate")
         if kept is not None and ctx not in (None, kept.windows.n_ctx):
@@ -167,6 +167,17 @@ def _open(stack: contextlib.ExitStack, file: str, options: Mapping[str, Any], n_
     from pyflash.eval.source import Subject
 
     return Subject(stack.enter_context(open_model(file, {**options, "context": n_ctx})[0]), file)
+
+
+def _text(path: str, special: bool) -> Text:
+    from pyflash.eval.source import Text
+
+    if path != "-":
+        return Text(path, special)
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise pyflash.ArgumentError("stdin is closed: name a text file")
+    return Text("the text on stdin", special, stream)
 
 
 def _logits_file(stack: contextlib.ExitStack, base: str | None) -> LogitsFile | None:

@@ -8,8 +8,9 @@ import click
 
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import advice
-from pyflash.cli.options import CACHES, PRECISIONS, converter_errors, device_arguments, option, with_device_options
+from pyflash.cli.options import converter_errors, device_arguments, option, with_device_options
 from pyflash.cli.output import print_done
+from pyflash.engine.options import CACHES, PRECISIONS
 from pyflash.machine import info as report
 
 
@@ -17,9 +18,9 @@ from pyflash.machine import info as report
 @click.argument("file", type=GGUFFile())
 @option("--ctx", "-c", type=click.IntRange(1), metavar="N",
         help="Context in tokens to plan for.  [default: the model's, at most 65536]")
-@option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+@option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
         help="Precision to plan for, as of run.")
-@option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+@option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of the cache to plan for, as of run.")
 @with_device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
