@@ -155,7 +155,7 @@ def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(main.read_bytes()[:-1000])
     for source, reason in (
-        (converted(profile="native"), "--profile compat"),
+        (converted(profile="native"), 'profile="compat"'),
         (main.with_name("mtp-tiny.gguf"), "MTP file"),
         (other, "architecture 'llama'"),
         (tmp_path / "text.gguf", "no GGUF file"),
