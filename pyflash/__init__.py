@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyflash import demo as demo
     from pyflash.chat.reply import ChatPiece as ChatPiece
     from pyflash.chat.reply import Reply as Reply
+    from pyflash.engine.generation import Generation as Generation
     from pyflash.engine.generation import Piece as Piece
     from pyflash.engine.grammar import Grammar as Grammar
     from pyflash.engine.model import Model as Model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pyflash.engine.session import Session as Session
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
     from pyflash.engine.worker import Worker as Worker
+    from pyflash.native.errors import AnswerError as AnswerError
     from pyflash.native.errors import ArgumentError as ArgumentError
     from pyflash.native.errors import BusyError as BusyError
     from pyflash.native.errors import CancelledError as CancelledError
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _NAMES_OF = {
     "chat.reply": ("ChatPiece", "Reply"),
-    "engine.generation": ("Piece",),
+    "engine.generation": ("Generation", "Piece"),
     "engine.grammar": ("Grammar",),
     "engine.model": ("Model", "ModelInfo"),
     "engine.options": ("DeviceOptions",),
@@ -51,8 +53,9 @@ _NAMES_OF = {
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),
     "native.errors": (
-        "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError", "DeviceError", "Error",
-        "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError", "UnsupportedError",
+        "AnswerError", "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError",
+        "DeviceError", "Error", "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError",
+        "UnsupportedError",
     ),
     "native.library": ("__version__",),
 }  # fmt: skip

@@ -249,7 +249,7 @@ NAMES = ("pyflash.chat.encode", "pyflash.chat.parse", "pyflash.chat.segments", "
     ("pyflash",),
     ("pyflash.chat.parsing", "pyflash.chat.encoding", "pyflash.chat.reply"),
     ("pyflash.chat.conversation", "pyflash.chat"),
-    ("pyflash.engine.session", "pyflash.chat.prompt", "pyflash.chat"),
+    ("pyflash.engine.session", "pyflash.chat"),
     ("pyflash.engine.worker", "pyflash.demo"),
     ("pyflash.cli.main", "pyflash.chat"),
     ("quantize.native", "gguf_export.convert", "pyflash.native.errors", "pyflash.demo"),

@@ -328,9 +328,11 @@ PF_API void pf_session_cancel(pf_session *session);
 PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 
 /* Writes the same text as tokens, with the session's own tokens at its beginning as far as they spell it: what a model
- * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. For prompts that
- * go on with a conversation, before pf_session_reuse. *n_out <= n_tokens + position, for which out must have room
- * (capacity); ARGUMENT otherwise, and for a token id outside the vocabulary. out must not overlap tokens. */
+ * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. Where the session
+ * ends within a token, the rest of that is written in other ones; its bytes that are no UTF-8 count as the U+FFFD that
+ * decoding makes of them. For prompts that go on with a conversation, before pf_session_reuse.
+ * *n_out <= n_tokens + position, for which out must have room (capacity); ARGUMENT otherwise, and for a token id outside
+ * the vocabulary. out must not overlap tokens. */
 PF_API pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                                   int64_t capacity, int64_t *n_out, pf_error *err);
 
@@ -388,15 +390,20 @@ PF_API size_t pf_utf8_complete(const char *text, size_t len);
 #define PF_THINK_HIGH 2
 #define PF_THINK_MAX 3  /* the preview release asks for a context of 393,216 tokens */
 
+/* Added to the thinking mode: go on with the last message, which is an assistant's and may be empty. */
+#define PF_CHAT_CONTINUE 0x100
+
 typedef struct pf_chat_message {
     const char *role;    /* "system", "user" or "assistant" */
     const char *content; /* an assistant's without its reasoning, which later turns never see */
 } pf_chat_message;
 
 /* A plain conversation as the model's prompt: text to continue with the assistant's next answer, which begins with its
- * reasoning up to "</think>" unless think is OFF. BOS included; special tokens in the contents stay text. The rules are
- * those of the file's release: its general.version, or else that whose words its chat template has. Tools and the
- * other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
+ * reasoning up to "</think>" unless think is OFF. The last message is a user's. Or, with PF_CHAT_CONTINUE added to think,
+ * it is an assistant's behind a user's: the model goes on with its content, and with reasoning only where that is empty.
+ * ARGUMENT for other conversations, in which the model would play the user. BOS included; special tokens in the contents
+ * stay text. The rules are those of the file's release: its general.version, or else that whose words its chat template
+ * has. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 

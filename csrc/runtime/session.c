@@ -334,9 +334,7 @@ pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int
         *n_out = n_tokens;
         return PF_OK;
     }
-    *n_out = pf_align_tokens(pf_tokenizer_vocab(session->model->tokenizer), session->tokens, position, tokens,
-                             n_tokens, out);
-    return PF_OK;
+    return pf_align_tokens(session->model->tokenizer, session->tokens, position, tokens, n_tokens, out, n_out, err);
 }
 
 pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,

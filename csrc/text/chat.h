@@ -18,8 +18,9 @@ typedef enum pf_chat_release {
  * another template or none. gguf_export/chat_texts.py has the same rule for Python. */
 pf_chat_release pf_chat_release_of(const pf_gguf *gguf);
 
-/* As pf_chat_tokenize(). Errors: ARGUMENT (no messages, a role or thinking mode that there is not, a text of more than
- * 2 GiB), UNSUPPORTED (a vocabulary without the special tokens), MEMORY; then *n_tokens is left alone. */
+/* As pf_chat_tokenize(). Errors: ARGUMENT (no messages, a role or thinking mode that there is not, a conversation that
+ * it is not the model's turn to go on with, a text of more than 2 GiB), UNSUPPORTED (a vocabulary without the special
+ * tokens), MEMORY; then *n_tokens is left alone. */
 pf_status pf_chat_encode(const pf_tokenizer *tokenizer, pf_chat_release release, const pf_chat_message *messages,
                          int64_t n_messages, int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens,
                          pf_error *err);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
-from pyflash.native.errors import CancelledError, ClosedError, Error
+from pyflash.native.errors import CancelledError, Error
 from pyflash.native.values import StrPath
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ class Worker:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the next two
         self._asked: list[threading.Event] = []  # for each answer that is not complete: set when it is to stop
+        self._running: Reply | None = None
         self._session: Session | None = None
         self._model: Model | None = None
         self._messages: list[Message] = []
@@ -107,9 +107,8 @@ class Worker:
         with self._lock:
             for stop in self._asked:
                 stop.set()
-            if self._asked and self._session is not None:
-                with contextlib.suppress(ClosedError):
-                    self._session.cancel()
+            if self._running is not None:
+                self._running.cancel()
 
     def new_chat(self, system: str = "") -> None:
         """Begins a new conversation, with a system message or without."""
@@ -152,48 +151,40 @@ class Worker:
             model.close()
             raise
         self._let_go()
-        self._model = model
-        with self._lock:
-            self._session = session
+        self._model, self._session = model, session
         self._begin("")
         self._tell(Opened(file, model))
 
     def _let_go(self) -> None:
-        with self._lock:
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
-        if self._model is not None:
-            self._model.close()
-            self._model = None
+        for owned in (self._session, self._model):
+            if owned is not None:
+                owned.close()
+        self._model = self._session = None
 
     def _answer(self, question: str, how: dict[str, Any], stop: threading.Event) -> None:
+        messages: list[Message] = [*self._messages, {"role": "user", "content": question}]
         try:
-            session = self._session
-            if session is None:
-                raise Error("no model is open")
-            messages: list[Message] = [*self._messages, {"role": "user", "content": question}]
-            reply = None if stop.is_set() else self._stream(session, messages, how, stop)
+            reply = None if stop.is_set() else self._reply(messages, how, stop)
         finally:
             with self._lock:
                 self._asked.remove(stop)
+                self._running = None
         if reply is not None and reply.n_generated:  # else it was stopped while it was read: not asked
             self._messages = [*messages, reply.message]
         self._tell(Finished(reply, stop.is_set()))
 
-    def _stream(
-        self, session: Session, messages: list[Message], how: dict[str, Any], stop: threading.Event
-    ) -> Reply:
-        while True:
-            reply = session.chat(messages, progress=self._report("reading"), **how)
-            try:
-                for piece in reply:
-                    self._tell(Text(piece, reply.n_generated / max(reply.generate_seconds, 1e-9)))
-                    if stop.is_set():
-                        reply.close()
-                        break
-                return reply
-            except CancelledError:
-                if stop.is_set():
-                    return reply
-                # Else the cancel came just as the last answer ended, and was not meant for this one: once more.
+    def _reply(self, messages: list[Message], how: dict[str, Any], stop: threading.Event) -> Reply:
+        if self._session is None:
+            raise Error("no model is open")
+        reply = self._session.chat(messages, progress=self._report("reading"), **how)
+        with self._lock:
+            self._running = reply
+            if stop.is_set():
+                reply.cancel()
+        try:
+            for piece in reply:
+                self._tell(Text(piece, reply.n_generated / max(reply.generate_seconds, 1e-9)))
+        except CancelledError:
+            if not stop.is_set():
+                raise
+        return reply

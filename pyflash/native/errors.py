@@ -40,8 +40,12 @@ class MemoryLimitError(Error):
     """Out of memory."""
 
 
+class AnswerError(Error):
+    """The finished answer breaks a rule of its JSON schema that could not be enforced while it was generated."""
+
+
 class CancelledError(Error):
-    """The call was cancelled by Session.cancel(); the position is that of the last finished step."""
+    """The call was cancelled by cancel() of the session or the answer; the position is that of the last finished step."""
 
 
 class DeviceError(Error):
