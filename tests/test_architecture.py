@@ -187,7 +187,8 @@ def test_only_the_command_line_knows_a_terminal() -> None:
         name = path.relative_to(ROOT).as_posix()
         if name.startswith("pyflash/cli/") or name in ("pyflash/__main__.py", "gguf_export/synthetic.py"):
             continue
-        wrong += [f"{name}:{line} imports {module}" for module, line in Imports(path).outside if module in TERMINAL_MODULES]
+        outside = Imports(path).outside
+        wrong += [f"{name}:{line} imports {module}" for module, line in outside if module in TERMINAL_MODULES]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = ast.unparse(node) if isinstance(node, (ast.Attribute, ast.Call)) else ""
             if text in {f"sys.{stream}" for stream in STREAMS} or re.match(r"print\(|input\(|.*\.isatty\(\)$", text):
@@ -219,6 +220,18 @@ def test_nothing_below_the_command_line_names_its_options() -> None:
             typed = TYPED.search(text)
             if typed and not COMMAND.search(text[: typed.start()]):
                 wrong.append(f"{name}:{line} {text:.80}")
+    assert wrong == []
+
+
+def test_the_library_names_no_options_either() -> None:
+    wrong = []
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.suffix in (".c", ".h", ".cu", ".cuh") and "tools" not in path.parts:
+            for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                for text in re.findall(r'"((?:[^"\\]|\\.)*)"', line):
+                    typed = TYPED.search(text)
+                    if typed and not COMMAND.search(text[: typed.start()]):
+                        wrong.append(f"{path.relative_to(ROOT)}:{n} {text}")
     assert wrong == []
 
 

@@ -274,7 +274,8 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     const pf_network *net = &session->model->net;
     int64_t n_out = 0;
     if (!net->weights.mtp.present) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "the model was opened without an MTP block: convert with --mtp");
+        return pf_fail(err, PF_ERR_UNSUPPORTED,
+                       "the model was opened without an MTP block: pyflash convert --mtp writes one");
     }
     if (session->cache.position == 0) {
         return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");

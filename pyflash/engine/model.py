@@ -192,7 +192,7 @@ class Model:
         isa = isa or os.environ.get("PYFLASH_CPU") or None
         params.precision = chosen("precision", precision, PRECISIONS)
         params.n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
-        params.cpu_isa = c_string(isa.encode()) if isa else ffi.NULL
+        params.cpu_isa = c_string(os.fsencode(isa)) if isa else ffi.NULL
         params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log

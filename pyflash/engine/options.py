@@ -21,7 +21,7 @@ _MOST_INT32, _MOST_INT64 = 2**31 - 1, 2**63 - 1
 
 def chosen(what: str, name: str, numbers: dict[str, int]) -> int:
     """The number of a choice; ArgumentError, which names what it is, for one that there is not."""
-    if name not in numbers:
+    if not isinstance(name, str) or name not in numbers:
         raise ArgumentError(f"unknown {what} {name!r}; use one of {', '.join(numbers)}")
     return int(numbers[name])
 
@@ -75,7 +75,9 @@ class DeviceOptions:
 
     def write(self, params: Any) -> Any:
         """Fills in pf_model_params. Returns what must live as long as they are used. ArgumentError."""
-        device = ffi.new("char[]", self.device.encode())
+        if not isinstance(self.device, str):
+            raise ArgumentError(f"device must be a name such as cpu or cuda, not {self.device!r:.40}")
+        device = ffi.new("char[]", self.device.encode("utf-8", "replace"))
         params.device = device
         params.n_gpu_layers = _or_auto("gpu_layers", self.gpu_layers)
         params.n_cpu_moe = _or_auto("cpu_moe", self.cpu_moe)

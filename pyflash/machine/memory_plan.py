@@ -121,7 +121,10 @@ class _Base:
 
 
 def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
-    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
+    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes.
+
+    For a fresh process, because all that it takes already counts.
+    """
     before = hardware.process_memory()
     model = Model.open(file, precision=precision, upload=False, **device)
     after = hardware.process_memory()
