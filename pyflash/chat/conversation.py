@@ -7,16 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from gguf_export.errors import reason
 from pyflash.chat.reply import ChatPiece, Reply
 from pyflash.cli.chat.settings import Settings
 from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
-MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
 _SESSION_MAGIC = b"PFSESSIO"
 _WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
@@ -270,22 +267,3 @@ def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:
         if isinstance(messages, list) and all(message["role"] in _ROLES for message in messages):
             return messages
     raise FormatError(f"{path} holds no conversation: another program saved it")
-
-
-def read_text(path: str) -> str:
-    """A text file to put into a question. FileError in one line for what cannot be one."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise FileError(f"{path} is a folder; give a file")
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise FileError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB, which no context holds")
-        data = file.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {reason(error)}") from error
-    if b"\0" in data:
-        raise FileError(f"{path} is not a text file")
-    text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
-    if not text.strip():
-        raise FileError(f"{path} is empty")
-    return text

@@ -13,6 +13,7 @@ import click
 import pyflash
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
+from pyflash.cli.streams import say
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
@@ -139,7 +140,7 @@ def parse_size(text: str) -> int:
     """ "40G" -> 40,000,000,000."""
     units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
-    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 30 or int(digits) == 0:
         raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
     return int(digits) * unit
 
@@ -203,4 +204,4 @@ def converter_errors() -> Iterator[None]:
 
 def print_written(files: Sequence[Path], total_bytes: int) -> None:
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-    click.echo(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}", err=True)
+    say(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}")

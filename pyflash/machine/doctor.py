@@ -16,7 +16,7 @@ import click
 from pyflash import demo
 from pyflash.machine import hardware
 from pyflash.machine.info import table
-from pyflash.machine.places import cache_dir
+from pyflash.machine.places import cache_dir, homeless
 from pyflash.machine.processor import Processor, processor
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import Error
@@ -68,8 +68,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         problems.append(f"PYFLASH_CPU is {kernel_set!r}, which cannot be used here, so that models will not open: "
                         f"unset it, or set it to {' or '.join(usable)}")
         kernel_set = None
-    folder = cache_dir()
-    warnings += _bad_folder(folder)
+    folder = _cache_folder(warnings)
     checkpoint, model = _demo(warnings)
     limits = _limits()
     warnings += _bad_limits(limits)
@@ -80,7 +79,7 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         system=f"{platform.system()} {platform.release()} {platform.machine()}", processor=processor(),
         memory=hardware.memory(), kernels=kernels, kernel_set=kernel_set,
         devices=hardware.devices(), packages={name: _version(name) for name in _PACKAGES},
-        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=str(folder),
+        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=folder,
         demo_checkpoint=checkpoint, demo_model=model, demo_model_made=model is not None and os.path.isfile(model), limits=limits, environment=ours,
         problems=tuple(problems), warnings=tuple(warnings),
     )
@@ -153,6 +152,17 @@ def _demo(warnings: list[str]) -> tuple[str | None, str | None]:
     except Error as error:
         warnings.append(str(error))
         return None, None
+
+
+def _cache_folder(warnings: list[str]) -> str:
+    """The folder of what can be made again, and warnings about it."""
+    try:
+        folder = cache_dir()
+        warnings += filter(None, [homeless()])
+    except Error:  # _demo() tells it
+        return "none"
+    warnings += _bad_folder(folder)
+    return str(folder)
 
 
 def _bad_folder(folder: Path) -> Iterator[str]:

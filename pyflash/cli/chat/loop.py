@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Iterator
 
-import click
-
 from gguf_export.errors import reason
 from pyflash.chat.conversation import Answer, Conversation
 from pyflash.cli.chat.commands import Commands, Leave, loaded
 from pyflash.cli.chat.lines import Entry, LineReader
-from pyflash.cli.chat.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line, visible
+from pyflash.cli.chat.view import JsonView, TextView, remarks, stats_line
+from pyflash.cli.streams import on_terminal, say
 from pyflash.native.errors import Error, FileError
+from pyflash.native.text import visible_line
 
 
 class SessionFile:
@@ -40,11 +40,6 @@ class SessionFile:
         if messages is not self._written:
             self._conversation.save(self._path)
             self._written = messages
-
-
-def say(line: str) -> None:
-    """A line about the chat rather than of it."""
-    click.echo(line, err=True)
 
 
 class Chat:
@@ -85,15 +80,15 @@ class Chat:
                 if not self._interactive:
                     return False
                 interrupts += 1
-                click.echo(err=True)
+                say("")
                 if interrupts == 2:
-                    say(dimmed("(Ctrl-D or /bye leaves)"))
+                    say("(Ctrl-D or /bye leaves)", dim=True)
 
     def _greet(self) -> None:
         if not self._interactive:
             return
         session = self._conversation.session
-        name = visible(session.model.info.name) or "a model without a name"
+        name = visible_line(session.model.info.name) or "a model without a name"
         say(f"{name} | context {session.capacity:,} tokens | /help lists the commands, /bye leaves")
         if self._session_file is not None and self._session_file.resumed:
             say(f"continues {loaded(self._conversation)}")
@@ -143,7 +138,7 @@ class Chat:
         settings = self._conversation.settings
         if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
             line = stats_line(answer)
-            say(dimmed(f"[{line}]") if on_terminal(sys.stderr) else f"pyflash: {line}")
+            say(f"[{line}]" if on_terminal(sys.stderr) else f"pyflash: {line}", dim=True)
         if self._interactive:
             say("")
 

@@ -8,6 +8,7 @@ import os
 import click
 
 from pyflash.cli.output import print_done
+from pyflash.cli.streams import show
 from pyflash.machine.doctor import describe, diagnose
 from pyflash.native.errors import Error
 
@@ -27,6 +28,6 @@ def doctor(context: click.Context, as_json: bool) -> None:
     if as_json:
         print_done(dataclasses.asdict(found))
     else:
-        click.echo(describe(found))
+        show(describe(found))
     if found.problems:
         raise Error(found.problems[0])

@@ -9,6 +9,7 @@ import click
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import CACHES, PRECISIONS, converter_errors, device_arguments, option, with_device_options
 from pyflash.cli.output import print_done
+from pyflash.cli.streams import show
 from pyflash.machine import info as report
 
 
@@ -36,4 +37,4 @@ def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: b
     if as_json:
         print_done(report.as_json(found))
     else:
-        click.echo(report.describe(found))
+        show(report.describe(found))
