@@ -85,6 +85,16 @@ class _Cursor:
         return list(struct.unpack(f"<{n}{form[1]}", self.bytes(n * struct.calcsize(form))))
 
 
+# GGUF's types that are read nowhere here, as llama.cpp names them.
+_OTHER_TYPES = {
+    number: f"type {name}" for number, name in {
+        1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+        14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+        22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
+    }.items()
+}  # fmt: skip
+
+
 def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]:
     name = cursor.string()
     n_dims = cursor.unpack("<I")
@@ -93,7 +103,8 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]
     ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
     number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
     if number not in BLOCK_SHAPE:
-        raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
+        named = _OTHER_TYPES.get(number, f"the unknown type {number}")
+        raise cursor.fail(f"tensor {name:.80} has {named}, which this program does not read")
     return name, GGMLType(number), ne, offset
 
 

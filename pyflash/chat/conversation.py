@@ -16,7 +16,7 @@ from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileEr
 
 _ROLES = ("system", "user", "assistant", "tool")
 _SESSION_MAGIC = b"PFSESSIO"
-_WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
+_ROOM = "in a chat /undo and /clear make room"
 
 
 class View(Protocol):
@@ -37,7 +37,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one answer. used, capacity: tokens in the context. Counts and times as in Reply."""
+    """What became of one answer. used, capacity: tokens in the context; can_grow: the model takes a larger one. Counts and
+    times as in Reply."""
 
     message: dict[str, Any]
     interrupted: bool
@@ -50,6 +51,7 @@ class Answer:
     used: int
     capacity: int
     problems: tuple[str, ...] = ()
+    can_grow: bool = True
 
     @property
     def context_full(self) -> bool:
@@ -177,7 +179,8 @@ class Conversation:
             running.interrupted = True
         except ContextFullError as error:
             if running.reply is None:
-                raise ContextFullError(f"{_first_clause(error)}: {_WAY_OUT}") from error
+                larger = "a larger -c holds more; " if self._can_grow else ""
+                raise ContextFullError(f"{_first_clause(error)}: {larger}{_ROOM}") from error
             raise
         finally:
             if running.reply is not None:
@@ -190,15 +193,16 @@ class Conversation:
 
     def _stream(self, messages: list[dict[str, Any]], view: View, running: _Running) -> None:
         arguments = self.settings.arguments()
-        if arguments["seed"] is not None:
-            arguments["seed"] += self._attempt
+        if arguments["seed"] not in (None, -1):  # both are random ones
+            arguments["seed"] = (arguments["seed"] + self._attempt) % 2**64
         reply = running.reply = self.session.chat(
             messages, tools=self._tools, response_format=self._response_format, logprobs=self._logprobs,
             progress=view.progress, **arguments,
         )
         view.progress(0, reply.n_prompt - reply.n_reused)
         for piece in reply:
-            if piece.problem and piece.finish != "length":  # an answer that was cut short has no proper end
+            cut = piece.finish == "length" and piece.kind != "tool_call"  # text that was cut short has no proper end
+            if piece.problem and not cut:
                 running.problems.append(piece.problem)
             view.piece(piece)
 
@@ -209,8 +213,13 @@ class Conversation:
         return Answer(
             _kept(reply.message) if reply.n_generated else {}, running.interrupted, reply.finish, reply.n_prompt,
             reply.n_reused, reply.n_generated, reply.prompt_seconds, reply.generate_seconds, session.position,
-            session.capacity, tuple(running.problems),
+            session.capacity, tuple(running.problems), self._can_grow,
         )
+
+    @property
+    def _can_grow(self) -> bool:
+        """Whether the model takes a larger context than this session's."""
+        return self.session.capacity < self.session.model.info.n_ctx_train
 
     # -- files --
 

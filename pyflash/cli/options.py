@@ -14,6 +14,7 @@ import pyflash
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
 from pyflash.cli.streams import say
+from pyflash.engine.model import MAX_THREADS
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
@@ -102,7 +103,7 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 def model_options(command: _F) -> _F:
     """How a model is opened and run."""
     options = (
-        option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
+        option("--threads", "-t", type=click.IntRange(1, MAX_THREADS), metavar="N",
                help="Worker threads.  [default: one a core]"),
         *device_options(),
         option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,

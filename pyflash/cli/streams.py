@@ -181,13 +181,14 @@ def _is_piped() -> bool:
 
 def _read_all(tell: Tell | None) -> bytes:
     """Everything up to the end of stdin. tell: gets a line when nothing comes for a while."""
+    reader: Any = sys.stdin.buffer
     chunks: list[bytes] = []
     size = 0
     while True:
         if not _has_come(SILENCE_SECONDS if tell is not None else None) and tell is not None:
             tell("pyflash: waiting for the end of what is piped in; to answer without it, start with < /dev/null")
             tell = None
-        chunk = sys.stdin.buffer.read1(_CHUNK_BYTES)
+        chunk = reader.read1(_CHUNK_BYTES)
         if not chunk:
             return b"".join(chunks)
         chunks.append(chunk)

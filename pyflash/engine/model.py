@@ -16,6 +16,8 @@ from pyflash.native.library import ffi, lib
 from pyflash.native.values import ModelHandle, StrPath, c_path, integer, open_handle, string
 
 _log = logging.getLogger("pyflash")
+
+MAX_THREADS = 1024  # of the library
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 _PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
 _STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
@@ -181,7 +183,7 @@ class Model:
         """
         if precision not in _PRECISIONS:
             raise ArgumentError(f"unknown precision {precision!r}; use one of {', '.join(_PRECISIONS)}")
-        n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
+        n_threads = 0 if threads is None else integer("threads", threads, 1, MAX_THREADS)
         isa = isa or os.environ.get("PYFLASH_CPU") or None
         params = ffi.new("pf_model_params *")
         lib.pf_model_params_init(params)

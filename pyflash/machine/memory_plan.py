@@ -6,6 +6,7 @@ use. They come from the library itself, which knows them when a session is opene
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -169,6 +170,15 @@ def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
     return low * _STEP or None
 
 
+def _reference_bytes(model: Model, session: Session) -> int:
+    """What this process would need beside the weights for the same context with the reference cache."""
+    try:
+        with model.session(context=session.capacity, cache="reference") as other:
+            return _own_bytes(other)
+    except MemoryLimitError:
+        return sys.maxsize
+
+
 def warning_of(model: Model, session: Session, budget: int, show: Callable[[int], str]) -> str | None:
     """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
     show: formats bytes.
@@ -180,9 +190,10 @@ def warning_of(model: Model, session: Session, budget: int, show: Callable[[int]
         return None
     own = _own_bytes(session)
     if own > usable:
+        other = ", or --cache-type reference" if _reference_bytes(model, session) < min(own, usable) else ""
         raise MemoryLimitError(
             f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
-            f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
+            f"{show(usable)}: take a smaller --ctx{other}"
         )
     if own + _host_weights(model) > usable:
         kept = f", {show(budget)} of them stay in memory" if budget else ""

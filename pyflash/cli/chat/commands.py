@@ -88,8 +88,8 @@ class Commands:
         session = self._conversation.session
         n_tokens = len(session.model.tokenizer.encode(text))
         if n_tokens >= session.capacity:
-            raise ArgumentError(f"{path} has {n_tokens:,} tokens, and the context holds {session.capacity:,}: "
-                                "a larger -c holds more")  # fmt: skip
+            way = "a larger -c holds more" if session.capacity < session.model.info.n_ctx_train else "take a part of it"
+            raise ArgumentError(f"{path} has {n_tokens:,} tokens, and the context holds {session.capacity:,}: {way}")
         self._conversation.attached.append(text)
         self._say(f"read {path}: {n_tokens:,} tokens; they go before your next question (Enter alone sends them)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pyflash.cli.chat.commands import Commands, Leave, loaded
 from pyflash.cli.chat.lines import Entry, LineReader
 from pyflash.cli.chat.view import JsonView, TextView, remarks, stats_line
 from pyflash.cli.streams import on_terminal, say
-from pyflash.native.errors import Error, FileError
+from pyflash.native.errors import Error, FileError, FormatError
 from pyflash.native.text import visible_line
 
 
@@ -43,14 +44,16 @@ class SessionFile:
 
 
 class Chat:
-    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal."""
+    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal. wants_json: an answer that is
+    none has failed."""
 
     def __init__(self, conversation: Conversation, view: TextView | JsonView, session_file: SessionFile | None,
-                 verbose: bool) -> None:
+                 verbose: bool, wants_json: bool = False) -> None:
         self._conversation = conversation
         self._view = view
         self._session_file = session_file
         self._verbose = verbose
+        self._wants_json = wants_json
         self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.commands = Commands(conversation, view, say)
 
@@ -139,8 +142,27 @@ class Chat:
         if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
             line = stats_line(answer)
             say(f"[{line}]" if on_terminal(sys.stderr) else f"pyflash: {line}", dim=True)
+        if self._wants_json and not answer.interrupted and (problem := cut_json(answer)):
+            raise FormatError(problem)
         if self._interactive:
             say("")
+
+
+def cut_json(answer: Answer) -> str | None:
+    """Why an answer that should be JSON is only the beginning of some, and the way out; None where it is whole."""
+    if answer.message.get("tool_calls"):
+        return None
+    with contextlib.suppress(ValueError):
+        value = json.loads(answer.message.get("content", ""))
+        if answer.finish == "stop" or isinstance(value, (dict, list)):  # a number may go on
+            return None
+    where = f"the JSON was cut off after {answer.n_generated:,} tokens"
+    if answer.finish == "stop":
+        return f"{where} by a stop string: take another one"
+    if answer.context_full:
+        return f"{where}, when the context was full: " + (
+            "a larger -c holds more" if answer.can_grow else "ask for less, or shorten the prompt")
+    return f"{where}, which are the most that -n allows: allow more"
 
 
 def _one_line(error: Exception) -> str:

@@ -226,7 +226,8 @@ def remarks(answer: Answer, stopped: bool = True) -> list[str]:
     if answer.problems:
         lines.append("pyflash: the answer's format is broken: " + "; ".join(dict.fromkeys(answer.problems)))
     if answer.context_full:
-        lines.append("pyflash: the context is full; -c makes it larger, /undo and /clear make room in a chat")
+        larger = "-c makes it larger, " if answer.can_grow else ""
+        lines.append(f"pyflash: the context is full; {larger}/undo and /clear make room in a chat")
     if answer.interrupted and stopped:
         lines.append("(stopped)" if answer.n_generated else "(stopped before the answer began: nothing has changed)")
     return lines

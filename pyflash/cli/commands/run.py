@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -97,7 +96,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         if system and system != conversation.system:
             conversation.system = system
         view = JsonView(settings, options["logprobs"]) if options["as_json"] else TextView(settings)
-        chat = Chat(conversation, view, session_file, options["verbose"])
+        chat = Chat(conversation, view, session_file, options["verbose"], response_format is not None)
         finished = chat.answer_once(prompt) if prompt is not None else chat.run(_reader(chat, interactive))
     if not finished:
         raise KeyboardInterrupt
