@@ -161,7 +161,7 @@ def _model_and_prompt(
 def _names_a_file(text: str) -> bool:
     """Whether it does, or was meant to: a mistyped path is no prompt, and a word that a folder happens to have for its
     name is one."""
-    is_path = re.match(r"(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*$", text) is not None
+    is_path = re.match(r"((~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*|\.\.?)$", text) is not None
     return text.endswith(".gguf") or is_path or (os.path.exists(text) and not os.path.isdir(text))
 
 

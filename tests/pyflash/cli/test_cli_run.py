@@ -95,7 +95,16 @@ def test_only_pipes_files_and_sockets_are_read(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("path", ["./model", "../models/flash", "~/model", "/no/model", "C:\\models\\flash", "."])
 def test_a_mistyped_model_is_no_prompt(path: str) -> None:
     done = run(path, stdin="Hello")
-    assert isinstance(done.exception, pyflash.Error) and path in str(done.exception) and done.stdout == ""
+    assert isinstance(done.exception, pyflash.Error) and done.stdout == ""
+    assert os.path.expanduser(path) in str(done.exception)
+
+
+def test_a_word_that_is_a_folders_name_is_a_prompt(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    assert run("tests", "-n", 3, PYFLASH_MODEL=str(tiny_model)).exit_code == 0
 
 
 def test_a_scripted_chat(tiny_model: Path) -> None:
@@ -218,13 +227,14 @@ def test_answers_as_json(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_json_that_is_cut_has_failed(tmp_path: Path, tiny_model: Path) -> None:
     pytest.importorskip("llguidance")
-    cut = run(tiny_model, "Anything", "--json-object", "--json", "-n", 5)
+    schema = json.dumps({"type": "object", "properties": {"things": {"type": "integer"}}, "required": ["things"]})
+    cut = run(tiny_model, "Anything", "--json-schema", schema, "--json", "-n", 2)
     last = json.loads(cut.stdout.splitlines()[-1])
     assert last["message"]["content"].lstrip().startswith("{") and last["finish"] == "length"
-    assert isinstance(cut.exception, pyflash.FormatError) and "5 tokens" in str(cut.exception) and "-n" in str(cut.exception)
+    assert isinstance(cut.exception, pyflash.FormatError) and "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
     stopped = run(tiny_model, "Anything", "--json-object", "--stop", "{")
     assert isinstance(stopped.exception, pyflash.FormatError) and "stop string" in str(stopped.exception)
-    chat = run(tiny_model, "--json-object", "-n", 3, stdin="One\nTwo\n")
+    chat = run(tiny_model, "--json-schema", schema, "-n", 2, stdin="One\nTwo\n")
     assert isinstance(chat.exception, pyflash.FormatError) and chat.stdout.count("\n") == 1
 
 
