@@ -154,7 +154,14 @@ def run_jobs(
     workers = [threading.Thread(target=run.work, name=f"convert-{i}", daemon=True) for i in range(threads)]
     try:
         for worker in workers:
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError:  # the system starts no more: the others do its work
+                with run.lock:
+                    run.running -= 1
+        if all(worker.ident is None for worker in workers):
+            raise ConvertError("the system starts no more threads for this user or container: end other programs, or raise "
+                               "its limit (ulimit -u, pids.max)")
         while True:
             with run.lock:
                 if run.running:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
+from pyflash.native.block_types import BLOCK_TYPES
 from quantize.plan import GGMLType, block_shape, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -92,14 +93,12 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]
         raise cursor.fail(f"tensor {name:.80} has {n_dims} dimensions")
     ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
     number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
-    try:
-        kind = GGMLType(number)
-    except ValueError:
-        raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {number}, which is unknown here: update pyflash, or "
-                           "take another file") from None
+    if number not in BLOCK_TYPES:
+        raise cursor.fail(f"tensor {name:.80} has type {number}, which is unknown here: update pyflash, or take another "
+                          "file")
+    kind = GGMLType(number)
     if block_shape(kind)[0] == 0:
-        raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {kind.name}, which ggml has removed: take a newer "
-                           "file")
+        raise cursor.fail(f"tensor {name:.80} has type {kind.name}, which ggml has removed: take a newer file")
     return name, kind, ne, offset
 
 

@@ -6,9 +6,7 @@ others build on, such as pyflash.native, can be imported by itself.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as typing's, which would take a moment to import: Ctrl-C may come in it
 if TYPE_CHECKING:
     from pyflash import chat as chat
     from pyflash import demo as demo
@@ -66,6 +64,8 @@ __all__ = [*sorted(_HOME_OF), *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"pyflash.{name}")
     if name not in _HOME_OF:

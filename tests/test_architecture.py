@@ -120,7 +120,7 @@ def test_pages_name_files_that_there_are() -> None:
     for page in ("architecture", "bits"):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
         named = set(re.findall(r"`((?:csrc|docs|gguf_export|pyflash|quantize|scripts|tests)/[\w./-]+)`", text))
-        assert len(named) > 5
+        assert len(named) >= 5
         assert [name for name in sorted(named) if not any(ROOT.glob(f"{name}*"))] == []
 
 

@@ -7,16 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from gguf_export.errors import reason
 from pyflash.chat.reply import ChatPiece, Reply
 from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
-MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
 _SESSION_MAGIC = b"PFSESSIO"
 S = TypeVar("S", bound=AnswerSettings)
@@ -40,7 +37,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one answer. used, capacity: tokens in the context. Counts and times as in Reply."""
+    """What became of one answer. used, capacity: tokens in the context; can_grow: the model takes a larger one. Counts and
+    times as in Reply."""
 
     message: dict[str, Any]
     interrupted: bool
@@ -53,6 +51,7 @@ class Answer:
     used: int
     capacity: int
     problems: tuple[str, ...] = ()
+    can_grow: bool = True
 
     @property
     def context_full(self) -> bool:
@@ -188,15 +187,16 @@ class Conversation(Generic[S]):
 
     def _stream(self, messages: list[dict[str, Any]], view: View, running: _Running) -> None:
         arguments = self.settings.arguments()
-        if arguments.get("seed") is not None:
-            arguments["seed"] += self._attempt
+        if arguments.get("seed") not in (None, -1):  # both are random ones
+            arguments["seed"] = (arguments["seed"] + self._attempt) % 2**64
         reply = running.reply = self.session.chat(
             messages, tools=self._tools, response_format=self._response_format, logprobs=self._logprobs,
             progress=view.progress, **arguments,
         )
         view.progress(0, reply.n_prompt - reply.n_reused)
         for piece in reply:
-            if piece.problem and piece.finish != "length":  # an answer that was cut short has no proper end
+            cut = piece.finish == "length" and piece.kind != "tool_call"  # text that was cut short has no proper end
+            if piece.problem and not cut:
                 running.problems.append(piece.problem)
             view.piece(piece)
 
@@ -207,8 +207,13 @@ class Conversation(Generic[S]):
         return Answer(
             _kept(reply.message) if reply.n_generated else {}, running.interrupted, reply.finish, reply.n_prompt,
             reply.n_reused, reply.n_generated, reply.prompt_seconds, reply.generate_seconds, session.position,
-            session.capacity, tuple(running.problems),
+            session.capacity, tuple(running.problems), self._can_grow,
         )
+
+    @property
+    def _can_grow(self) -> bool:
+        """Whether the model takes a larger context than this session's."""
+        return self.session.capacity < self.session.model.info.n_ctx_train
 
     # -- files --
 
@@ -265,22 +270,3 @@ def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:
         if isinstance(messages, list) and all(message["role"] in _ROLES for message in messages):
             return messages
     raise FormatError(f"{path} holds no conversation: another program saved it")
-
-
-def read_text(path: str) -> str:
-    """A text file to put into a question. FileError in one line for what cannot be one."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise FileError(f"{path} is a folder; give a file")
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise FileError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB, which no context holds")
-        data = file.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {reason(error)}") from error
-    if b"\0" in data:
-        raise FileError(f"{path} is not a text file")
-    text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
-    if not text.strip():
-        raise FileError(f"{path} is empty")
-    return text

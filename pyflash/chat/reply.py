@@ -303,7 +303,7 @@ def reply(
     if len(prompt) > session.capacity:
         raise ContextFullError(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}",
-            "open a session with a larger context",
+            "open a session with a larger context" if session.capacity < session.model.info.n_ctx_train else "shorten it",
         )
     how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FormatError
 
 Ways = Mapping[type[Error], str]
@@ -18,12 +19,17 @@ OPTIONS = {
     "place='link'": "--link",
 }
 
-ANSWERING: Ways = {ContextFullError: "a larger -c holds more; in a chat /undo and /clear make room"}
 LOADING: Ways = {
     ContextFullError: "a larger -c holds more",
     ArgumentError: "start with the same --precision and --cache-type, or take another file",
     FormatError: "/save and --session write them",
 }
+
+
+def answering(session: Session) -> Ways:
+    """For what a session is asked in a conversation."""
+    larger = "a larger -c holds more; " if session.capacity < session.model.info.n_ctx_train else ""
+    return {ContextFullError: f"{larger}in a chat /undo and /clear make room"}
 
 
 @contextlib.contextmanager

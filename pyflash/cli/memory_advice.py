@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pyflash.cli.advice import ways_out
 from pyflash.engine.model import Model
-from pyflash.engine.options import cache_in_use
 from pyflash.engine.session import Session
 from pyflash.machine.memory_plan import Plan, check_room
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import MemoryLimitError
 
 
-def warning_of(model: Model, session: Session, budget: int, cache: str) -> str | None:
+def warning_of(model: Model, session: Session, budget: int) -> str | None:
     """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
-    cache: the session's. MemoryLimitError where the context cannot be filled at all."""
-    smaller = cache_in_use(model.info.precision, cache) != "reference"
-    way_out = "take a smaller --ctx" + (", or --cache-type reference" if smaller else "")
-    with ways_out({MemoryLimitError: way_out}):
+    MemoryLimitError where the context cannot be filled at all."""
+    try:
         lacking = check_room(model, session)
+    except MemoryLimitError as error:
+        other = ", or --cache-type reference" if "reference" in error.way_out else ""
+        raise MemoryLimitError(f"{error.what}: take a smaller --ctx{other}") from error
     if lacking is None:
         return None
     needed, usable = map(format_bytes, lacking)

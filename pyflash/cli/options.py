@@ -14,6 +14,8 @@ import pyflash
 from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
+from pyflash.cli.streams import say
+from pyflash.engine.model import MAX_THREADS
 from pyflash.engine.options import CACHES, PRECISIONS, STREAMING
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.machine import hardware, memory_plan
@@ -99,7 +101,7 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 def model_options(command: _F) -> _F:
     """How a model is opened and run."""
     options = (
-        option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
+        option("--threads", "-t", type=click.IntRange(1, MAX_THREADS), metavar="N",
                help="Worker threads.  [default: one a core]"),
         *device_options(),
         option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
@@ -137,7 +139,7 @@ def parse_size(text: str) -> int:
     """ "40G" -> 40,000,000,000."""
     units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
-    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 30 or int(digits) == 0:
         raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
     return int(digits) * unit
 
@@ -169,7 +171,7 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
 
 
 def sampling_options(command: _F) -> _F:
-    """Options for how tokens are chosen, by the names in repl.settings."""
+    """Options for how tokens are chosen, by the names in cli.chat.settings."""
     command = option("--stop", multiple=True, help=r"End the answer before this text; may be given several times. "
                      r"\n is a line end.")(command)
     for setting in reversed((MAX_TOKENS, *SAMPLING)):
@@ -201,4 +203,4 @@ def converter_errors() -> Iterator[None]:
 
 def print_written(files: Sequence[Path], total_bytes: int) -> None:
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-    click.echo(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}", err=True)
+    say(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}")

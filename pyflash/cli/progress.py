@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
+from pyflash.cli.streams import on_terminal
 from pyflash.machine.units import format_bytes, format_seconds
+from pyflash.native.text import visible
 
 _REDRAW_SECONDS = 0.1
 _WIDTH = 24
@@ -17,7 +19,7 @@ class Progress:
     def __init__(self, label: str, stream: TextIO) -> None:
         self._label = label
         self._stream = stream
-        self._active = stream.isatty()
+        self._active = on_terminal(stream)
         self._started = self._drawn = 0.0
 
     def __enter__(self) -> Progress:
@@ -36,7 +38,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line above the bar, written on any stream."""
         self._erase()
-        self._stream.write(f"{line}\n")
+        self._stream.write(f"{visible(line)}\n")
         self._stream.flush()
 
     def update(self, done: int, total: int) -> None:

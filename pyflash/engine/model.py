@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pyflash.engine.options import DeviceKeywords
 
 _log = logging.getLogger("pyflash")
+
+MAX_THREADS = 1024  # of the library
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 
 
@@ -191,7 +193,7 @@ class Model:
 
         isa = isa or os.environ.get("PYFLASH_CPU") or None
         params.precision = chosen("precision", precision, PRECISIONS)
-        params.n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
+        params.n_threads = 0 if threads is None else integer("threads", threads, 1, MAX_THREADS)
         params.cpu_isa = c_string(os.fsencode(isa)) if isa else ffi.NULL
         params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL

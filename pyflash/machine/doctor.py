@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pyflash.machine import hardware
 from pyflash.machine.info import table
-from pyflash.machine.places import cache_dir
+from pyflash.machine.places import cache_dir, homeless
 from pyflash.machine.processor import Processor, processor
 from pyflash.machine.units import format_bytes
+from pyflash.native.errors import Error
 from pyflash.native.library import __version__, installed_file
 
 _PACKAGES = ("numpy", "cffi", "click")
@@ -64,8 +65,7 @@ def diagnose(
         problems.append(f"PYFLASH_CPU is {kernel_set!r}, which cannot be used here, so that models will not open: "
                         f"unset it, or set it to {' or '.join(usable)}")
         kernel_set = None
-    folder = cache_dir()
-    warnings += _bad_folder(folder)
+    folder = _cache_folder(warnings)
     limits = _limits()
     warnings += _bad_limits(limits)
     return Diagnosis(
@@ -75,7 +75,7 @@ def diagnose(
         system=f"{platform.system()} {platform.release()} {platform.machine()}", processor=processor(),
         memory=hardware.memory(), kernels=kernels, kernel_set=kernel_set,
         devices=hardware.devices(), packages={name: _version(name) for name in _PACKAGES},
-        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=str(folder),
+        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=folder,
         demo_checkpoint=demo_checkpoint, demo_model=demo_model,
         demo_model_made=demo_model is not None and os.path.isfile(demo_model), limits=limits, environment=ours,
         problems=tuple(problems), warnings=tuple(warnings),
@@ -90,6 +90,17 @@ def _version(package: str) -> str | None:
 
 
 # -- folders --
+
+
+def _cache_folder(warnings: list[str]) -> str:
+    """The folder of what can be made again, and warnings about it."""
+    try:
+        folder = cache_dir()
+        warnings += filter(None, [homeless()])
+    except Error:  # whoever looks for the demo model has told it
+        return "none"
+    warnings += _bad_folder(folder)
+    return str(folder)
 
 
 def _bad_folder(folder: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pyflash.engine.model import ModelInfo, Placement
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.machine.memory_plan import Plan, make_plan, open_measured
 from pyflash.machine.units import format_bytes
+from pyflash.native.text import visible_line
 from pyflash.native.values import StrPath
 
 _EXPERTS = "routed experts"
@@ -171,6 +172,6 @@ def _short(tokens: int) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Lines of names and values in two columns."""
+    """Lines of names and values in two columns, whatever a file has for a name."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {visible_line(value)}" for name, value in rows)

@@ -6,6 +6,7 @@ use. They come from the library itself, which knows them when a session is opene
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +174,15 @@ def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
     return low * _STEP or None
 
 
+def _reference_bytes(model: Model, session: Session) -> int:
+    """What this process would need beside the weights for the same context with the reference cache."""
+    try:
+        with model.session(context=session.capacity, cache="reference") as other:
+            return _own_bytes(other)
+    except MemoryLimitError:
+        return sys.maxsize
+
+
 def check_room(model: Model, session: Session) -> tuple[int, int] | None:
     """What a run of the session takes and there is, in bytes, where that does not fit this machine; else None.
 
@@ -183,9 +193,10 @@ def check_room(model: Model, session: Session) -> tuple[int, int] | None:
         return None
     own = _own_bytes(session)
     if own > usable:
+        other = ", or with the reference cache" if _reference_bytes(model, session) < min(own, usable) else ""
         raise MemoryLimitError(
             f"a context of {session.capacity} tokens takes {format_bytes(own)} of memory beside the weights, and there "
-            f"are {format_bytes(usable)}", "open a session with a smaller context"
+            f"are {format_bytes(usable)}", f"open a session with a smaller context{other}"
         )
     needed = own + _host_weights(model)
     return (needed, usable) if needed > usable else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyflash.native.library import ffi, lib
+from pyflash.native.text import visible_line
 
 
 class Error(Exception):
@@ -89,5 +90,5 @@ def check(status: int, error: Any) -> None:
     """Raises the exception for a pf_status and its pf_error, unless the status is PF_OK."""
     if status == lib.PF_OK:
         return
-    message = ffi.string(error.message).decode("utf-8", "replace") or f"error {status} without a message"
-    raise _BY_STATUS.get(status, InternalError)(message)
+    message = ffi.string(error.message).decode("utf-8", "surrogateescape") or f"error {status} without a message"
+    raise _BY_STATUS.get(status, InternalError)(visible_line(message))  # it may hold names from a file

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pyflash.native.errors import MemoryLimitError
+
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
@@ -96,6 +98,9 @@ class InterruptibleRunner:
             tasks: queue.SimpleQueue[_Task[object] | None] = queue.SimpleQueue()
             try:
                 threading.Thread(target=_work, args=(tasks,), name="pyflash", daemon=True).start()
+            except RuntimeError as error:
+                raise MemoryLimitError("the system starts no more threads for this user or container: end other programs, or "
+                                       "raise its limit (ulimit -u, pids.max)") from error
             except BaseException:
                 tasks.put(None)  # in case it has started all the same
                 raise

@@ -27,7 +27,10 @@ def string(pointer: Any) -> str:
 
 
 def c_path(path: StrPath) -> bytes:
-    encoded = os.fsencode(path)
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ArgumentError(f"no file can have this name: {os.fspath(path)!r}") from None
     if b"\0" in encoded:
         raise ArgumentError(f"a path cannot hold a zero byte: {os.fspath(path)!r}")
     return encoded

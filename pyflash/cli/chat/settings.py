@@ -62,13 +62,13 @@ SAMPLING = (
             "Subtract this from the logit of each such token; 0: off."),
     Setting("frequency_penalty", "frequency_penalty", FiniteFloat(), 0.0,
             "Subtract this for each time it was there; 0: off."),
-    Setting("repeat_last_n", "penalty_last_n", click.IntRange(-1), 64,
+    Setting("repeat_last_n", "penalty_last_n", click.IntRange(-1, 2**31 - 1), 64,
             "How many tokens \"lately\" is for the penalties; 0: none, -1: all."),
     Setting("top_k", "top_k", click.IntRange(0, 2**31 - 1), 0, "Keep the k likeliest; 0: all."),
     Setting("top_p", "top_p", _UNIT, 1.0, "Nucleus sampling; 1: off."),
     Setting("min_p", "min_p", _UNIT, 0.0, "Drop tokens less likely than this share of the likeliest; 0: off."),
     Setting("temp", "temperature", FiniteRange(0), 1.0, "Temperature; 0: likeliest."),
-    Setting("seed", "seed", click.INT, None, "Makes the answer repeatable."),
+    Setting("seed", "seed", click.INT, None, "Makes the answer repeatable; -1: random."),
 )
 MAX_TOKENS = Setting("max_tokens", "max_tokens", click.IntRange(1), None, "Most tokens to generate.", "-n")
 

@@ -11,13 +11,15 @@ import click
 from pyflash.cli.advice import in_options
 from pyflash.cli.options import converter_errors, parse_size, print_written
 from pyflash.cli.output import print_done
+from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import say, show
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path())
-@click.argument("out", type=click.Path(), metavar="OUT.gguf")
+@click.argument("checkpoint", type=FilePath())
+@click.argument("out", type=FilePath(), metavar="OUT.gguf")
 @click.option("--profile", type=click.Choice(["compat", "native"]), default="compat", show_default=True,
               help="compat: for llama.cpp, Ollama and LM Studio too. native: FP8 kept bit for bit, for pyflash only.")
 @click.option("--dense", type=click.Choice(["q8_0", "bf16", "f32"]), default="q8_0", show_default=True,
@@ -43,12 +45,12 @@ def convert(
         settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
-            print_done(plan.as_json()) if as_json else click.echo(in_options(plan.summary()))
+            print_done(plan.as_json()) if as_json else show(in_options(plan.summary()))
             return
         with Progress("converting", sys.stderr) as progress:
             written = converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)
     for warning in written.warnings:
-        click.echo(f"pyflash: warning: {warning}", err=True)
+        say(f"pyflash: warning: {warning}")
     if as_json:
         print_done({
             "files": [str(path) for path in written.files], "total_bytes": written.total_bytes,

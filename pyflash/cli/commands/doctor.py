@@ -10,6 +10,7 @@ import click
 from pyflash import demo
 from pyflash.cli.output import print_done
 from pyflash.cli.settings_check import check_settings
+from pyflash.cli.streams import show
 from pyflash.machine.doctor import describe, diagnose
 from pyflash.native.errors import Error
 
@@ -30,7 +31,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
     if as_json:
         print_done(dataclasses.asdict(found))
     else:
-        click.echo(describe(found))
+        show(describe(found))
     if found.problems:
         raise Error(found.problems[0])
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +14,10 @@ import pyflash
 from gguf_export.errors import reason
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import model_options, open_model, option
-from pyflash.cli.output import Status, print_done
+from pyflash.cli.output import Status, log_to_stderr, print_done, print_json
+from pyflash.cli.paths import FilePath
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import say, show
 from pyflash.engine.options import CACHES, PRECISIONS, cache_in_use
 from pyflash.machine.units import format_seconds
 
@@ -57,11 +57,11 @@ def _text_options(command: _F) -> _F:
 
 @evaluate.command()
 @click.argument("file", type=GGUFFile())
-@click.option("--text", type=click.Path(allow_dash=True), required=True, help='UTF-8 text file; "-": stdin.')
+@click.option("--text", type=FilePath(allow_dash=True), required=True, help='UTF-8 text file; "-": stdin.')
 @_text_options
 @option("--stride", command="eval", type=click.IntRange(1), metavar="N",
         help="Begin a window every N tokens and score only its last N: more context for each, and more work.")
-@click.option("--logits", type=click.Path(), metavar="OUT",
+@click.option("--logits", type=FilePath(), metavar="OUT",
               help="Keep the log-probabilities in the file OUT, for `eval kld` or llama.cpp: for each scored token 2 "
               "bytes a token of the vocabulary.")
 @model_options
@@ -98,13 +98,13 @@ def ppl(
                         output.describe_windows(text, windows, found.count), "", output.perplexity_text(found)])
         run.leave()
     if logits:
-        click.echo(f"wrote {logits}", err=True)
+        say(f"wrote {logits}")
 
 
 @evaluate.command()
 @click.argument("file", type=GGUFFile())
 @click.argument("base", required=False, type=GGUFFile())
-@click.option("--text", type=click.Path(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
+@click.option("--text", type=FilePath(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
               "log-probabilities holds its own.")
 @_text_options
 @option("--base-precision", type=click.Choice(list(PRECISIONS)), default="exact", show_default=True,
@@ -202,7 +202,7 @@ class _Run:
 
     def __init__(self, as_json: bool, verbose: bool) -> None:
         if verbose:
-            logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
+            log_to_stderr()
         self._as_json, self._verbose = as_json, verbose
         self._status = Status()
         self._window = self._n_windows = 0
@@ -228,7 +228,7 @@ class _Run:
 
         if self._as_json:
             fields = {"window": self._window, "windows": self._n_windows, **output.perplexity_fields(perplexity)}
-            click.echo(json.dumps(fields | (output.estimate_fields("kld", kld) if kld is not None else {})))
+            print_json(fields | (output.estimate_fields("kld", kld) if kld is not None else {}))
         left = (time.monotonic() - self._started) / self._window * (self._n_windows - self._window)
         shown = f"PPL {output.estimate_text(perplexity.ppl)}, "
         shown += "" if kld is None else f"KL divergence {output.estimate_text(kld)}, "
@@ -239,17 +239,17 @@ class _Run:
         if not self._as_json:
             if self._window < self._n_windows:
                 lines.append(f"\nafter {self._window} of {self._n_windows} windows")
-            click.echo("\n".join(lines))
+            show("\n".join(lines))
         elif self._interrupted:
-            click.echo(json.dumps({**fields, "windows_done": self._window, "seconds": seconds, "done": False}))
+            print_json({**fields, "windows_done": self._window, "seconds": seconds, "done": False})
         else:
             print_done({**fields, "windows_done": self._window, "seconds": seconds})
         if self._verbose:
-            click.echo(f"pyflash: {self._window} windows in {format_seconds(seconds)}", err=True)
+            say(f"pyflash: {self._window} windows in {format_seconds(seconds)}")
 
     def leave(self) -> None:
         """Goes on as Ctrl-C does, if it came."""
         if self._interrupted:
             if self._as_json and self._window == 0:
-                click.echo(json.dumps({"windows_done": 0, "done": False}))
+                print_json({"windows_done": 0, "done": False})
             raise KeyboardInterrupt

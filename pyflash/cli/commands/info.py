@@ -10,6 +10,7 @@ from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import advice
 from pyflash.cli.options import converter_errors, device_arguments, option, with_device_options
 from pyflash.cli.output import print_done
+from pyflash.cli.streams import show
 from pyflash.engine.options import CACHES, PRECISIONS
 from pyflash.machine import info as report
 
@@ -38,4 +39,4 @@ def info(file: str, ctx: int | None, precision: str, cache_type: str, as_json: b
     if as_json:
         print_done(report.as_json(found))
     else:
-        click.echo(report.describe(found, advice(found.plan)))
+        show(report.describe(found, advice(found.plan)))
