@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
-from pyflash.native.errors import CancelledError, Error
+from pyflash.native.errors import CancelledError, Error, MemoryLimitError
+from pyflash.native.interrupt import NO_MORE_THREADS
 from pyflash.native.values import StrPath
 
 if TYPE_CHECKING:
@@ -83,7 +85,11 @@ class Worker:
         self._model: Model | None = None
         self._messages: list[Message] = []
         self._thread = threading.Thread(target=self._run, name="pyflash worker", daemon=True)
-        self._thread.start()
+        self._process = os.getpid()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise MemoryLimitError(NO_MORE_THREADS) from error
 
     # -- orders --
 
@@ -93,14 +99,12 @@ class Worker:
         path: of the file, or a function that makes it first, such as pyflash.demo.path: it is called on the thread with
         a function to report progress to. options: of Model.open().
         """
-        self._orders.put(lambda: self._open(path, options))
+        self._order(lambda: self._open(path, options))
 
     def ask(self, question: str, **how: Any) -> None:
         """Asks the next question of the conversation. how: arguments of Session.chat()."""
         stop = threading.Event()
-        with self._lock:
-            self._asked.append(stop)
-        self._orders.put(lambda: self._answer(question, how, stop))
+        self._order(lambda: self._answer(question, how, stop), stop)
 
     def stop(self) -> None:
         """Ends what has been asked and is not complete. What there is of an answer stays in the conversation."""
@@ -112,7 +116,7 @@ class Worker:
 
     def new_chat(self, system: str = "") -> None:
         """Begins a new conversation, with a system message or without."""
-        self._orders.put(lambda: self._begin(system))
+        self._order(lambda: self._begin(system))
 
     def close(self) -> None:
         """Ends the thread soon, and lets go of the model. Orders after this one are not carried out."""
@@ -123,6 +127,14 @@ class Worker:
         """Waits until the thread has ended, at most timeout seconds; whether it has."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _order(self, order: Callable[[], None], stop: threading.Event | None = None) -> None:
+        if os.getpid() != self._process:
+            raise Error("a worker's thread stays behind when its process forks: make the worker after forking")
+        if stop is not None:
+            with self._lock:
+                self._asked.append(stop)
+        self._orders.put(order)
 
     # -- on the thread --
 

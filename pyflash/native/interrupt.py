@@ -11,6 +11,8 @@ from pyflash.native.errors import MemoryLimitError
 
 T = TypeVar("T")
 
+NO_MORE_THREADS = ("the system starts no more threads for this user or container: end other programs, or raise its limit "
+                   "(ulimit -u, pids.max)")  # fmt: skip
 _POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
 
 
@@ -99,8 +101,7 @@ class InterruptibleRunner:
             try:
                 threading.Thread(target=_work, args=(tasks,), name="pyflash", daemon=True).start()
             except RuntimeError as error:
-                raise MemoryLimitError("the system starts no more threads for this user or container: end other programs, or "
-                                       "raise its limit (ulimit -u, pids.max)") from error
+                raise MemoryLimitError(NO_MORE_THREADS) from error
             except BaseException:
                 tasks.put(None)  # in case it has started all the same
                 raise

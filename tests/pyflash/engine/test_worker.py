@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,28 @@ def test_close_while_reading(owner: Owner) -> None:
     assert owner.worker.join(DEADLINE)
     while not owner.events.empty():
         assert not isinstance(owner.events.get_nowait(), Text)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_child_says_so(owner: Owner) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            owner.worker.ask("Hello")
+        except pyflash.Error as error:
+            os._exit(0 if "after forking" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert isinstance(owner.ask("Hello"), Finished)
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(pyflash.MemoryLimitError, match="no more threads"):
+        Owner()
 
 
 def test_nothing_is_open() -> None:
