@@ -3,8 +3,9 @@
     python scripts/logits_digest.py            # compares; exits with 1 where bits differ
     python scripts/logits_digest.py --write    # replaces those of this machine's kernel sets
 
-Bits change only knowingly: whoever changes them on purpose raises PF_ARITHMETIC_VERSION (csrc/runtime/arithmetic.h), so
-that session files of before are told apart, and then runs this with --write on a machine of every kernel set.
+Bits change only knowingly: whoever changes them on purpose raises PF_ARITHMETIC_VERSION (csrc/include/pyflash.h), so that
+session files of before are told apart, and then runs this with --write, on a machine of every kernel set. Until then the
+other sets are not known, and told so.
 
 Between machines only digests of the same mathematics are compared: routing, softmax and rope call the C library's expf,
 log1pf, cos, sin, pow and log, whose last bit is its own affair. `math` is a digest of what these return here.
@@ -27,6 +28,7 @@ import numpy as np
 
 from pyflash import Model, demo
 from pyflash.machine.hardware import kernel_sets
+from pyflash.native.library import lib
 
 PATH = Path(__file__).resolve().parent.parent / "tests" / "model" / "logits_digests.json"
 COMMAND = "python scripts/logits_digest.py --write"
@@ -81,10 +83,15 @@ class Outcome(NamedTuple):
     line: str
 
 
-def known() -> dict[str, dict[str, dict[str, str]]]:
-    """math -> kernel set -> precision -> digest."""
-    digests: dict[str, dict[str, dict[str, str]]] = json.loads(PATH.read_text(encoding="utf-8"))["digests"]
-    return digests
+Digests = dict[str, dict[str, dict[str, str]]]  # C library's mathematics -> kernel set -> precision -> digest
+
+
+def read() -> tuple[int, Digests]:
+    """The version of the arithmetic, and its digests."""
+    if not PATH.is_file():
+        return 0, {}
+    content = json.loads(PATH.read_text(encoding="utf-8"))
+    return content["arithmetic"], content["digests"]
 
 
 def measure(kernel_set: str) -> dict[str, str]:
@@ -92,32 +99,46 @@ def measure(kernel_set: str) -> dict[str, str]:
     return {precision: logits_digest(path, kernel_set, precision) for precision in PRECISIONS}
 
 
-def compare(kernel_set: str) -> Outcome:
+def compare(kernel_set: str, measured: Callable[[str], dict[str, str]] = measure) -> Outcome:
     """The kernel set's digests on this machine against the committed ones."""
     math = math_digest()
-    committed = known().get(math or "", {}).get(kernel_set)
+    version, digests = read()
+    if version != lib.PF_ARITHMETIC_VERSION:
+        return Outcome(kernel_set, "changed", f"{kernel_set}: the committed digests are of version {version} of the "
+                       f"arithmetic, this is {lib.PF_ARITHMETIC_VERSION}: run {COMMAND}")
+    committed = digests.get(math or "", {}).get(kernel_set)
     if committed is None:
-        why = ("another C library's mathematics than any that digests are known for"
-               if math not in known() else "no machine that runs it has written them")
+        why = ("no machine that runs it has written them" if math in digests
+               else "the C library's mathematics are others than those of any known digest")
         return Outcome(kernel_set, "unknown", f"{kernel_set}: not yet known here: {why} ({COMMAND})")
-    found = measure(kernel_set)
+    found = measured(kernel_set)
     differ = [precision for precision in PRECISIONS if found[precision] != committed.get(precision)]
     if not differ:
         return Outcome(kernel_set, "same", f"{kernel_set}: the same bits as committed")
     return Outcome(kernel_set, "changed",
-                   f"{kernel_set}: the logits have other bits than before in {', '.join(differ)}. If that was not meant, "
-                   "find what changed the arithmetic. If it was: raise PF_ARITHMETIC_VERSION in "
-                   f"csrc/runtime/arithmetic.h, say so in the change log, and run {COMMAND} for every kernel set")
+                   f"{kernel_set}: the logits have other bits than before in {', '.join(differ)}. Not meant: find what "
+                   "changed the arithmetic. Meant: raise PF_ARITHMETIC_VERSION (csrc/include/pyflash.h), say so in the "
+                   f"change log, and run {COMMAND} for every kernel set")
 
 
-def write(kernel_sets_here: list[str], measured: Callable[[str], dict[str, str]] = measure) -> None:
-    """Replaces the digests of these sets; those of others stay, since nobody can make them here."""
+def write(names: list[str], measured: Callable[[str], dict[str, str]] = measure) -> None:
+    """Replaces the digests of these sets. Those of others stay, since nobody can make them here, unless the version of the
+    arithmetic has been raised. Refuses to replace digests of the same version by others."""
     math = math_digest()
     if math is None:
         sys.exit("the C library's functions cannot be called from here: digests would have no condition")
-    content = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {"digests": {}}
-    content["digests"].setdefault(math, {}).update({name: measured(name) for name in kernel_sets_here})
-    PATH.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    version, digests = read()
+    if version != lib.PF_ARITHMETIC_VERSION:
+        digests = {}
+    known = digests.setdefault(math, {})
+    for name in names:
+        found = measured(name)
+        if known.get(name, found) != found:
+            sys.exit(f"{name} computes other bits than before, and PF_ARITHMETIC_VERSION is still {version}: raise it "
+                     "first, if they were changed on purpose")
+        known[name] = found
+    text = json.dumps({"arithmetic": lib.PF_ARITHMETIC_VERSION, "digests": digests}, indent=2, sort_keys=True)
+    PATH.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def main() -> None:

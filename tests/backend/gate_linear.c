@@ -94,12 +94,14 @@ static void check_linear(runner **r, const test_weight *w, int64_t n) {
 }
 
 static void linears(const pf_backend *backend, const pf_backend *scalar) {
-    static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {77, 1184}, {131, 4096 + 32}};
+    static const int64_t shapes[][2] = {{1, 32}, {37, 96}, {301, 160}, {77, 1184}, {29, 768}, {131, 4096 + 32}};
     for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+            if (!pf_backend_takes(backend, gate_types[kind])) continue;
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
+                if (!gate_fits(gate_types[kind], shapes[s][1])) continue;
                 for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
                     if (shapes[s][1] > 4096 && n > 3) continue;
                     gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
@@ -126,7 +128,7 @@ static void odd_linears(const pf_backend *backend, const pf_backend *scalar) {
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < 2 * PF_W_COUNT; ++kind) {
             const pf_dtype type = gate_types[kind / 2];
-            if (type == PF_Q8_0 || type == PF_MXFP4 || (type != PF_FP8 && kind % 2 != 0)) continue;
+            if (!gate_fits(type, 1) || !pf_backend_takes(backend, type) || (type != PF_FP8 && kind % 2 != 0)) continue;
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
                 const int64_t rows = shapes[s][0], cols = shapes[s][1], n = shapes[s][2];
                 gate_context("linear type %d %s, %lld x %lld, %lld tokens, scales %d", (int)type, form_names[acts],
@@ -141,9 +143,10 @@ static void odd_linears(const pf_backend *backend, const pf_backend *scalar) {
 }
 
 static void embeds(const pf_backend *backend, const pf_backend *scalar) {
-    enum { N = 5, STREAMS = 3, COLS = 160 };
+    enum { N = 5, STREAMS = 3, COLS = 256 };
     runner *r = runner_new(backend, 2, FAST);
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        if (!pf_backend_takes(backend, gate_types[kind])) continue;
         gate_context("embed type %d", (int)gate_types[kind]);
         test_weight w = gate_weight(gate_types[kind], 50, COLS, 1, false, false, AT_END);
         const int32_t tokens[N] = {0, 49, 7, 7, 31};

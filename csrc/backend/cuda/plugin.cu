@@ -1,4 +1,5 @@
 /* The plugin's table (backend/plugin.h): devices, memory, and the one exported function. */
+#include "backend/cuda/matmul.cuh"
 #include "backend/cuda/ops.cuh"
 
 #include <cstdarg>
