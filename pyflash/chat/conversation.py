@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gguf_export.errors import reason
+from pyflash.chat.messages import plain_messages
 from pyflash.chat.reply import ChatPiece, Reply
 from pyflash.cli.chat.settings import Settings
 from pyflash.engine.session import Session
@@ -18,6 +19,7 @@ from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileEr
 
 MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
+_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
 _SESSION_MAGIC = b"PFSESSIO"
 _WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
 
@@ -265,11 +267,11 @@ def _is_session(path: str) -> bool:
 
 def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:
     """The messages of a note. A session without them is of no use here, though its file is sound."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        messages = json.loads(note)["messages"]
-        if isinstance(messages, list) and all(message["role"] in _ROLES for message in messages):
-            return messages
-    raise FormatError(f"{path} holds no conversation: another program saved it")
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        messages = plain_messages(json.loads(note)["messages"])
+        if all(message["role"] in _ROLES for message in messages):
+            return [_kept({key: message[key] for key in _FIELDS if key in message}) for message in messages]
+    raise FormatError(f"{path} holds no conversation: another program saved it, or its note is damaged")
 
 
 def read_text(path: str) -> str:
