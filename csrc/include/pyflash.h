@@ -338,6 +338,12 @@ PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 PF_API pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                                   int64_t capacity, int64_t *n_out, pf_error *err);
 
+/* The same for answers of which something was left out. silent [n_silent]: the positions of that, ascending: special
+ * tokens that the model wrote out of place, which so spell nothing. */
+PF_API pf_status pf_session_align_answers(const pf_session *session, const int64_t *silent, int64_t n_silent,
+                                          const int32_t *tokens, int64_t n_tokens, int32_t *out, int64_t capacity,
+                                          int64_t *n_out, pf_error *err);
+
 /* Rolls back as little as makes what is left a prefix of tokens, but leaves at least one of them to be evaluated.
  * *n_kept (the new position) tells how many need not be. Never fails for want of a position to return to: then
  * everything is dropped and *n_kept is 0. */

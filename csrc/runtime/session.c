@@ -321,9 +321,18 @@ pf_status pf_session_checkpoint(pf_session *session, pf_error *err) {
 
 pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                            int64_t capacity, int64_t *n_out, pf_error *err) {
+    return pf_session_align_answers(session, NULL, 0, tokens, n_tokens, out, capacity, n_out, err);
+}
+
+pf_status pf_session_align_answers(const pf_session *session, const int64_t *silent, int64_t n_silent,
+                                   const int32_t *tokens, int64_t n_tokens, int32_t *out, int64_t capacity,
+                                   int64_t *n_out, pf_error *err) {
     const int64_t position = session->cache.position;
     if (tokens == NULL || n_tokens < 0 || out == NULL || n_out == NULL) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_align: tokens, out and n_out are needed");
+    }
+    if (n_silent < 0 || (silent == NULL && n_silent > 0)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_align_answers: silent is needed for n_silent positions");
     }
     if (capacity - position < n_tokens) {
         return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld tokens, up to %lld are written", (long long)capacity,
@@ -335,7 +344,8 @@ pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int
         *n_out = n_tokens;
         return PF_OK;
     }
-    return pf_align_tokens(session->model->tokenizer, session->tokens, position, tokens, n_tokens, out, n_out, err);
+    const pf_known_tokens known = {session->tokens, position, silent, n_silent};
+    return pf_align_tokens(session->model->tokenizer, &known, tokens, n_tokens, out, n_out, err);
 }
 
 pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from pyflash.chat.messages import plain_messages
 from pyflash.chat.reply import ChatPiece, Reply
 from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
 _ROLES = ("system", "user", "assistant", "tool")
+_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
 _SESSION_MAGIC = b"PFSESSIO"
 S = TypeVar("S", bound=AnswerSettings)
 
@@ -265,8 +267,8 @@ def _is_session(path: str) -> bool:
 
 def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:
     """The messages of a note. A session without them is of no use here, though its file is sound."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        messages = json.loads(note)["messages"]
-        if isinstance(messages, list) and all(message["role"] in _ROLES for message in messages):
-            return messages
-    raise FormatError(f"{path} holds no conversation: another program saved it")
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        messages = plain_messages(json.loads(note)["messages"])
+        if all(message["role"] in _ROLES for message in messages):
+            return [_kept({key: message[key] for key in _FIELDS if key in message}) for message in messages]
+    raise FormatError(f"{path} holds no conversation: another program saved it, or its note is damaged")

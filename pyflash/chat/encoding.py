@@ -223,7 +223,7 @@ def _check_continued(turn: _Turn, before: _Turn | None, thinking: bool) -> None:
     if not turn.is_open and not turn.message.get("wo_eos"):
         raise ArgumentError(
             'the conversation ends with tool calls: a message of the role "tool" must follow for each' if calls else
-            'the conversation ends with an answer: a user\'s message must follow; "prefix": true goes on with the answer'
+            'the conversation ends with an answer: a user\'s message must follow; "prefix": true lets it go on'
         )
     if calls:
         raise ArgumentError("an answer cannot go on after its tool calls; their results must follow")

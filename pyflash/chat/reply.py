@@ -89,6 +89,7 @@ class Reply(Stream[ChatPiece]):
         self.finish: Finish | None = None
         self._choices = choose(session, prompt[self.n_reused :], how, self._cancellation, rules.constraint)
         self._ready: deque[ChatPiece] = deque()
+        self._left_out = False  # whether the last token is no part of the message
 
     def _step(self) -> ChatPiece:
         while not self._ready:
@@ -98,6 +99,8 @@ class Reply(Stream[ChatPiece]):
             started = time.monotonic()
             choice = next(self._choices)
             seconds = time.monotonic() - started
+            if self._left_out:
+                self._session.hide_last()  # the token before this one
             if self.n_generated == 0:
                 self.prompt_seconds = seconds
                 self._checkpoint()
@@ -156,12 +159,15 @@ class Reply(Stream[ChatPiece]):
         marker = self._markers.get(choice.token)
         if marker is None:
             data = self._session.tokenizer.decode_bytes([choice.token])
+            self._left_out = not data
             events = self._parser.feed(self._decoder.decode(data, final))
         else:
             events = self._parser.feed(self._decoder.decode(b"", True))  # no character reaches across it
             kind = self._parser.kind
-            if kind == "tool_call" or marker in (encoding.EOS, encoding.DSML) or (
-                    marker == encoding.THINK_END and kind == "reasoning"):
+            belongs = kind == "tool_call" or marker in (encoding.EOS, encoding.DSML)
+            belongs |= marker == encoding.THINK_END and kind == "reasoning"
+            self._left_out = not belongs
+            if belongs:
                 events += self._parser.feed(marker)
             else:
                 events.append(encoding.Event(kind, problem=f"{marker!r} does not belong here"))

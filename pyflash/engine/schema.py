@@ -92,6 +92,7 @@ class Validator:
         try:
             jsonschema = importlib.import_module("jsonschema")
             referencing = importlib.import_module("referencing.jsonschema")
+            published = importlib.import_module("jsonschema_specifications")
         except ImportError as error:
             raise UnsupportedError(
                 "this schema has rules that can only be checked when the answer is finished, which needs one more "
@@ -100,7 +101,7 @@ class Validator:
         if not isinstance(schema.get("$schema", ""), str):
             raise ArgumentError('"$schema" of a schema must be a string')
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        registry = referencing.SPECIFICATIONS  # the published meta-schemas; without a way to get anything else
+        registry = published.REGISTRY  # the meta-schemas; without a way to get anything else
         try:
             kind.check_schema(schema)
             _check_references(schema, registry, referencing.specification_with(kind.META_SCHEMA["$schema"]))

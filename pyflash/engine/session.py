@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyflash.engine.model import Model
     from pyflash.engine.stream import Cancellation
 
+_BACK = (lib.pf_session_rollback, lib.pf_session_reuse)
 _MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
@@ -84,6 +85,7 @@ class Session:
         self._position = 0
         self._checkpoint = 0
         self.n_moves = 0  # calls so far that may have changed the timeline
+        self._silent: list[int] = []  # positions, see hide_last()
         self._cancel_asked = False  # by cancel(), and no call has heard it yet
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
@@ -123,6 +125,8 @@ class Session:
                     status = function(handle, *arguments)  # the request was for a call that was over before it came
             self.n_moves += function in _MOVING
             self._position = int(lib.pf_session_position(handle))
+            if function in _BACK:
+                self._silent = [at for at in self._silent if at < self._position]
             statuses.append(status)
 
         def interrupt() -> None:
@@ -288,8 +292,14 @@ class Session:
         with self._free():
             handle = self._native()
             out = np.empty(len(ids) + self._position, dtype=np.int32)
-            check(lib.pf_session_align(handle, ints(ids), len(ids), ints(out), len(out), count, error), error)
+            silent, n_silent = ffi.new("int64_t[]", self._silent), len(self._silent)
+            check(lib.pf_session_align_answers(
+                handle, silent, n_silent, ints(ids), len(ids), ints(out), len(out), count, error), error)  # fmt: skip
         return [int(token) for token in out[: count[0]]]
+
+    def hide_last(self) -> None:
+        """Lets align() pass over the last token, a special one that an answer had out of place: no text has it."""
+        self._silent.append(self._position - 1)
 
     def reuse(self, tokens: Tokens) -> int:
         """Rolls back as little as makes what is left a beginning of tokens, short of all of them.
@@ -334,6 +344,7 @@ class Session:
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
+            self._silent.clear()
 
     @property
     def memory(self) -> Memory:

@@ -18,6 +18,8 @@ from click.core import ParameterSource
 import pyflash
 from pyflash import demo
 from pyflash.chat.conversation import Conversation
+from pyflash.cli.advice import LOADING, ways_out
+from pyflash.cli.chat.commands import loaded
 from pyflash.cli.chat.lines import History, LineReader
 from pyflash.cli.chat.loop import Chat, SessionFile
 from pyflash.cli.chat.settings import SAMPLING, Settings, stop_strings
@@ -57,6 +59,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
         "Calls are shown as JSON.")
 @option("--session", type=FilePath(), help="Continue the conversation in this file, if there is one, and keep it "
         "there after each answer.")
+@option("--session-ro", type=FilePath(), help="Continue the conversation in this file, and leave the file as it is.")
 @option("--no-history", is_flag=True, help="Do not keep what is typed in a chat for the next one.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
@@ -87,11 +90,17 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         log_to_stderr()
     if model_path is None and interactive:
         say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
+    session_path, resumed_path = _session_files(options)
     with leaving_on_signals(), _session(model_path, options) as session:
         settings.follow(session.model.sampling)
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])
-        session_file = SessionFile(options["session"], conversation) if options["session"] else None
+        session_file = SessionFile(session_path, conversation) if session_path else None
+        if resumed_path:
+            with ways_out(LOADING):
+                conversation.load(resumed_path)
+            if interactive:
+                say(f"continues {loaded(conversation)}")
         system = recoded(options["system"] or "", "--system", say)
         if system and system != conversation.system:
             conversation.system = system
@@ -188,6 +197,16 @@ def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
     if not whole:
         raise click.UsageError("the prompt is empty")
     return whole
+
+
+def _session_files(options: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The files of --session and --session-ro, of which the one that is typed goes before the environment's."""
+    session, read_only = options["session"], options["session_ro"]
+    if session and read_only:
+        if _typed("session") == _typed("session_ro"):
+            raise click.UsageError("choose one of --session and --session-ro")
+        return (session, None) if _typed("session") else (None, read_only)
+    return session, read_only
 
 
 def _settings(options: dict[str, Any], stats: bool) -> Settings:
