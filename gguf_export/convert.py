@@ -83,7 +83,7 @@ class ConversionPlan:
     def conversions(self) -> Counter[tuple[str, str]]:
         """How many weights go from one type to another, such as ("FP4", "MXFP4")."""
         planner = _Planner(self.checkpoint, self.options)
-        return Counter((weight.form.value, planner.kind_of(weight).name) for weight in self.weights)
+        return Counter((weight.stored_form.value, planner.kind_of(weight).name) for weight in self.weights)
 
     def summary(self) -> str:
         from gguf_export.summary import summarize
@@ -140,13 +140,14 @@ class _Planner:
             profile=self.options.profile,
             dense=self.options.dense,
             experts=self.options.experts,
+            is_plain=not weight.is_scaled,
         )
 
     def _source(self, weight: Weight) -> Source:
         cols = weight.shape[-1]
         rows = weight.shape[0] if len(weight.shape) == 2 else 1
         data = self.checkpoint.tensors[weight.data_name]
-        return Source(data, self.checkpoint.scale_ref(weight), weight.form, rows, cols)
+        return Source(data, self.checkpoint.scale_ref(weight), weight.stored_form, rows, cols)
 
     def tensors(self, weights: Sequence[Weight]) -> list[OutputTensor]:
         """Weights that share a GGUF name are the experts of one layer; they become its third dimension."""
@@ -159,7 +160,7 @@ class _Planner:
             ne = tuple(reversed(members[0].shape)) + ((len(members),) if members[0].is_expert else ())
             info = TensorInfo(name, kind, ne)
             data = [self.checkpoint.tensors[weight.data_name] for weight in members]
-            if kind is GGMLType.I8 or kind.name == members[0].form.value:
+            if kind is GGMLType.I8 or all(kind.name == weight.stored_form.value for weight in members):
                 result.append(copied(info, data))
             else:
                 result.append(OutputTensor(info, tuple((self._source(weight),) for weight in members)))
@@ -188,7 +189,7 @@ class _Planner:
         for part in ("fn", "base", "scale"):
             weight = by_name.pop(f"mtp.0.hc_head_{part}")
             info = TensorInfo(f"output_hc_{part}.weight", GGMLType.F32, tuple(reversed(weight.shape)))
-            tensors.append(copied(info, [self.checkpoint.tensors[weight.data_name]]))
+            tensors.append(OutputTensor(info, ((self._source(weight),),)))
         tensors.append(self.eh_proj(by_name))
         rest = [weight for name, weight in by_name.items() if name not in ("mtp.0.e_proj", "mtp.0.h_proj")]
         tensors += self.tensors(rest)
@@ -218,6 +219,11 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     config = checkpoint.config
     if options.profile == "compat":
         _require_compat(checkpoint, options)
+    elif not checkpoint.is_as_published:
+        raise ConvertError(
+            "the native profile keeps published checkpoints byte for byte, and this one has other names or types; "
+            "use --profile compat, where --dense bf16 --experts bf16 keeps BF16 weights as they are"
+        )
     if options.mtp and checkpoint.drafts == "none":
         raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out --mtp")
     check_tensors(checkpoint, with_drafts=options.mtp)
@@ -226,7 +232,7 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     drafts = checkpoint.draft_weights() if options.mtp else []
     main = planner.tensors(weights)
     files = [PlannedFile("", Metadata(), main)]
-    plan = ConversionPlan(checkpoint, options, files, weights + drafts)
+    plan = ConversionPlan(checkpoint, options, files, weights + drafts, list(checkpoint.notes))
     n_nextn = 0
     if options.mtp and options.profile == "compat":
         files.append(planner.mtp_file(main, drafts))
@@ -244,11 +250,23 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
         )
         if not keys.add_tokenizer(file.metadata, checkpoint) and not is_draft:
             plan.notes.append("there is no tokenizer.json, so the output cannot turn text into tokens")
+    _note_rounding(plan, planner)
     if options.profile == "native":
         _plan_native(plan)
     elif checkpoint.expert_form is Form.FP8 and options.experts == "keep":
         plan.notes.append(f"the experts are FP8, which llama.cpp does not have; they become {options.dense.upper()}")
     return plan
+
+
+def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
+    """Embedding, head, router and compressors are BF16 as published; a fine-tune may have more digits."""
+    wide = (Form.F16, Form.F32)
+    rounded = [weight for weight in plan.weights if weight.form is Form.BF16 and weight.stored_form in wide]
+    rounded = [weight for weight in rounded if planner.kind_of(weight) is GGMLType.BF16]
+    if rounded:
+        name = plan.checkpoint.tensors[rounded[0].data_name].name
+        more = f" and {len(rounded) - 1} more matrices" if len(rounded) > 1 else ""
+        plan.notes.append(f"{name}{more} are rounded to BF16; --dense f32 keeps every digit")
 
 
 def _plan_native(plan: ConversionPlan) -> None:

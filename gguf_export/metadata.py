@@ -11,6 +11,7 @@ from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
 from gguf_export.sampling import RECOMMENDABLE, recommended
+from gguf_export.standins import is_there
 from gguf_export.writer import Metadata, ValueType
 from quantize.plan import GGMLType
 
@@ -39,7 +40,7 @@ def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, n
     metadata.u32("general.file_type", _FILE_TYPES[experts])
     metadata.u32("general.quantization_version", 2)
     path = checkpoint.path / "generation_config.json"
-    if path.is_file():
+    if is_there(path):
         values, _ = read_json_object(path)
         found = recommended(lambda each: values.get(each.field))
         for each in RECOMMENDABLE:
@@ -145,7 +146,7 @@ def _check_unicode(texts: list[str], where: Path) -> None:
 
 def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
+    if not is_there(path):
         return default
     values, _ = read_json_object(path)
     pad = values.get("pad_token")
@@ -156,7 +157,7 @@ def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
 def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
     """Adds tokenizer.* from tokenizer.json; False (and nothing added) when the checkpoint has none."""
     path = checkpoint.path / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         return False
     config = checkpoint.config
     tokenizer, _ = read_json_object(path, MOST_TOKENIZER_BYTES)
@@ -190,7 +191,7 @@ def add_native(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
     carried = []
     for name in SIDE_FILES:
         path = checkpoint.path / name
-        if path.is_file():
+        if is_there(path):
             _, data = read_json_object(path, MOST_TOKENIZER_BYTES)
             metadata.text(SIDE_PREFIX + name, data.decode("utf-8"))
             carried.append(name)

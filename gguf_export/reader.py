@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.standins import HEAD_BYTES, standin_reason
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
 from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
 
@@ -109,6 +110,10 @@ def _read_one(path: Path) -> GGUFFile:
 
 
 def _parse(cursor: _Cursor) -> GGUFFile:
+    standin = standin_reason(cursor.file.read(HEAD_BYTES))
+    cursor.file.seek(0)
+    if standin:
+        raise ConvertError(f"{cursor.path} {standin}")
     if cursor.bytes(4) != MAGIC:
         raise ConvertError(f"{cursor.path} is no GGUF file: give a .gguf file, or convert a checkpoint first")
     version = cursor.unpack("<I")

@@ -144,6 +144,8 @@ class _Rows:
             return io.read(source.data, self.row * cols * 4, n_values * 4, "in").view(np.float32)
         if source.form is Form.BF16:
             native.bf16_to_f32(io.read(source.data, self.row * cols * 2, n_values * 2, "in").view("<u2"), n_values, out)
+        elif source.form is Form.F16:
+            out[:] = io.read(source.data, self.row * cols * 2, n_values * 2, "in").view("<f2")
         elif source.form is Form.FP4:
             native.mxfp4_to_f32(self._mxfp4(io, source), n_values, out)
         else:
