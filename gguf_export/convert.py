@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf_export import checksums
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from gguf_export.engine import ProgressFn, check_space, files_beside, run_jobs, write_header
-from gguf_export.errors import MOST_NAMED, ConvertError
+from gguf_export.errors import MOST_NAMED, ConvertError, first_few
 from gguf_export.hf import export_hf
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
 from gguf_export.safetensors_file import TensorRef
-from gguf_export.tensors import OutputTensor, Source, copied
-from gguf_export.values import ValueCheck
+from gguf_export.tensors import OutputTensor, Source, TensorJob, copied
+from gguf_export.values import ValueCheck, ValueWatch
 from gguf_export.writer import FileLayout, Metadata, TensorInfo, layout_files
 from quantize.plan import DENSE, EXPERTS, PROFILES, Form, GGMLType, target_type
+
+WarnFn = Callable[[str], None]
 
 __all__ = ["ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion"]
 
@@ -58,9 +61,14 @@ class PlannedFile:
     prefix: str
     metadata: Metadata
     tensors: list[OutputTensor]
+    digests: dict[str, checksums.TensorDigest] = field(default_factory=dict)  # of what has been written
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        return [tensor.info for tensor in self.tensors]
 
     def layouts(self, name: str, shard_bytes: int | None) -> list[FileLayout]:
-        return layout_files(self.prefix + name, self.metadata, [tensor.info for tensor in self.tensors], shard_bytes)
+        return layout_files(self.prefix + name, self.metadata, self.infos, shard_bytes)
 
 
 @dataclass
@@ -248,13 +256,15 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
         keys.add_model(
             file.metadata, config, n_blocks=config.n_layers + is_draft, n_nextn=1 if is_draft else n_nextn
         )
-        if not keys.add_tokenizer(file.metadata, checkpoint) and not is_draft:
-            plan.notes.append("there is no tokenizer.json, so the output cannot turn text into tokens")
+        notes = keys.add_tokenizer(file.metadata, checkpoint)
+        plan.notes += notes if not is_draft else []
     _note_rounding(plan, planner)
     if options.profile == "native":
         _plan_native(plan)
     elif checkpoint.expert_form is Form.FP8 and options.experts == "keep":
         plan.notes.append(f"the experts are FP8, which llama.cpp does not have; they become {options.dense.upper()}")
+    for file in files:
+        checksums.reserve(file.metadata, file.infos)
     return plan
 
 
@@ -281,11 +291,15 @@ def _names(weight: Weight) -> list[str]:
 
 
 def convert(
-    checkpoint: Path | str, out: Path | str, options: ConvertOptions, progress: ProgressFn | None = None
+    checkpoint: Path | str,
+    out: Path | str,
+    options: ConvertOptions,
+    progress: ProgressFn | None = None,
+    warn: WarnFn | None = None,
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes. On an error or Ctrl-C nothing new is left on the disk, except that
+    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known. On an error or Ctrl-C nothing new is left on the disk, except that
     several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
     """
     started = time.monotonic()
@@ -296,9 +310,10 @@ def convert(
     if not out.parent.is_dir():
         raise ConvertError(f"the folder {out.parent} does not exist")
     plan = _plan(open_checkpoint(checkpoint), options)
-    warnings = list(plan.notes)
+    warnings = _Warnings(warn)
+    warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
-        warnings.append(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
+        warnings.add(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
     written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
@@ -310,16 +325,57 @@ def convert(
     report = _Offset(progress, check.total_bytes + total)
     check.run(report)
     report.base = check.total_bytes
-    warnings += _bf16_warnings(plan, check)
+    warnings.add(*_bf16_warnings(plan, check))
     with files_beside(targets, [layout.size for _, layout in written]) as paths:
-        places = []
-        for (file, layout), path in zip(written, paths, strict=True):
-            write_header(path, layout.header)
-            members = [tensor for tensor in file.tensors if tensor.info.name in layout.offsets]
-            places += [(tensor, path, layout.offsets[tensor.info.name]) for tensor in members]
-        run_jobs((job for tensor, path, offset in places for job in tensor.jobs(path, offset)), total, report)
+        watch = ValueWatch(plan.checkpoint.path)
+        run_jobs(_jobs(written, paths, watch), total, report)
+        watch.check()
+        _write_headers(plan, out.name, paths)
+    warnings.add(*_zero_warnings(check.zeros(), watch.zeros()))
     report(total, total)
-    return ConvertReport(targets, total, time.monotonic() - started, warnings)
+    return ConvertReport(targets, total, time.monotonic() - started, warnings.texts)
+
+
+def _jobs(written: list[tuple[PlannedFile, FileLayout]], paths: list[Path], watch: ValueWatch) -> Iterator[TensorJob]:
+    for (file, layout), path in zip(written, paths, strict=True):
+        for tensor in file.tensors:
+            name = tensor.info.name
+            if name in layout.offsets:
+                digest = file.digests[name] = checksums.TensorDigest(tensor.info.nbytes)
+                yield from tensor.jobs(path, layout.offsets[name], watch, digest)
+
+
+def _write_headers(plan: ConversionPlan, name: str, paths: Sequence[Path]) -> None:
+    """When all data is written, because the first header holds its checksums."""
+    remaining = iter(paths)
+    for file in plan.files:
+        reserved = file.layouts(name, plan.options.shard_bytes)[0].header
+        checksums.seal(file.metadata, reserved, file.infos, file.digests)
+        for layout in file.layouts(name, plan.options.shard_bytes):
+            write_header(next(remaining), layout.header)
+
+
+def _zero_warnings(scales: list[str], weights: list[str]) -> list[str]:
+    """What can be meant, and can be a download that was never written to the disk."""
+    return [
+        f"there are only zeros in {first_few(names, ', ')}; if that is not meant, download the checkpoint again"
+        for names in (scales, weights)
+        if names
+    ]
+
+
+class _Warnings:
+    """Kept for the report and told at once."""
+
+    def __init__(self, warn: WarnFn | None) -> None:
+        self.texts: list[str] = []
+        self._warn = warn
+
+    def add(self, *texts: str) -> None:
+        self.texts += texts
+        for text in texts:
+            if self._warn is not None:
+                self._warn(text)
 
 
 class _Offset:

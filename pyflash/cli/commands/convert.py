@@ -25,10 +25,13 @@ from pyflash.cli.signals import leaving_on_signals
               help="Type of the routed experts; keep: FP4 as MXFP4, without loss.")
 @click.option("--mtp", is_flag=True, help="Write the MTP block too; compat: as a file of its own, mtp-OUT.gguf.")
 @click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
+@click.option("--verify", is_flag=True,
+              help="First compare the files with their published checksums, where the hub's client left those: reads "
+              "every file once more.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the sizes; read no weights and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, or what was written, as one JSON object.")
 def convert(
-    checkpoint: str, out: str, dry_run: bool, split_max_size: str | None, as_json: bool, **options: Any
+    checkpoint: str, out: str, verify: bool, dry_run: bool, split_max_size: str | None, as_json: bool, **options: Any
 ) -> None:
     """Turn a DeepSeek-V4 checkpoint folder into a GGUF file.
 
@@ -40,18 +43,31 @@ def convert(
 
         shard_bytes = None if split_max_size is None else parse_size(split_max_size)
         settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
+        checked = _verified(Path(checkpoint), dry_run) if verify else {}
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
-            print_done(plan.as_json()) if as_json else click.echo(plan.summary())
+            print_done({**plan.as_json(), **checked}) if as_json else click.echo(plan.summary())
             return
         with Progress("converting", sys.stderr) as progress:
-            written = converter.convert(Path(checkpoint), Path(out), settings, progress=progress.update)
-    for warning in written.warnings:
-        click.echo(f"pyflash: warning: {warning}", err=True)
+            written = converter.convert(
+                Path(checkpoint), Path(out), settings, progress=progress.update,
+                warn=lambda warning: progress.say(f"pyflash: warning: {warning}"),
+            )
     if as_json:
         print_done({
             "files": [str(path) for path in written.files], "total_bytes": written.total_bytes,
-            "seconds": round(written.seconds, 3), "warnings": written.warnings,
+            "seconds": round(written.seconds, 3), "warnings": written.warnings, **checked,
         })
     else:
         print_written(written.files, written.total_bytes)
+
+
+def _verified(checkpoint: Path, is_dry: bool) -> dict[str, Any]:
+    """What --verify found, for JSON; for people a line on stderr."""
+    from gguf_export.checkpoint import open_checkpoint
+    from gguf_export.published import verify_files
+
+    with Progress("verifying", sys.stderr) as progress:
+        found = verify_files(open_checkpoint(checkpoint, allow_absent=is_dry), progress.update)
+    click.echo(f"pyflash: {found.summary()}", err=True)
+    return {"verified_files": found.verified, "unverified_files": found.unknown}
