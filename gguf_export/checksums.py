@@ -190,7 +190,7 @@ def verify(path: Path | str, progress: ProgressFn | None = None) -> Verification
     progress(done, total) gets bytes. ConvertError for a file that cannot be read or is truncated.
     """
     path = Path(path)
-    gguf = read_gguf(path)
+    gguf = read_gguf(path, any_type=True)
     total = sum(ref.nbytes for ref in gguf.tensors.values())
     entries = _read_entries(path, gguf)
     if entries is None:

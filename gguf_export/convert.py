@@ -296,10 +296,12 @@ def convert(
     options: ConvertOptions,
     progress: ProgressFn | None = None,
     warn: WarnFn | None = None,
+    ready: Callable[[Checkpoint], object] | None = None,
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known. On an error or Ctrl-C nothing new is left on the disk, except that
+    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known;
+    ready() the checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk, except that
     several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
     """
     started = time.monotonic()
@@ -321,6 +323,8 @@ def convert(
         if target.is_dir():
             raise ConvertError(f"{target} is a folder, give a new name")
     check_space(out.parent, total)
+    if ready is not None:
+        ready(plan.checkpoint)
     check = ValueCheck(plan.checkpoint, plan.weights)
     report = _Offset(progress, check.total_bytes + total)
     check.run(report)

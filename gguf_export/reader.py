@@ -86,30 +86,28 @@ class _Cursor:
         return list(struct.unpack(f"<{n}{form[1]}", self.bytes(n * struct.calcsize(form))))
 
 
-def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]:
+def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
+    """Name, type, ne, and the offset in the data."""
     name = cursor.string()
     n_dims = cursor.unpack("<I")
     if not 1 <= n_dims <= MOST_DIMS:
         raise cursor.fail(f"tensor {name:.80} has {n_dims} dimensions")
     ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
-    number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
-    if number not in BLOCK_SHAPE:
-        raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
-    return name, GGMLType(number), ne, offset
+    return name, cursor.unpack("<I"), ne, cursor.unpack("<Q")
 
 
-def _read_one(path: Path) -> GGUFFile:
+def _read_one(path: Path, any_type: bool) -> GGUFFile:
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for who writes to it
             raise ConvertError(f"{path} is not a regular file: name one that is")
         with open(path, "rb") as file:
-            return _parse(_Cursor(path, file))
+            return _parse(_Cursor(path, file), any_type)
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None
 
 
-def _parse(cursor: _Cursor) -> GGUFFile:
+def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     standin = standin_reason(cursor.file.read(HEAD_BYTES))
     cursor.file.seek(0)
     if standin:
@@ -126,21 +124,26 @@ def _parse(cursor: _Cursor) -> GGUFFile:
         if key in keys:
             raise cursor.fail(f"key {key:.80} appears twice")
         keys[key] = cursor.value(cursor.kind())
-    entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
+    entries = sorted((_tensor_entry(cursor) for _ in range(n_tensors)), key=lambda entry: entry[3])
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise cursor.fail(f"general.alignment is {alignment!r:.40}")
     start = cursor.position + -cursor.position % alignment
     tensors: dict[str, TensorRef] = {}
     position = 0
-    for name, kind, ne, offset in sorted(entries, key=lambda entry: entry[3]):
-        block, _ = BLOCK_SHAPE[kind]
+    ends = [offset for *_, offset in entries[1:]] + [cursor.size - start]
+    for (name, number, ne, offset), end in zip(entries, ends, strict=True):
+        known = number in BLOCK_SHAPE
+        if not known and not any_type:
+            raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
+        block = BLOCK_SHAPE[GGMLType(number)][0] if known else 1
         if ne[0] % block or name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
-        nbytes = row_bytes(kind, ne[0]) * math.prod(ne[1:])
+        nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if known else max(0, end - offset)
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
-        tensors[name] = TensorRef(name, kind.name, ne, cursor.path, start + offset, nbytes)
+        dtype = GGMLType(number).name if known else f"type {number}"
+        tensors[name] = TensorRef(name, dtype, ne, cursor.path, start + offset, nbytes)
         position = offset + nbytes
     return GGUFFile(keys, tensors)
 
@@ -154,9 +157,12 @@ def shard_paths(path: Path, gguf: GGUFFile) -> list[Path]:
     return [path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
 
 
-def read_gguf(path: Path) -> GGUFFile:
-    """The directory of a file, or of all shards when `path` is the first of them."""
-    first = _read_one(path)
+def read_gguf(path: Path, any_type: bool = False) -> GGUFFile:
+    """The directory of a file, or of all shards when `path` is the first of them.
+
+    any_type: take tensors of types that this program does not know as well, with their numbers for names ("type 12").
+    """
+    first = _read_one(path, any_type)
     count = first.keys.get("split.count", 1)
     if count in (0, 1):
         return first
@@ -165,7 +171,7 @@ def read_gguf(path: Path) -> GGUFFile:
         raise ConvertError(f"{path} is a shard; give the first one, named NAME-00001-of-{count:05d}.gguf")
     tensors = dict(first.tensors)
     for index in range(2, count + 1):
-        shard = _read_one(path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf"))
+        shard = _read_one(path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf"), any_type)
         twice = tensors.keys() & shard.tensors.keys()
         if twice or shard.keys.get("split.no") != index - 1:
             raise ConvertError(f"shard {index} does not belong to {path}")

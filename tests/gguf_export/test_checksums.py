@@ -122,7 +122,12 @@ def test_rewritten_by_another_program(converted: Convert, tmp_path: Path) -> Non
         return data, kind
 
     source = converted()
-    for change, extra in ((wider, False), (louder, True)):
+    def unknown(name: str, data: Any, kind: Any) -> tuple[Any, Any]:  # a type that pyflash does not know
+        if kind is not GGMLQuantizationType.F32 or data.size % 32:
+            return data, kind
+        return quants.quantize(data, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0
+
+    for change, extra in ((wider, False), (louder, True), (unknown, False)):
         found = verify(rewritten(source, tmp_path / "other.gguf", change, extra))
         assert found.state == "rewritten" and "no longer apply" in found.summary()
     copy = verify(rewritten(source, tmp_path / "copy.gguf", fewer, extra=True))

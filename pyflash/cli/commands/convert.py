@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from pyflash.cli.options import converter_errors, parse_size, print_written
 from pyflash.cli.output import print_done
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
+
+if TYPE_CHECKING:
+    from gguf_export.checkpoint import Checkpoint
 
 
 @click.command()
@@ -43,15 +46,18 @@ def convert(
 
         shard_bytes = None if split_max_size is None else parse_size(split_max_size)
         settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
-        checked = _verified(Path(checkpoint), dry_run) if verify else {}
+        checked: dict[str, Any] = {}
         if dry_run:
             plan = converter.plan_conversion(Path(checkpoint), settings)
+            if verify:
+                checked = _verify(plan.checkpoint)
             print_done({**plan.as_json(), **checked}) if as_json else click.echo(plan.summary())
             return
         with Progress("converting", sys.stderr) as progress:
             written = converter.convert(
                 Path(checkpoint), Path(out), settings, progress=progress.update,
                 warn=lambda warning: progress.say(f"pyflash: warning: {warning}"),
+                ready=(lambda found: checked.update(_verify(found))) if verify else None,
             )
     if as_json:
         print_done({
@@ -62,12 +68,11 @@ def convert(
         print_written(written.files, written.total_bytes)
 
 
-def _verified(checkpoint: Path, is_dry: bool) -> dict[str, Any]:
+def _verify(checkpoint: Checkpoint) -> dict[str, Any]:
     """What --verify found, for JSON; for people a line on stderr."""
-    from gguf_export.checkpoint import open_checkpoint
     from gguf_export.published import verify_files
 
     with Progress("verifying", sys.stderr) as progress:
-        found = verify_files(open_checkpoint(checkpoint, allow_absent=is_dry), progress.update)
+        found = verify_files(checkpoint, progress.update)
     click.echo(f"pyflash: {found.summary()}", err=True)
     return {"verified_files": found.verified, "unverified_files": found.unknown}
