@@ -32,10 +32,14 @@ _TICK_SECONDS = 0.1
 
 
 class Io:
-    """One thread's open files and buffers. scattered: reads are small and far apart, so reading ahead is a waste."""
+    """One thread's open files and buffers. scattered: reads are small and far apart, so reading ahead is a waste.
 
-    def __init__(self, scattered: bool = False) -> None:
+    is_stopped: whether a job that takes long should return early.
+    """
+
+    def __init__(self, scattered: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._scattered = scattered
+        self.is_stopped = is_stopped
         self._files: OrderedDict[tuple[Path, str], FileIO] = OrderedDict()
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
@@ -122,7 +126,7 @@ class _Run:
 
     def work(self) -> None:
         try:
-            with Io(self._scattered) as io:
+            with Io(self._scattered, lambda: self.stopped) as io:
                 while (job := self._next()) is not None:
                     count = job.run(io)
                     with self.lock:
