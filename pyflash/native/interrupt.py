@@ -99,8 +99,8 @@ class InterruptibleRunner:
             try:
                 threading.Thread(target=_work, args=(tasks,), name="pyflash", daemon=True).start()
             except RuntimeError as error:
-                raise MemoryLimitError("the system starts no more threads for this user or container: end other programs, or "
-                                       "raise its limit (ulimit -u, pids.max)") from error
+                raise MemoryLimitError("the system starts no more threads: end other programs, or raise the limit of processes "
+                                       "(ulimit -u, pids.max) or of memory (ulimit -v)") from error
             except BaseException:
                 tasks.put(None)  # in case it has started all the same
                 raise
