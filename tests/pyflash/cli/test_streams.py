@@ -349,6 +349,6 @@ def test_ctrl_c_at_any_time(tiny_model: Path) -> None:
         timer.start()
         code, _, err = finished(process)
         timer.join()
-        ours = "pyflash" in err or "Traceback" not in err  # else Python itself had not yet begun
-        assert code in (0, 130, -signal.SIGINT) and ours and "Exception ignored" not in err, (delay, code, err)
-        assert "Traceback" not in err or "pyflash" not in err, (delay, err)
+        assert code in (0, 130, -signal.SIGINT), (delay, code, err)
+        assert "pyflash" not in err or "Traceback" not in err, (delay, err)  # Python itself may have been starting still
+        assert "Exception ignored" not in err, (delay, err)
