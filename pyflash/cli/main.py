@@ -24,7 +24,7 @@ from pyflash.cli.commands.eval import evaluate
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.info import info
 from pyflash.cli.commands.run import run
-from pyflash.cli.signals import EXIT_INTERRUPTED, end_on_interrupt, raise_on_interrupt
+from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
 from pyflash.cli.streams import leave_output, prepare_streams, say
 
 EXIT_FAILED = 1
@@ -41,12 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        try:
-            raise_on_interrupt()
+        with raising_on_interrupt():
             result = cli.main(args=list(arguments), prog_name="pyflash", standalone_mode=False)
             sys.stdout.flush()
-        finally:
-            end_on_interrupt()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         shown = io.StringIO()

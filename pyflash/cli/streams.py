@@ -79,8 +79,8 @@ def prepare_streams() -> None:
 
 
 def _waiting(stream: Any, name: str) -> Any:
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
+    if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+        return stream  # somebody else's
     try:
         descriptor = stream.fileno()
     except OSError:

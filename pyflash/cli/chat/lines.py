@@ -175,7 +175,7 @@ class LineReader:
         if len(data) > MAX_TEXT_BYTES:
             raise FileError(f"{source} has more than {MAX_TEXT_BYTES >> 20} MiB, which no context holds")
         if self._n_lines == 1 and (encoding := wide_encoding(data)):
-            raise FileError(f"stdin is {encoding}, of which no lines can be read: convert it to UTF-8, or give it by -f -")
+            raise FileError(f"stdin is {encoding}, of which no lines can be read: convert it to UTF-8, or use -f -")
         return decode_text(data, source, self._tell).removesuffix("\n")
 
 

@@ -231,7 +231,8 @@ def test_json_that_is_cut_has_failed(tmp_path: Path, tiny_model: Path) -> None:
     cut = run(tiny_model, "Anything", "--json-schema", schema, "--json", "-n", 2)
     last = json.loads(cut.stdout.splitlines()[-1])
     assert last["message"]["content"].lstrip().startswith("{") and last["finish"] == "length"
-    assert isinstance(cut.exception, pyflash.FormatError) and "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
+    assert isinstance(cut.exception, pyflash.FormatError)
+    assert "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
     stopped = run(tiny_model, "Anything", "--json-object", "--stop", "{")
     assert isinstance(stopped.exception, pyflash.FormatError) and "stop string" in str(stopped.exception)
     chat = run(tiny_model, "--json-schema", schema, "-n", 2, stdin="One\nTwo\n")
@@ -345,8 +346,8 @@ def test_paths_that_cannot_be(path: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("line", ["/read a\0b", "/save a\0b", "/load a\0b", "/read ~nosuchuser/x", "/set seed " + 5000 * "9",
-                                  "/set temp 1e400", "/set top_k nan"])  # fmt: skip
+@pytest.mark.parametrize("line", ["/read a\0b", "/save a\0b", "/load a\0b", "/read ~nosuchuser/x", "/set temp 1e400",
+                                  "/set seed " + 5000 * "9", "/set top_k nan"])  # fmt: skip
 def test_chat_commands_fail_as_errors(tiny_model: Path, line: str) -> None:
     done = run(tiny_model, "-n", 3, stdin=f"{line}\n")
     assert isinstance(done.exception, pyflash.Error), done.exception
@@ -363,9 +364,9 @@ def test_a_home_in_an_option_and_a_variable(tiny_model: Path, tmp_path: Path) ->
         pytest.skip("HOME is not the home there")
     (tmp_path / "m.gguf").symlink_to(tiny_model)
     (tmp_path / "notes.txt").write_text("Some notes.")
-    for arguments, env in ((("--model=~/m.gguf", "Hello"), {}), (("~/m.gguf", "Hello"), {}), (("Hello",), {"PYFLASH_MODEL": "~/m.gguf"}),
-                           (("--model=~/m.gguf", "-f", "~/notes.txt", "--session=~/s.session"), {})):  # fmt: skip
-        done = start(*arguments, "-n", 3, cwd=tmp_path, HOME=str(tmp_path), **env)
+    for arguments in (("--model=~/m.gguf", "Hello"), ("~/m.gguf", "Hello"), ("Hello",),
+                      ("--model=~/m.gguf", "-f", "~/notes.txt", "--session=~/s.session")):  # fmt: skip
+        done = start(*arguments, "-n", 3, cwd=tmp_path, HOME=str(tmp_path), PYFLASH_MODEL="~/m.gguf")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "s.session").is_file()
 

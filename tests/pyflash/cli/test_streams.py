@@ -27,8 +27,8 @@ SHORT = ("-n", "3", "--temp", "0")
 
 
 def started(*arguments: object, env: dict[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env={**os.environ, **(env or {})},
-                            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams})
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], env={**os.environ, **(env or {})}, **{**pipes, **streams})
 
 
 def finished(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
@@ -133,9 +133,8 @@ def test_messages_that_nobody_can_read_end_nothing(tiny_model: Path) -> None:
 def test_stdin_is_looked_at_as_files_are(tiny_model: Path, tmp_path: Path) -> None:
     for data, words in ((b"a\0b", ["zero bytes"]), ("Τίποτα".encode("iso8859-7"), ["not UTF-8", "iconv"])):
         (tmp_path / "file").write_bytes(data)
-        for done in (run("run", tiny_model, "-", *SHORT, stdin=data), run("run", tiny_model, "Sum up:", *SHORT, stdin=data),
-                     run("run", tiny_model, *SHORT, stdin=data), run("run", tiny_model, "-f", tmp_path / "file", *SHORT)):
-            assert_told(done, *words)
+        for prompt in (["-"], ["Sum up:"], [], ["-f", tmp_path / "file"]):
+            assert_told(run("run", tiny_model, *prompt, *SHORT, stdin=data), *words)
     plain_text = n_prompt(run("run", tiny_model, "-", *SHORT, "--json", stdin="zwölf".encode()))
     for encoding in ("utf-8-sig", "utf-16"):
         done = run("run", tiny_model, "-", *SHORT, "--json", stdin="zwölf".encode(encoding))
@@ -205,11 +204,11 @@ HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "PYFLASH_CACHE", "PYFLASH_S
 
 def homeless(*arguments: object, **env: str) -> tuple[int, str, str]:
     """Run by a user without an entry, whom this Python's own folder need not let in: it becomes that one later."""
-    script = (f"import os, pwd, resource, sys, pyflash.native.library\nfrom pyflash.cli.main import main\nos.setgroups([])\n"
-              f"os.setuid({NOBODY})\nmain(sys.argv[1:])")
+    script = ("import os, pwd, resource, sys, pyflash.native.library\nfrom pyflash.cli.main import main\n"
+              f"os.setgroups([])\nos.setuid({NOBODY})\nmain(sys.argv[1:])")
     kept = {name: value for name, value in os.environ.items() if name not in HOMES}
-    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=kept | env, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=kept | env,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return finished(process)
 
 
@@ -246,7 +245,8 @@ def test_what_a_file_writes_cannot_steer_a_terminal(tmp_path: Path, tiny_checkpo
     tests = ("--prompt", 4, "--gen", 2, "--repeat", 1)
     commands: list[tuple[object, ...]] = [
         ("info", odd), ("info", odd, "--json"), ("bench", odd, *tests), ("bench", odd, *tests, "--json"),
-        ("export", "lmstudio", odd, tmp_path / "store", "--model", "m"), ("info", tmp_path / "m\x1b[2J.gguf"), ("run", "--\x1b[2J"),
+        ("export", "lmstudio", odd, tmp_path / "store", "--model", "m"), ("info", tmp_path / "m\x1b[2J.gguf"),
+        ("run", "--\x1b[2J"),
     ]
     for arguments in commands:
         with Terminal(*arguments, cwd=tmp_path, env={"TERM": "xterm"}) as terminal:
@@ -286,8 +286,8 @@ def test_the_last_resort(command: str, function: str, arguments: list[str]) -> N
     """One line and exit code 1; where it happened with --verbose, which every command has, or its variable."""
     def broken(*more: str, **env: str) -> tuple[int, str, str]:
         script = BROKEN.format(command=command, function=function, arguments=[*arguments, *more])
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, stdin=subprocess.DEVNULL,
-                              env={**os.environ, **env})
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120,
+                              stdin=subprocess.DEVNULL, env={**os.environ, **env})
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     done = broken()

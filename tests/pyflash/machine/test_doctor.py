@@ -182,5 +182,6 @@ GROUPS = [
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads files as Linux has them")
 @pytest.mark.parametrize(("own", "files", "quota"), GROUPS)
 def test_quotas_of_nested_groups(tmp_path: Path, own: str, files: dict[str, str], quota: float | None) -> None:
-    found = linux(tmp_path, proc__self__cgroup=own, **{f"sys__fs__cgroup__{name}": text for name, text in files.items()})
+    groups = {f"sys__fs__cgroup__{name}": text for name, text in files.items()}
+    found = linux(tmp_path, proc__self__cgroup=own, **groups)
     assert found.quota == quota
