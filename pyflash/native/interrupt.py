@@ -12,7 +12,16 @@ from pyflash.native.errors import MemoryLimitError
 T = TypeVar("T")
 
 NO_MORE_THREADS = ("the system starts no more threads: end other programs, or raise the limit of processes (ulimit -u, "
-                   "pids.max) or of memory (ulimit -v)")
+                   "pids.max) or of memory (ulimit -v)")  # fmt: skip
+_POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
+
+
+class _Task(Generic[T]):
+    """A call that one thread hands to another; it runs at most once."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._claimed = threading.Lock()
         self._ended = threading.Lock()
         self._ended.acquire()
         self.finished = False
