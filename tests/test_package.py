@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def distribution() -> importlib.metadata.Distribution:
-    found = importlib.metadata.distribution("pyflash")
+    found = importlib.metadata.distribution("pyflash-llm")
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     if origin.get("dir_info", {}).get("editable"):
         pytest.skip("an editable install has no files of its own, and may be older than pyproject.toml")

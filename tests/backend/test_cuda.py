@@ -78,7 +78,7 @@ def test_package(tmp_path: Path) -> None:
         command += ["-C", f"cmake.define.{setting}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    (wheel,) = tmp_path.glob("pyflash_cuda-*.whl")
+    (wheel,) = tmp_path.glob("pyflash_llm_cuda-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path)
