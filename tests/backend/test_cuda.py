@@ -22,6 +22,8 @@ import pytest
 from . import c_build, cuda_build
 from .conftest import Builds
 
+pytestmark = pytest.mark.device
+
 ARCHITECTURE = "80"  # the oldest: what it lacks, a kernel must not use
 
 

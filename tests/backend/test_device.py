@@ -16,6 +16,8 @@ from gguf_export.synthetic import make_config, write_checkpoint
 
 from . import c_build, cuda_build
 
+pytestmark = pytest.mark.device
+
 HERE = Path(__file__).resolve().parent
 
 

@@ -78,6 +78,7 @@ def test_files_hold_the_inventory(tmp_path: Path, release: str, experts: str) ->
     assert index["metadata"]["total_size"] == sum(len(payload) for *_, payload in payloads(folder).values())
 
 
+@pytest.mark.oracle
 def test_the_safetensors_package_reads_the_files(tmp_path: Path) -> None:
     import torch
     from safetensors import safe_open

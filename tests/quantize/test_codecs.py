@@ -59,6 +59,7 @@ def test_mxfp4_values_for_every_code_and_scale() -> None:
     np.testing.assert_array_equal(expected[finite].astype(np.float64), exact[finite])
 
 
+@pytest.mark.oracle
 def test_e4m3_table() -> None:
     import torch
 
@@ -69,6 +70,7 @@ def test_e4m3_table() -> None:
     assert same_bits(codecs.e4m3_encode(codecs.e4m3_decode(finite)), finite)
 
 
+@pytest.mark.oracle
 def test_e4m3_encode_rounds_as_torch(rng: np.random.Generator) -> None:
     import torch
 
@@ -130,6 +132,7 @@ def awkward_floats(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     return bits.view(np.float32)
 
 
+@pytest.mark.oracle
 def test_bf16_rounds_as_torch(rng: np.random.Generator) -> None:
     import torch
 
