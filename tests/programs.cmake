@@ -69,8 +69,10 @@ if(CMAKE_CXX_COMPILER AND NOT PYFLASH_CUDA)
   target_compile_options(cuda_watched PRIVATE -fsanitize=thread)
   pf_emulated_part(cuda_watch tests/backend/cuda_watch.cpp tests/backend/cuda_emulation_streams.cpp)
 
-  pf_test_program(gate_emulated PARTS base_part kernels_part cuda_emulated
-    SOURCES ${pf_gate} tests/backend/gate_cuda.c)
-  target_compile_definitions(gate_emulated PRIVATE PF_GATE_TOOLS_ONLY PF_CUDA_EMULATED)
-  set_target_properties(gate_emulated PROPERTIES LINKER_LANGUAGE CXX)
+  foreach(kind emulated watched)
+    pf_test_program(gate_${kind} PARTS base_part kernels_part cuda_${kind} $<$<STREQUAL:${kind},watched>:cuda_watch>
+      SOURCES ${pf_gate} tests/backend/gate_cuda.c)
+    target_compile_definitions(gate_${kind} PRIVATE PF_GATE_TOOLS_ONLY PF_CUDA_EMULATED)
+    set_target_properties(gate_${kind} PROPERTIES LINKER_LANGUAGE CXX)
+  endforeach()
 endif()

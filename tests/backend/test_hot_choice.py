@@ -8,6 +8,8 @@ from typing import Any
 import native_build
 import pytest
 
+pytestmark = pytest.mark.quick
+
 FADING = 512
 
 

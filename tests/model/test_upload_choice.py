@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import cffi
+import native_build
 import pytest
 
-CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
+pytestmark = pytest.mark.quick
+
 HOST, DEVICE = 0, 1
 LEAST, TRY, TRIES, RETRY = 32, 256, 2, 50
 LAYER = 1000  # bytes of weights

@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType, quants
 
 from quantize import codecs, native
 
+pytestmark = pytest.mark.quick
+
 RNG_SEED = 20260801
 
 

@@ -22,6 +22,8 @@ from pyflash.cli.chat.settings import SAMPLING, Settings, helps, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView, call_line, remarks, stats_line
 from pyflash.machine.places import state_dir
 
+pytestmark = pytest.mark.quick
+
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
 
 
