@@ -3,7 +3,6 @@ would go untested without a word."""
 
 from __future__ import annotations
 
-import importlib.machinery
 import json
 import runpy
 import sys
@@ -23,31 +22,35 @@ def _files(package: Path) -> dict[str, Path]:
             if "__pycache__" not in name and name not in made and name.split("/")[0] not in BUILT}  # fmt: skip
 
 
-def _record_of(site: Path) -> object:
-    """What the build wrote down of its sources; of an editable install it stands beside other packages."""
-    for folder in [site, *map(Path, sys.path)]:
-        path = folder / "pyflash" / "native" / "build.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    return None
+def _found(name: str) -> Path | None:
+    """A file on sys.path."""
+    return next((path for path in (Path(entry, name) for entry in sys.path) if path.is_file()), None)
 
 
 def difference() -> str | None:
     """One sentence on what is installed and is not this tree's, and how to install it; None where all is the same."""
     again = f"install it with '{sys.executable} -m pip install .' in {ROOT} (or set {ALLOW}=1 to test what is installed)"
-    spec = importlib.machinery.PathFinder.find_spec("pyflash", sys.path)
-    editable = spec is None and _record_of(Path("/nowhere")) is not None
-    if spec is None and not editable:
+    package, built = _found("pyflash/__init__.py"), _found("pyflash/native/build.json")
+    if package is None and built is None:
         return f"no pyflash is installed for this Python: {again}"
-    site = ROOT if editable else Path(str(spec and spec.origin)).parent.parent
-    for package in PACKAGES if site != ROOT else ():
-        ours, theirs = _files(ROOT / package), _files(site / package)
-        for name in sorted({*ours, *theirs}):
-            if name not in ours:
-                return (f"{site / package / name} is of another pyflash than this tree's: uninstall "
-                        f"('pip uninstall pyflash-llm pyflash'), then {again}")  # fmt: skip
-            if name not in theirs or ours[name].read_bytes() != theirs[name].read_bytes():
-                return f"the installed pyflash has another {package}/{name} than this tree: {again}"
-    if _record_of(site) != runpy.run_path(str(ROOT / "pyflash/native/sources.py"))["record"](ROOT):
+    if package is not None:  # an editable install has no Python files of its own
+        site = package.parent.parent
+        for name in PACKAGES:
+            told = _other_file(ROOT / name, site / name)
+            if told is not None:
+                return f"{told}: {again}"
+    record = json.loads(built.read_text(encoding="utf-8")) if built is not None else None
+    if record != runpy.run_path(str(ROOT / "pyflash/native/sources.py"))["record"](ROOT):
         return f"the installed libpyflash was built from other C sources than this tree's: {again}"
+    return None
+
+
+def _other_file(ours: Path, installed: Path) -> str | None:
+    expected, found = _files(ours), _files(installed)
+    for name in sorted({*expected, *found}):
+        if name not in expected:
+            return (f"{installed / name} is not in this tree; uninstall it ('pip uninstall pyflash-llm', and 'pyflash', an "
+                    f"earlier name)")  # fmt: skip
+        if name not in found or expected[name].read_bytes() != found[name].read_bytes():
+            return f"the installed pyflash has another {ours.name}/{name} than this tree"
     return None
