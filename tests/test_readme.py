@@ -142,7 +142,7 @@ def test_window_block(place: Path, tiny_model: Path) -> None:
 
 
 def test_opening_commands() -> None:
-    """They make environments, and one of them runs all tests: .ci/run runs these two, and no others, as they stand."""
+    """They make environments, and one of them runs the tests: .ci/run begins with these two, as they stand."""
     found = blocks(README)
     commands = [block.text for block in opening(found)]
     assert commands == [block.text for block in found[:2]]

@@ -29,7 +29,7 @@ def _llguidance() -> Any:
         import llguidance
         import llguidance.numpy
     except ImportError as error:
-        raise UnsupportedError("grammars and JSON output need one more package: pip install 'pyflash[grammar]'"
+        raise UnsupportedError("grammars and JSON output need one more package: pip install llguidance"
                                ) from error  # fmt: skip
     return llguidance
 

@@ -200,4 +200,4 @@ def _kernel_state(kernels: hardware.KernelSet, in_use: str | None) -> str:
 
 
 def _extra(name: str, version: str | None) -> str:
-    return f"{_EXTRAS[name]} {version}" if version else f"absent: pip install 'pyflash[{name}]'"
+    return f"{_EXTRAS[name]} {version}" if version else f"absent: pip install {_EXTRAS[name]}"

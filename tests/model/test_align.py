@@ -9,6 +9,8 @@ from pathlib import Path
 import pyflash
 import pytest
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def session(tiny_model: Path) -> Iterator[pyflash.Session]:

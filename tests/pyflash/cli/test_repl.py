@@ -29,6 +29,8 @@ from pyflash.cli.streams import say
 from pyflash.machine.places import cache_dir, home, homeless, state_dir
 from pyflash.native.text import json_text, visible, visible_line
 
+pytestmark = pytest.mark.quick
+
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
 
 

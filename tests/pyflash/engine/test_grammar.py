@@ -160,7 +160,7 @@ with pyflash.Model.open(sys.argv[1]) as model, model.session(context=200) as ses
     done = subprocess.run([sys.executable, "-c", program, tiny_model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 4 and all("pip install 'pyflash[grammar]'" in line for line in lines)
+    assert len(lines) == 4 and all("pip install llguidance" in line for line in lines)
 
 
 # -- chat --
