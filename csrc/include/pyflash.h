@@ -11,6 +11,9 @@
  *  - Parameter structs begin with struct_size; pf_*_params_init() sets it together with the defaults.
  *  - Strings are UTF-8, paths too (also on Windows).
  *  - The library never aborts, exits, prints or reads the environment; messages go to the log callback.
+ *  - A forked child may use what it inherited, and close it: a model starts its threads anew there, and a session goes
+ *    on as a copy. But a session that another thread was at work on during the fork says UNSUPPORTED, and a model with a
+ *    device DEVICE: "open the model after forking". Closing them, or exiting, never waits for the parent's threads.
  *
  * Python reads the part between the two CDEF marks below, so that part keeps to plain C declarations.
  */

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, Error, UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # white space for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 
-_making = threading.Lock()
+_making = forks.Lock()
 
 
 def _llguidance() -> Any:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyflash.engine.generation import Piece, Progress, generate
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, BusyError, ClosedError, ContextFullError, MemoryLimitError, check
 from pyflash.native.interrupt import InterruptibleRunner
 from pyflash.native.library import ffi, lib
@@ -78,8 +79,7 @@ class Session:
         self._model = model
         self.tokenizer: Final = model.tokenizer.retained()  # works on when the model is closed
         self._handle: Any = handle
-        self._call_lock = threading.Lock()    # held while a native call runs
-        self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
+        self._new_locks()
         self._runner = InterruptibleRunner()
         self._position = 0
         self._checkpoint = 0
@@ -88,6 +88,18 @@ class Session:
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
+        forks.watch(self)
+
+    def _new_locks(self) -> None:
+        self._call_lock = threading.Lock()    # held while a native call runs
+        self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
+
+    def after_fork(self) -> None:
+        """In a forked child: lets go of what threads of the parent held. Whether a call was cut short, the library
+        knows."""
+        self._new_locks()
+        if self._handle is not None:
+            self._position = int(lib.pf_session_position(self._handle))
 
     # -- calls into the library --
 

@@ -67,7 +67,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def sources(tests: list[str]) -> list[Path]:
-    base = [CSRC / "base" / name for name in ("cpus.c", "memory.c", "pool.c", "status.c")]
+    base = [CSRC / "base" / name for name in ("cpus.c", "fork.c", "memory.c", "pool.c", "status.c")]
     cpu = [path for path in sorted((CSRC / "backend" / "cpu").glob("*.c")) if not path.name.startswith("bench_")]
     return [*base, CSRC / "format" / "dtypes.c", *cpu, *(HERE / name for name in tests)]
 

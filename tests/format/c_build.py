@@ -13,7 +13,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 
-BASE = ["base/status.c", "base/memory.c", "base/pool.c", "base/cpus.c", "base/pages.c", "base/file.c"]
+BASE = ["base/status.c", "base/memory.c", "base/pool.c", "base/cpus.c", "base/pages.c", "base/file.c",
+        "base/fork.c"]
 GGUF = ["format/dtypes.c", "format/gguf.c", "format/gguf_parse.c", "format/gguf_values.c"]
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
 
