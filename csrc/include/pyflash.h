@@ -70,6 +70,8 @@ typedef struct pf_error {
 PF_API int32_t pf_abi_version(void);
 /* "0.1.0" and the like. Static storage. */
 PF_API const char *pf_version(void);
+/* Raised when, and only when, a kernel set computes other bits than before from the same weights and tokens. */
+#define PF_ARITHMETIC_VERSION 1
 
 #define PF_LOG_DEBUG 0
 #define PF_LOG_INFO 1
@@ -310,11 +312,41 @@ PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
-/* Writes the cache to a file (beside, then renamed) / replaces this session's cache by a file's. A file fits a
- * session of the same model (directory and a sample of the weights are compared), MTP file, precision and cache type
- * whose capacity holds its tokens. */
+/* Writes the cache to a file / replaces this session's cache by a file's. A file fits a session of the same model
+ * (directory and a sample of the weights are compared), MTP file, precision and cache type whose capacity holds its
+ * tokens.
+ *
+ * Saving is all or nothing: the bytes go to a file beside, to the disk, and then in the old file's place. A new file is
+ * its owner's alone (mode 0600), an old one keeps mode and, where permitted, owner. A symbolic link is followed and stays.
+ * Folders, devices, pipes, sockets and write-protected files are refused (PF_ERR_FILE). On Windows a new file has the
+ * folder's access rules, an old one keeps its own, and a link that leads nowhere is refused.
+ *
+ * Where this session has loaded from or saved to the same file before (the latest 16 are remembered), and another
+ * session or process has changed it since, saving is refused too: it would lose what that one wrote. A file that this
+ * session has not met is replaced, whatever it is. While one saves, and while one holds the file (pf_session_hold), the
+ * others wait a second and are then refused. */
 PF_API pf_status pf_session_save(pf_session *session, const char *path, pf_error *err);
 PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error *err);
+
+/* Keeps other sessions and processes from saving to a path, from now until the session is closed or holds another one;
+ * NULL lets go. They may load it. Nothing need stand there yet, and what does is left alone: but it says now whether a
+ * save could begin, with the errors of pf_session_save. Works by a file beside that is locked, ".pyflash-....lock", and
+ * gone when the session lets go; on file systems without locks only changes are noticed. */
+PF_API pf_status pf_session_hold(pf_session *session, const char *path, pf_error *err);
+
+#define PF_KERNELS_BYTES 32
+
+/* What computed the file that was loaded last. Files name the kernel set and PF_ARITHMETIC_VERSION; where they are not
+ * this session's, loading works, and warns by the log callback. Grows at its end only. */
+typedef struct pf_session_origin {
+    uint32_t struct_size;
+    int32_t arithmetic;             /* 0: nothing was loaded, or the file does not say (written before format 3) */
+    int64_t n_foreign;              /* tokens at the session's beginning that other kernels, or another version of the
+                                       arithmetic, computed: what follows may differ in its last bits from a session that
+                                       was never saved. 0: none, as far as the file says */
+    char kernels[PF_KERNELS_BYTES]; /* "avx2", and "avx2+cuda" where a device computes layers; "" as above */
+} pf_session_origin;
+PF_API pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err);
 
 /* From any thread: the running pf_session_eval or pf_session_draft, or else the next one, returns PF_ERR_CANCELLED;
  * that consumes the request. */

@@ -157,6 +157,7 @@ void pf_session_close(pf_session *session) {
     if (link != NULL) pf_link_unlock(link);
     pf_arena_delete(session->arenas.host);
     pf_free(session->note);
+    pf_session_forget_files(session);
     pf_model_release(session->model);
     pf_free(session);
 }
@@ -305,6 +306,10 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     return finish(session, pf_session_leave(session, status, err), err);
 }
 
+static void note_dropped(pf_session *session) {
+    session->origin.n_foreign = pf_min_i64(session->origin.n_foreign, session->cache.position);
+}
+
 pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     pf_cache *cache = &session->cache;
     if (n < 0 || n > cache->position) {
@@ -313,6 +318,7 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     }
     PF_TRY(pf_session_enter(session, err));
     const bool done = pf_cache_rollback(cache, n);
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     if (!done) {
         return pf_fail(err, PF_ERR_REBUILD,
@@ -365,6 +371,7 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
     const int64_t kept = pf_cache_nearest(cache, common);
     PF_TRY(pf_session_enter(session, err));
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     *n_kept = kept;
     return PF_OK;

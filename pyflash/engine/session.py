@@ -45,6 +45,20 @@ class Memory:
     device_buffer_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What computed the session file that was loaded last.
+
+    kernels: the kernel set, such as "avx2"; "" before the first load, and for files that do not say (written before format 3). arithmetic: the version of its arithmetic, 0 likewise. n_foreign: how many tokens at the session's beginning
+    were computed by other kernels or another version than compute here: what follows may differ in its last bits from a
+    session that was never saved.
+    """
+
+    kernels: str
+    arithmetic: int
+    n_foreign: int
+
+
 class _TapCall:
     """Calls a tap from C. Knows nothing of the Session, which would else need the garbage collector to go."""
 
@@ -325,16 +339,44 @@ class Session:
             self._call(lib.pf_session_set_note, handle, copy, len(copy))
 
     def save(self, path: StrPath) -> None:
-        """Writes the cache to a file, which appears under its name only when complete."""
+        """Writes the cache to a file, which appears under its name only when complete: all or nothing.
+
+        A new file is its owner's alone; an old one keeps its permissions, and a symbolic link stays. FileError for a
+        folder, device, pipe or socket, and where another session or process holds the file, or has changed it since
+        this session loaded it or saved there.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_save, handle, c_path(path))
 
     def load(self, path: StrPath) -> None:
-        """Replaces the cache by a saved one, of the same model file and precision."""
+        """Replaces the cache by a saved one, of the same model file and precision.
+
+        What another kernel set or version of the arithmetic has computed is taken too, with a warning of the "pyflash"
+        logger: see origin.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
+
+    def hold(self, path: StrPath | None) -> None:
+        """Keeps other sessions and processes from saving to a path until this session is closed; None: no longer.
+
+        Says now what save() would: FileError for what cannot be written, or where another one holds it.
+        """
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_hold, handle, ffi.NULL if path is None else c_path(path))
+
+    @property
+    def origin(self) -> Origin:
+        """What computed the file that was loaded last."""
+        origin, error = ffi.new("pf_session_origin *"), ffi.new("pf_error *")
+        origin.struct_size = ffi.sizeof("pf_session_origin")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_get_origin(handle, origin, error), error)
+        return Origin(string(origin.kernels), origin.arithmetic, origin.n_foreign)
 
     @property
     def memory(self) -> Memory:
