@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 
+#include "base/faults.h"
 #include "base/memory.h"
 #include "base/paths.h"
 
@@ -51,6 +52,7 @@ pf_status pf_map_open(const char *path, pf_map *out, pf_error *err) {
         if (!map.data) status = pf_file_error(err, "map", path);
     }
     if (status == PF_OK) {
+        if (map.data) map.fault = pf_faults_note(map.data, map.size, path);
         *out = map;
     } else if (map.handle) {
         CloseHandle(map.handle);
@@ -60,6 +62,7 @@ pf_status pf_map_open(const char *path, pf_map *out, pf_error *err) {
 }
 
 void pf_map_close(pf_map *map) {
+    pf_faults_forget(map->fault);
     if (map->data) UnmapViewOfFile(map->data);
     if (map->handle) CloseHandle(map->handle);
     memset(map, 0, sizeof *map);
@@ -96,11 +99,15 @@ pf_status pf_map_open(const char *path, pf_map *out, pf_error *err) {
         }
     }
     close(fd);
-    if (status == PF_OK) *out = map;
+    if (status == PF_OK) {
+        if (map.data) map.fault = pf_faults_note(map.data, map.size, path);
+        *out = map;
+    }
     return status;
 }
 
 void pf_map_close(pf_map *map) {
+    pf_faults_forget(map->fault);
     if (map->data) munmap((void *)(uintptr_t)map->data, (size_t)map->size);
     memset(map, 0, sizeof *map);
 }

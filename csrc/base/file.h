@@ -11,6 +11,7 @@ typedef struct pf_map {
     const uint8_t *data;
     uint64_t size;
     void *handle; /* Windows mapping object, else NULL */
+    int fault;    /* its number in base/faults.h */
 } pf_map;
 
 pf_status pf_map_open(const char *path, pf_map *out, pf_error *err);

@@ -80,6 +80,14 @@ PF_API const char *pf_version(void);
 /* Receives one line without newline. May be called from any thread of the library. */
 typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
 
+/* Model files are mapped: when one becomes shorter while it is used, or its disk fails, whoever reads it gets no error but
+ * a fault (SIGBUS; Windows: EXCEPTION_IN_PAGE_ERROR), which ends the process without a word. After this call a line on
+ * the file descriptor says which file it was, begun with prefix (at most 63 bytes; NULL: ""), and the process exits with
+ * status 1, without running anything else; a terminal among the standard streams gets the mode back that it has now.
+ * Other faults go to the handler that was there before, or are as deadly as without this one. Never installed unasked;
+ * once is enough for a process. fd -1: takes it away again. */
+PF_API pf_status pf_catch_file_errors(int32_t fd, const char *prefix, pf_error *err);
+
 /* ---- Model ------------------------------------------------------------------------------------------------- */
 
 typedef struct pf_model pf_model;

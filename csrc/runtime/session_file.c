@@ -101,7 +101,7 @@ static void tell_origin(const pf_session *session, const char *path) {
     if (origin->n_foreign == 0) return;
     name_kernels(session->model, own);
     pf_log_line(&session->model->log, PF_LOG_WARNING,
-                "%s: its first %lld tokens were computed by other kernels or another version (%s, arithmetic %d; here: %s, "
+                "%s: the first %lld tokens were computed by other kernels or another version (%s, arithmetic %d; here %s, "
                 "%d): what follows may differ in its last bits from a session that was never saved",
                 path, (long long)origin->n_foreign, origin->kernels, origin->arithmetic, own, PF_ARITHMETIC_VERSION);
 }

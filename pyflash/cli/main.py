@@ -22,6 +22,7 @@ from pyflash.cli.commands.eval import evaluate
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.info import info
 from pyflash.cli.commands.run import run
+from pyflash.native.faults import catch_file_errors
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    catch_file_errors(prefix="pyflash: error: ")
     sys.exit(_exit_code(arguments))
 
 

@@ -13,8 +13,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 
-BASE = ["base/status.c", "base/memory.c", "base/pool.c", "base/cpus.c", "base/pages.c", "base/file.c",
-        "base/fork.c", "base/output.c", "base/output_posix.c", "base/paths.c"]
+BASE = ["base/status.c", "base/memory.c", "base/pool.c", "base/cpus.c", "base/pages.c", "base/faults.c",
+        "base/faults.c", "base/file.c", "base/fork.c", "base/output.c", "base/output_posix.c", "base/paths.c"]
 GGUF = ["format/dtypes.c", "format/gguf.c", "format/gguf_parse.c", "format/gguf_values.c"]
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
 

@@ -23,9 +23,10 @@ from .sampling import OpenSampler, Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SOURCES = ["base/file.c", "base/memory.c", "base/paths.c", "base/status.c", "format/dtypes.c", "format/gguf.c", "format/gguf_parse.c",
-           "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c", "text/bpe.c", "text/chat.c", "text/pretokenize.c",
-           "text/tokenizer.c", "text/unicode_tables.c", "text/utf8.c", "text/vocab.c"]
+SOURCES = ["base/faults.c", "base/file.c", "base/memory.c", "base/paths.c", "base/status.c", "format/dtypes.c",
+           "format/gguf.c", "format/gguf_parse.c", "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c",
+           "text/bpe.c", "text/chat.c", "text/pretokenize.c", "text/tokenizer.c", "text/unicode_tables.c", "text/utf8.c",
+           "text/vocab.c"]
 
 INTERNALS = """
 size_t pf_pretokenize_next(const uint8_t *text, size_t begin, size_t end);

@@ -82,8 +82,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         raise click.UsageError("--json needs a prompt")
     settings = _settings(options, stats=interactive)
     tools, response_format = _tools(options["tools"]), _response_format(options)
-    if options["verbose"]:
-        logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
+    logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s",
+                        level=logging.DEBUG if options["verbose"] else logging.WARNING)
     if model_path is None and interactive:
         say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
     with leaving_on_signals(), _session(model_path, options) as session:
