@@ -83,7 +83,7 @@ static bool is_terminal; /* where the line goes */
 
 static void put(const char *text);
 
-static void tell(const char *path) {
+static void say_which(const char *path) {
     if (is_terminal) put("\r\x1b[0m\x1b[K"); /* a bar may stand in the line, and colours be on */
     put(prefix);
     put("cannot read '");
@@ -107,7 +107,7 @@ static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
     if (record->ExceptionCode != EXCEPTION_IN_PAGE_ERROR || record->NumberParameters < 2) return EXCEPTION_CONTINUE_SEARCH;
     const char *path = file_at((uintptr_t)record->ExceptionInformation[1]);
     if (!path) return EXCEPTION_CONTINUE_SEARCH;
-    tell(path);
+    say_which(path);
     TerminateProcess(GetCurrentProcess(), 1);
     return EXCEPTION_CONTINUE_SEARCH;
 }
@@ -175,7 +175,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const int saved = errno;
     const char *path = info->si_code > 0 ? file_at((uintptr_t)info->si_addr) : NULL;
     if (path) {
-        tell(path);
+        say_which(path);
         if (terminal_fd >= 0) tcsetattr(terminal_fd, TCSANOW, &terminal);
         _exit(1);
     }
@@ -223,6 +223,6 @@ pf_status pf_catch_file_errors(int32_t fd, const char *text, pf_error *err) {
         uninstall();
         return PF_OK;
     }
-    strcpy(prefix, text ? text : "");
+    memcpy(prefix, text ? text : "", text ? strlen(text) + 1 : 1);
     return install(fd) ? PF_OK : pf_fail(err, PF_ERR_UNSUPPORTED, "the system does not let faults be caught");
 }

@@ -85,7 +85,7 @@ pf_status pf_output_open(const pf_place *place, const pf_stamp *expected, pf_out
     return PF_OK;
 }
 
-static pf_status send(pf_output *output, const uint8_t *data, uint64_t size, pf_error *err) {
+static pf_status send_bytes(pf_output *output, const uint8_t *data, uint64_t size, pf_error *err) {
     if (pf_temp_write(output->temp, data, size)) return PF_OK;
     output->failed = true;
     return pf_file_error(err, "write", pf_place_path(output->place));
@@ -94,7 +94,7 @@ static pf_status send(pf_output *output, const uint8_t *data, uint64_t size, pf_
 static pf_status empty_buffer(pf_output *output, pf_error *err) {
     const size_t n = output->buffered;
     output->buffered = 0;
-    return n > 0 ? send(output, output->buffer, n, err) : PF_OK;
+    return n > 0 ? send_bytes(output, output->buffer, n, err) : PF_OK;
 }
 
 static pf_status check_whole(const pf_output *output, pf_error *err) {
@@ -106,7 +106,7 @@ static pf_status check_whole(const pf_output *output, pf_error *err) {
 pf_status pf_output_write(pf_output *output, const void *data, uint64_t size, pf_error *err) {
     PF_TRY(check_whole(output, err));
     if (size > BUFFER_BYTES - output->buffered) PF_TRY(empty_buffer(output, err));
-    if (size >= BUFFER_BYTES) return send(output, data, size, err);
+    if (size >= BUFFER_BYTES) return send_bytes(output, data, size, err);
     if (size > 0) memcpy(output->buffer + output->buffered, data, (size_t)size);
     output->buffered += (size_t)size;
     return PF_OK;

@@ -46,20 +46,18 @@ static wchar_t *future_path(wchar_t *path) {
     }
     wchar_t *folder_name = pf_alloc(((size_t)(name - path) + 2) * sizeof *path);
     if (!folder_name) return NULL;
-    wcscpy(folder_name, L".");
-    if (name > path) {
-        memcpy(folder_name, path, (size_t)(name - path) * sizeof *path);
-        folder_name[name - path] = L'\0';
-    }
+    const size_t folder_units = (size_t)(name - path);
+    memcpy(folder_name, folder_units > 0 ? path : L".", (folder_units > 0 ? folder_units : 1) * sizeof *path);
+    folder_name[folder_units > 0 ? folder_units : 1] = L'\0';
     HANDLE folder = open_wide(folder_name, 0);
     pf_free(folder_name);
     if (folder == INVALID_HANDLE_VALUE) return NULL;
     wchar_t *full = final_path(folder, wcslen(name) + 1);
     CloseHandle(folder);
     if (full) {
-        const size_t len = wcslen(full);
-        if (len > 0 && full[len - 1] != L'\\') wcscat(full, L"\\");
-        wcscat(full, name);
+        size_t len = wcslen(full);
+        if (len > 0 && full[len - 1] != L'\\') full[len++] = L'\\';
+        memcpy(full + len, name, (wcslen(name) + 1) * sizeof *full);
     }
     return full;
 }
