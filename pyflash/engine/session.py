@@ -49,9 +49,10 @@ class Memory:
 class Origin:
     """What computed the session file that was loaded last.
 
-    kernels: the kernel set, such as "avx2"; "" before the first load, and for files that do not say (written before format 3). arithmetic: the version of its arithmetic, 0 likewise. n_foreign: how many tokens at the session's beginning
-    were computed by other kernels or another version than compute here: what follows may differ in its last bits from a
-    session that was never saved.
+    kernels: the kernel set, such as "avx2"; "" before the first load, and for files that do not say (written before
+    format 3). arithmetic: the version of its arithmetic, 0 likewise. n_foreign: how many tokens at the session's
+    beginning were computed by other kernels or another version than compute here: what follows may differ in its last
+    bits from a session that was never saved.
     """
 
     kernels: str

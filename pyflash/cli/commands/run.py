@@ -55,7 +55,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--tools", type=click.Path(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
         "Calls are shown as JSON.")
 @option("--session", type=click.Path(), help="Continue the conversation in this file, if there is one, and keep it "
-        "there after each answer.")
+        "there after each answer. Another pyflash that wants the same file meanwhile is refused.")
 @option("--no-history", is_flag=True, help="Do not keep what is typed in a chat for the next one.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
