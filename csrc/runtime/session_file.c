@@ -89,6 +89,9 @@ static pf_origin origin_of(const pf_model *model, const file_header *file, const
     char own[PF_KERNELS_BYTES];
     name_kernels(model, own);
     memcpy(origin.kernels, found->kernels, sizeof origin.kernels - 1);
+    for (char *at = origin.kernels; *at != '\0'; ++at) {
+        if (*at <= ' ' || *at > '~') *at = '?'; /* it will be shown */
+    }
     const bool is_known = origin.kernels[0] != '\0';
     const bool is_same = found->arithmetic == PF_ARITHMETIC_VERSION && strcmp(origin.kernels, own) == 0;
     if (is_known) origin.n_foreign = is_same ? found->n_foreign : file->position;
@@ -101,8 +104,8 @@ static void tell_origin(const pf_session *session, const char *path) {
     if (origin->n_foreign == 0) return;
     name_kernels(session->model, own);
     pf_log_line(&session->model->log, PF_LOG_WARNING,
-                "%s: the first %lld tokens were computed by other kernels or another version (%s, arithmetic %d; here %s, "
-                "%d): what follows may differ in its last bits from a session that was never saved",
+                "%s: its first %lld tokens were computed by other kernels or another version than here (saved by %s, "
+                "arithmetic %d; here %s, %d): what follows may differ in its last bits from a session that was never saved",
                 path, (long long)origin->n_foreign, origin->kernels, origin->arithmetic, own, PF_ARITHMETIC_VERSION);
 }
 

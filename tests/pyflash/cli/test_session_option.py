@@ -18,8 +18,8 @@ OPTIONS = ["-n", "4", "--temp", "0", "-c", "2000"]
 
 
 def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], input="", capture_output=True, encoding="utf-8", timeout=120,
-                          env={**os.environ, **env})  # fmt: skip
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, input="", capture_output=True, encoding="utf-8", timeout=120, env=os.environ | env)
 
 
 def refused(done: subprocess.CompletedProcess[str], words: str) -> bool:
@@ -75,7 +75,8 @@ def test_other_kernels_are_told_in_one_line(tiny_model: Path, tmp_path: Path) ->
     assert run(tiny_model, "Hello", *options, PYFLASH_CPU="scalar").stderr == ""
     done = run(tiny_model, "More", *options, PYFLASH_CPU=best)
     assert done.returncode == 0 and done.stdout
-    assert done.stderr.startswith("pyflash: ") and done.stderr.count("\n") == 1 and "scalar" in done.stderr and best in done.stderr
+    assert done.stderr.startswith("pyflash: ") and done.stderr.count("\n") == 1
+    assert "scalar" in done.stderr and best in done.stderr
 
 
 # -- a model file that becomes shorter --
@@ -165,7 +166,7 @@ def test_the_library_does_so_when_asked(
 
 @needs_faults
 def test_a_terminal_gets_its_mode_back(tiny_model: Path, tmp_path: Path) -> None:
-    pty, termios, tty = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("tty")
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     file = tmp_path / "copy.gguf"
     file.write_bytes(tiny_model.read_bytes())
     code = """
@@ -179,11 +180,10 @@ session.eval([6, 7])
 """
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
-    done = subprocess.run([sys.executable, "-c", code, str(file)], stdin=theirs, stdout=theirs, stderr=theirs, timeout=60,
-                          check=False)  # fmt: skip
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60)
     assert done.returncode == 1 and termios.tcgetattr(theirs) == before
     time.sleep(0.1)
     assert b"\x1b[0m\x1b[Kcannot read '" in os.read(ours, 4096)
     for fd in (ours, theirs):
         os.close(fd)
-    del tty

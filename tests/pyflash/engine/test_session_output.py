@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,48 @@ def test_write_protection_counts(saved: pyflash.Session, tmp_path: Path) -> None
             use(tmp_path / "folder" / "here")
 
 
+AS_ANOTHER_USER = """
+import os, sys, pyflash
+folder = sys.argv[2]
+session = pyflash.Model.open(sys.argv[1], threads=1).session(context=100)
+session.eval([5])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for name in ("protected", "of others", "closed/new", "unreadable/new", "new"):
+    for use in (session.hold, session.save):
+        try:
+            use(f"{folder}/{name}")
+            print("ok")
+        except pyflash.FileError as error:
+            print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_as_another_user(tiny_model: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        for file, owner, mode in (("protected", 65534, 0o444), ("of others", 1234, 0o666)):
+            (folder / file).write_bytes(OLD)
+            os.chown(folder / file, owner, owner)
+            (folder / file).chmod(mode)
+        for inner, mode in (("closed", 0o500), ("unreadable", 0o300)):
+            (folder / inner).mkdir()
+            os.chown(folder / inner, 65534, 65534)
+            (folder / inner).chmod(mode)
+        done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, str(tiny_model), name], capture_output=True,
+                              text=True, timeout=60)  # fmt: skip
+        lines = done.stdout.splitlines()
+        assert all("write-protected" in line for line in lines[:2]), lines + [done.stderr]
+        assert all("permission denied" in line for line in lines[4:6]), lines
+        assert lines[2:4] == lines[6:8] == lines[8:] == ["ok", "ok"]
+        kept = (folder / "of others").stat()  # its group could not stay, and so has no permissions
+        assert (kept.st_uid, kept.st_gid, stat.S_IMODE(kept.st_mode)) == (65534, 65534, 0o606)
+        assert (folder / "protected").read_bytes() == OLD and not beside(folder)
+
+
 @pytest.mark.parametrize("length", [1, 200, 245, 246, 254, 255, 256])
 def test_long_names(saved: pyflash.Session, tmp_path: Path, length: int) -> None:
     file = tmp_path / ("n" * length)
@@ -208,7 +251,7 @@ def test_data_and_folder_reach_the_disk_in_order(tiny_model: Path, tmp_path: Pat
 
     if which("strace") is None:
         pytest.skip("no strace")
-    code = "import sys, pyflash\ns = pyflash.Model.open(sys.argv[1], threads=1).session()\ns.eval([5])\ns.save(sys.argv[2])"
+    code = "import sys, pyflash\ns = pyflash.Model.open(sys.argv[1]).session()\ns.eval([5])\ns.save(sys.argv[2])"
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-e", "trace=fsync,rename,renameat,renameat2", "-o", str(trace)]
     command += [sys.executable, "-c", code, str(tiny_model), str(tmp_path / "here")]
