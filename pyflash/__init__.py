@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyflash.engine.sampling import SamplingOptions as SamplingOptions
     from pyflash.engine.sampling import TokenLogprob as TokenLogprob
     from pyflash.engine.session import Memory as Memory
+    from pyflash.engine.session import Origin as Origin
     from pyflash.engine.session import Session as Session
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
     from pyflash.engine.worker import Worker as Worker
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pyflash.native.errors import MemoryLimitError as MemoryLimitError
     from pyflash.native.errors import RebuildError as RebuildError
     from pyflash.native.errors import UnsupportedError as UnsupportedError
+    from pyflash.native.faults import catch_file_errors as catch_file_errors
     from pyflash.native.library import __version__ as __version__
 
 _NAMES_OF = {
@@ -47,7 +49,7 @@ _NAMES_OF = {
     "engine.model": ("Model", "ModelInfo"),
     "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
-    "engine.session": ("Memory", "Session"),
+    "engine.session": ("Memory", "Origin", "Session"),
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),
     "native.errors": (
@@ -55,6 +57,7 @@ _NAMES_OF = {
         "DeviceError", "Error", "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError",
         "UnsupportedError",
     ),
+    "native.faults": ("catch_file_errors",),
     "native.library": ("__version__",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names}

@@ -11,6 +11,9 @@
  *  - Parameter structs begin with struct_size; pf_*_params_init() sets it together with the defaults.
  *  - Strings are UTF-8, paths too (also on Windows).
  *  - The library never aborts, exits, prints or reads the environment; messages go to the log callback.
+ *  - A forked child may use what it inherited, and close it: a model starts its threads anew there, and a session goes
+ *    on as a copy. But a session that another thread was at work on during the fork says UNSUPPORTED, and a model with a
+ *    device DEVICE: "open the model after forking". Closing them, or exiting, never waits for the parent's threads.
  *
  * Python reads the part between the two CDEF marks below, so that part keeps to plain C declarations.
  */
@@ -76,6 +79,14 @@ PF_API const char *pf_version(void);
 
 /* Receives one line without newline. May be called from any thread of the library. */
 typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
+
+/* Model files are mapped: when one becomes shorter while it is used, or its disk fails, whoever reads it gets no error but
+ * a fault (SIGBUS; Windows: EXCEPTION_IN_PAGE_ERROR), which ends the process without a word. After this call a line on
+ * the file descriptor says which file it was, begun with prefix (at most 63 bytes; NULL: ""), and the process exits with
+ * status 1, without running anything else; a terminal among the standard streams gets the mode back that it has now.
+ * Other faults go to the handler that was there before, or are as deadly as without this one. Never installed unasked;
+ * once is enough for a process. fd -1: takes it away again. */
+PF_API pf_status pf_catch_file_errors(int32_t fd, const char *prefix, pf_error *err);
 
 /* ---- Model ------------------------------------------------------------------------------------------------- */
 
@@ -312,11 +323,41 @@ PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
-/* Writes the cache to a file (beside, then renamed) / replaces this session's cache by a file's. A file fits a
- * session of the same model (directory and a sample of the weights are compared), MTP file, precision and cache type
- * whose capacity holds its tokens. */
+/* Writes the cache to a file / replaces this session's cache by a file's. A file fits a session of the same model
+ * (directory and a sample of the weights are compared), MTP file, precision and cache type whose capacity holds its
+ * tokens.
+ *
+ * Saving is all or nothing: the bytes go to a file beside, to the disk, and then in the old file's place. A new file is
+ * its owner's alone (mode 0600), an old one keeps mode and, where permitted, owner. A symbolic link is followed and stays.
+ * Folders, devices, pipes, sockets and write-protected files are refused (PF_ERR_FILE). On Windows a new file has the
+ * folder's access rules, an old one keeps its own, and a link that leads nowhere is refused.
+ *
+ * Where this session has loaded from or saved to the same file before (the latest 16 are remembered), and another
+ * session or process has changed it since, saving is refused too: it would lose what that one wrote. A file that this
+ * session has not met is replaced, whatever it is. While one saves, and while one holds the file (pf_session_hold), the
+ * others wait a second and are then refused. */
 PF_API pf_status pf_session_save(pf_session *session, const char *path, pf_error *err);
 PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error *err);
+
+/* Keeps other sessions and processes from saving to a path, from now until the session is closed or holds another one;
+ * NULL lets go. They may load it. Nothing need stand there yet, and what does is left alone: but it says now whether a
+ * save could begin, with the errors of pf_session_save. Works by a file beside that is locked, ".pyflash-....lock", and
+ * gone when the session lets go; on file systems without locks only changes are noticed. */
+PF_API pf_status pf_session_hold(pf_session *session, const char *path, pf_error *err);
+
+#define PF_KERNELS_BYTES 32
+
+/* What computed the file that was loaded last. Files name the kernel set and PF_ARITHMETIC_VERSION; where they are not
+ * this session's, loading works, and warns by the log callback. Grows at its end only. */
+typedef struct pf_session_origin {
+    uint32_t struct_size;
+    int32_t arithmetic;             /* 0: nothing was loaded, or the file does not say (written before format 3) */
+    int64_t n_foreign;              /* tokens at the session's beginning that other kernels, or another version of the
+                                       arithmetic, computed: what follows may differ in its last bits from a session that
+                                       was never saved. 0: none, as far as the file says */
+    char kernels[PF_KERNELS_BYTES]; /* "avx2", and "avx2+cuda" where a device computes layers; "" as above */
+} pf_session_origin;
+PF_API pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err);
 
 /* From any thread: the running pf_session_eval or pf_session_draft, or else the next one, returns PF_ERR_CANCELLED;
  * that consumes the request. */

@@ -1,6 +1,7 @@
 #include "runtime/session.h"
 
 #include "base/arith.h"
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/params.h"
 #include "model/deepseek4.h"
@@ -59,17 +60,33 @@ pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type) {
     return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
 }
 
+/* Whether the call that runs belongs to a thread of the process that this one was forked from. */
+static bool is_cut_short(pf_session *session) {
+    const unsigned running = atomic_load(&session->running);
+    return running != 0 && running != pf_fork_generation() + 1;
+}
+
 pf_status pf_session_enter(pf_session *session, pf_error *err) {
     pf_link *link = session->model->link;
-    if (link == NULL) return PF_OK;
-    pf_link_lock(link);
-    const pf_status status = pf_link_check(link, err);
-    if (status != PF_OK) pf_link_unlock(link);
-    return status;
+    if (is_cut_short(session)) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was at work on another thread when this process was forked: "
+                                                "open a new session, or open the model after forking");
+    }
+    if (link != NULL) {
+        pf_link_lock(link);
+        const pf_status status = pf_link_check(link, err);
+        if (status != PF_OK) {
+            pf_link_unlock(link);
+            return status;
+        }
+    }
+    atomic_store(&session->running, pf_fork_generation() + 1);
+    return PF_OK;
 }
 
 pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err) {
     pf_link *link = session->model->link;
+    atomic_store(&session->running, 0);
     if (link == NULL) return status;
     status = pf_link_finish(link, status, err);
     if (status == PF_OK) status = pf_link_check(link, err); /* what a part without a status of its own met */
@@ -109,6 +126,7 @@ static pf_status open_session(pf_model *model, const pf_session_params *params, 
     if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     session->model = pf_model_retain(model);
     atomic_init(&session->cancel, 0);
+    atomic_init(&session->running, 0);
     pf_status status = pf_session_enter(session, err);
     if (status == PF_OK) status = pf_session_leave(session, open_parts(session, params, err), err);
     if (status != PF_OK) {
@@ -133,7 +151,7 @@ pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_se
 }
 
 void pf_session_close(pf_session *session) {
-    if (session == NULL) return;
+    if (session == NULL || is_cut_short(session)) return; /* even its lists of memory may be half changed */
     pf_link *link = session->model->link;
     if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
     if (link != NULL) pf_link_lock(link);
@@ -143,6 +161,7 @@ void pf_session_close(pf_session *session) {
     if (link != NULL) pf_link_unlock(link);
     pf_arena_delete(session->arenas.host);
     pf_free(session->note);
+    pf_session_forget_files(session);
     pf_model_release(session->model);
     pf_free(session);
 }
@@ -292,6 +311,10 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     return finish(session, pf_session_leave(session, status, err), err);
 }
 
+static void note_dropped(pf_session *session) {
+    session->origin.n_foreign = pf_min_i64(session->origin.n_foreign, session->cache.position);
+}
+
 pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     pf_cache *cache = &session->cache;
     if (n < 0 || n > cache->position) {
@@ -300,6 +323,7 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     }
     PF_TRY(pf_session_enter(session, err));
     const bool done = pf_cache_rollback(cache, n);
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     if (!done) {
         return pf_fail(err, PF_ERR_REBUILD,
@@ -360,6 +384,7 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
     const int64_t kept = pf_cache_nearest(cache, common);
     PF_TRY(pf_session_enter(session, err));
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     *n_kept = kept;
     return PF_OK;

@@ -220,13 +220,16 @@ class Conversation(Generic[S]):
     # -- files --
 
     def save(self, path: str) -> None:
-        """Writes the session and the conversation. FileError for a file that is something else."""
-        if os.path.isdir(path):
-            raise FileError(f"{path} is a folder; give the name of a file")
-        if os.path.exists(path) and os.path.getsize(path) and not _is_session(path):
-            raise FileError(f"{path} exists and is no saved session; choose another name")
+        """Writes the session and the conversation. FileError for a file that is something else, or that another
+        process holds or has changed since it was read."""
+        _refuse_foreign(path)
         self.session.note = json.dumps({"version": 1, "messages": self.messages}).encode()
-        self.session.save(os.path.realpath(path))  # through a link, not in its place
+        self.session.save(path)
+
+    def hold(self, path: str) -> None:
+        """Keeps other processes from saving there. FileError for all that save() would refuse, and where one does."""
+        _refuse_foreign(path)
+        self.session.hold(path)
 
     def load(self, path: str) -> None:
         """Continues what save() wrote. On failure nothing has changed."""
@@ -263,6 +266,12 @@ def _is_session(path: str) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(len(_SESSION_MAGIC)) == _SESSION_MAGIC
+
+
+def _refuse_foreign(path: str) -> None:
+    """FileError for files that hold something else."""
+    if os.path.isfile(path) and os.path.getsize(path) and not _is_session(path):
+        raise FileError(f"{path} exists and is no saved session; choose another name")
 
 
 def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:

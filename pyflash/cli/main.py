@@ -26,6 +26,7 @@ from pyflash.cli.commands.info import info
 from pyflash.cli.commands.run import run
 from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
 from pyflash.cli.streams import leave_output, prepare_streams, say
+from pyflash.native.faults import catch_file_errors
 
 EXIT_FAILED = 1
 _VERBOSE = "PYFLASH_VERBOSE"  # the variable of that option
@@ -34,6 +35,7 @@ _VERBOSE = "PYFLASH_VERBOSE"  # the variable of that option
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits."""
     prepare_streams()
+    catch_file_errors(prefix="pyflash: error: ")
     code = _exit_code(sys.argv[1:] if arguments is None else arguments)
     leave_output()
     sys.exit(code)

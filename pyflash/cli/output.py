@@ -30,11 +30,11 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
-def log_to_stderr() -> None:
-    """Shows what --verbose asks for."""
+def log_to_stderr(verbose: bool = True) -> None:
+    """Shows the library's warnings, and with --verbose all that it tells."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Visible("pyflash: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.DEBUG)
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)
 
 
 class Status:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash.engine.schema import Validator, one_line, read_schema, without_patterns
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, Error, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # white space for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 
-_making = threading.Lock()
+_making = forks.Lock()
 
 
 def _llguidance() -> Any:

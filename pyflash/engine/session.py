@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyflash.engine.generation import Generation, Progress, generate
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, BusyError, ClosedError, ContextFullError, MemoryLimitError, check
 from pyflash.native.interrupt import InterruptibleRunner
 from pyflash.native.library import ffi, lib
@@ -43,6 +44,21 @@ class Memory:
     checkpoint_bytes: int
     device_cache_bytes: int = 0
     device_buffer_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What computed the session file that was loaded last.
+
+    kernels: the kernel set, such as "avx2"; "" before the first load, and for files that do not say (written before
+    format 3). arithmetic: the version of its arithmetic, 0 likewise. n_foreign: how many tokens at the session's
+    beginning were computed by other kernels or another version than compute here: what follows may differ in its last
+    bits from a session that was never saved.
+    """
+
+    kernels: str
+    arithmetic: int
+    n_foreign: int
 
 
 class _TapCall:
@@ -79,8 +95,7 @@ class Session:
         self._model = model
         self.tokenizer: Final = model.tokenizer.retained()  # works on when the model is closed
         self._handle: Any = handle
-        self._call_lock = threading.Lock()    # held while a native call runs
-        self._handle_lock = threading.RLock()  # held briefly, so that cancel() never meets a freed handle
+        self._new_locks()
         self._runner = InterruptibleRunner()
         self._position = 0
         self._checkpoint = 0
@@ -90,6 +105,18 @@ class Session:
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
+        forks.watch(self)
+
+    def _new_locks(self) -> None:
+        self._call_lock = threading.Lock()    # held while a native call runs
+        self._handle_lock = threading.RLock()  # held briefly, so that cancel() never meets a freed handle
+
+    def after_fork(self) -> None:
+        """In a forked child: lets go of what threads of the parent held. Whether a call was cut short, the library
+        knows."""
+        self._new_locks()
+        if self._handle is not None:
+            self._position = int(lib.pf_session_position(self._handle))
 
     # -- calls into the library --
 
@@ -334,17 +361,45 @@ class Session:
             self._call(lib.pf_session_set_note, handle, copy, len(copy))
 
     def save(self, path: StrPath) -> None:
-        """Writes the cache to a file, which appears under its name only when complete."""
+        """Writes the cache to a file, which appears under its name only when complete: all or nothing.
+
+        A new file is its owner's alone; an old one keeps its permissions, and a symbolic link stays. FileError for a
+        folder, device, pipe or socket, and where another session or process holds the file, or has changed it since
+        this session loaded it or saved there.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_save, handle, c_path(path))
 
     def load(self, path: StrPath) -> None:
-        """Replaces the cache by a saved one, of the same model file and precision."""
+        """Replaces the cache by a saved one, of the same model file and precision.
+
+        What another kernel set or version of the arithmetic has computed is taken too, with a warning of the "pyflash"
+        logger: see origin.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
             self._silent.clear()
+
+    def hold(self, path: StrPath | None) -> None:
+        """Keeps other sessions and processes from saving to a path until this session is closed; None: no longer.
+
+        Says now what save() would: FileError for what cannot be written, or where another one holds it.
+        """
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_hold, handle, ffi.NULL if path is None else c_path(path))
+
+    @property
+    def origin(self) -> Origin:
+        """What computed the file that was loaded last."""
+        origin, error = ffi.new("pf_session_origin *"), ffi.new("pf_error *")
+        origin.struct_size = ffi.sizeof("pf_session_origin")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_get_origin(handle, origin, error), error)
+        return Origin(string(origin.kernels), origin.arithmetic, origin.n_foreign)
 
     @property
     def memory(self) -> Memory:

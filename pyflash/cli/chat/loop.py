@@ -16,26 +16,22 @@ from pyflash.cli.chat.lines import Entry, LineReader
 from pyflash.cli.chat.settings import Settings
 from pyflash.cli.chat.view import JsonView, TextView, remarks, stats_line
 from pyflash.cli.streams import on_terminal, say
-from pyflash.native.errors import Error, FileError, FormatError
+from pyflash.native.errors import Error, FormatError
 from pyflash.native.text import visible_line
 
 
 class SessionFile:
-    """The file of --session: continued when there is one, written after each answer."""
+    """The file of --session: continued when there is one, written after each answer, and held meanwhile, so that no
+    other process answers the same conversation. What is wrong with it is told here, before an answer."""
 
     def __init__(self, path: str, conversation: Conversation[Settings]) -> None:
         self._path = path
         self._conversation = conversation
-        self.resumed = os.path.exists(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
+        conversation.hold(path)
+        self.resumed = os.path.exists(path) and os.path.getsize(path) > 0
         if self.resumed:
             with ways_out(LOADING):
                 conversation.load(path)
-        else:  # better told now than after a long answer
-            folder = os.path.dirname(path) or "."
-            if not os.path.isdir(folder):
-                raise FileError(f"{folder} is no folder: --session cannot write {path}")
-            if not os.access(folder, os.W_OK):
-                raise FileError(f"--session cannot write {path}: permission denied")
         self._written = conversation.messages
 
     def write(self) -> None:

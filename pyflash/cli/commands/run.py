@@ -58,7 +58,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--tools", type=FilePath(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
         "Calls are shown as JSON.")
 @option("--session", type=FilePath(), help="Continue the conversation in this file, if there is one, and keep it "
-        "there after each answer.")
+        "there after each answer. Another pyflash that wants the same file meanwhile is refused.")
 @option("--session-ro", type=FilePath(), help="Continue the conversation in this file, and leave the file as it is.")
 @option("--no-history", is_flag=True, help="Do not keep what is typed in a chat for the next one.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
@@ -87,8 +87,7 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         raise click.UsageError("--json needs a prompt")
     settings = _settings(options, stats=interactive)
     tools, response_format = _tools(options["tools"]), _response_format(options)
-    if options["verbose"]:
-        log_to_stderr()
+    log_to_stderr(options["verbose"])
     if model_path is None and interactive:
         say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
     session_path, resumed_path = _session_files(options)
