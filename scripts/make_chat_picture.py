@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-COLUMNS, ROWS = 100, 30
+COLUMNS, ROWS = 104, 30
 TYPED = ["Hello, who are you?", "/think", "What is 347 + 285?", "/bye"]
 PROMPT = ">>> "
 PATIENCE_SECONDS = 60
