@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+EXIT_INTERRUPTED = 130
+
 
 @contextlib.contextmanager
 def leaving_on_signals() -> Iterator[None]:
@@ -25,9 +27,6 @@ def leaving_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-EXIT_INTERRUPTED = 130
 
 
 def end_on_interrupt() -> None:
