@@ -1,4 +1,4 @@
-"""How commands end when the system or Ctrl-C tells them to. Imports nothing that takes time, in which Ctrl-C may come."""
+"""How commands end when the system or Ctrl-C tells them to. Imports nothing slow: Ctrl-C may come in that, too."""
 
 from __future__ import annotations
 
