@@ -52,6 +52,7 @@ class Form(Enum):
     FP8 = "FP8"  # e4m3 with a scale (e8m0 or float32) per 128 x 128 block
     FP4 = "FP4"  # two e2m1 codes a byte with an e8m0 scale per 32 inputs
     BF16 = "BF16"
+    F16 = "F16"  # only in fine-tunes
     F32 = "F32"
     I64 = "I64"
 
@@ -64,13 +65,21 @@ _NAMED = {"q8_0": GGMLType.Q8_0, "bf16": GGMLType.BF16, "f32": GGMLType.F32}
 
 
 def target_type(
-    form: Form, *, is_matrix: bool, is_expert: bool, profile: str = "compat", dense: str = "q8_0", experts: str = "keep"
+    form: Form,
+    *,
+    is_matrix: bool,
+    is_expert: bool,
+    profile: str = "compat",
+    dense: str = "q8_0",
+    experts: str = "keep",
+    is_plain: bool = False,
 ) -> GGMLType:
     """The GGUF type of a weight.
 
     compat follows llama.cpp's table: norms float32, BF16 matrices BF16 (float32 with dense="f32"), FP8 as `dense`
     says, FP4 experts MXFP4. ggml has no FP8, so FP8 experts with experts="keep" are treated like dense FP8.
-    native keeps FP8 bytes in I8 tensors and is otherwise the same with the defaults.
+    native keeps FP8 bytes in I8 tensors and is otherwise the same with the defaults. form: of published checkpoints;
+    is_plain: this one has floats instead, which are treated like FP8; experts="keep" makes them Q8_0.
     """
     if form is Form.F32:
         return GGMLType.F32
@@ -84,4 +93,6 @@ def target_type(
         return GGMLType.MXFP4 if form is Form.FP4 else GGMLType.I8
     if is_expert and experts != "keep":
         return _NAMED[experts]
-    return GGMLType.MXFP4 if form is Form.FP4 else _NAMED[dense]
+    if is_plain and is_expert:
+        return GGMLType.Q8_0
+    return GGMLType.MXFP4 if form is Form.FP4 and not is_plain else _NAMED[dense]

@@ -178,7 +178,7 @@ static const char *pf_what_else(const pf_reader *reader) {
         {"lmgg", 4, " but of a format before GGUF: get the model as GGUF"},
         {"fmgg", 4, " but of a format before GGUF: get the model as GGUF"},
         {"tjgg", 4, " but of a format before GGUF: get the model as GGUF"},
-        {"PFSESSIO", 8, " but a saved session: give it with --session, and the model's file as the model"},
+        {"PFSESSIO", 8, " but a saved session: open its model, and load it (pyflash run MODEL --session FILE)"},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (reader->size >= known[i].n && memcmp(reader->data, known[i].bytes, known[i].n) == 0) return known[i].what;

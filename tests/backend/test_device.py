@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import native_build
 import pytest
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 
-from . import c_build, cuda_build
+from . import cuda_build
+
+pytestmark = pytest.mark.device
 
 HERE = Path(__file__).resolve().parent
 
@@ -102,8 +105,9 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
     (model,) = convert(checkpoint, tmp_path / "model.gguf", ConvertOptions()).files
     library = Path(device["PYFLASH_LIBRARY"])
     program = tmp_path / "device_model"
-    cuda_build.run(c_build.compiler(), "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{c_build.CSRC / 'include'}",
-                HERE / "device_model.c", library, f"-Wl,-rpath,{library.parent}", "-lm", "-o", program)  # fmt: skip
+    native_build.run(native_build.compiler(), "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror",
+                     f"-I{cuda_build.CSRC / 'include'}", HERE / "device_model.c", library, f"-Wl,-rpath,{library.parent}", "-lm",
+                     "-o", program)  # fmt: skip
     done = subprocess.run([program, model, "48"], env=device, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
@@ -162,9 +166,7 @@ def test_a_device_with_a_wrong_operation(
     source = (cuda_build.CUDA / file).read_text()
     assert source.count(old) == 1
     (tmp_path / file).write_text(source.replace(old, new))
-    wrong = tmp_path / f"{file}.o"
-    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / file, "-o", wrong)
-    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != wrong.name] + [wrong])
+    cuda_build.plugin(tmp_path, cuda_build.instead(cuda_objects, "cuda_emulated", file, tmp_path / file))
     library = Path(device["PYFLASH_LIBRARY"])
     shutil.copy(library, tmp_path / library.name)
     broken = {**device, "PYFLASH_LIBRARY": str(tmp_path / library.name)}

@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import native_build
 import numpy as np
 import pytest
 
 from . import build_gguf as b
 from .build_gguf import Gguf
-from .c_build import BASE, GGUF, build, run
+from .programs import run
 
 OK, FILE, FORMAT, UNSUPPORTED = 0, 2, 3, 4
 SEED = 20240607
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = [*BASE, *GGUF, "tools/gguf_fuzz.c"]
-    return build(tmp_path_factory.mktemp("driver"), "gguf_driver", ["gguf_driver.c"], sources, "address,undefined")
+def driver() -> Path:
+    return native_build.build("sanitized", "gguf_driver") / "gguf_driver"
 
 
 def check(driver: Path, path: Path) -> tuple[int, str, list[str]]:

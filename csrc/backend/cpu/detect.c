@@ -5,6 +5,7 @@
 
 #include "backend/cpu/ops.h"
 
+#include "base/fork.h"
 #include "base/status.h"
 
 #include <stdatomic.h>
@@ -237,18 +238,21 @@ static void fill_tables(void) {
     }
 }
 
-/* The tables are filled by the first caller; anyone who comes meanwhile waits the microsecond it takes. */
+/* The tables are filled by the first caller; anyone who comes meanwhile waits the microsecond it takes. A child that
+ * was forked within that begins again. */
 static void ensure_tables(void) {
-    enum { EMPTY, FILLING, READY };
-    static atomic_int state = EMPTY;
-    int expected = EMPTY;
-    if (atomic_load_explicit(&state, memory_order_acquire) == READY) return;
-    if (atomic_compare_exchange_strong(&state, &expected, FILLING)) {
-        fill_tables();
-        atomic_store_explicit(&state, READY, memory_order_release);
-        return;
+    enum { EMPTY, READY, FILLING };
+    static atomic_uint state = EMPTY; /* FILLING and the generation that does it */
+    const unsigned filling = FILLING + pf_fork_generation();
+    unsigned found = atomic_load_explicit(&state, memory_order_acquire);
+    while (found != READY) {
+        if (found != filling && atomic_compare_exchange_strong(&state, &found, filling)) {
+            fill_tables();
+            atomic_store_explicit(&state, READY, memory_order_release);
+            return;
+        }
+        found = atomic_load_explicit(&state, memory_order_acquire);
     }
-    while (atomic_load_explicit(&state, memory_order_acquire) != READY) {}
 }
 
 pf_status pf_cpu_backend(const char *isa, const pf_backend **out, pf_error *err) {
