@@ -11,11 +11,12 @@ from typing import Any
 
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from gguf_export.engine import ProgressFn, check_space, files_beside, run_jobs, write_header
+from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError
 from gguf_export.hf import export_hf
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
+from gguf_export.outputs import Place, check_distinct, check_name, find_place, make_room, output_files
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.tensors import OutputTensor, Source, copied
 from gguf_export.values import ValueCheck
@@ -268,15 +269,16 @@ def convert(
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
     progress(done, total) gets output bytes. On an error or Ctrl-C nothing new is left on the disk, except that
-    several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
+    several files get their names one after the other at the very end. A killed process leaves a folder .NAME.TOKEN.part,
+    which the next conversion to that name removes. What replaces what: see gguf_export.outputs.
     """
     started = time.monotonic()
     options.check()
-    out = Path(out)
+    out = Path(check_name(out))
     if out.suffix != ".gguf":
         raise ConvertError(f"{out} does not end in .gguf")
-    if not out.parent.is_dir():
-        raise ConvertError(f"the folder {out.parent} does not exist")
+    if options.shard_bytes is None:
+        find_place(out)  # before the checkpoint is read: that can take a while
     plan = _plan(open_checkpoint(checkpoint), options)
     warnings = list(plan.notes)
     if options.profile == "native" and "native" not in out.name:
@@ -284,24 +286,30 @@ def convert(
     written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
-    for target in targets:
-        if target.is_dir():
-            raise ConvertError(f"{target} is a folder, give a new name")
-    check_space(out.parent, total)
+    places = _places(targets, plan.checkpoint)
+    make_room(places, [layout.size for _, layout in written], out.name)
     check = ValueCheck(plan.checkpoint, plan.weights)
     report = _Offset(progress, check.total_bytes + total)
     check.run(report)
     report.base = check.total_bytes
     warnings += _bf16_warnings(plan, check)
-    with files_beside(targets, [layout.size for _, layout in written]) as paths:
-        places = []
+    with output_files(places, [layout.size for _, layout in written], out.name) as paths:
+        parts = []
         for (file, layout), path in zip(written, paths, strict=True):
             write_header(path, layout.header)
             members = [tensor for tensor in file.tensors if tensor.info.name in layout.offsets]
-            places += [(tensor, path, layout.offsets[tensor.info.name]) for tensor in members]
-        run_jobs((job for tensor, path, offset in places for job in tensor.jobs(path, offset)), total, report)
+            parts += [(tensor, path, layout.offsets[tensor.info.name]) for tensor in members]
+        run_jobs((job for tensor, path, offset in parts for job in tensor.jobs(path, offset)), total, report)
     report(total, total)
     return ConvertReport(targets, total, time.monotonic() - started, warnings)
+
+
+def _places(targets: Sequence[Path], checkpoint: Checkpoint) -> list[Place]:
+    inputs = {ref.path for ref in checkpoint.tensors.values() if ref.path is not None}
+    inputs |= set(checkpoint.path.glob("*.json"))
+    places = [find_place(target, inputs=inputs) for target in targets]
+    check_distinct(places)
+    return places
 
 
 class _Offset:

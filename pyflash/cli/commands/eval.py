@@ -86,7 +86,8 @@ def ppl(
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
         windows = text_windows(subject, Text(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
-        writer = stack.enter_context(written_file(logits, windows, n_vocab)) if logits else None
+        inputs = [file] if text == "-" else [file, text]
+        writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(statistics.result()))
         if latest is not None:
