@@ -37,7 +37,8 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 class Place:
     """Where an output goes. given: the name as asked for; folder and name: where that leads, with no links in it.
 
-    stream: it is written through, by the number of one of this program's own streams or else (None) by its name.
+    is_stream: it is written through, by the number of one of this program's own streams or else (None) by its name.
+    replaces_link: a link that stands there is itself replaced.
     """
 
     given: str
@@ -45,6 +46,7 @@ class Place:
     name: str
     is_stream: bool = False
     stream: int | None = None
+    replaces_link: bool = False
 
     @property
     def real(self) -> str:
@@ -179,9 +181,9 @@ def put(work: str, place: Place, *, is_link: bool = False) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         before = os.lstat(place.real)
-        if not stat.S_ISREG(before.st_mode) and not is_link:
+        if not stat.S_ISREG(before.st_mode) and not (place.replaces_link and stat.S_ISLNK(before.st_mode)):
             raise ConvertError(f"{place.given} has become something else while it was written; choose another name")
-        if not is_link:
+        if stat.S_ISREG(before.st_mode) and not is_link:
             _keep_owner(work, before)
     if not is_link:
         flush(work)

@@ -58,7 +58,7 @@ def replaceable(target: Path, sources: Sequence[Path], force: bool, *, streams: 
     A link, hard or symbolic, to a file to export is how an earlier export may have placed it: the link is replaced. Others
     are followed.
     """
-    entry = Place(str(target), os.path.realpath(target.parent), target.name)
+    entry = Place(str(target), os.path.realpath(target.parent), target.name, replaces_link=True)
     if entry.real in [os.path.realpath(source) for source in sources]:
         raise ConvertError(f"{target} is the file to export itself; choose another place")
     if os.path.lexists(target) and not target.is_dir() and not force:
