@@ -14,6 +14,7 @@ from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError
 from gguf_export.hf import export_hf
+from gguf_export.hub_cache import find_checkpoint
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
 from gguf_export.outputs import Place, check_distinct, check_name, find_place, make_room, output_files
@@ -50,6 +51,8 @@ class ConvertOptions:
             raise ConvertError("the native profile keeps every weight as it is; leave out --dense and --experts")
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
+        if self.name is not None and not (self.name.strip() and self.name.isprintable()):
+            raise ConvertError(f"the name {self.name!r} must be text that can be shown, on one line")
 
 
 @dataclass
@@ -212,7 +215,7 @@ def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> Conversi
     Raises ConvertError for options that do not fit and for every tensor that is missing or not as config.json says.
     """
     options.check()
-    return _plan(open_checkpoint(checkpoint, allow_absent=True), options)
+    return _plan(open_checkpoint(find_checkpoint(checkpoint), allow_absent=True), options)
 
 
 def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
@@ -279,7 +282,7 @@ def convert(
         raise ConvertError(f"{out} does not end in .gguf")
     if options.shard_bytes is None:
         find_place(out)  # before the checkpoint is read: that can take a while
-    plan = _plan(open_checkpoint(checkpoint), options)
+    plan = _plan(open_checkpoint(find_checkpoint(checkpoint)), options)
     warnings = list(plan.notes)
     if options.profile == "native" and "native" not in out.name:
         warnings.append(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
