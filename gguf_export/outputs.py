@@ -198,7 +198,8 @@ def _keep_owner(work: str, before: os.stat_result) -> None:
             with contextlib.suppress(OSError):
                 os.chown(work, owner, before.st_gid)
                 break
-    os.chmod(work, stat.S_IMODE(before.st_mode) & 0o777)
+    with contextlib.suppress(OSError):  # some file systems have none
+        os.chmod(work, stat.S_IMODE(before.st_mode) & 0o777)
 
 
 @contextlib.contextmanager

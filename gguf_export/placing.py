@@ -121,8 +121,9 @@ def _copy(source: Path, target: str, done: int, total: int, progress: ProgressFn
             if progress is not None:
                 progress(done, total)
     status = os.stat(source)
-    os.chmod(target, stat.S_IMODE(status.st_mode) & 0o777 | stat.S_IWUSR)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with contextlib.suppress(OSError):  # some file systems have no such things
+        os.chmod(target, stat.S_IMODE(status.st_mode) & 0o777 | stat.S_IWUSR)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     return done
 
 

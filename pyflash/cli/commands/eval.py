@@ -14,8 +14,9 @@ import click
 
 import pyflash
 from gguf_export.errors import reason
+from gguf_export.outputs import find_place
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import CACHES, PRECISIONS, model_options, open_model, option
+from pyflash.cli.options import CACHES, PRECISIONS, converter_errors, model_options, open_model, option
 from pyflash.cli.output import Status, print_done
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.machine.units import format_seconds
@@ -79,6 +80,10 @@ def ppl(
 
     if stride is not None and logits is not None:
         raise click.UsageError("--logits has no place for windows with a --stride")
+    inputs = [file] if text == "-" else [file, text]
+    if logits is not None:
+        with converter_errors():
+            find_place(logits, streams=True, inputs=inputs)
     n_ctx = ctx or _DEFAULT_CONTEXT
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
@@ -86,7 +91,6 @@ def ppl(
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
         windows = text_windows(subject, Text(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
-        inputs = [file] if text == "-" else [file, text]
         writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(statistics.result()))
