@@ -18,9 +18,11 @@ import shutil
 import stat
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from gguf_export.errors import ConvertError
+
+_W = TypeVar("_W", bound="Workplace")
 
 _LOCK = "lock"
 _MANIFEST = "manifest.json"
@@ -164,7 +166,7 @@ class Workplace:
         """A path for the number-th file of the work."""
         return os.path.join(self.path, str(number))
 
-    def __enter__(self) -> Workplace:
+    def __enter__(self: _W) -> _W:
         return self
 
     def __exit__(
