@@ -55,7 +55,7 @@ class Place:
 
 def check_name(path: StrPath) -> str:
     """A path that the system can be asked about, without a slash at its end. ConvertError for any other."""
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     if "\0" in text:
         raise ConvertError(f"a path cannot hold a zero byte: {text!r}")
     try:

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_export.config import ModelConfig, parse_config
+from gguf_export.errors import ConvertError
 from gguf_export.inventory import E8M0, Weight, draft_weights, main_weights, shard_of, tensors_of
 from gguf_export.outputs import check_name, output_file, write_output
 from gguf_export.safetensors_file import build_header, index_json, shard_name, tensor_bytes
@@ -364,10 +366,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="KEY=NUMBER", dest="changes",
                         help="another number in config.json; may be given more than once")
     args = parser.parse_args()
+    if os.path.lexists(args.dest) and (not args.dest.is_dir() or any(args.dest.iterdir())):
+        parser.error(f"{args.dest} exists and is not an empty folder; give a new name")  # a real checkpoint, perhaps
     changes = {"num_nextn_predict_layers": 0} if args.no_drafts and args.release != "0731" else {}
     changes |= dict(args.changes)
     config = make_config(args.preset, args.release, args.layers, **changes)
-    write_checkpoint(args.dest, config, seed=args.seed, experts=args.experts, drafts=not args.no_drafts)
+    try:
+        write_checkpoint(args.dest, config, seed=args.seed, experts=args.experts, drafts=not args.no_drafts)
+    except (ConvertError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -259,3 +259,10 @@ def test_synthetic_checkpoints(tmp_path: Path, checkpoint: Path, name: str) -> N
     with pytest.raises(ConvertError, match=f"{name} is a pipe"):
         write_checkpoint(tmp_path, config, sharded=False, tokenizer=True)
     assert stat.S_ISFIFO(os.stat(tmp_path / name).st_mode) and not [each for each in names(tmp_path) if each[0] == "."]
+
+
+def test_a_synthetic_checkpoint_does_not_mix_with_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for dest in (tmp_path, tmp_path / "config.json"):
+        done = subprocess.run([sys.executable, "-m", "gguf_export.synthetic", str(dest)], capture_output=True, text=True)
+        assert done.returncode == 2 and "not an empty folder" in done.stderr and names(tmp_path) == ["config.json"]
