@@ -13,6 +13,7 @@ On Windows NUL and CON are such devices, a file that a program has open is not r
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -82,6 +83,8 @@ def find_place(path: StrPath, *, streams: bool = False, inputs: Iterable[StrPath
         raise _cannot(given, error) from None
     if found is not None and (stream is not None or not stat.S_ISREG(found.st_mode)):
         _check_stream(given, found.st_mode, streams)
+        if stream is None and not os.access(given, os.W_OK):
+            raise ConvertError(f"cannot write {given}: {os.strerror(errno.EACCES)}: check its permissions")
         return Place(given, folder, name, is_stream=True, stream=stream)
     place = Place(given, folder, name)
     if any(os.path.normcase(os.path.realpath(each)) == os.path.normcase(place.real) for each in inputs):
@@ -192,14 +195,16 @@ def put(work: str, place: Place, *, is_link: bool = False) -> None:
 
 
 def _keep_owner(work: str, before: os.stat_result) -> None:
+    """Owner and group where the system lets us, and the permissions; not another group's."""
     made = os.stat(work)
     if hasattr(os, "chown") and (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
         for owner in (before.st_uid, -1):
             with contextlib.suppress(OSError):
                 os.chown(work, owner, before.st_gid)
                 break
+    others = 0o070 if os.stat(work).st_gid != before.st_gid else 0
     with contextlib.suppress(OSError):  # some file systems have none
-        os.chmod(work, stat.S_IMODE(before.st_mode) & 0o777)
+        os.chmod(work, before.st_mode & 0o777 & ~others)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,8 @@ def _short(folder: str, name: str) -> str:
     most = 255
     if sys.platform != "win32":
         with contextlib.suppress(OSError, ValueError):
-            most = min(most, os.pathconf(folder, "PC_NAME_MAX"))
+            limit = os.pathconf(folder, "PC_NAME_MAX")
+            most = min(most, limit) if limit > 0 else most
     encoded = os.fsencode(name)
     room = most - _AROUND
     if len(encoded) <= room:

@@ -62,24 +62,23 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
     Raises Error or FileError with what to do.
     """
     target = file()
-    noted = _read_note(target)
-    if noted is not None and noted == _sums(target):
+    if _is_whole(target):
         return target
     from gguf_export.convert import ConvertOptions, convert, plan_conversion
     from gguf_export.errors import ConvertError
 
     source, options = checkpoint(), ConvertOptions(name=NAME)
-    is_damaged = noted is not None and os.path.lexists(target)
+    is_damaged = target.is_file() and _note(target).is_file()
     try:
         os.makedirs(os.path.realpath(target.parent), exist_ok=True)
         made = convert(source, target, options, progress=progress)
-        write_output(_note(target), _sums(target).encode("ascii"), streams=False)
+        write_output(_note(target), _sums(target), streams=False)
         lines = _description(plan_conversion(source, options), is_damaged) if say is not None else []
     except OSError as error:
         raise FileError(f"cannot make the demo model in {target.parent}: {reason(error)}; "
                         "set PYFLASH_CACHE to a folder that can be written") from error
     except ConvertError as error:
-        if _read_note(target) == _sums(target):  # Windows replaces no file that is open: another process was faster
+        if _is_whole(target):  # Windows replaces no file that is open: another process was faster
             return target
         raise Error(f"cannot make the demo model in {target.parent}, which PYFLASH_CACHE can change: {error}"
                     ) from error
@@ -94,20 +93,17 @@ def _note(target: Path) -> Path:
     return target.with_suffix(".sum")
 
 
-def _read_note(target: Path) -> str | None:
-    try:
-        return _note(target).read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None
+def _sums(target: Path) -> bytes:
+    data = target.read_bytes()
+    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n".encode("ascii")
 
 
-def _sums(target: Path) -> str:
-    """What the note has to say of the file; "" where it cannot be read."""
+def _is_whole(target: Path) -> bool:
+    """Whether the file is as its note says."""
     try:
-        data = target.read_bytes() if target.is_file() else b""
+        return target.is_file() and _note(target).is_file() and _note(target).read_bytes() == _sums(target)
     except OSError:
-        return ""
-    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n" if data else ""
+        return False
 
 
 def _description(plan: ConversionPlan, is_damaged: bool) -> list[str]:

@@ -272,6 +272,23 @@ def test_permissions_are_kept(tmp_path: Path, mode: int) -> None:
 
 
 @posix
+def test_permissions_are_not_given_to_another_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_file(tmp_path / "out")
+    path.chmod(0o660)
+    if os.geteuid() == 0:
+        os.chown(path, -1, 2345)
+    else:
+        pytest.skip("makes a file of another group")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+    write_output(path, NEW)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@posix
 @pytest.mark.parametrize("private, mode", [(False, 0o640), (True, 0o600)])
 def test_permissions_of_a_new_file(tmp_path: Path, private: bool, mode: int) -> None:
     before = os.umask(0o027)

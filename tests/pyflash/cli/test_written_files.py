@@ -180,8 +180,9 @@ def test_a_damaged_demo_is_made_again(source: Path, damage: Callable[[Path], Non
     assert demo.path(say=lines.append).read_bytes() == good
     assert ("damaged in the cache" in lines[0]) == (damage is not Path.unlink) and len(lines) == 3
     lines.clear()
-    demo.file().with_suffix(".sum").write_text("nonsense")
-    assert demo.path(say=lines.append).read_bytes() == good and lines
+    for text in ("nonsense", ""):
+        demo.file().with_suffix(".sum").write_text(text)
+        assert demo.path(say=lines.append).read_bytes() == good and lines
     demo.file().with_suffix(".sum").unlink()  # killed just before it was written
     lines.clear()
     assert demo.path(say=lines.append).read_bytes() == good and "damaged" not in lines[0]
