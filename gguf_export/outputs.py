@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.units import gigabytes
-from gguf_export.workplace import ResumableWorkplace, Workplace, clear_dead, flush, flush_folder
+from gguf_export.workplace import ResumableWorkplace, Workplace, clear_dead, flush, flush_folder, flushed
 
 StrPath = str | os.PathLike[str]
 
@@ -64,7 +64,7 @@ def check_name(path: StrPath) -> str:
     except UnicodeEncodeError:
         raise ConvertError(f"no file can have the name {text!r} here") from None
     if not text:
-        raise ConvertError("an empty name is no place for an output: give a file's name")
+        raise ConvertError("a path cannot be empty: give a name")
     return os.fspath(Path(text))
 
 
@@ -182,14 +182,12 @@ def put(work: str, place: Place, *, is_link: bool = False) -> None:
 
     is_link: the work is only another name, hard link or symlink, of a file that stays as it is. OSError.
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.nullcontext() if is_link else flushed(work), contextlib.suppress(FileNotFoundError):
         before = os.lstat(place.real)
         if not stat.S_ISREG(before.st_mode) and not (place.replaces_link and stat.S_ISLNK(before.st_mode)):
             raise ConvertError(f"{place.given} has become something else while it was written; choose another name")
         if stat.S_ISREG(before.st_mode) and not is_link:
             _keep_owner(work, before)
-    if not is_link:
-        flush(work)
     os.replace(work, place.real)
     flush_folder(place.folder)
 

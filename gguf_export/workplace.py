@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -222,9 +223,18 @@ class ResumableWorkplace(Workplace):
             os.close(self._lock)
 
 
-def flush(path: str) -> None:
-    """Everything written to a file is on the disk, also what other threads wrote."""
-    file = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+@contextlib.contextmanager
+def flushed(path: str) -> Iterator[None]:
+    """Everything written to a file, also by other threads, and what the block changes of it, is on the disk at the end."""
+    file = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)  # while its permissions let us
+    try:
+        yield
+        _sync(file)
+    finally:
+        os.close(file)
+
+
+def _sync(file: int) -> None:
     try:
         if sys.platform == "darwin":  # where fsync() leaves it in the disk's cache
             with contextlib.suppress(OSError):
@@ -234,8 +244,12 @@ def flush(path: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
             raise
-    finally:
-        os.close(file)
+
+
+def flush(path: str) -> None:
+    """Everything written to a file is on the disk."""
+    with flushed(path):
+        pass
 
 
 def flush_folder(path: str) -> None:

@@ -227,7 +227,7 @@ def test_own_streams(tmp_path: Path, name: str, into: str) -> None:
 
 
 @pytest.mark.parametrize("name, words", [
-    ("", "empty name"), ("a\0b", "zero byte"), ("\ud800x", "no file can have"), ("no/such/folder", "there is no folder"),
+    ("", "cannot be empty"), ("a\0b", "zero byte"), ("\ud800x", "no file can have"), ("no/such/folder", "there is no folder"),
     ("x" * 256, "too long"), (".", "is a folder"), ("..", "is a folder"), ("../", "is a folder")])  # fmt: skip
 def test_names_that_are_none(tmp_path: Path, name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -341,6 +341,7 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert tree(tmp_path) == ["out"] and stat.S_ISFIFO(os.lstat(tmp_path / "out").st_mode)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="has another call")
 def test_a_file_is_flushed_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
 
@@ -348,15 +349,15 @@ def test_a_file_is_flushed_before_it_has_its_name(tmp_path: Path, monkeypatch: p
         done = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *arguments: (steps.append(name), done(*arguments))[1])
 
-    note(outputs, "flush")
+    note(os, "fsync")
     note(outputs, "flush_folder")
     note(os, "replace")
     write_output(tmp_path / "out", NEW)
-    assert steps == ["flush", "replace", "flush_folder"]
+    assert steps[:3] == ["fsync", "replace", "flush_folder"]
     steps.clear()
     with output_files([find_place(tmp_path / name) for name in "ab"], [1, 1], "a"):
         pass
-    assert steps[:2] == ["flush", "flush"] and steps.count("replace") == 2 and steps[-1] == "flush_folder"
+    assert steps[:2] == ["fsync", "fsync"] and steps.count("replace") == 2 and steps.count("flush_folder") == 2
 
 
 @posix
