@@ -272,8 +272,8 @@ def convert(
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
     progress(done, total) gets output bytes. On an error or Ctrl-C nothing new is left on the disk, except that
-    several files get their names one after the other at the very end. A killed process leaves a folder .NAME.TOKEN.part,
-    which the next conversion to that name removes. What replaces what: see gguf_export.outputs.
+    several files get their names one after the other at the very end. A killed process leaves a folder
+    .NAME.TOKEN.part, which the next conversion to that name removes. What replaces what: see gguf_export.outputs.
     """
     started = time.monotonic()
     options.check()

@@ -1,4 +1,4 @@
-"""Checkpoints in the local cache of Hugging Face's client: models--ORG--NAME/snapshots/COMMIT, with refs/main naming one."""
+"""Checkpoints in the local cache of Hugging Face's client: models--ORG--NAME/snapshots/COMMIT; refs/main names one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ def cache_root() -> Path | None:
 
 
 def find_checkpoint(given: Path | str) -> Path:
-    """The checkpoint's folder: the one given; or, of a model's folder in a cache, of a cache with one DeepSeek-V4 model, or
-    of ORG/NAME where that is no folder, the snapshot. ConvertError, with the choice there is, where none is meant clearly."""
+    """The checkpoint's folder: the one given, or a snapshot in a cache.
+
+    That is for a model's folder in a cache, for a cache with one DeepSeek-V4 model, and for ORG/NAME where that is no
+    folder. ConvertError, with the choice there is, where none is meant clearly.
+    """
     folder = Path(check_name(given))
     if not folder.is_dir():
         return _by_name(folder)
@@ -55,8 +58,8 @@ def _by_name(given: Path) -> Path:
         return _snapshot(folder)
     if "/" not in name:  # more likely a folder that is not there
         return given
-    raise ConvertError(f"{name} is no folder, and no model of that name is in {root}: download it (hf download {name}), or "
-                       "give the folder that holds config.json and the safetensors files")
+    raise ConvertError(f"{name} is no folder, and {root} holds no model of that name: download it (hf download {name}), "
+                       "or give the folder that holds config.json and the safetensors files")
 
 
 def _repository(folder: Path) -> str:
@@ -100,7 +103,7 @@ def _only_model(root: Path, models: list[Path]) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """What a checkpoint is called: its folder's name, or NAME of models--ORG--NAME where that is a commit in a cache."""
+    """What a checkpoint is called: its folder's name, or of a commit in a cache NAME of models--ORG--NAME."""
     folder = folder.resolve()
     above = folder.parent.parent
     if folder.parent.name == "snapshots" and above.name.startswith(_PREFIX):

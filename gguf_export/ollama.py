@@ -173,8 +173,8 @@ def export_ollama(
 
     place: "stay" (FROM names the files where they are), "link" (put beside the Modelfile as links, or as copies where
     the file system cannot link) or "copy". ConvertError for files that Ollama cannot run, and for what stands in the
-    way unless force is set. On any error or Ctrl-C there is no new Modelfile; a pipe or device in its place, which force
-    writes to, may have had some of it.
+    way unless force is set. On any error or Ctrl-C there is no new Modelfile; a pipe or device in its place, which
+    force writes to, may have had some of it.
     """
     gguf, sources = open_for_programs(source, "Ollama")
     chosen = default_name(gguf, source) if name is None else name

@@ -1,13 +1,14 @@
 """Files that are written under a name that somebody chose: what stands there is looked at before anything is replaced.
 
 - A regular file appears whole or not at all. It is written beside, flushed to the disk and then renamed. It keeps the
-  permissions, and the owner where the system lets us, of the file that it replaces; other hard links to that file keep the
-  old contents. A read-only file is not replaced, not even for root.
+  permissions, and the owner where the system lets us, of the file that it replaces; other hard links to that file keep
+  the old contents. A read-only file is not replaced, not even for root.
 - Links are followed, dangling ones too: the file goes where they lead, and so does the work.
 - Pipes, character devices and this program's own streams (/dev/stdout, /dev/fd/3) are written through where the caller
   writes from front to back, and refused elsewhere. Folders, sockets and disks are refused.
 
-On Windows NUL and CON are such devices, a file that a program has open is not replaced, and permissions are the folder's.
+On Windows NUL and CON are such devices, a file that a program has open is not replaced, and permissions are the
+folder's.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def _is_mounted(path: str) -> bool:
 
 
 def make_room(places: Sequence[Place], sizes: Sequence[int], name: str | None = None) -> None:
-    """Removes what killed runs left of these files; then ConvertError where a disk that they go to has too little space.
+    """Removes what killed runs left of these files; then ConvertError where a disk that they go to has too little space
+    free.
 
     name: of the set that they are, as for output_files().
     """
@@ -252,8 +254,8 @@ def write_output(
 def output_files(places: Sequence[Place], sizes: Sequence[int], name: str) -> Iterator[list[Path]]:
     """Files of these sizes to write by their paths, in any order; they get their names one by one when the block ends.
 
-    name: of the set, by which a later run finds what a killed one left. Each file appears whole or not at all; an error or
-    Ctrl-C leaves none, except within the renames at the very end.
+    name: of the set, by which a later run finds what a killed one left. Each file appears whole or not at all; an error
+    or Ctrl-C leaves none, except within the renames at the very end.
     """
     with contextlib.ExitStack() as stack:
         works: dict[str, Workplace] = {}
@@ -311,8 +313,9 @@ def check_distinct(places: Sequence[Place]) -> None:
 def output_folder(path: StrPath) -> Iterator[tuple[Path, list[str]]]:
     """A folder that is new or empty, for files that get their names in it when the block ends, in the order listed.
 
-    Yields (folder to write in, list to fill with the files' names). An existing folder is kept, so that it can be the root
-    of another disk. An error or Ctrl-C leaves it empty, or not there where it was not, except within the renames at the end.
+    Yields (folder to write in, list to fill with the files' names). An existing folder is kept, so that it can be the
+    root of another disk. An error or Ctrl-C leaves it empty, or not there where it was not, except within the renames
+    at the end.
     """
     given = check_name(path)
     folder = os.path.realpath(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from gguf_export.errors import ConvertError, reason
 from gguf_export.metadata import ARCH
 from gguf_export.outputs import Place, check_name, find_place, make_room, put
 from gguf_export.reader import GGUFFile, read_gguf, shard_paths
-from gguf_export.workplace import Workplace
+from gguf_export.workplace import Workplace, flush
 
 _COPY_BYTES = 8 << 20
 
@@ -55,8 +55,8 @@ def number_key(gguf: GGUFFile, key: str, default: float) -> float:
 def replaceable(target: Path, sources: Sequence[Path], force: bool, *, streams: bool = False) -> Place:
     """Where target goes. ConvertError where that would replace something that it must not.
 
-    A link, hard or symbolic, to a file to export is how an earlier export may have placed it: the link is replaced. Others
-    are followed.
+    A link, hard or symbolic, to a file to export is how an earlier export may have placed it: the link is replaced.
+    Others are followed.
     """
     entry = Place(str(target), os.path.realpath(target.parent), target.name, replaces_link=True)
     if entry.real in [os.path.realpath(source) for source in sources]:
@@ -160,6 +160,8 @@ def _copy_all(
     done = 0
     for source, work in zip(sources, works, strict=True):
         done = _copy(source, work, done, sum(sizes), progress)
+    for work in works:  # before the first has its name: flushing can take minutes
+        flush(work)
 
 
 def _link_all(sources: Sequence[Path], targets: Sequence[str]) -> str | None:

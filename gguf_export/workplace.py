@@ -1,8 +1,8 @@
-"""Folders for work that is under way, beside the files that it becomes: .NAME.TOKEN.part, or .NAME.partial where a later
-run may go on.
+"""Folders for work that is under way, beside the files that it becomes: .NAME.TOKEN.part, or .NAME.partial where a
+later run may go on.
 
-A workplace holds a lock while its writer lives, so that the next writer of the same name can tell what a killed one left
-from what is still being written, also by another container. Where a file system has no locks nothing is cleared.
+A workplace holds a lock while its writer lives, so that the next writer of the same name can tell what a killed one
+left from what is still being written, also by another container. Where a file system has no locks nothing is cleared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOCK = "lock"
 _MANIFEST = "manifest.json"
 _ENDING = ".part"
 _TOKEN_BYTES = 4
-_AROUND = len(".") + len(".") + 2 * _TOKEN_BYTES + len(_ENDING)  # what stands around the name; ".NAME.partial" is shorter
+_AROUND = len(".") + len(".") + 2 * _TOKEN_BYTES + len(_ENDING)  # around the name; ".NAME.partial" is shorter
 
 if sys.platform == "win32":
     import msvcrt
@@ -67,7 +67,7 @@ def _short(folder: str, name: str) -> str:
     if len(encoded) <= room:
         return name
     mark = "~" + hashlib.blake2b(encoded, digest_size=6).hexdigest()
-    return encoded[: room - len(mark)].decode("utf-8", "ignore") + mark  # no half characters: not every system has those
+    return encoded[: room - len(mark)].decode("utf-8", "ignore") + mark  # not every system takes half characters
 
 
 def _claim(path: str) -> int | None:
@@ -180,8 +180,8 @@ class Workplace:
 class ResumableWorkplace(Workplace):
     """A folder that is kept when the block ends by an error, or is killed, for a later run of the same work.
 
-    belongs_to: what the work is made from and how, as JSON holds it. What lies there of other work is removed. done: what
-    record() noted last, None at the beginning. ConvertError where another process is at it.
+    belongs_to: what the work is made from and how, as JSON holds it. What lies there of other work is removed. done:
+    what record() noted last, None at the beginning. ConvertError where another process is at it.
     """
 
     def __init__(self, folder: str, name: str, belongs_to: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ class ResumableWorkplace(Workplace):
 
 @contextlib.contextmanager
 def flushed(path: str) -> Iterator[None]:
-    """Everything written to a file, also by other threads, and what the block changes of it, is on the disk at the end."""
+    """Everything written to a file, also by other threads, and what the block changes of it, is on the disk after."""
     file = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)  # while its permissions let us
     try:
         yield

@@ -55,8 +55,8 @@ def _digest(folder: Path) -> str:
 
 
 def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
-    """The demo model's GGUF, converted when it is not there yet or not as it was made. Safe against other processes doing
-    the same.
+    """The demo model's GGUF, converted when it is not there yet or not as it was made. Safe against other processes
+    doing the same.
 
     progress(done, total) gets bytes; say gets lines about what was converted. Neither is called when nothing is.
     Raises Error or FileError with what to do.
@@ -107,13 +107,14 @@ def _is_whole(target: Path) -> bool:
 
 
 def _description(plan: ConversionPlan, is_damaged: bool) -> list[str]:
-    """What was converted, from where, and into which types; two lines. is_damaged: why it was, at its first use else."""
+    """What was converted, why, from where, and into which types; two lines."""
     source, config = plan.checkpoint, plan.checkpoint.config
     size = format_bytes(sum(tensor.nbytes for tensor in source.tensors.values()))
     steps = (f"{count} {old} → {new}" if old != new else f"{count} {old} kept"
              for (old, new), count in plan.conversions().most_common())
+    why = "damaged in the cache" if is_damaged else "first use"
     return [
-        f"Demo model, {'damaged in the cache' if is_damaged else 'first use'}: converted {source.path} ({config.n_layers} layers, {config.n_experts} experts, "
+        f"Demo model, {why}: converted {source.path} ({config.n_layers} layers, {config.n_experts} experts, "
         f"{len(source.tensors):,} tensors, {size})",
         f"  weights: {', '.join(steps)}",
     ]

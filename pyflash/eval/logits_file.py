@@ -158,9 +158,13 @@ class LogitsWriter:
 
 
 @contextmanager
-def written_file(path: StrPath, windows: Windows, n_vocab: int, inputs: Iterable[StrPath] = ()) -> Iterator[LogitsWriter]:
-    """A new file for the rows of all windows, which appears under its name when the block ends without an error. A pipe
-    or device gets them as they come. inputs: files that it must not replace."""
+def written_file(
+    path: StrPath, windows: Windows, n_vocab: int, inputs: Iterable[StrPath] = ()
+) -> Iterator[LogitsWriter]:
+    """A new file for the rows of all windows, which appears under its name when the block ends without an error.
+
+    A pipe or device gets them as they come. inputs: files that it must not replace.
+    """
     size = file_bytes(windows.n_ctx, n_vocab, windows.count)
     try:
         place = find_place(path, streams=True, inputs=inputs)

@@ -62,7 +62,8 @@ def test_every_way_to_say_it(root: Path, checkpoint: Path, tmp_path: Path, monke
     (root / "datasets--org--some").mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(snapshot)
-    for given in ("org/Name-V4", snapshot, snapshot.parent, snapshot.parent.parent, root, root.parent, tmp_path / "link"):
+    folders = (snapshot, snapshot.parent, snapshot.parent.parent, root, root.parent, tmp_path / "link")
+    for given in ("org/Name-V4", *folders):
         found = find_checkpoint(given)
         assert found.resolve() == snapshot and model_name(found) == "Name-V4", given
     assert find_checkpoint(snapshot.parent / OLD).name == OLD

@@ -264,5 +264,6 @@ def test_synthetic_checkpoints(tmp_path: Path, checkpoint: Path, name: str) -> N
 def test_a_synthetic_checkpoint_does_not_mix_with_another(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for dest in (tmp_path, tmp_path / "config.json"):
-        done = subprocess.run([sys.executable, "-m", "gguf_export.synthetic", str(dest)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "gguf_export.synthetic", str(dest)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and "not an empty folder" in done.stderr and names(tmp_path) == ["config.json"]

@@ -227,7 +227,8 @@ def test_own_streams(tmp_path: Path, name: str, into: str) -> None:
 
 
 @pytest.mark.parametrize("name, words", [
-    ("", "cannot be empty"), ("a\0b", "zero byte"), ("\ud800x", "no file can have"), ("no/such/folder", "there is no folder"),
+    ("", "cannot be empty"), ("a\0b", "zero byte"), ("\ud800x", "no file can have"),
+    ("no/such/folder", "there is no folder"),
     ("x" * 256, "too long"), (".", "is a folder"), ("..", "is a folder"), ("../", "is a folder")])  # fmt: skip
 def test_names_that_are_none(tmp_path: Path, name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -26,8 +26,8 @@ _MAX_ENTRY_CHARACTERS = 20_000
 class History:
     """What was typed, in a file that only its owner may read: an entry a line, the oldest dropped at the start.
 
-    A file that cannot be read or written costs the history, never the chat. A device or pipe in its place, such as a link
-    to /dev/null, means that none is kept.
+    A file that cannot be read or written costs the history, never the chat. A device or pipe in its place, such as a
+    link to /dev/null, means that none is kept.
     """
 
     def __init__(self, path: Path) -> None:
