@@ -30,7 +30,7 @@ def open_for_programs(path: Path, program: str) -> tuple[GGUFFile, list[Path]]:
     if gguf.keys.get("pyflash.profile") == "native":
         raise ConvertError(
             f"{path} is of the native profile, which {program} cannot read; "
-            "convert the checkpoint with --profile compat"
+            'convert the checkpoint with profile="compat"'
         )
     if f"{ARCH}.nextn_predict_layers" in gguf.keys:
         raise ConvertError(f"{path} is an MTP file, which is no model by itself; give the model's own file")
@@ -62,7 +62,7 @@ def replaceable(target: Path, sources: Sequence[Path], force: bool, *, streams: 
     if entry.real in [os.path.realpath(source) for source in sources]:
         raise ConvertError(f"{target} is the file to export itself; choose another place")
     if os.path.lexists(target) and not target.is_dir() and not force:
-        raise ConvertError(f"{target} exists already; --force replaces it")
+        raise ConvertError(f"{target} exists already; force=True replaces it")
     with contextlib.suppress(OSError):
         if any(os.path.samefile(target, source) for source in sources):
             return entry
