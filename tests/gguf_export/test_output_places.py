@@ -170,7 +170,7 @@ def test_a_copy_follows_a_link(tmp_path: Path, tiny_model: Path) -> None:
     place.parent.mkdir(parents=True)
     (tmp_path / "disk").mkdir()
     place.symlink_to(tmp_path / "disk" / "real.gguf")
-    with pytest.raises(ConvertError, match="--force"):
+    with pytest.raises(ConvertError, match="force=True"):
         export_lmstudio(tiny_model, tmp_path / "models", copy=True)
     for _ in range(2):
         assert export_lmstudio(tiny_model, tmp_path / "models", copy=True, force=True).files == [place]
@@ -193,7 +193,7 @@ def test_modelfile_through_a_pipe(tmp_path: Path, tiny_model: Path, what: str) -
     if what != "pipe":
         (tmp_path / "Modelfile").symlink_to("pipe")
     before = names(tmp_path)
-    with pytest.raises(ConvertError, match="--force"):
+    with pytest.raises(ConvertError, match="force=True"):
         export_ollama(tiny_model, tmp_path)
     found: list[str] = []
     reader = threading.Thread(target=lambda: found.append(pipe.read_text(encoding="utf-8")), daemon=True)
