@@ -10,6 +10,7 @@ from gguf_export.chat_template import chat_template
 from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
+from gguf_export.hub_cache import model_name
 from gguf_export.sampling import RECOMMENDABLE, recommended
 from gguf_export.standins import is_there
 from gguf_export.writer import Metadata, ValueType
@@ -32,7 +33,7 @@ SIDE_PREFIX = "pyflash.hf."
 def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None) -> None:
     metadata.text("general.architecture", ARCH)
     metadata.text("general.type", "model")
-    folder = checkpoint.path.resolve().name.encode("utf-8", "replace").decode()  # a path need not be UTF-8
+    folder = model_name(checkpoint.path).encode("utf-8", "replace").decode()  # a path need not be UTF-8
     metadata.text("general.name", name or folder or "DeepSeek-V4")
     metadata.text("general.version", checkpoint.release)
     if _is_mit(checkpoint.path / "LICENSE"):
