@@ -164,8 +164,8 @@ def run_jobs(
                 with run.lock:
                     run.running -= 1
         if all(worker.ident is None for worker in workers):
-            raise ConvertError("the system starts no more threads for this user or container: end other programs, or raise "
-                               "its limit (ulimit -u, pids.max)")
+            raise ConvertError("the system starts no more threads: end other programs, or raise the limit of processes "
+                               "(ulimit -u, pids.max) or of memory (ulimit -v)")
         while True:
             with run.lock:
                 if run.running:

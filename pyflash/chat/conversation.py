@@ -39,8 +39,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one answer. used, capacity: tokens in the context; can_grow: the model takes a larger one. Counts and
-    times as in Reply."""
+    """What became of one answer. used, capacity: tokens in the context; can_grow: the model takes a larger one. Counts
+    and times as in Reply."""
 
     message: dict[str, Any]
     interrupted: bool

@@ -24,11 +24,11 @@ from pyflash.cli.commands.eval import evaluate
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.info import info
 from pyflash.cli.commands.run import run
-from pyflash.cli.options import option
-from pyflash.cli.signals import EXIT_INTERRUPTED, end_on_interrupt, raise_on_interrupt
+from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
 from pyflash.cli.streams import leave_output, prepare_streams, say
 
 EXIT_FAILED = 1
+_VERBOSE = "PYFLASH_VERBOSE"  # the variable of that option
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -41,12 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        try:
-            raise_on_interrupt()
+        with raising_on_interrupt():
             result = cli.main(args=list(arguments), prog_name="pyflash", standalone_mode=False)
             sys.stdout.flush()
-        finally:
-            end_on_interrupt()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         shown = io.StringIO()
@@ -71,7 +68,8 @@ def _exit_code(arguments: Sequence[str]) -> int:
 
 
 def _is_verbose(arguments: Sequence[str]) -> bool:
-    return "--verbose" in arguments or os.environ.get("PYFLASH_VERBOSE", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    chosen = os.environ.get(_VERBOSE, "").lower()
+    return "--verbose" in arguments or chosen in ("1", "true", "yes", "on", "t", "y")  # as click reads it
 
 
 def _failed(message: str) -> int:
@@ -91,7 +89,8 @@ def _let_be_verbose(command: click.Command) -> None:
         for inner in command.commands.values():
             _let_be_verbose(inner)
     elif all(parameter.name != "verbose" for parameter in command.params):
-        option("--verbose", is_flag=True, expose_value=False, help="Show where an error that nobody foresaw comes from.")(command)
+        click.option("--verbose", is_flag=True, expose_value=False,
+                     help=f"Show where an error that nobody foresaw comes from; {_VERBOSE}=1 does, too.")(command)
 
 
 for _command in (bench, completion, convert, doctor, evaluate, export, info, run):

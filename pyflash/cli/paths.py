@@ -27,6 +27,10 @@ def expanded(path: str) -> str:
 def typed_path(text: str) -> str:
     """A path as typed, pasted or dropped into a terminal: plain, in quotes, with spaces after backslashes, or a file://
     address. What names a file as it stands is that file."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # Python was told to take file names for ASCII
+        text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     if os.path.lexists(expanded(text)):
         return expanded(text)
     if text.lower().startswith("file://"):

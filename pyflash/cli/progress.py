@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TextIO
 
@@ -36,10 +37,11 @@ class Progress:
             self._drawn = 0.0
 
     def say(self, line: str) -> None:
-        """A line above the bar, written on any stream."""
+        """A line above the bar, written on any stream. That nobody can read it ends nothing."""
         self._erase()
-        self._stream.write(f"{visible(line)}\n")
-        self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.write(f"{visible(line)}\n")
+            self._stream.flush()
 
     def update(self, done: int, total: int) -> None:
         """Called as often as the worker likes; both in bytes."""

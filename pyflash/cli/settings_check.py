@@ -68,5 +68,5 @@ def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
         hint = f", did you mean {_PREFIX}{near[0]}" if near else ""
         yield f"{name} has no effect: pyflash knows no such variable{hint}"
     model = ours.get("PYFLASH_MODEL")
-    if model and not os.path.isfile(model):
+    if model and not os.path.isfile(os.path.expanduser(model)):
         yield f"PYFLASH_MODEL names {model!r}, which is no file: change or unset it"

@@ -1,4 +1,4 @@
-"""How commands end when the system or Ctrl-C tells them to. Imports nothing that takes time: Ctrl-C may come then, too."""
+"""How commands end when the system or Ctrl-C tells them to. Imports nothing that takes time, in which Ctrl-C may come."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+EXIT_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -27,9 +29,6 @@ def leaving_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-EXIT_INTERRUPTED = 130
-
-
 def end_on_interrupt() -> None:
     """From now on Ctrl-C ends the program at once and without a word: nothing is open yet, or nothing any more.
 
@@ -38,9 +37,16 @@ def end_on_interrupt() -> None:
     _replace_handler(signal.default_int_handler, _end)
 
 
-def raise_on_interrupt() -> None:
-    """From now on Ctrl-C is KeyboardInterrupt."""
-    _replace_handler(_end, signal.default_int_handler)
+@contextlib.contextmanager
+def raising_on_interrupt() -> Iterator[None]:
+    """Ctrl-C is KeyboardInterrupt meanwhile, and ends the program at once again after that, if it did before."""
+    ended = signal.getsignal(signal.SIGINT) is _end
+    try:
+        _replace_handler(_end, signal.default_int_handler)
+        yield
+    finally:
+        if ended:
+            end_on_interrupt()
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

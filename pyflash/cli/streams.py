@@ -79,8 +79,8 @@ def prepare_streams() -> None:
 
 
 def _waiting(stream: Any, name: str) -> Any:
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
+    if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+        return stream  # somebody else's
     try:
         descriptor = stream.fileno()
     except OSError:
@@ -110,12 +110,14 @@ def _open_closed_streams() -> None:
 
 
 def leave_output() -> None:
-    """Drops what stdout cannot take, after that has been told: Python would complain once more when it flushes at exit."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drops what the streams cannot take, after that has been told: Python would complain once more when it flushes at
+    exit, and end with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # -- out --

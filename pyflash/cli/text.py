@@ -60,9 +60,10 @@ def _check_foreign(data: bytes, text: str, source: str, tell: Tell) -> None:
 
 
 def recoded(text: str, source: str, tell: Tell) -> str:
-    """Text of an argument or a variable: Python keeps bytes that are not of its encoding as surrogates."""
-    return text if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text) else decode_text(
-        os.fsencode(text), source, tell)
+    """Text of an argument, a variable or a terminal: Python keeps bytes that are not of its encoding as surrogates."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    return decode_text(text.encode("utf-8", "surrogateescape"), source, tell)
 
 
 def read_text(path: str, tell: Tell) -> str:

@@ -11,8 +11,8 @@ from pyflash.native.errors import MemoryLimitError
 
 T = TypeVar("T")
 
-NO_MORE_THREADS = ("the system starts no more threads for this user or container: end other programs, or raise its limit "
-                   "(ulimit -u, pids.max)")  # fmt: skip
+NO_MORE_THREADS = ("the system starts no more threads: end other programs, or raise the limit of processes (ulimit -u, "
+                   "pids.max) or of memory (ulimit -v)")  # fmt: skip
 _POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
 
 

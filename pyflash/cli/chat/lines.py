@@ -175,7 +175,7 @@ class LineReader:
         if len(data) > MAX_TEXT_BYTES:
             raise FileError(f"{source} has more than {MAX_TEXT_BYTES >> 20} MiB, which no context holds")
         if self._n_lines == 1 and (encoding := wide_encoding(data)):
-            raise FileError(f"stdin is {encoding}, of which no lines can be read: convert it to UTF-8, or give it by -f -")
+            raise FileError(f"stdin is {encoding}, of which no lines can be read: convert it to UTF-8, or use -f -")
         return decode_text(data, source, self._tell).removesuffix("\n")
 
 
@@ -184,7 +184,8 @@ _UTF8_LOCALES = ("C.UTF-8", "C.utf8", "en_US.UTF-8", "UTF-8")
 
 def _write_utf8() -> None:
     """Gives readline, which goes by the C library's locale, UTF-8 where that locale only knows ASCII: LC_ALL=C, or one
-    that is not installed. Python itself takes such terminals for UTF-8."""
+    that is not installed. Python itself takes such terminals for UTF-8. Before readline is imported, which sets the
+    locale of the environment whenever it reads a line."""
     import locale
 
     if sys.platform == "win32" or codecs.lookup(locale.nl_langinfo(locale.CODESET)).name != "ascii":
@@ -192,18 +193,19 @@ def _write_utf8() -> None:
     for name in _UTF8_LOCALES:
         with contextlib.suppress(locale.Error):
             locale.setlocale(locale.LC_CTYPE, name)
+            os.environ["LC_ALL"] = name
             return
 
 
 def _readline(complete: Callable[[str], list[str]]) -> ModuleType | None:
     """The module, set up; None where there is none: Windows' console edits lines by itself."""
+    _write_utf8()
     try:
         import readline
     except ImportError:
         return None
     if sys.platform == "win32":  # a stand-in: it can complete, but has not all that follows
         return None
-    _write_utf8()
     readline.set_auto_history(False)
     readline.set_completer_delims(" \t\n")
     readline.set_completer(_completer(readline, complete))

@@ -47,8 +47,8 @@ class SessionFile:
 
 
 class Chat:
-    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal. wants_json: an answer that is
-    none has failed."""
+    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal. wants_json: an answer that
+    is none has failed."""
 
     def __init__(self, conversation: Conversation[Settings], view: TextView | JsonView, session_file: SessionFile | None,
                  verbose: bool, wants_json: bool = False) -> None:

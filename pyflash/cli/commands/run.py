@@ -72,8 +72,9 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
     it is given, and --tools.
 
-    Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
-    each line of it is a turn of a chat, which ends at the first that fails.
+    Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. It is waited for,
+    however late it comes; with < /dev/null there is none. Without a prompt each line of it is a turn of a chat, which
+    ends at the first that fails. Texts are UTF-8, or UTF-16 with its mark.
 
     In a chat /help lists the commands. Nothing of it is dropped when the context is full: the chat says so, /undo and
     /clear make room, and a larger --ctx holds more.

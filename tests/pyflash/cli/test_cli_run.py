@@ -231,7 +231,8 @@ def test_json_that_is_cut_has_failed(tmp_path: Path, tiny_model: Path) -> None:
     cut = run(tiny_model, "Anything", "--json-schema", schema, "--json", "-n", 2)
     last = json.loads(cut.stdout.splitlines()[-1])
     assert last["message"]["content"].lstrip().startswith("{") and last["finish"] == "length"
-    assert isinstance(cut.exception, pyflash.FormatError) and "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
+    assert isinstance(cut.exception, pyflash.FormatError)
+    assert "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
     stopped = run(tiny_model, "Anything", "--json-object", "--stop", "{")
     assert isinstance(stopped.exception, pyflash.FormatError) and "stop string" in str(stopped.exception)
     chat = run(tiny_model, "--json-schema", schema, "-n", 2, stdin="One\nTwo\n")
@@ -322,4 +323,50 @@ def test_a_model_larger_than_memory(tiny_model: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own - 1, own - 1, None))
     refused = run(tiny_model, "Hello", "-n", 3, "-c", 512)
     assert isinstance(refused.exception, pyflash.MemoryLimitError) and "--ctx" in str(refused.exception)
+    assert "--cache-type" not in str(refused.exception)  # the reference cache is in use already
+    larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
+    assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type" not in str(larger.exception)
+    monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own + 1000, own + 1000, None))
+    larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
+    assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type reference" in str(larger.exception)
+
+
+def test_limits_of_threads(tiny_model: Path) -> None:
+    """The same in help, library and native library."""
+    assert run(tiny_model, "Hello", "-t", 1025).exit_code == 2
+    for threads in (1025, 0):
+        with pytest.raises(pyflash.ArgumentError, match=r"1024|at least 1"):
+            pyflash.Model.open(tiny_model, threads=threads)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800.gguf", "a" * 5000])
+def test_paths_that_cannot_be(path: str) -> None:
+    with pytest.raises(pyflash.Error) as raised:
+        pyflash.Model.open(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["/read a\0b", "/save a\0b", "/load a\0b", "/read ~nosuchuser/x", "/set temp 1e400",
+                                  "/set seed " + 5000 * "9", "/set top_k nan"])  # fmt: skip
+def test_chat_commands_fail_as_errors(tiny_model: Path, line: str) -> None:
+    done = run(tiny_model, "-n", 3, stdin=f"{line}\n")
+    assert isinstance(done.exception, pyflash.Error), done.exception
+
+
+def test_sizes_and_numbers_without_an_end(tiny_model: Path) -> None:
+    assert run(tiny_model, "Hello", "--expert-budget", 5000 * "9" + "G").exit_code == 2
+    done = run(tiny_model, "Hello", "--json-schema", '{"type": "object", "x": ' + 5000 * "9" + "}")
+    assert isinstance(done.exception, pyflash.Error)
+
+
+def test_a_home_in_an_option_and_a_variable(tiny_model: Path, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("HOME is not the home there")
+    (tmp_path / "m.gguf").symlink_to(tiny_model)
+    (tmp_path / "notes.txt").write_text("Some notes.")
+    for arguments in (("--model=~/m.gguf", "Hello"), ("~/m.gguf", "Hello"), ("Hello",),
+                      ("--model=~/m.gguf", "-f", "~/notes.txt", "--session=~/s.session")):  # fmt: skip
+        done = start(*arguments, "-n", 3, cwd=tmp_path, HOME=str(tmp_path), PYFLASH_MODEL="~/m.gguf")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.session").is_file()
 
