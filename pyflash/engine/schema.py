@@ -100,6 +100,7 @@ class Validator:
             ) from error
         if not isinstance(schema.get("$schema", ""), str):
             raise ArgumentError('"$schema" of a schema must be a string')
+        _check_patterns(schema)
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         registry = published.REGISTRY  # the meta-schemas; without a way to get anything else
         try:
@@ -110,7 +111,6 @@ class Validator:
             raise ArgumentError(
                 f"the schema is wrong at {where}: {one_line(getattr(error, 'message', error))[:200]}"
             ) from None
-        _check_patterns(schema)
         self._validator = kind(schema, registry=registry, format_checker=kind.FORMAT_CHECKER)
 
     def __call__(self, text: str) -> None:
