@@ -16,6 +16,7 @@ from pyflash.machine.places import cache_dir, homeless
 from pyflash.machine.processor import Processor, processor
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import Error
+from pyflash.native.block_types import BLOCK_TYPES
 from pyflash.native.library import __version__, installed_file
 
 _PACKAGES = ("numpy", "cffi", "click")
@@ -157,6 +158,7 @@ def describe(found: Diagnosis) -> str:
         *((name, value) for name, value in found.limits.items()),
         *((f"device {name}", state) for name, state in found.devices.items()),
         *((f"kernels {each.name}", _kernel_state(each, found.kernel_set)) for each in found.kernels),
+        ("weight types", " ".join(kind.name for kind in BLOCK_TYPES.values() if kind.is_weight)),
         *((f"extra {name}", _extra(name, version)) for name, version in found.extras.items()),
         ("cache folder", found.cache_folder),
         ("demo source", found.demo_checkpoint or "absent"),

@@ -159,9 +159,11 @@ double gate_distance(const float *a, const float *b, int64_t n, double bound) {
 #define OF_TYPE(name, number, values, bytes, uses) PF_##name,
 const pf_dtype gate_types[PF_W_COUNT] = {PF_WEIGHT_TYPES(OF_TYPE)};
 
-bool gate_fits(pf_dtype type, int64_t cols) {
-    uint64_t bytes;
-    return pf_dtype_row_bytes(type, (uint64_t)cols, &bytes);
+bool gate_fits(pf_dtype type, int64_t cols) { return gate_whole(type, cols) == cols; }
+
+int64_t gate_whole(pf_dtype type, int64_t cols) {
+    const int64_t block = pf_dtype_lookup((uint32_t)type)->block_size;
+    return (cols + block - 1) / block * block;
 }
 
 /* Makes random bytes into moderate numbers: exponents are pulled near one. */

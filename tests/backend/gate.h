@@ -86,6 +86,8 @@ typedef struct weight {
 extern const pf_dtype gate_types[PF_W_COUNT];
 /* Whether rows of so many columns are whole blocks. */
 bool gate_fits(pf_dtype type, int64_t cols);
+/* So many columns, or the next whole blocks. */
+int64_t gate_whole(pf_dtype type, int64_t cols);
 /* Random finite weights of moderate size; extreme: any bytes at all, so NaNs, infinities and denormals too. */
 test_weight gate_weight(pf_dtype type, int64_t rows, int64_t cols, int64_t count, bool scale_f32, bool extreme,
                    place where);
