@@ -12,6 +12,7 @@ from gguf_export.errors import ConvertError, reason, several
 from gguf_export.standins import HEAD_BYTES, standin_reason
 
 MOST_CONFIG_BYTES = 16 << 20
+MOST_EXPERTS = 4096
 RATIOS = (0, 4, 128)
 
 
@@ -217,7 +218,7 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
         index_heads=fields.integer("index_n_heads", high=4096),
         index_dim=fields.integer("index_head_dim", high=1 << 16),
         index_topk=fields.integer("index_topk"),
-        n_experts=fields.integer("n_routed_experts", high=4096),
+        n_experts=fields.integer("n_routed_experts", high=MOST_EXPERTS),
         n_active=fields.integer("num_experts_per_tok", high=4096),
         expert_dim=fields.integer("moe_intermediate_size", high=1 << 20),
         n_hash_layers=min(fields.integer("num_hash_layers", low=0), n_layers),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gguf_export.config import MOST_EXPERTS
 from gguf_export.errors import ConvertError, several
 from gguf_export.safetensors_file import TensorRef
 
@@ -100,7 +101,7 @@ def published_tensors(tensors: Mapping[str, TensorRef], is_tied: bool) -> dict[s
             continue
         new = published_name(name)
         stacked = _STACKED.fullmatch(new)
-        if stacked is not None and len(ref.shape) == 3 and 0 not in ref.shape:
+        if stacked is not None and len(ref.shape) == 3 and 0 not in ref.shape and ref.shape[0] <= MOST_EXPERTS:
             entries = _unstacked(stacked[1], stacked[2], ref)
         else:
             entries = [(new, ref)]

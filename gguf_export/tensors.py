@@ -138,8 +138,9 @@ class _Rows:
             return ids.astype(np.int32)
         if source.form is Form.FP4 and kind is GGMLType.MXFP4:
             return self._mxfp4(io, source)
-        values = self._floats(io)
-        return _encode_floats(io, values, kind)
+        data = _encode_floats(io, self._floats(io), kind)
+        self.watch.look_encoded(source.data.name, kind, data)
+        return data
 
     def _mxfp4(self, io: Io, source: Source) -> NDArray[np.uint8]:
         n_values = self.n_rows * source.cols

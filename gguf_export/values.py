@@ -16,7 +16,8 @@ from gguf_export.engine import Io, ProgressFn, run_jobs
 from gguf_export.errors import MOST_NAMED, ConvertError, several
 from gguf_export.inventory import Weight
 from gguf_export.safetensors_file import TensorRef
-from quantize.plan import Form
+from quantize.codecs import Q8_0_BYTES
+from quantize.plan import Form, GGMLType
 
 E8M0_NAN = 255
 # Every e4m3 value times 2^(e - 127) is a BF16 number for these e.
@@ -160,11 +161,23 @@ class ValueWatch:
             return
         with self._lock:
             is_infinity = largest == limit and not is_finite
-            self._problems.setdefault(name, "infinity" if is_infinity else "NaN")
-            if not is_infinity:
-                self._problems[name] = "NaN"
+            if not is_infinity or name not in self._problems:
+                self._problems[name] = "infinity" if is_infinity else "NaN"
             if len(self._problems) >= MOST_NAMED:
                 raise self._error(["perhaps others: the rest was not read"])
+
+    def look_encoded(self, name: str, kind: GGMLType, data: NDArray[Any]) -> None:
+        """data: what numbers of the tensor have become. Those that its type cannot hold are told like damage."""
+        if kind is GGMLType.BF16:
+            words, limit = data.view("<u2"), 0x7F80
+        elif kind is GGMLType.Q8_0:  # a float16 scale begins every block
+            words, limit = np.ascontiguousarray(data.reshape(-1, Q8_0_BYTES)[:, :2]).view("<u2"), 0x7C00
+        else:
+            return
+        if int((words & 0x7FFF).max(initial=0)) >= limit:
+            with self._lock:
+                self._problems.setdefault(name, f"numbers too large for {kind.name}")
+            raise Unusable
 
     def _error(self, more: Sequence[str] = ()) -> ConvertError:
         named = [f"{name} holds {what}" for name, what in sorted(self._problems.items())]

@@ -79,7 +79,7 @@ def target_type(
     compat follows llama.cpp's table: norms float32, BF16 matrices BF16 (float32 with dense="f32"), FP8 as `dense`
     says, FP4 experts MXFP4. ggml has no FP8, so FP8 experts with experts="keep" are treated like dense FP8.
     native keeps FP8 bytes in I8 tensors and is otherwise the same with the defaults. form: of published checkpoints;
-    is_plain: this one stores floats there, for which "keep" means Q8_0.
+    is_plain: this one has floats instead, which are treated like FP8; experts="keep" makes them Q8_0.
     """
     if form is Form.F32:
         return GGMLType.F32
@@ -93,6 +93,6 @@ def target_type(
         return GGMLType.MXFP4 if form is Form.FP4 else GGMLType.I8
     if is_expert and experts != "keep":
         return _NAMED[experts]
-    if is_plain:
-        return GGMLType.Q8_0 if is_expert else _NAMED[dense]
-    return GGMLType.MXFP4 if form is Form.FP4 else _NAMED[dense]
+    if is_plain and is_expert:
+        return GGMLType.Q8_0
+    return GGMLType.MXFP4 if form is Form.FP4 and not is_plain else _NAMED[dense]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -157,7 +158,7 @@ def test_digests_do_not_depend_on_pieces() -> None:
     whole.add(0, data.data)
     rng = np.random.default_rng(2)
     cuts = [0, *sorted(int(cut) for cut in rng.integers(1, data.size, 40)), data.size]
-    pieces = [(begin, end) for begin, end in zip(cuts, cuts[1:], strict=False) if end > begin]
+    pieces = [(begin, end) for begin, end in itertools.pairwise(cuts) if end > begin]
     rng.shuffle(pieces)
     scattered = TensorDigest(data.size)
     for begin, end in pieces:

@@ -252,6 +252,23 @@ def test_nan_in_stacked_experts_is_named(tmp_path: Path, published: Path) -> Non
         convert(folder, tmp_path / "m.gguf", ConvertOptions())
 
 
+@pytest.mark.parametrize("value, options, kind", [(1e9, {}, "Q8_0"), (3.4e38, LOSSLESS, "BF16")], ids=["q8_0", "bf16"])
+def test_numbers_too_large_for_the_type(
+    tmp_path: Path, published: Path, value: float, options: Any, kind: str
+) -> None:
+    """They would become infinity, and the model's logits NaN."""
+    tensors = plain(payloads(published), "F32")
+    name = "layers.1.attn.wq_a.weight"
+    dtype, shape, data = tensors[name]
+    values = np.frombuffer(data, np.float32).copy()
+    values[7] = value
+    tensors[name] = (dtype, shape, values.tobytes())
+    folder = write(tmp_path / "tuned", tensors, as_saved(small_config()), published)
+    with pytest.raises(ConvertError, match=f"{name} holds numbers too large for {kind}"):
+        convert(folder, tmp_path / "m.gguf", options or ConvertOptions())
+    convert(folder, tmp_path / "m.gguf", ConvertOptions(dense="f32", experts="f32"))
+
+
 def edit_config(**changes: Any) -> Callable[[Tensors, dict[str, Any]], None]:
     return lambda _tensors, config: config.update(changes)
 

@@ -6,7 +6,6 @@ routers and of the indexer may fall the other way, so single tokens may be off, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from gguf_export.reader import read_gguf
 
 pytest.importorskip("torch", reason="torch is needed to save a fine-tune")
 pytest.importorskip("transformers", reason="transformers is needed to save a fine-tune")
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the oracle's package
 
 import torch  # noqa: E402
 from oracle import transformers_model  # noqa: E402
