@@ -131,8 +131,8 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     start = cursor.position + -cursor.position % alignment
     tensors: dict[str, TensorRef] = {}
     position = 0
-    ends = [offset for *_, offset in entries[1:]] + [cursor.size - start]
-    for (name, number, ne, offset), end in zip(entries, ends, strict=True):
+    for index, (name, number, ne, offset) in enumerate(entries):
+        end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         known = number in BLOCK_SHAPE
         if not known and not any_type:
             raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
