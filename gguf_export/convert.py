@@ -300,9 +300,10 @@ def convert(
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known;
-    ready() the checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk, except that
-    several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
+    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known; ready() the
+    checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk,
+    except that several files get their names one after the other at the very end. A killed process leaves
+    .NAME.PID.part files.
     """
     started = time.monotonic()
     options.check()
