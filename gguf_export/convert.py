@@ -49,7 +49,7 @@ class ConvertOptions:
             if getattr(self, name) not in allowed:
                 raise ConvertError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         if self.profile == "native" and (self.dense != "q8_0" or self.experts != "keep"):
-            raise ConvertError("the native profile keeps every weight as it is; leave out --dense and --experts")
+            raise ConvertError("the native profile keeps every weight as it is; leave out dense and experts")
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
 
@@ -118,18 +118,18 @@ def _require_compat(checkpoint: Checkpoint, options: ConvertOptions) -> None:
     if checkpoint.config.hc_mult != 4:
         raise ConvertError(
             f"llama.cpp runs only models with 4 residual streams, hc_mult is {checkpoint.config.hc_mult}; "
-            "use --profile native"
+            'use profile="native"'
         )
     width = checkpoint.config.index_dim
     if any(ratio == 4 for ratio in checkpoint.config.compress_ratios) and (width < 64 or width & (width - 1)):
         raise ConvertError(
             f"llama.cpp needs indexer rows of 64, 128 or a higher power of two, index_head_dim is {width}; "
-            "use --profile native"
+            'use profile="native"'
         )
     if options.mtp and checkpoint.drafts == "dspark":
         raise ConvertError(
             "this checkpoint drafts with DSpark, for which the compat profile has no layout; "
-            "use --profile native, or leave out --mtp"
+            'use profile="native", or leave out mtp=True'
         )
 
 
@@ -230,10 +230,10 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     elif not checkpoint.is_as_published:
         raise ConvertError(
             "the native profile keeps published checkpoints byte for byte, and this one has other names or types; "
-            "use --profile compat, where --dense bf16 --experts bf16 keeps BF16 weights as they are"
+            'use profile="compat", where dense="bf16" and experts="bf16" keep BF16 weights as they are'
         )
     if options.mtp and checkpoint.drafts == "none":
-        raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out --mtp")
+        raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out mtp=True")
     check_tensors(checkpoint, with_drafts=options.mtp)
     planner = _Planner(checkpoint, options)
     weights = checkpoint.main_weights()
@@ -276,7 +276,7 @@ def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
     if rounded:
         name = plan.checkpoint.tensors[rounded[0].data_name].name
         more = f" and {len(rounded) - 1} more matrices" if len(rounded) > 1 else ""
-        plan.notes.append(f"{name}{more} are rounded to BF16; --dense f32 keeps every digit")
+        plan.notes.append(f'{name}{more} are rounded to BF16; dense="f32" keeps every digit')
 
 
 def _plan_native(plan: ConversionPlan) -> None:

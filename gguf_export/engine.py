@@ -158,7 +158,14 @@ def run_jobs(
     workers = [threading.Thread(target=run.work, name=f"convert-{i}", daemon=True) for i in range(threads)]
     try:
         for worker in workers:
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError:  # the system starts no more: the others do its work
+                with run.lock:
+                    run.running -= 1
+        if all(worker.ident is None for worker in workers):
+            raise ConvertError("the system starts no more threads: end other programs, or raise the limit of processes "
+                               "(ulimit -u, pids.max) or of memory (ulimit -v)")
         while True:
             with run.lock:
                 if run.running:

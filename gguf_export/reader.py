@@ -14,7 +14,8 @@ from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.standins import HEAD_BYTES, standin_reason
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
-from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
+from pyflash.native.block_types import BLOCK_TYPES
+from quantize.plan import GGMLType, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
@@ -96,6 +97,12 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
     return name, cursor.unpack("<I"), ne, cursor.unpack("<Q")
 
 
+def _type_problem(number: int) -> str:
+    if number in BLOCK_TYPES:
+        return f"{BLOCK_TYPES[number].name}, which ggml has removed: take a newer file"
+    return f"{number}, which is unknown here: update pyflash, or take another file"
+
+
 def _read_one(path: Path, any_type: bool) -> GGUFFile:
     try:
         kind = path.stat().st_mode
@@ -133,16 +140,15 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     position = 0
     for index, (name, number, ne, offset) in enumerate(entries):
         end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
-        known = number in BLOCK_SHAPE
-        if not known and not any_type:
-            raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
-        block = BLOCK_SHAPE[GGMLType(number)][0] if known else 1
-        if ne[0] % block or name in tensors or offset < position:
+        block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
+        if not block and not any_type:
+            raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
+        if ne[0] % (block or 1) or name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
-        nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if known else max(0, end - offset)
+        nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
-        dtype = GGMLType(number).name if known else f"type {number}"
+        dtype = BLOCK_TYPES[number].name if number in BLOCK_TYPES else f"type {number}"
         tensors[name] = TensorRef(name, dtype, ne, cursor.path, start + offset, nbytes)
         position = offset + nbytes
     return GGUFFile(keys, tensors)

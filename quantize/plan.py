@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from typing import Any
 
-from quantize.codecs import MXFP4_BYTES, Q8_0_BYTES
+from pyflash.native.block_types import BLOCK_TYPES
 
 
 class GGMLType(IntEnum):
-    """ggml's type ids as they stand in GGUF files."""
+    """ggml's types as they stand in GGUF files. The converter's own have names here; all others of the library's table
+    come by number: GGMLType(12).name is "Q4_K"."""
 
     F32 = 0
     F16 = 1
@@ -19,22 +21,26 @@ class GGMLType(IntEnum):
     BF16 = 30
     MXFP4 = 39
 
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        known = BLOCK_TYPES.get(value) if isinstance(value, int) else None
+        if known is None:
+            return None
+        member = int.__new__(cls, known.number)
+        member._name_, member._value_ = known.name, known.number
+        cls._value2member_map_[known.number] = member
+        return member
 
-BLOCK_SHAPE: dict[GGMLType, tuple[int, int]] = {  # values a block, bytes a block
-    GGMLType.F32: (1, 4),
-    GGMLType.F16: (1, 2),
-    GGMLType.Q8_0: (32, Q8_0_BYTES),
-    GGMLType.I8: (1, 1),
-    GGMLType.I32: (1, 4),
-    GGMLType.I64: (1, 8),
-    GGMLType.BF16: (1, 2),
-    GGMLType.MXFP4: (32, MXFP4_BYTES),
-}
+
+def block_shape(kind: GGMLType) -> tuple[int, int]:
+    """Values and bytes of a block; (0, 0) for a type that ggml has removed."""
+    known = BLOCK_TYPES[kind]
+    return known.values, known.bytes
 
 
 def row_bytes(kind: GGMLType, values: int) -> int:
     """Bytes of a row of `values` elements. Raises ValueError when that is no whole number of blocks."""
-    block, size = BLOCK_SHAPE[kind]
+    block, size = block_shape(kind)
     if values % block:
         raise ValueError(f"a row of {values} values is no multiple of {kind.name}'s block of {block}")
     return values // block * size

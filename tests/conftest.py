@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import installed_tree
 import pytest
 
 # Before numpy and torch are imported: tests run side by side, and threads that spin while they wait for one another take
@@ -17,12 +18,24 @@ for library in ("OPENBLAS", "MKL", "OMP"):
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# `python -m pytest` puts the source tree first, where the built library is not: the installed package is meant.
+# `python -m pytest` puts the source tree first: the installed package is meant.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
-# A shell starts its background jobs so that they, and what they start, ignore Ctrl-C: many tests press it.
+# A shell starts its background jobs, and nohup what it starts, so that they and their children ignore signals which many
+# tests send. Children start with the default for a signal that has a handler here; these change nothing else.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGHUP", "SIGQUIT", "SIGTERM"):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), lambda *_: None)
+
+pytest_plugins = ["named_sets"]
+
+
+def pytest_configure() -> None:
+    told = None if os.environ.get(installed_tree.ALLOW) else installed_tree.difference()
+    if told is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        raise pytest.UsageError(told)
 
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
@@ -42,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Another working directory: in the source tree `python -m pyflash` would run that, without its library."""
+    """Another working directory: in the source tree `python -m pyflash` would run its Python files, not the installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         yield
@@ -50,7 +63,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of the shared specification and test vectors; tests that need it skip where it is absent."""
+    """Folder of the shared test vectors; tests that need it skip where it is absent."""
     folder = Path(os.environ.get("PYFLASH_SHARED") or ROOT.parent / "shared")
     if not (folder / "vectors").is_dir():
         pytest.skip(f"no test vectors at {folder} (set PYFLASH_SHARED)")

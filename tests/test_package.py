@@ -7,10 +7,12 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def distribution() -> importlib.metadata.Distribution:
-    found = importlib.metadata.distribution("pyflash")
+    found = importlib.metadata.distribution("pyflash-llm")
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     if origin.get("dir_info", {}).get("editable"):
         pytest.skip("an editable install has no files of its own, and may be older than pyproject.toml")
@@ -22,12 +24,12 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     files -= {path for path in files if path.startswith("../") or "/__pycache__/" in path or ".dist-info/" in path}
     assert {path.split("/")[0] for path in files} == {"pyflash", "quantize", "gguf_export"}
     assert {"pyflash/py.typed", "pyflash/include/pyflash.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
-            "pyflash/native/_pyflash_cffi.py", "pyflash/demo/__init__.py"} <= files  # fmt: skip
+            "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json", "pyflash/demo/__init__.py"} <= files  # fmt: skip
     demo = {path.removeprefix("pyflash/demo/model/") for path in files if path.startswith("pyflash/demo/model/")}
     assert demo >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md"}
     assert any(path.endswith(".safetensors") for path in demo)
     files -= {f"pyflash/demo/model/{path}" for path in demo}
-    rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", "/pyflash.h"))}
+    rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", "/pyflash.h", "/build.json"))}
     assert len(rest) == 1 and "libpyflash" in rest.pop()
     assert not any("test" in path for path in files)
 
@@ -36,4 +38,4 @@ def test_metadata(distribution: importlib.metadata.Distribution) -> None:
     metadata = distribution.metadata
     needed = [line.split(";")[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {line.split(">")[0].strip() for line in needed} == {"numpy", "cffi", "click"}
-    assert {"test", "grammar"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"test", "oracle", "grammar"} <= set(metadata.get_all("Provides-Extra", []))

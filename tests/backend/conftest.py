@@ -1,33 +1,34 @@
-"""The C builds of this folder, made once a run, whatever the number of its processes."""
+"""The C builds of this folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import native_build
 import pytest
 
-from . import c_build, cuda_build
+from . import cuda_build
 
 
 class Builds:
     """mode -> (gate program, glue library), built when first asked for."""
 
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
-        self.factory = factory
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Path, Path]] = {}
 
     def get(self, mode: str) -> tuple[Path, Path]:
-        c_build.compiler()
-        program, library = c_build.made_once(self.factory, mode, lambda folder: c_build.build(folder, mode))
-        return program, library
+        if mode not in self._made:
+            folder = native_build.build(mode, *(["gate"] if mode == "arm64" else ["gate", "glue"]))
+            self._made[mode] = folder / "gate", folder / "glue.so"
+        return self._made[mode]
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds(tmp_path_factory)
+def builds() -> Builds:
+    return Builds()
 
 
 @pytest.fixture(scope="session")
-def cuda_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def cuda_objects() -> list[Path]:
     """The CUDA plugin's objects over the emulation."""
-    cuda_build.cxx()
-    return c_build.made_once(tmp_path_factory, "cuda", cuda_build.emulated_objects)
+    return cuda_build.emulated()

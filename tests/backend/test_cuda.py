@@ -17,17 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import native_build
 import pytest
 
-from . import c_build, cuda_build
-from .conftest import Builds
+from . import cuda_build
+
+pytestmark = pytest.mark.device
 
 ARCHITECTURE = "80"  # the oldest: what it lacks, a kernel must not use
 
 
 @pytest.fixture(scope="module")
-def gate(builds: Builds, cuda_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_build.gate(tmp_path_factory.mktemp("gate_cuda"), cuda_objects, builds.get("native")[0].parent)
+def gate() -> Path:
+    cuda_build.require()
+    return native_build.build("native", "gate_emulated") / "gate_emulated"
 
 
 @pytest.mark.parametrize("options", [[], ["--copies", "--quick"]], ids=["in place", "copied"])
@@ -40,18 +43,18 @@ def test_operations_emulated(gate: Path, options: list[str]) -> None:
 
 def doctor(place: Path, objects: list[Path]) -> subprocess.CompletedProcess[str]:
     """The self-test, with a plugin of these objects."""
-    from pyflash.native import library
+    from pyflash.native.library import _library_path
 
     cuda_build.plugin(place, objects)
-    library = place / library._library_path().name
-    shutil.copy(library._library_path(), library)
+    library = place / _library_path().name
+    shutil.copy(_library_path(), library)
     environment = {**os.environ, "PYFLASH_LIBRARY": str(library)}
     return subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True)
 
 
 def test_races(tmp_path: Path) -> None:
     """Threads that touch the same byte, one of them to write, wait for each other, and else cuda_watch.cpp tells."""
-    objects = cuda_build.watched_objects(tmp_path)
+    objects = cuda_build.watched()
     told = doctor(tmp_path, objects)
     assert told.returncode == 0 and "self-test passed" in told.stdout and told.stderr == "", told.stdout + told.stderr
 
@@ -61,8 +64,7 @@ def test_races(tmp_path: Path) -> None:
         source = (cuda_build.CUDA / file).read_text()
         assert source.count(barrier) == 1
         (tmp_path / file).write_text(source.replace(barrier, barrier.split("\n")[-1] if "\n" in barrier else ""))
-        wrong = cuda_build.compile_watched(tmp_path / file, tmp_path / f"wrong_{file}.o")
-        told = doctor(tmp_path, [path for path in objects if path.name != f"{file}.o"] + [wrong])
+        told = doctor(tmp_path, cuda_build.instead(objects, "cuda_watched", file, tmp_path / file))
         assert told.returncode == 1 and said in told.stderr, told.stdout + told.stderr
 
 
@@ -70,21 +72,21 @@ def test_package(tmp_path: Path) -> None:
     """packaging/cuda: nvcc compiles everything, warnings being errors, and the wheel's plugin loads without a driver."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc, so that nothing says whether the kernels compile for a GPU")
-    from pyflash.native import library
+    from pyflash.native.library import _library_path
 
     settings = [f"CMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real", "CMAKE_CUDA_FLAGS=-Werror all-warnings"]
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, c_build.CSRC.parent / "packaging/cuda"]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, cuda_build.CSRC.parent / "packaging/cuda"]
     for setting in settings:
         command += ["-C", f"cmake.define.{setting}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    (wheel,) = tmp_path.glob("pyflash_cuda-*.whl")
+    (wheel,) = tmp_path.glob("pyflash_llm_cuda-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path)
-    library = Path("pyflash/lib") / library._library_path().name
+    library = Path("pyflash/lib") / _library_path().name
     assert files == ["pyflash/lib/libpyflash_cuda.so"]
-    shutil.copy(library._library_path(), tmp_path / library)
+    shutil.copy(_library_path(), tmp_path / library)
     environment = {**os.environ, "PYFLASH_LIBRARY": str(tmp_path / library)}
     told = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True).stdout
     usable = shutil.which("nvidia-smi") is not None

@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import native_build
 import pytest
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 
-from . import c_build, cuda_build
+from . import cuda_build
+
+pytestmark = pytest.mark.device
 
 HERE = Path(__file__).resolve().parent
 
@@ -102,8 +105,9 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
     (model,) = convert(checkpoint, tmp_path / "model.gguf", ConvertOptions()).files
     library = Path(device["PYFLASH_LIBRARY"])
     program = tmp_path / "device_model"
-    cuda_build.run(c_build.compiler(), "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{c_build.CSRC / 'include'}",
-                HERE / "device_model.c", library, f"-Wl,-rpath,{library.parent}", "-lm", "-o", program)  # fmt: skip
+    native_build.run(native_build.compiler(), "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror",
+                     f"-I{cuda_build.CSRC / 'include'}", HERE / "device_model.c", library, f"-Wl,-rpath,{library.parent}", "-lm",
+                     "-o", program)  # fmt: skip
     done = subprocess.run([program, model, "48"], env=device, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
@@ -112,6 +116,36 @@ def test_the_check_for_a_gpu_machine(device: dict[str, str], tmp_path: Path) -> 
 
 def test_doctor(device: dict[str, str]) -> None:
     assert "emulation, 0 GiB, self-test passed" in pyflash(device, "doctor").stdout
+
+
+# ---- A device that lacks a type ----
+
+
+def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path) -> None:
+    """What a device has no kernels for is refused when a model is placed there, and computed by the processor where nobody
+    asked for the device. Routed experts of another type may stay, and are not sent for long prompts."""
+    source = (cuda_build.CUDA / "plugin.cu").read_text()
+    assert source.count("= PF_CUDA_WEIGHT_KINDS;") == 1
+    (tmp_path / "plugin.cu").write_text(source.replace(
+        "= PF_CUDA_WEIGHT_KINDS;", "= PF_CUDA_WEIGHT_KINDS & ~(UINT64_C(1) << PF_W_MXFP4);"))
+    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / "plugin.cu", "-o", tmp_path / "plugin.o")
+    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != "plugin.cu.o"] + [tmp_path / "plugin.o"])
+    library = tmp_path / Path(device["PYFLASH_LIBRARY"]).name
+    shutil.copy(device["PYFLASH_LIBRARY"], library)
+    lacking = {**device, "PYFLASH_LIBRARY": str(library)}
+
+    assert "self-test passed" in pyflash(lacking, "doctor").stdout  # of the types that it has
+    question = ("run", tiny_model, "Hi", "-n", 1, "--temp", 0, "-c", 64)
+    on_cpu = pyflash(lacking, *question, "--device", "cpu")
+    assert on_cpu.returncode == 0, on_cpu.stderr
+    refused = pyflash(lacking, *question, "--device", "cuda")
+    assert refused.returncode == 1 and "cuda has no kernels for weights of type MXFP4" in refused.stderr, refused.stderr
+    by_itself = pyflash(lacking, *question, "--verbose")
+    assert by_itself.returncode == 0 and by_itself.stdout == on_cpu.stdout
+    assert "the processor computes everything: cuda has no kernels for weights of type MXFP4" in by_itself.stderr
+    apart = pyflash(lacking, *question, "--device", "cuda", "--cpu-moe", "--hot-experts", "1M", "--verbose")
+    assert apart.returncode == 0 and apart.stdout == on_cpu.stdout, apart.stderr
+    assert "6 of 6 layers and the output, the routed experts of 0" in apart.stderr
 
 
 # ---- A device that computes something else ----
@@ -132,9 +166,7 @@ def test_a_device_with_a_wrong_operation(
     source = (cuda_build.CUDA / file).read_text()
     assert source.count(old) == 1
     (tmp_path / file).write_text(source.replace(old, new))
-    wrong = tmp_path / f"{file}.o"
-    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / file, "-o", wrong)
-    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != wrong.name] + [wrong])
+    cuda_build.plugin(tmp_path, cuda_build.instead(cuda_objects, "cuda_emulated", file, tmp_path / file))
     library = Path(device["PYFLASH_LIBRARY"])
     shutil.copy(library, tmp_path / library.name)
     broken = {**device, "PYFLASH_LIBRARY": str(tmp_path / library.name)}

@@ -36,10 +36,12 @@ def test_native(builds: Builds, isa: str) -> None:
     run(builds.get("native")[0], isa)
 
 
+@pytest.mark.long
 def test_avx512_emulated(builds: Builds) -> None:
     run(builds.get("emulated")[0], "avx512")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processor", ["cortex-a53", "max"])
 def test_neon_under_qemu(builds: Builds, processor: str) -> None:
     """The first has no dot product instructions, the second every one that qemu knows."""
@@ -49,6 +51,7 @@ def test_neon_under_qemu(builds: Builds, processor: str) -> None:
     run(qemu, "-cpu", processor, builds.get("arm64")[0], "neon")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", NATIVE)
 def test_sanitized(builds: Builds, isa: str) -> None:
     run(builds.get("sanitized")[0], isa)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
+import native_build
 import pytest
 
-from . import c_build, cuda_build
+pytestmark = pytest.mark.quick
 
 FADING = 512
 
@@ -20,11 +20,8 @@ class Choice(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("hot-choice") / "hot_choice.so"
-    cuda_build.run(c_build.compiler(), "-std=c11", "-O1", "-fPIC", "-shared", *c_build.WARNINGS, "-Werror",
-                   f"-I{c_build.CSRC}", c_build.CSRC / "offload" / "hot_choice.c", "-o", path, "-lm")  # fmt: skip
-    loaded = ctypes.CDLL(str(path))
+def library() -> Any:
+    loaded = ctypes.CDLL(str(native_build.build("native", "choices") / "choices.so"))
     loaded.pf_hot_choice_of.restype = Choice
     loaded.pf_hot_replaces.restype = ctypes.c_bool
     return loaded

@@ -17,13 +17,6 @@ import measure  # noqa: E402
 from demo import targets  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.demo)
-
-
 @pytest.fixture(scope="session")
 def model(demo_model: Path) -> Iterator[pyflash.Model]:
     with pyflash.Model.open(demo_model) as opened:

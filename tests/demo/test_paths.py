@@ -16,6 +16,8 @@ from import_llama.runner import LlamaCpp, install
 
 from demo import targets
 
+pytestmark = pytest.mark.long
+
 Answerer = Callable[[str, list[list[int]]], measure.Answers]  # (row, prompts)
 
 
@@ -120,6 +122,7 @@ def test_restored_in_another_process(base: dict[str, measure.Result], demo_model
         check_path("restored", base, model, answer)
 
 
+@pytest.mark.llama
 def test_llama_cpp(base: dict[str, measure.Result], model: pyflash.Model, demo_model: Path) -> None:
     """In its default precision: half-float caches, one thread, one process for all rows."""
     asked = {name: measure.prompts_of(base[name].examples[:count], model.tokenizer)

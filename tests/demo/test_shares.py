@@ -12,6 +12,8 @@ import pytest
 
 from demo import targets
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", measure.ROWS)
 def test_share(model: pyflash.Model, base: dict[str, measure.Result], name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.oracle
 pytest.importorskip("torch", reason="torch trains the demonstration model")
 pytest.importorskip("tokenizers", reason="tokenizers reads its vocabulary")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch", reason="torch trains the demonstration model")
 pytest.importorskip("safetensors", reason="safetensors writes its checkpoint")
 

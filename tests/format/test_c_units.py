@@ -6,16 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+import native_build
 import pytest
 
-from .c_build import BASE, GGUF, build, run
-
-PROGRAM = ["test_format.c", "test_gguf.c"]
+from .programs import run
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("units"), "test_format", PROGRAM, BASE + GGUF, "address,undefined")
+def program() -> Path:
+    return native_build.build("sanitized", "test_format") / "test_format"
 
 
 @pytest.mark.parametrize("part", ["status", "memory", "pool", "files", "gguf"])
@@ -27,7 +26,7 @@ def test_units(program: Path, part: str, tmp_path: Path) -> None:
 
 
 def test_pool_without_races(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_format", PROGRAM, BASE + GGUF, "thread")
+    program = native_build.build("races", "test_format") / "test_format"
     done = run(program, "pool", tmp_path)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel's address layout")

@@ -89,3 +89,12 @@ def poke(name: str, values: Any, dtype: str, at: int = 0) -> Edit:
 def leftovers(folder: Path) -> list[str]:
     """Files that a conversion should not have left."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".") or path.suffix == ".part"]
+
+
+def full_size_config(release: str) -> dict[str, Any]:
+    """The config.json of a published release, without transformers_version: Pro begins with two HCA layers where Flash has
+    two window-only ones."""
+    if release != "pro":
+        return make_config("slice", release)
+    n_layer = make_config("slice", release)["num_hidden_layers"]
+    return make_config("slice", release, compress_ratios=[128, *([128, 4] * n_layer)[: n_layer - 1], 0])

@@ -10,21 +10,34 @@ from typing import Any
 import pytest
 from chats import EFFORTS, TOOLS, conversation
 from checkpoints import small_checkpoint
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 import pyflash.chat
 from gguf_export.chat_template import chat_template
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.reader import read_gguf
 
+pytestmark = pytest.mark.quick
+
 BOS, EOS, USER, BOT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 EVERY_ROLE = ("system", "user", "user", "assistant", "tool", "developer", "latest_reminder")
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Any:
-    """Sandboxed, with blocks trimmed and a tojson of its own, as transformers sets Jinja up."""
-    utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers is not installed")
-    return {release: utils._compile_jinja_template(chat_template(release)) for release in EFFORTS}
+def as_transformers_does(text: str) -> Any:
+    """Compiled in a sandbox, with blocks trimmed, loop controls, and a tojson that leaves characters as they are."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
+    return made.from_string(text)
+
+
+@pytest.fixture(scope="module", params=["jinja2", pytest.param("transformers", marks=pytest.mark.oracle)])
+def compiled(request: pytest.FixtureRequest) -> Any:
+    """The templates of each release, compiled by jinja2 alone and by transformers."""
+    compile_ = as_transformers_does
+    if request.param == "transformers":
+        utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers is not installed")
+        compile_ = utils._compile_jinja_template
+    return {release: compile_(chat_template(release)) for release in EFFORTS}
 
 
 def variables(messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

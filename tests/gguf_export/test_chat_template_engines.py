@@ -14,6 +14,8 @@ from test_chat_template import cases, encoded
 from gguf_export.chat_template import chat_template
 from import_llama.runner import install
 
+pytestmark = pytest.mark.llama
+
 CASES = cases(600, seed=2)
 
 

@@ -17,6 +17,8 @@ from gguf_export.errors import ConvertError
 from gguf_export.names import gguf_name
 from quantize import codecs
 
+pytestmark = pytest.mark.quick
+
 Floats = np.ndarray[Any, Any]
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
 import pytest
-from checkpoints import small_checkpoint
+from checkpoints import full_size_config, small_checkpoint
 
+from gguf_export.config import parse_config
 from gguf_export.convert import ConvertOptions, convert, plan_conversion
 from gguf_export.errors import ConvertError
+from gguf_export.inventory import draft_weights, main_weights, tensors_of
+from quantize.plan import Form
 
 
-def full_size(shared: Path, tmp_path: Path, name: str, names: list[str] | None = None) -> Path:
-    """A folder with config.json and, given tensor names, an index; no shards."""
-    folder = tmp_path / name
+def full_size(tmp_path: Path, names: list[str] | None = None) -> Path:
+    """A folder with the preview's config.json and, given tensor names, an index; no shards."""
+    folder = tmp_path / "full-size"
     folder.mkdir()
-    (folder / "config.json").write_text((shared / f"vectors/configs/{name}.json").read_text())
+    (folder / "config.json").write_text(json.dumps(full_size_config("preview")))
     if names is not None:
         index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00046.safetensors")}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -25,13 +27,15 @@ def full_size(shared: Path, tmp_path: Path, name: str, names: list[str] | None =
 
 
 @pytest.fixture
-def published_names(shared: Path) -> list[str]:
-    with gzip.open(shared / "vectors/inventory-flash-preview.json.gz") as file:
-        return list(json.load(file))
+def published_names() -> list[str]:
+    """Of the preview's tensors; test_synthetic.py compares them with what is published."""
+    sizes = parse_config(full_size_config("preview"))
+    weights = [*main_weights(sizes, Form.FP4), *draft_weights(sizes, Form.FP4)]
+    return [name for weight in weights for name, _, _ in tensors_of(weight)]
 
 
-def test_full_size_index(shared: Path, tmp_path: Path, published_names: list[str]) -> None:
-    folder = full_size(shared, tmp_path, "flash-preview", published_names)
+def test_full_size_index(tmp_path: Path, published_names: list[str]) -> None:
+    folder = full_size(tmp_path, published_names)
     plan = plan_conversion(folder, ConvertOptions())
     data = sum(tensor.info.nbytes for tensor in plan.files[0].tensors)
     assert (len(plan.files[0].tensors), data) == (1328, 156_373_008_732)
@@ -45,15 +49,15 @@ def test_full_size_index(shared: Path, tmp_path: Path, published_names: list[str
         convert(folder, tmp_path / "m.gguf", ConvertOptions())
 
 
-def test_full_size_lossless(shared: Path, tmp_path: Path) -> None:
-    plan = plan_conversion(full_size(shared, tmp_path, "flash-preview"), ConvertOptions(dense="bf16"))
+def test_full_size_lossless(tmp_path: Path) -> None:
+    plan = plan_conversion(full_size(tmp_path), ConvertOptions(dense="bf16"))
     assert sum(tensor.info.nbytes for tensor in plan.files[0].tensors) == 161_864_270_172
 
 
-def test_index_with_a_wrong_name(shared: Path, tmp_path: Path, published_names: list[str]) -> None:
+def test_index_with_a_wrong_name(tmp_path: Path, published_names: list[str]) -> None:
     names = ["layers.7.attn.wq.weight" if name == "layers.7.attn.wq_a.weight" else name for name in published_names]
     with pytest.raises(ConvertError) as error:
-        plan_conversion(full_size(shared, tmp_path, "flash-preview", names), ConvertOptions())
+        plan_conversion(full_size(tmp_path, names), ConvertOptions())
     assert "layers.7.attn.wq_a.weight is missing" in str(error.value)
     assert "layers.7.attn.wq.weight is not a tensor" in str(error.value)
 

@@ -219,7 +219,7 @@ def test_float16_and_rounding(tmp_path: Path, published: Path) -> None:
     tensors["embed.weight"] = ("F32", (512, 160), embedding.tobytes())
     folder = write(tmp_path / "tuned", tensors, as_saved(small_config()), published)
     warnings = convert(folder, tmp_path / "m.gguf", ConvertOptions()).warnings
-    assert warnings == ["embed.weight are rounded to BF16; --dense f32 keeps every digit"]
+    assert warnings == ['embed.weight are rounded to BF16; dense="f32" keeps every digit']
     assert convert(folder, tmp_path / "m.gguf", ConvertOptions(dense="f32", experts="f32")).warnings == []
     found = gguf_payloads(tmp_path / "m.gguf")
     assert found["token_embd.weight"][2] == embedding.tobytes()

@@ -245,7 +245,7 @@ def test_drafting_refusals(tmp_path: Path) -> None:
     [
         ({"profile": "fast"}, "profile is 'fast'"),
         ({"dense": "q4"}, "dense is 'q4'"),
-        ({"profile": "native", "dense": "bf16"}, "leave out --dense"),
+        ({"profile": "native", "dense": "bf16"}, "leave out dense"),
         ({"shard_bytes": 0}, "shard size"),
     ],
 )
@@ -407,3 +407,11 @@ def test_random_damage_to_a_gguf_never_crashes(tmp_path: Path) -> None:
         except ConvertError:
             refusals += 1
     assert refusals > 50
+
+
+@pytest.mark.parametrize(("number", "name"), [(12, "Q4_K"), (23, "IQ4_XS"), (200, "200")])
+def test_types_are_told_by_name(tmp_path: Path, number: int, name: str) -> None:
+    entry = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 32, number, 0)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry + bytes(64))
+    with pytest.raises(ConvertError, match=f"tensor t has .*type {name}, "):
+        read_gguf(tmp_path / "m.gguf")

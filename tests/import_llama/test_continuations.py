@@ -20,6 +20,8 @@ from import_llama.models import pyflash_logits, random_tokens, write_model
 from import_llama.runner import LlamaCpp
 from oracle.compare import kl_divergence
 
+pytestmark = pytest.mark.llama
+
 N_CONTINUE = 80
 LEAST_AGREEMENT = 0.98
 LARGEST_GAP = 1e-3  # between the two candidates, in standard deviations of the position's logits

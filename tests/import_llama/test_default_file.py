@@ -15,6 +15,8 @@ from import_llama.models import pyflash_logits, random_tokens, write_model
 from import_llama.runner import LlamaCpp
 from oracle.compare import kl_divergence
 
+pytestmark = pytest.mark.llama
+
 N_PROMPT, N_CONTINUE = 500, 64
 WORST_KL, WORST_TOP1 = 0.15, 0.8  # of a random model, whose routing flips exaggerate; see test_precision.py
 

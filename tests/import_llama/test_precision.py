@@ -11,11 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from import_llama.float32_copy import float32_copy
 from import_llama.models import pyflash_logits, random_tokens, write_model
 from import_llama.runner import LlamaCpp
 from oracle.compare import agreement, kl_divergence
+
+pytestmark = pytest.mark.llama
 
 T = 640
 SEEDS = (1, 2, 3)

@@ -20,6 +20,8 @@ from gguf_export.synthetic import make_config, write_checkpoint
 
 from import_llama.runner import LlamaCpp
 
+pytestmark = pytest.mark.llama
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "don't  can't\tWE'LL   e.g. 3.14159, 1,000,000 and 2024-08-01T12:34:56Z\r\n\r\n",

@@ -18,6 +18,8 @@ from gguf_export.chat_template import chat_template
 
 from import_llama.runner import FOLDER, install
 
+pytestmark = pytest.mark.llama
+
 HEADERS = ("common", "include", "ggml/include", "vendor")
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "The weather <now> & then", "parameters": {

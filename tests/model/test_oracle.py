@@ -76,6 +76,7 @@ def test_every_kernel_set_agrees(tmp_path: Path, isa: str) -> None:
     compare(tiny, tiny.tokens(300, seed=12), isa=isa)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", SHAPES)
 def test_transformers_agrees_directly(tmp_path: Path, name: str) -> None:
     """Without the oracle in between, up to the first token for which the two choose differently, which must be a tie.

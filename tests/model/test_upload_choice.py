@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import cffi
+import native_build
 import pytest
 
-CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
+pytestmark = pytest.mark.quick
+
 HOST, DEVICE = 0, 1
 LEAST, TRY, TRIES, RETRY = 32, 256, 2, 50
 LAYER = 1000  # bytes of weights
@@ -35,22 +33,13 @@ FUNCTIONS = """
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def native() -> tuple[Any, Any]:
     """(ffi, lib) of the one source file."""
-    compiler = next(filter(None, map(shutil.which, filter(None, [os.environ.get("CC"), "cc", "gcc", "clang"]))), None)
-    if compiler is None or os.name == "nt":
-        pytest.skip("no C compiler (set CC)")
-    library = tmp_path_factory.mktemp("choice") / "choice.so"
-    check = "_Static_assert(sizeof(pf_upload_choice) == {}, \"as in the test\");"
     ffi = cffi.FFI()
-    ffi.cdef(TYPES + FUNCTIONS)
-    probe = library.with_name("probe.c")
-    probe.write_text('#include "offload/upload_choice.h"\n' + check.format(ffi.sizeof("pf_upload_choice")))
-    command = [compiler, "-std=c11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-shared", "-fPIC", f"-I{CSRC}",
-               probe, CSRC / "offload/upload_choice.c", "-o", library]  # fmt: skip
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ffi, ffi.dlopen(str(library))
+    ffi.cdef(TYPES + FUNCTIONS + "size_t upload_choice_size(void);")
+    lib = ffi.dlopen(str(native_build.build("native", "choices") / "choices.so"))
+    assert lib.upload_choice_size() == ffi.sizeof("pf_upload_choice")
+    return ffi, lib
 
 
 class Choice:

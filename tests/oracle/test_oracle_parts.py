@@ -10,10 +10,13 @@ import pytest
 from oracle import numerics
 from oracle.choices import choose
 from oracle.compare import first_difference, kl_divergence, near_ties
+from oracle.model import Oracle
+from oracle.random_model import random_tokens, random_weights, tiny_config
 from oracle.taps import Taps
 from oracle.weights import read_checkpoint
 
 
+@pytest.mark.oracle
 def test_fp8_rounds_as_torch_does() -> None:
     torch = pytest.importorskip("torch", reason="torch has an independent e4m3")
     x = np.random.default_rng(0).standard_normal((64, 128)) * np.logspace(-6, 6, 64)[:, None]
@@ -41,6 +44,7 @@ def test_hadamard_is_orthogonal() -> None:
     assert np.allclose(numerics.hadamard(numerics.hadamard(x)), x, rtol=1e-12)
 
 
+@pytest.mark.oracle
 def test_checkpoint_reader_dequantises(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch writes FP8 safetensors")
     save_file = pytest.importorskip("safetensors.torch").save_file
@@ -120,3 +124,26 @@ def test_kl_divergence() -> None:
     p, q = np.log(np.array([0.5, 0.5])), np.log(np.array([0.25, 0.75]))
     assert kl_divergence(p + 3, q - 2) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
     assert kl_divergence(p, p) == pytest.approx(0)
+
+
+def test_oracle_sees_every_weight() -> None:
+    """Changing any one tensor changes the logits, so that no comparison with it can pass by ignoring a part."""
+    config = tiny_config(
+        num_hidden_layers=3, compress_ratios=[0, 4, 128, 0], num_hash_layers=1, n_routed_experts=4,
+        num_experts_per_tok=2, vocab_size=64, index_topk=4, hidden_size=64,
+    )  # fmt: skip
+    weights, tokens = random_weights(config, 5), random_tokens(config, 140, 6)
+    reference = Oracle(config, weights)
+    before, draft = reference.forward(tokens), reference.mtp_forward(tokens, np.roll(tokens, -1))
+    rng = np.random.default_rng(7)
+    for name, value in weights.items():
+        if name.endswith("tid2eid"):
+            changed = (value + 1) % 4
+        else:
+            changed = value + rng.standard_normal(value.shape).astype(np.float32)
+        oracle = Oracle(config, {**weights, name: changed})
+        if name.startswith("mtp."):
+            same = np.array_equal(oracle.mtp_forward(tokens, np.roll(tokens, -1)), draft)
+        else:
+            same = np.array_equal(oracle.forward(tokens), before)
+        assert not same, f"{name} has no influence"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.oracle
 pytest.importorskip("torch", reason="torch is needed to compare with transformers")
 pytest.importorskip("transformers", reason="transformers is needed to compare with its DeepseekV4ForCausalLM")
 
@@ -113,26 +114,3 @@ def test_drafts_agree() -> None:
     expected = oracle.mtp_forward(tokens[:-1], tokens[1:], forced=forced)
     near_ties(oracle.choices, NEAR_TIE)
     assert relative_l2(logits, expected).max() < 1e-5
-
-
-def test_oracle_sees_every_weight() -> None:
-    """Changing any one tensor changes the logits, so that no comparison above can pass by ignoring a part."""
-    config = tiny_config(
-        num_hidden_layers=3, compress_ratios=[0, 4, 128, 0], num_hash_layers=1, n_routed_experts=4,
-        num_experts_per_tok=2, vocab_size=64, index_topk=4, hidden_size=64,
-    )  # fmt: skip
-    weights, tokens = random_weights(config, 5), random_tokens(config, 140, 6)
-    reference = Oracle(config, weights)
-    before, draft = reference.forward(tokens), reference.mtp_forward(tokens, np.roll(tokens, -1))
-    rng = np.random.default_rng(7)
-    for name, value in weights.items():
-        if name.endswith("tid2eid"):
-            changed = (value + 1) % 4
-        else:
-            changed = value + rng.standard_normal(value.shape).astype(np.float32)
-        oracle = Oracle(config, {**weights, name: changed})
-        if name.startswith("mtp."):
-            same = np.array_equal(oracle.mtp_forward(tokens, np.roll(tokens, -1)), draft)
-        else:
-            same = np.array_equal(oracle.forward(tokens), before)
-        assert not same, f"{name} has no influence"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_one_wheel_for_every_python() -> None:
-    distribution = importlib.metadata.distribution("pyflash")
+    distribution = importlib.metadata.distribution("pyflash-llm")
     assert re.search(r"^Tag: py3-none-(?!any)", distribution.read_text("WHEEL") or "", flags=re.MULTILINE)
     for package in ("pyflash", "quantize", "gguf_export"):
         assert importlib.util.find_spec(package) is not None

@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType, quants
 
 from quantize import codecs, native
 
+pytestmark = pytest.mark.quick
+
 RNG_SEED = 20260801
 
 
@@ -59,6 +61,7 @@ def test_mxfp4_values_for_every_code_and_scale() -> None:
     np.testing.assert_array_equal(expected[finite].astype(np.float64), exact[finite])
 
 
+@pytest.mark.oracle
 def test_e4m3_table() -> None:
     import torch
 
@@ -69,6 +72,7 @@ def test_e4m3_table() -> None:
     assert same_bits(codecs.e4m3_encode(codecs.e4m3_decode(finite)), finite)
 
 
+@pytest.mark.oracle
 def test_e4m3_encode_rounds_as_torch(rng: np.random.Generator) -> None:
     import torch
 
@@ -130,6 +134,7 @@ def awkward_floats(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     return bits.view(np.float32)
 
 
+@pytest.mark.oracle
 def test_bf16_rounds_as_torch(rng: np.random.Generator) -> None:
     import torch
 

@@ -6,6 +6,8 @@ import pytest
 
 from quantize.plan import Form, GGMLType, row_bytes, target_type
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     "form, is_matrix, is_expert, options, expected",

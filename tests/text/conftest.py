@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +15,12 @@ from typing import Any
 
 import cffi
 import gguf
+import native_build
 import pytest
 
 from .sampling import OpenSampler, Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SOURCES = ["base/file.c", "base/memory.c", "base/status.c", "format/dtypes.c", "format/gguf.c", "format/gguf_parse.c",
-           "format/gguf_values.c", "runtime/logits.c", "runtime/sampler.c", "text/bpe.c", "text/chat.c", "text/pretokenize.c",
-           "text/tokenizer.c", "text/unicode_tables.c", "text/utf8.c", "text/vocab.c"]
 
 INTERNALS = """
 size_t pf_pretokenize_next(const uint8_t *text, size_t begin, size_t end);
@@ -51,16 +46,6 @@ pf_status pf_chat_encode(const pf_tokenizer *tokenizer, int release, const pf_ch
 
 OK, ARGUMENT, FORMAT, UNSUPPORTED = 0, 1, 3, 4
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-
-
-def compiler() -> str | None:
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
-def compile_command(library: Path) -> list[str]:
-    sources = [str(ROOT / "csrc" / source) for source in SOURCES]
-    return [compiler() or "cc", "-std=c11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-DPF_BUILD",
-            f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", *sources, "-o", str(library), "-lpthread"]
 
 
 class NativeError(Exception):
@@ -151,6 +136,7 @@ class Spec:
     bos: int | None = None
     eos: int | None = None
     chat_template: str | None = None
+    version: str | None = None
 
     def but(self, **changes: Any) -> Spec:
         return replace(self, **changes)
@@ -171,6 +157,8 @@ class Spec:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
             writer.add_eos_token_id(self.eos)
+        if self.version is not None:
+            writer.add_version(self.version)
         if self.chat_template is not None:
             writer.add_chat_template(self.chat_template)
         writer.write_header_to_file()
@@ -180,12 +168,8 @@ class Spec:
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
-    if compiler() is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("native") / "libtext.so"
-    subprocess.run(compile_command(library), check=True)
-    return Native(library)
+def native() -> Native:
+    return Native(native_build.build("native", "text") / "text.so")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .conftest import ARGUMENT, Native, NativeError
 from .sampling import FILTERS, Logits, OpenSampler, Sampler, softmax
 
+pytestmark = pytest.mark.quick
+
 
 def expected_distribution(logits: Logits, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
                           temperature: float = 1.0) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ import pytest
 from .conftest import ARGUMENT, Native, NativeError
 from .sampling import FILTERS, Logits, OpenSampler, softmax
 
+pytestmark = pytest.mark.quick
+
 # ---- Penalties ------------------------------------------------------------------------------------------------------
 
 PENALTIES: list[dict[str, Any]] = [

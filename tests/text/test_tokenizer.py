@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import ARGUMENT, FORMAT, UNSUPPORTED, USER_DEFINED, Native, NativeError, Spec, Tokenizer
 
+pytestmark = pytest.mark.quick
+
 OpenSpec = Callable[[Spec], Tokenizer]
 
 ILL_FORMED = [

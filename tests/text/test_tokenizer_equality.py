@@ -81,6 +81,14 @@ def random_texts(rng: random.Random, pieces: list[str], count: int) -> Iterator[
         yield "".join(parts)
 
 
+def test_deepseeks_own_tokenizer(deepseek: Tokenizer, tokenizer_json: Path) -> None:
+    """deepseek-recipe's, whose tokens are those of all vectors."""
+    recipe = pytest.importorskip("deepseek_recipe", reason="deepseek-recipe is not installed")
+    theirs = recipe.Tokenizer.from_file(str(tokenizer_json))
+    for text in random_texts(random.Random(20256), FRAGMENTS + 4 * SPECIAL_SAMPLE, 3000):
+        assert deepseek.encode(text, special=True) == theirs.encode(text), f"{text!r}"
+
+
 def test_vectors(deepseek: Tokenizer, shared: Path) -> None:
     vectors = json.loads((shared / "vectors/tokenizer/vectors.json").read_text(encoding="utf-8"))
     assert len(vectors) > 1000

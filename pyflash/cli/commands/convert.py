@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyflash.cli.advice import in_options
 from pyflash.cli.options import converter_errors, parse_size, print_written
 from pyflash.cli.output import print_done
+from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import say, show
 
 if TYPE_CHECKING:
     from gguf_export.checkpoint import Checkpoint
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path())
-@click.argument("out", type=click.Path(), metavar="OUT.gguf")
+@click.argument("checkpoint", type=FilePath())
+@click.argument("out", type=FilePath(), metavar="OUT.gguf")
 @click.option("--profile", type=click.Choice(["compat", "native"]), default="compat", show_default=True,
               help="compat: for llama.cpp, Ollama and LM Studio too. native: FP8 kept bit for bit, for pyflash only.")
 @click.option("--dense", type=click.Choice(["q8_0", "bf16", "f32"]), default="q8_0", show_default=True,
@@ -51,12 +54,12 @@ def convert(
             plan = converter.plan_conversion(Path(checkpoint), settings)
             if verify:
                 checked = _verify(plan.checkpoint)
-            print_done({**plan.as_json(), **checked}) if as_json else click.echo(plan.summary())
+            print_done({**plan.as_json(), **checked}) if as_json else show(in_options(plan.summary()))
             return
         with Progress("converting", sys.stderr) as progress:
             written = converter.convert(
                 Path(checkpoint), Path(out), settings, progress=progress.update,
-                warn=lambda warning: progress.say(f"pyflash: warning: {warning}"),
+                warn=lambda warning: progress.say(f"pyflash: warning: {in_options(warning)}"),
                 ready=(lambda found: checked.update(_verify(found))) if verify else None,
             )
     if as_json:
@@ -74,5 +77,5 @@ def _verify(checkpoint: Checkpoint) -> dict[str, Any]:
 
     with Progress("verifying", sys.stderr) as progress:
         found = verify_files(checkpoint, progress.update)
-    click.echo(f"pyflash: {found.summary()}", err=True)
+    say(f"pyflash: {found.summary()}")
     return {"verified_files": found.verified, "unverified_files": found.unknown}

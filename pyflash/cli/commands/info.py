@@ -9,10 +9,13 @@ import click
 
 import pyflash
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import CACHES, PRECISIONS, converter_errors, device_arguments, option, with_device_options
+from pyflash.cli.memory_advice import advice
+from pyflash.cli.options import converter_errors, device_arguments, option, with_device_options
 from pyflash.cli.output import print_done
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import show
+from pyflash.engine.options import CACHES, PRECISIONS
 from pyflash.machine import info as report
 
 
@@ -20,9 +23,9 @@ from pyflash.machine import info as report
 @click.argument("file", type=GGUFFile())
 @option("--ctx", "-c", type=click.IntRange(1), metavar="N",
         help="Context in tokens to plan for.  [default: the model's, at most 65536]")
-@option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+@option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
         help="Precision to plan for, as of run.")
-@option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+@option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of the cache to plan for, as of run.")
 @with_device_options
 @click.option("--verify", is_flag=True,
@@ -48,7 +51,7 @@ def info(
     if as_json:
         print_done(report.as_json(found))
     else:
-        click.echo(report.describe(found))
+        show(report.describe(found, advice(found.plan)))
 
 
 def _verify(file: str, as_json: bool) -> None:
@@ -62,6 +65,6 @@ def _verify(file: str, as_json: bool) -> None:
             "damaged": found.damaged, "metadata_changed": found.other_keys,
         })
     elif found.state != "damaged":
-        click.echo(f"{file}: {found.summary()}")
+        show(f"{file}: {found.summary()}")
     if found.state == "damaged":
         raise pyflash.FormatError(f"{file} {found.summary()}")

@@ -13,6 +13,8 @@ import pyflash
 from pyflash import chat
 from pyflash.chat import format as chat_format
 
+pytestmark = pytest.mark.quick
+
 USER = {"role": "user", "content": "question"}
 ANSWER = {"role": "assistant", "content": "answer", "reasoning_content": "thought"}
 B, E, U, A = chat.BOS, chat.EOS, chat.USER, chat.ASSISTANT

@@ -12,6 +12,8 @@ import pytest
 
 from pyflash.cli.main import cli
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "make_command_reference.py"
 

@@ -15,6 +15,8 @@ import pyflash
 import pytest
 from pyflash import chat
 
+pytestmark = pytest.mark.quick
+
 LONG = [7 + i % 900 for i in range(30_000)]
 
 

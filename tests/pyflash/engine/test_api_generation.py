@@ -12,6 +12,8 @@ import pytest
 import pyflash
 from pyflash.engine.generation import StopStrings
 
+pytestmark = pytest.mark.quick
+
 Say = Callable[..., list[int]]  # the fixture's
 
 PROMPT = [7 + i % 900 for i in range(30)]

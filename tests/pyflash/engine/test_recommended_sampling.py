@@ -16,6 +16,8 @@ from pyflash.cli.main import cli
 from pyflash.engine.sampling import RECOMMENDED, recommended_sampling
 from pyflash.native.library import ffi, lib
 
+pytestmark = pytest.mark.quick
+
 PROMPT = list(range(20, 40))
 QUESTION = [{"role": "user", "content": "Hello"}]
 

@@ -14,6 +14,8 @@ from pyflash.eval.logits_file import LogitsFile, encode_rows, file_bytes, writte
 from pyflash.eval.statistics import DivergenceStatistics, LogitRows, log_softmax
 from pyflash.eval.windows import Windows, plan_windows
 
+pytestmark = pytest.mark.quick
+
 N_CTX = 10
 ALL = slice(0, None)
 

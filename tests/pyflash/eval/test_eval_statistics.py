@@ -19,6 +19,8 @@ from pyflash.eval.statistics import (
     log_softmax,
 )
 
+pytestmark = pytest.mark.quick
+
 N, VOCAB = 211, 37
 
 

@@ -15,6 +15,8 @@ from gguf_export.reader import read_gguf
 from pyflash.eval import windows as windows_module
 from pyflash.eval.windows import TextRules, encode_text, plan_windows, text_pieces, tokens_needed
 
+pytestmark = pytest.mark.quick
+
 
 def numbered(n: int) -> np.ndarray:
     return np.arange(n, dtype=np.int32)
