@@ -159,7 +159,7 @@ _TURNS = ("<｜User｜>", "<｜Assistant｜>")
 
 
 def _check_ends(config: ModelConfig, tokens: list[str], types: list[int], where: Path) -> None:
-    """Another model's tokenizer has ordinary tokens, or none, where config.json has the ones that begin and end text."""
+    """Another model's tokenizer has ordinary tokens, or none, where config.json has those that begin and end text."""
     for key, token_id in (("bos_token_id", config.bos_token_id), ("eos_token_id", config.eos_token_id)):
         if types[token_id] not in (CONTROL, USER_DEFINED):
             what = f"the ordinary token {tokens[token_id]!r:.40}" if types[token_id] == NORMAL else "no token"
@@ -174,8 +174,8 @@ def _tokenizer_notes(tokens: list[str], types: list[int]) -> list[str]:
     n_used = len(types) - types.count(UNUSED)
     if n_used < len(types):
         notes.append(
-            f"tokenizer.json has {n_used:,} tokens, config.json says {len(types):,}: is it this model's? The others get "
-            "names that no text has"
+            f"tokenizer.json has {n_used:,} tokens, config.json says {len(types):,}: is it this model's? The others "
+            "get names that no text has"
         )
     absent = [marker for marker in _TURNS if marker not in tokens]
     if absent:

@@ -138,8 +138,8 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     start = cursor.position + -cursor.position % alignment
     tensors: dict[str, TensorRef] = {}
     position = 0
-    ends = [offset for *_, offset in entries[1:]] + [cursor.size - start]
-    for (name, number, ne, offset), end in zip(entries, ends, strict=True):
+    for index, (name, number, ne, offset) in enumerate(entries):
+        end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
         if not block and not any_type:
             raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")

@@ -333,7 +333,8 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pyte
         (lambda t: t["model"]["merges"].append("\udfff b"), "not Unicode"),
         # Another model's: its id 0 or 1 is an ordinary token, or nothing.
         (lambda t: t["added_tokens"].__delitem__(0), "has the ordinary token"),
-        (lambda t: (t["added_tokens"].__delitem__(1), t["model"]["vocab"].pop(_by_id(t, 1))), "has no token with the eos"),
+        (lambda t: (t["added_tokens"].__delitem__(1), t["model"]["vocab"].pop(_by_id(t, 1))),
+         "has no token with the eos"),
     ],
 )
 def test_bad_tokenizers(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str) -> None:
