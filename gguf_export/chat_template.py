@@ -155,7 +155,7 @@ def _effort_lines(release: str) -> str:
 def chat_template(release: str) -> str:
     """The template for a release, "preview" or "0731"; they differ in the texts of the reasoning efforts.
 
-    Only 0731's has the words "Beyond maximum": pyflash tells the release of a file by them.
+    Only 0731's has the words "Beyond maximum": where a file does not say its release, it is told by them.
     """
     begin, end = _tools_texts()
     values = {"TOOLS_BEGIN": begin, "TOOLS_END": end, "RESPONSE_FORMAT": RESPONSE_FORMAT}

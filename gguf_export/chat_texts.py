@@ -5,6 +5,8 @@ They are facts of the format: a model has been trained on exactly these bytes, a
 
 from __future__ import annotations
 
+from typing import Literal
+
 EFFORT_MAXIMUM = """\
 Reasoning Effort: Absolute maximum with no shortcuts permitted.
 You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the root cause, \
@@ -60,3 +62,14 @@ Otherwise, output directly after {thinking_end_token} with tool calls or final r
 You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.
 """
 RESPONSE_FORMAT = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+
+
+def release_of(version: str | None, chat_template: str | None) -> Literal["preview", "0731"]:
+    """The release of a model file by its general.version, which the converter writes, and its chat template.
+
+    The same rule as pf_chat_release_of() has for C. Files of other programs are known by the template: of the two only
+    0731 has a reasoning effort whose text speaks of "Beyond maximum".
+    """
+    if version in ("0731", "preview"):
+        return "0731" if version == "0731" else "preview"
+    return "0731" if chat_template and "Beyond maximum" in chat_template else "preview"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.errors import ConvertError, reason, several
+from gguf_export.standins import HEAD_BYTES, standin_reason
 
 MOST_CONFIG_BYTES = 16 << 20
+MOST_EXPERTS = 4096
 RATIOS = (0, 4, 128)
 
 
@@ -63,6 +65,8 @@ class ModelConfig:
     n_mtp: int  # num_nextn_predict_layers
     expert_dtype: str | None
     dspark: DSpark | None
+    is_quantized: bool  # has a quantization_config; tensors decide where they are there
+    is_tied: bool  # tie_word_embeddings
 
     @property
     def hc_dim(self) -> int:
@@ -126,8 +130,11 @@ def _check_architecture(fields: _Fields) -> None:
     fields.must_be("num_key_value_heads", (1,))
     fields.must_be("n_shared_experts", (1,))
     fields.must_be("attention_bias", (False,))
-    fields.must_be("tie_word_embeddings", (False,))
+    fields.must_be("tie_word_embeddings", (False, True))
+    fields.must_be("mlp_bias", (False,))
     fields.must_be("expert_dtype", ("fp4", "fp8", None))
+    if fields.values.get("quantization_config") is None:
+        return  # weights in BF16, float16 or float32
     quantization = fields.object("quantization_config")
     quantization.must_be("quant_method", ("fp8",))
     quantization.must_be("fmt", ("e4m3",))
@@ -211,7 +218,7 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
         index_heads=fields.integer("index_n_heads", high=4096),
         index_dim=fields.integer("index_head_dim", high=1 << 16),
         index_topk=fields.integer("index_topk"),
-        n_experts=fields.integer("n_routed_experts", high=4096),
+        n_experts=fields.integer("n_routed_experts", high=MOST_EXPERTS),
         n_active=fields.integer("num_experts_per_tok", high=4096),
         expert_dim=fields.integer("moe_intermediate_size", high=1 << 20),
         n_hash_layers=min(fields.integer("num_hash_layers", low=0), n_layers),
@@ -232,6 +239,8 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
         n_mtp=n_mtp,
         expert_dtype=values.get("expert_dtype"),
         dspark=dspark,
+        is_quantized=values.get("quantization_config") is not None,
+        is_tied=values.get("tie_word_embeddings") is True,
     )
     if not fields.problems:
         _check_sizes(config, fields.problems)
@@ -274,6 +283,11 @@ def read_json_object(path: Path, most: int = MOST_CONFIG_BYTES) -> tuple[dict[st
             data = file.read(most + 1)
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None
+    standin = standin_reason(data[:HEAD_BYTES])
+    if standin:
+        raise ConvertError(f"{path} {standin}")
+    if not data.strip(b" \t\r\n\0"):  # also what a full disk or a crash leaves: a file of zero bytes
+        raise ConvertError(f"{path} is empty: download it again")
     if len(data) > most:
         raise ConvertError(f"{path} has more than {most:,} bytes, which is no {path.name}")
     return parse_json_object(data, str(path)), data

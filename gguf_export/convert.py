@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf_export import checksums
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from gguf_export.engine import ProgressFn, check_space, files_beside, run_jobs, write_header
-from gguf_export.errors import MOST_NAMED, ConvertError
+from gguf_export.errors import MOST_NAMED, ConvertError, first_few
 from gguf_export.hf import export_hf
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
 from gguf_export.safetensors_file import TensorRef
-from gguf_export.tensors import OutputTensor, Source, copied
-from gguf_export.values import ValueCheck
+from gguf_export.tensors import OutputTensor, Source, TensorJob, copied
+from gguf_export.values import ValueCheck, ValueWatch
 from gguf_export.writer import FileLayout, Metadata, TensorInfo, layout_files
 from quantize.plan import DENSE, EXPERTS, PROFILES, Form, GGMLType, target_type
+
+WarnFn = Callable[[str], None]
 
 __all__ = ["ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion"]
 
@@ -46,7 +49,7 @@ class ConvertOptions:
             if getattr(self, name) not in allowed:
                 raise ConvertError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         if self.profile == "native" and (self.dense != "q8_0" or self.experts != "keep"):
-            raise ConvertError("the native profile keeps every weight as it is; leave out --dense and --experts")
+            raise ConvertError("the native profile keeps every weight as it is; leave out dense and experts")
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
 
@@ -58,9 +61,14 @@ class PlannedFile:
     prefix: str
     metadata: Metadata
     tensors: list[OutputTensor]
+    digests: dict[str, checksums.TensorDigest] = field(default_factory=dict)  # of what has been written
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        return [tensor.info for tensor in self.tensors]
 
     def layouts(self, name: str, shard_bytes: int | None) -> list[FileLayout]:
-        return layout_files(self.prefix + name, self.metadata, [tensor.info for tensor in self.tensors], shard_bytes)
+        return layout_files(self.prefix + name, self.metadata, self.infos, shard_bytes)
 
 
 @dataclass
@@ -83,7 +91,7 @@ class ConversionPlan:
     def conversions(self) -> Counter[tuple[str, str]]:
         """How many weights go from one type to another, such as ("FP4", "MXFP4")."""
         planner = _Planner(self.checkpoint, self.options)
-        return Counter((weight.form.value, planner.kind_of(weight).name) for weight in self.weights)
+        return Counter((weight.stored_form.value, planner.kind_of(weight).name) for weight in self.weights)
 
     def summary(self) -> str:
         from gguf_export.summary import summarize
@@ -110,18 +118,18 @@ def _require_compat(checkpoint: Checkpoint, options: ConvertOptions) -> None:
     if checkpoint.config.hc_mult != 4:
         raise ConvertError(
             f"llama.cpp runs only models with 4 residual streams, hc_mult is {checkpoint.config.hc_mult}; "
-            "use --profile native"
+            'use profile="native"'
         )
     width = checkpoint.config.index_dim
     if any(ratio == 4 for ratio in checkpoint.config.compress_ratios) and (width < 64 or width & (width - 1)):
         raise ConvertError(
             f"llama.cpp needs indexer rows of 64, 128 or a higher power of two, index_head_dim is {width}; "
-            "use --profile native"
+            'use profile="native"'
         )
     if options.mtp and checkpoint.drafts == "dspark":
         raise ConvertError(
             "this checkpoint drafts with DSpark, for which the compat profile has no layout; "
-            "use --profile native, or leave out --mtp"
+            'use profile="native", or leave out mtp=True'
         )
 
 
@@ -140,13 +148,14 @@ class _Planner:
             profile=self.options.profile,
             dense=self.options.dense,
             experts=self.options.experts,
+            is_plain=not weight.is_scaled,
         )
 
     def _source(self, weight: Weight) -> Source:
         cols = weight.shape[-1]
         rows = weight.shape[0] if len(weight.shape) == 2 else 1
         data = self.checkpoint.tensors[weight.data_name]
-        return Source(data, self.checkpoint.scale_ref(weight), weight.form, rows, cols)
+        return Source(data, self.checkpoint.scale_ref(weight), weight.stored_form, rows, cols)
 
     def tensors(self, weights: Sequence[Weight]) -> list[OutputTensor]:
         """Weights that share a GGUF name are the experts of one layer; they become its third dimension."""
@@ -159,7 +168,7 @@ class _Planner:
             ne = tuple(reversed(members[0].shape)) + ((len(members),) if members[0].is_expert else ())
             info = TensorInfo(name, kind, ne)
             data = [self.checkpoint.tensors[weight.data_name] for weight in members]
-            if kind is GGMLType.I8 or kind.name == members[0].form.value:
+            if kind is GGMLType.I8 or all(kind.name == weight.stored_form.value for weight in members):
                 result.append(copied(info, data))
             else:
                 result.append(OutputTensor(info, tuple((self._source(weight),) for weight in members)))
@@ -188,7 +197,7 @@ class _Planner:
         for part in ("fn", "base", "scale"):
             weight = by_name.pop(f"mtp.0.hc_head_{part}")
             info = TensorInfo(f"output_hc_{part}.weight", GGMLType.F32, tuple(reversed(weight.shape)))
-            tensors.append(copied(info, [self.checkpoint.tensors[weight.data_name]]))
+            tensors.append(OutputTensor(info, ((self._source(weight),),)))
         tensors.append(self.eh_proj(by_name))
         rest = [weight for name, weight in by_name.items() if name not in ("mtp.0.e_proj", "mtp.0.h_proj")]
         tensors += self.tensors(rest)
@@ -218,15 +227,20 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     config = checkpoint.config
     if options.profile == "compat":
         _require_compat(checkpoint, options)
+    elif not checkpoint.is_as_published:
+        raise ConvertError(
+            "the native profile keeps published checkpoints byte for byte, and this one has other names or types; "
+            'use profile="compat", where dense="bf16" and experts="bf16" keep BF16 weights as they are'
+        )
     if options.mtp and checkpoint.drafts == "none":
-        raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out --mtp")
+        raise ConvertError(f"{checkpoint.path} has no mtp.* tensors; leave out mtp=True")
     check_tensors(checkpoint, with_drafts=options.mtp)
     planner = _Planner(checkpoint, options)
     weights = checkpoint.main_weights()
     drafts = checkpoint.draft_weights() if options.mtp else []
     main = planner.tensors(weights)
     files = [PlannedFile("", Metadata(), main)]
-    plan = ConversionPlan(checkpoint, options, files, weights + drafts)
+    plan = ConversionPlan(checkpoint, options, files, weights + drafts, list(checkpoint.notes))
     n_nextn = 0
     if options.mtp and options.profile == "compat":
         files.append(planner.mtp_file(main, drafts))
@@ -242,13 +256,27 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
         keys.add_model(
             file.metadata, config, n_blocks=config.n_layers + is_draft, n_nextn=1 if is_draft else n_nextn
         )
-        if not keys.add_tokenizer(file.metadata, checkpoint) and not is_draft:
-            plan.notes.append("there is no tokenizer.json, so the output cannot turn text into tokens")
+        notes = keys.add_tokenizer(file.metadata, checkpoint)
+        plan.notes += notes if not is_draft else []
+    _note_rounding(plan, planner)
     if options.profile == "native":
         _plan_native(plan)
     elif checkpoint.expert_form is Form.FP8 and options.experts == "keep":
         plan.notes.append(f"the experts are FP8, which llama.cpp does not have; they become {options.dense.upper()}")
+    for file in files:
+        checksums.reserve(file.metadata, file.infos)
     return plan
+
+
+def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
+    """Embedding, head, router and compressors are BF16 as published; a fine-tune may have more digits."""
+    wide = (Form.F16, Form.F32)
+    rounded = [weight for weight in plan.weights if weight.form is Form.BF16 and weight.stored_form in wide]
+    rounded = [weight for weight in rounded if planner.kind_of(weight) is GGMLType.BF16]
+    if rounded:
+        name = plan.checkpoint.tensors[rounded[0].data_name].name
+        more = f" and {len(rounded) - 1} more matrices" if len(rounded) > 1 else ""
+        plan.notes.append(f'{name}{more} are rounded to BF16; dense="f32" keeps every digit')
 
 
 def _plan_native(plan: ConversionPlan) -> None:
@@ -263,11 +291,17 @@ def _names(weight: Weight) -> list[str]:
 
 
 def convert(
-    checkpoint: Path | str, out: Path | str, options: ConvertOptions, progress: ProgressFn | None = None
+    checkpoint: Path | str,
+    out: Path | str,
+    options: ConvertOptions,
+    progress: ProgressFn | None = None,
+    warn: WarnFn | None = None,
+    ready: Callable[[Checkpoint], object] | None = None,
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes. On an error or Ctrl-C nothing new is left on the disk, except that
+    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known;
+    ready() the checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk, except that
     several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
     """
     started = time.monotonic()
@@ -278,9 +312,10 @@ def convert(
     if not out.parent.is_dir():
         raise ConvertError(f"the folder {out.parent} does not exist")
     plan = _plan(open_checkpoint(checkpoint), options)
-    warnings = list(plan.notes)
+    warnings = _Warnings(warn)
+    warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
-        warnings.append(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
+        warnings.add(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
     written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
@@ -288,20 +323,63 @@ def convert(
         if target.is_dir():
             raise ConvertError(f"{target} is a folder, give a new name")
     check_space(out.parent, total)
+    if ready is not None:
+        ready(plan.checkpoint)
     check = ValueCheck(plan.checkpoint, plan.weights)
     report = _Offset(progress, check.total_bytes + total)
     check.run(report)
     report.base = check.total_bytes
-    warnings += _bf16_warnings(plan, check)
+    warnings.add(*_bf16_warnings(plan, check))
     with files_beside(targets, [layout.size for _, layout in written]) as paths:
-        places = []
-        for (file, layout), path in zip(written, paths, strict=True):
-            write_header(path, layout.header)
-            members = [tensor for tensor in file.tensors if tensor.info.name in layout.offsets]
-            places += [(tensor, path, layout.offsets[tensor.info.name]) for tensor in members]
-        run_jobs((job for tensor, path, offset in places for job in tensor.jobs(path, offset)), total, report)
+        watch = ValueWatch(plan.checkpoint.path)
+        run_jobs(_jobs(written, paths, watch), total, report)
+        watch.check()
+        _write_headers(plan, out.name, paths)
+    warnings.add(*_zero_warnings(check.zeros(), watch.zeros()))
     report(total, total)
-    return ConvertReport(targets, total, time.monotonic() - started, warnings)
+    return ConvertReport(targets, total, time.monotonic() - started, warnings.texts)
+
+
+def _jobs(written: list[tuple[PlannedFile, FileLayout]], paths: list[Path], watch: ValueWatch) -> Iterator[TensorJob]:
+    for (file, layout), path in zip(written, paths, strict=True):
+        for tensor in file.tensors:
+            name = tensor.info.name
+            if name in layout.offsets:
+                digest = file.digests[name] = checksums.TensorDigest(tensor.info.nbytes)
+                yield from tensor.jobs(path, layout.offsets[name], watch, digest)
+
+
+def _write_headers(plan: ConversionPlan, name: str, paths: Sequence[Path]) -> None:
+    """When all data is written, because the first header holds its checksums."""
+    remaining = iter(paths)
+    for file in plan.files:
+        reserved = file.layouts(name, plan.options.shard_bytes)[0].header
+        checksums.seal(file.metadata, reserved, file.infos, file.digests)
+        for layout in file.layouts(name, plan.options.shard_bytes):
+            write_header(next(remaining), layout.header)
+
+
+def _zero_warnings(scales: list[str], weights: list[str]) -> list[str]:
+    """What can be meant, and can be a download that was never written to the disk."""
+    return [
+        f"there are only zeros in {first_few(names, ', ')}; if that is not meant, download the checkpoint again"
+        for names in (scales, weights)
+        if names
+    ]
+
+
+class _Warnings:
+    """Kept for the report and told at once."""
+
+    def __init__(self, warn: WarnFn | None) -> None:
+        self.texts: list[str] = []
+        self._warn = warn
+
+    def add(self, *texts: str) -> None:
+        self.texts += texts
+        for text in texts:
+            if self._warn is not None:
+                self._warn(text)
 
 
 class _Offset:

@@ -32,10 +32,14 @@ _TICK_SECONDS = 0.1
 
 
 class Io:
-    """One thread's open files and buffers. scattered: reads are small and far apart, so reading ahead is a waste."""
+    """One thread's open files and buffers. scattered: reads are small and far apart, so reading ahead is a waste.
 
-    def __init__(self, scattered: bool = False) -> None:
+    is_stopped: whether a job that takes long should return early.
+    """
+
+    def __init__(self, scattered: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._scattered = scattered
+        self.is_stopped = is_stopped
         self._files: OrderedDict[tuple[Path, str], FileIO] = OrderedDict()
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
@@ -122,7 +126,7 @@ class _Run:
 
     def work(self) -> None:
         try:
-            with Io(self._scattered) as io:
+            with Io(self._scattered, lambda: self.stopped) as io:
                 while (job := self._next()) is not None:
                     count = job.run(io)
                     with self.lock:
@@ -154,7 +158,14 @@ def run_jobs(
     workers = [threading.Thread(target=run.work, name=f"convert-{i}", daemon=True) for i in range(threads)]
     try:
         for worker in workers:
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError:  # the system starts no more: the others do its work
+                with run.lock:
+                    run.running -= 1
+        if all(worker.ident is None for worker in workers):
+            raise ConvertError("the system starts no more threads: end other programs, or raise the limit of processes "
+                               "(ulimit -u, pids.max) or of memory (ulimit -v)")
         while True:
             with run.lock:
                 if run.running:

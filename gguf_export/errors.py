@@ -41,8 +41,12 @@ def reason(error: OSError) -> str:
 MOST_NAMED = 8
 
 
+def first_few(names: Sequence[str], separator: str = "; ") -> str:
+    """The first few of many names, and how many others there are."""
+    more = f"{separator}and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return separator.join(names[:MOST_NAMED]) + more
+
+
 def several(what: str, problems: Sequence[str]) -> ConvertError:
     """One error that names the first few of many problems."""
-    named = "; ".join(problems[:MOST_NAMED])
-    more = f"; and {len(problems) - MOST_NAMED:,} more" if len(problems) > MOST_NAMED else ""
-    return ConvertError(f"{what}: {named}{more}")
+    return ConvertError(f"{what}: {first_few(problems)}")

@@ -94,7 +94,8 @@ class _Export:
         self.gguf: GGUFFile = read_gguf(path)
         if self.gguf.keys.get("pyflash.profile") != "native":
             raise ConvertError(
-                f"{path} is no native file, so the checkpoint's bytes are not in it; convert with --profile native"
+                f"{path} is no native file, so the checkpoint's bytes are not in it; "
+                'convert with profile="native"'
             )
         self.side_files = self._side_files()
         if "config.json" not in self.side_files:

@@ -10,6 +10,7 @@ from quantize.codecs import BLOCK, FP8_BLOCK
 from quantize.plan import Form
 
 E8M0 = "F8_E8M0"
+SCALED = (Form.FP8, Form.FP4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +18,23 @@ class Weight:
     """One weight of the model, which is one or two tensors of the checkpoint.
 
     shape is the logical one: [rows, cols] = [outputs, inputs], or [n]. `name` is the full tensor name, except that a
-    scaled weight (FP8, FP4) has `name`.weight and `name`.scale.
+    scaled weight (FP8, FP4) has `name`.weight and `name`.scale. form: how published checkpoints store it. stored: how
+    this one does, where that is another way (fine-tunes: BF16, F16 or F32, without a scale).
     """
 
     name: str
     form: Form
     shape: tuple[int, ...]
     is_expert: bool = False
+    stored: Form | None = None
+
+    @property
+    def stored_form(self) -> Form:
+        return self.stored or self.form
 
     @property
     def data_name(self) -> str:
-        return f"{self.name}.weight" if self.is_scaled else self.name
+        return f"{self.name}.weight" if self.form in SCALED else self.name
 
     @property
     def scale_name(self) -> str:
@@ -35,15 +42,15 @@ class Weight:
 
     @property
     def is_scaled(self) -> bool:
-        return self.form in (Form.FP8, Form.FP4)
+        return self.stored_form in SCALED
 
     @property
     def data_dtype(self) -> str:
-        return {Form.FP8: "F8_E4M3", Form.FP4: "I8"}.get(self.form, self.form.value)
+        return {Form.FP8: "F8_E4M3", Form.FP4: "I8"}.get(self.stored_form, self.stored_form.value)
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        return (self.shape[0], self.shape[1] // 2) if self.form is Form.FP4 else self.shape
+        return (self.shape[0], self.shape[1] // 2) if self.stored_form is Form.FP4 else self.shape
 
     @property
     def scale_shape(self) -> tuple[int, int]:

@@ -53,9 +53,9 @@ def export_lmstudio(
     file name. ConvertError for files that llama.cpp cannot run, and for what stands in the way unless force is set.
     """
     gguf, sources = open_for_programs(source, "LM Studio")
-    maker = _chosen("--publisher", publisher, text_key(gguf, "general.organization"), DEFAULT_PUBLISHER)
+    maker = _chosen("publisher", publisher, text_key(gguf, "general.organization"), DEFAULT_PUBLISHER)
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
-    title = _chosen("--model", model, text_key(gguf, "general.name"), stem, "deepseek-v4")
+    title = _chosen("model", model, text_key(gguf, "general.name"), stem, "deepseek-v4")
     folder = dest / maker / title
     made = make_folder(folder)
     try:

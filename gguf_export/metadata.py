@@ -11,6 +11,7 @@ from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
 from gguf_export.sampling import RECOMMENDABLE, recommended
+from gguf_export.standins import is_there
 from gguf_export.writer import Metadata, ValueType
 from quantize.plan import GGMLType
 
@@ -39,7 +40,7 @@ def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, n
     metadata.u32("general.file_type", _FILE_TYPES[experts])
     metadata.u32("general.quantization_version", 2)
     path = checkpoint.path / "generation_config.json"
-    if path.is_file():
+    if is_there(path):
         values, _ = read_json_object(path)
         found = recommended(lambda each: values.get(each.field))
         for each in RECOMMENDABLE:
@@ -145,7 +146,7 @@ def _check_unicode(texts: list[str], where: Path) -> None:
 
 def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
+    if not is_there(path):
         return default
     values, _ = read_json_object(path)
     pad = values.get("pad_token")
@@ -153,11 +154,39 @@ def _pad_id(folder: Path, tokens: list[str], default: int) -> int:
     return tokens.index(text) if text in tokens else default
 
 
-def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
-    """Adds tokenizer.* from tokenizer.json; False (and nothing added) when the checkpoint has none."""
+_TURNS = ("<｜User｜>", "<｜Assistant｜>")
+
+
+def _check_ends(config: ModelConfig, tokens: list[str], types: list[int], where: Path) -> None:
+    """Another model's tokenizer has ordinary tokens, or none, where config.json has the ones that begin and end text."""
+    for key, token_id in (("bos_token_id", config.bos_token_id), ("eos_token_id", config.eos_token_id)):
+        if types[token_id] not in (CONTROL, USER_DEFINED):
+            what = f"the ordinary token {tokens[token_id]!r:.40}" if types[token_id] == NORMAL else "no token"
+            raise ConvertError(
+                f"{where} has {what} with the {key} of config.json, {token_id}: it is another model's; "
+                "take the one that was published with this model"
+            )
+
+
+def _tokenizer_notes(tokens: list[str], types: list[int]) -> list[str]:
+    notes = []
+    n_used = len(types) - types.count(UNUSED)
+    if n_used < len(types):
+        notes.append(
+            f"tokenizer.json has {n_used:,} tokens, config.json says {len(types):,}: is it this model's? The others get "
+            "names that no text has"
+        )
+    absent = [marker for marker in _TURNS if marker not in tokens]
+    if absent:
+        notes.append(f"tokenizer.json has no {' and no '.join(absent)}, so chats come out wrong: is it this model's?")
+    return notes
+
+
+def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
+    """Adds tokenizer.* from tokenizer.json, where the checkpoint has one. Returns what a person should know."""
     path = checkpoint.path / "tokenizer.json"
-    if not path.is_file():
-        return False
+    if not is_there(path):
+        return ["there is no tokenizer.json, so the output cannot turn text into tokens"]
     config = checkpoint.config
     tokenizer, _ = read_json_object(path, MOST_TOKENIZER_BYTES)
     try:
@@ -168,6 +197,7 @@ def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
     except (KeyError, TypeError, AttributeError) as error:
         raise ConvertError(f"{path} is damaged: {type(error).__name__} {error}") from None
     _check_unicode(tokens + merges, path)
+    _check_ends(config, tokens, types, path)
     metadata.text("tokenizer.ggml.model", "gpt2")
     metadata.text("tokenizer.ggml.pre", "joyai-llm")
     metadata.add_array("tokenizer.ggml.tokens", ValueType.STRING, tokens)
@@ -179,7 +209,7 @@ def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> bool:
     metadata.flag("tokenizer.ggml.add_bos_token", False)
     metadata.flag("tokenizer.ggml.add_eos_token", False)
     metadata.text("tokenizer.chat_template", chat_template(checkpoint.release))
-    return True
+    return _tokenizer_notes(tokens, types)
 
 
 def add_native(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
@@ -190,7 +220,7 @@ def add_native(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
     carried = []
     for name in SIDE_FILES:
         path = checkpoint.path / name
-        if path.is_file():
+        if is_there(path):
             _, data = read_json_object(path, MOST_TOKENIZER_BYTES)
             metadata.text(SIDE_PREFIX + name, data.decode("utf-8"))
             carried.append(name)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_export.chat_texts import EFFORTS
+from gguf_export.chat_texts import EFFORTS, release_of
 from gguf_export.engine import ProgressFn
 from gguf_export.errors import ConvertError
 from gguf_export.metadata import ARCH
@@ -105,15 +105,10 @@ def go_template(release: str) -> str:
     return _TEMPLATE.replace("@EFFORTS@", "\n".join(["", *branches]) if branches else "")
 
 
-def release_of(gguf: GGUFFile) -> str:
-    """The release whose chat encoding the file's own template has."""
-    return "0731" if "Beyond maximum" in text_key(gguf, "tokenizer.chat_template") else "preview"
-
-
 def _from_line(path: str) -> str:
     # Ollama's parser drops characters that cannot be printed, and blanks at the ends.
     if not path.isprintable() or path != path.strip() or '"' in path:
-        raise ConvertError(f"Ollama cannot read the path {path!r}; use one of plain characters, or --link")
+        raise ConvertError(f"Ollama cannot read the path {path!r}; use one of plain characters, or place='link'")
     return f"FROM {path}"
 
 
@@ -131,7 +126,7 @@ def _sampling_lines(gguf: GGUFFile) -> list[str]:
 
 def modelfile(gguf: GGUFFile, paths: Sequence[str], name: str) -> str:
     """The text of a Modelfile. paths: the GGUF or its shards, absolute, or relative to the Modelfile and with ./"""
-    release = release_of(gguf)
+    release = release_of(text_key(gguf, "general.version"), text_key(gguf, "tokenizer.chat_template"))
     context = int(number_key(gguf, f"{ARCH}.context_length", 0))
     lines = [f"# {name}: DeepSeek-V4 ({release}), for Ollama 0.30.12 or newer. Made by pyflash export ollama."]
     if len(paths) > 1:

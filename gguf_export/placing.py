@@ -28,7 +28,7 @@ def open_for_programs(path: Path, program: str) -> tuple[GGUFFile, list[Path]]:
     if gguf.keys.get("pyflash.profile") == "native":
         raise ConvertError(
             f"{path} is of the native profile, which {program} cannot read; "
-            "convert the checkpoint with --profile compat"
+            'convert the checkpoint with profile="compat"'
         )
     if f"{ARCH}.nextn_predict_layers" in gguf.keys:
         raise ConvertError(f"{path} is an MTP file, which is no model by itself; give the model's own file")
@@ -58,7 +58,7 @@ def check_replaceable(target: Path, sources: Sequence[Path], force: bool) -> Non
     if target.is_dir() and not target.is_symlink():
         raise ConvertError(f"{target} is a folder, where a file has to go; remove it or choose another place")
     if os.path.lexists(target) and not force:
-        raise ConvertError(f"{target} exists already; --force replaces it")
+        raise ConvertError(f"{target} exists already; force=True replaces it")
 
 
 def make_folder(folder: Path) -> list[Path]:

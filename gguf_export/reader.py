@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.standins import HEAD_BYTES, standin_reason
 from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
-from quantize.plan import BLOCK_SHAPE, GGMLType, row_bytes
+from pyflash.native.block_types import BLOCK_TYPES
+from quantize.plan import GGMLType, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
@@ -85,30 +87,38 @@ class _Cursor:
         return list(struct.unpack(f"<{n}{form[1]}", self.bytes(n * struct.calcsize(form))))
 
 
-def _tensor_entry(cursor: _Cursor) -> tuple[str, GGMLType, tuple[int, ...], int]:
+def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
+    """Name, type, ne, and the offset in the data."""
     name = cursor.string()
     n_dims = cursor.unpack("<I")
     if not 1 <= n_dims <= MOST_DIMS:
         raise cursor.fail(f"tensor {name:.80} has {n_dims} dimensions")
     ne = tuple(cursor.unpack("<Q") for _ in range(n_dims))
-    number, offset = cursor.unpack("<I"), cursor.unpack("<Q")
-    if number not in BLOCK_SHAPE:
-        raise cursor.fail(f"tensor {name:.80} has type {number}, which this program does not know")
-    return name, GGMLType(number), ne, offset
+    return name, cursor.unpack("<I"), ne, cursor.unpack("<Q")
 
 
-def _read_one(path: Path) -> GGUFFile:
+def _type_problem(number: int) -> str:
+    if number in BLOCK_TYPES:
+        return f"{BLOCK_TYPES[number].name}, which ggml has removed: take a newer file"
+    return f"{number}, which is unknown here: update pyflash, or take another file"
+
+
+def _read_one(path: Path, any_type: bool) -> GGUFFile:
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for who writes to it
             raise ConvertError(f"{path} is not a regular file: name one that is")
         with open(path, "rb") as file:
-            return _parse(_Cursor(path, file))
+            return _parse(_Cursor(path, file), any_type)
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None
 
 
-def _parse(cursor: _Cursor) -> GGUFFile:
+def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
+    standin = standin_reason(cursor.file.read(HEAD_BYTES))
+    cursor.file.seek(0)
+    if standin:
+        raise ConvertError(f"{cursor.path} {standin}")
     if cursor.bytes(4) != MAGIC:
         raise ConvertError(f"{cursor.path} is no GGUF file: give a .gguf file, or convert a checkpoint first")
     version = cursor.unpack("<I")
@@ -121,21 +131,25 @@ def _parse(cursor: _Cursor) -> GGUFFile:
         if key in keys:
             raise cursor.fail(f"key {key:.80} appears twice")
         keys[key] = cursor.value(cursor.kind())
-    entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
+    entries = sorted((_tensor_entry(cursor) for _ in range(n_tensors)), key=lambda entry: entry[3])
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise cursor.fail(f"general.alignment is {alignment!r:.40}")
     start = cursor.position + -cursor.position % alignment
     tensors: dict[str, TensorRef] = {}
     position = 0
-    for name, kind, ne, offset in sorted(entries, key=lambda entry: entry[3]):
-        block, _ = BLOCK_SHAPE[kind]
-        if ne[0] % block or name in tensors or offset < position:
+    ends = [offset for *_, offset in entries[1:]] + [cursor.size - start]
+    for (name, number, ne, offset), end in zip(entries, ends, strict=True):
+        block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
+        if not block and not any_type:
+            raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
+        if ne[0] % (block or 1) or name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
-        nbytes = row_bytes(kind, ne[0]) * math.prod(ne[1:])
+        nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
-        tensors[name] = TensorRef(name, kind.name, ne, cursor.path, start + offset, nbytes)
+        dtype = BLOCK_TYPES[number].name if number in BLOCK_TYPES else f"type {number}"
+        tensors[name] = TensorRef(name, dtype, ne, cursor.path, start + offset, nbytes)
         position = offset + nbytes
     return GGUFFile(keys, tensors)
 
@@ -149,9 +163,12 @@ def shard_paths(path: Path, gguf: GGUFFile) -> list[Path]:
     return [path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
 
 
-def read_gguf(path: Path) -> GGUFFile:
-    """The directory of a file, or of all shards when `path` is the first of them."""
-    first = _read_one(path)
+def read_gguf(path: Path, any_type: bool = False) -> GGUFFile:
+    """The directory of a file, or of all shards when `path` is the first of them.
+
+    any_type: take tensors of types that this program does not know as well, with their numbers for names ("type 12").
+    """
+    first = _read_one(path, any_type)
     count = first.keys.get("split.count", 1)
     if count in (0, 1):
         return first
@@ -160,7 +177,7 @@ def read_gguf(path: Path) -> GGUFFile:
         raise ConvertError(f"{path} is a shard; give the first one, named NAME-00001-of-{count:05d}.gguf")
     tensors = dict(first.tensors)
     for index in range(2, count + 1):
-        shard = _read_one(path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf"))
+        shard = _read_one(path.with_name(f"{match[1]}-{index:05d}-of-{count:05d}.gguf"), any_type)
         twice = tensors.keys() & shard.tensors.keys()
         if twice or shard.keys.get("split.no") != index - 1:
             raise ConvertError(f"shard {index} does not belong to {path}")

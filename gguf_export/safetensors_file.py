@@ -12,6 +12,7 @@ from typing import Any
 
 from gguf_export.config import parse_json_object
 from gguf_export.errors import ConvertError, reason
+from gguf_export.standins import HEAD_BYTES, standin_reason
 
 MOST_HEADER_BYTES = 100_000_000
 MOST_DIMS = 8
@@ -75,12 +76,19 @@ def read_header(path: Path) -> dict[str, TensorRef]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
+            head = file.read(HEAD_BYTES)
+            standin = standin_reason(head)
+            if standin:
+                raise ConvertError(f"{path} {standin}")
+            prefix = head[:8]
             length = int.from_bytes(prefix, "little")
+            if head and not any(head):
+                raise ConvertError(f"{path} holds zero bytes where its header should be: download it again")
             if len(prefix) < 8 or length > size - 8:
                 raise ConvertError(f"{path} is truncated: its header does not fit; download it again")
             if length > MOST_HEADER_BYTES:
                 raise ConvertError(f"{path} is damaged: its header claims {length:,} bytes")
+            file.seek(8)
             header = parse_json_object(file.read(length), str(path))
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None

@@ -71,7 +71,7 @@ def summarize(plan: ConversionPlan) -> str:
     for file in plan.files:
         lines += _file_lines(file, file.layouts("OUT.gguf", options.shard_bytes))
     if not options.mtp and checkpoint.drafts != "none":
-        lines.append("left out (--mtp converts them):")
+        lines.append("left out (mtp=True converts them):")
         lines += _skipped_lines(checkpoint.tensors, checkpoint.draft_names(), checkpoint.drafts)
     lines += [f"note: {note}" for note in plan.notes]
     lines.append(f"total: {gigabytes(plan.total_bytes)}")

@@ -127,7 +127,7 @@ def _byte_level(prefix_space: bool, trim: bool, use_regex: bool) -> dict[str, An
     return {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": trim, "use_regex": use_regex}
 
 
-# The official splits, as the specification of the model's tokenizer gives them.
+# The splits of the published tokenizer.json.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _PRE_TOKENIZERS = [
     _split(r"\p{N}{1,3}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_export.checksums import TensorDigest
 from gguf_export.engine import Io
-from gguf_export.errors import ConvertError
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.values import Unusable, ValueWatch
 from gguf_export.writer import TensorInfo
 from quantize import native
 from quantize.codecs import BLOCK
@@ -50,13 +52,16 @@ class OutputTensor:
             return self.pieces[0][0].cols
         return row_bytes(self.info.kind, sum(source.cols for source in self.pieces[0]))
 
-    def jobs(self, path: Path, offset: int) -> Iterator[TensorJob]:
+    def jobs(self, path: Path, offset: int, watch: ValueWatch, digest: TensorDigest) -> Iterator[TensorJob]:
+        """path, offset: where the tensor goes. watch gets what is read, digest what is written."""
+        output = Output(path, offset, watch, digest)
+        position = 0
         for piece in self.pieces:
             rows, cols = piece[0].rows, sum(source.cols for source in piece)
             step = max(1, _JOB_VALUES // cols)
             for row in range(0, rows, step):
-                yield TensorJob(self, piece, row, min(step, rows - row), path, offset + row * self.row_bytes)
-            offset += rows * self.row_bytes
+                yield TensorJob(self, piece, row, min(step, rows - row), output, position + row * self.row_bytes)
+            position += rows * self.row_bytes
 
 
 def copied(info: TensorInfo, refs: list[TensorRef]) -> OutputTensor:
@@ -70,27 +75,42 @@ def copied(info: TensorInfo, refs: list[TensorRef]) -> OutputTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """Where a tensor goes, and who looks on."""
+
+    path: Path
+    offset: int
+    watch: ValueWatch
+    digest: TensorDigest
+
+    def write(self, io: Io, position: int, data: NDArray[Any]) -> None:
+        """position: in the tensor."""
+        io.write(self.path, self.offset + position, data)
+        self.digest.add(position, data.data.cast("B"))
+
+
+@dataclass(frozen=True, slots=True)
 class TensorJob:
-    """Rows [row, row + n_rows) of one piece of an output tensor."""
+    """Rows [row, row + n_rows) of one piece of an output tensor, which go to its bytes from `position` on."""
 
     tensor: OutputTensor
     piece: tuple[Source, ...]
     row: int
     n_rows: int
-    path: Path
-    offset: int
+    output: Output
+    position: int
 
     def run(self, io: Io) -> int:
         is_repack = self.piece[0].form is Form.FP4 and self.tensor.info.kind is GGMLType.MXFP4
         values = _STEP_FP4_VALUES if is_repack else _STEP_VALUES
         step = max(1, values // sum(source.cols for source in self.piece))
-        written = 0
+        row_bytes = self.tensor.row_bytes
         for row in range(self.row, self.row + self.n_rows, step):
             n_rows = min(step, self.row + self.n_rows - row)
-            data = _Rows(self.tensor.info.kind, self.piece, row, n_rows).encode(io)
-            io.write(self.path, self.offset + written, data)
-            written += data.nbytes
-        return written
+            rows = _Rows(self.tensor.info.kind, self.piece, row, n_rows, self.output.watch)
+            with contextlib.suppress(Unusable):
+                self.output.write(io, self.position + (row - self.row) * row_bytes, rows.encode(io))
+        return self.n_rows * row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +121,31 @@ class _Rows:
     piece: tuple[Source, ...]
     row: int
     n_rows: int
+    watch: ValueWatch
+
+    def _read(self, io: Io, ref: TensorRef, begin: int, nbytes: int) -> NDArray[np.uint8]:
+        data = io.read(ref, begin, nbytes, "in")
+        self.watch.look(ref, data)
+        return data
 
     def encode(self, io: Io) -> NDArray[Any]:
         source, kind = self.piece[0], self.kind
         n_values = self.n_rows * source.cols
         if source.form is None:
-            return io.read(source.data, self.row * source.cols, n_values, "in")
+            return self._read(io, source.data, self.row * source.cols, n_values)
         if source.form is Form.I64:
             ids = io.read(source.data, self.row * source.cols * 8, n_values * 8, "in").view("<i8")
             return ids.astype(np.int32)
         if source.form is Form.FP4 and kind is GGMLType.MXFP4:
             return self._mxfp4(io, source)
-        values = self._floats(io)
-        return _encode_floats(io, values, kind)
+        data = _encode_floats(io, self._floats(io), kind)
+        self.watch.look_encoded(source.data.name, kind, data)
+        return data
 
     def _mxfp4(self, io: Io, source: Source) -> NDArray[np.uint8]:
         n_values = self.n_rows * source.cols
         assert source.scale is not None
-        packed = io.read(source.data, self.row * source.cols // 2, n_values // 2, "in")
+        packed = self._read(io, source.data, self.row * source.cols // 2, n_values // 2)
         scales = io.read(source.scale, self.row * source.cols // BLOCK, n_values // BLOCK, "scales")
         out: NDArray[np.uint8] = io.buffer("out", np.uint8, row_bytes(GGMLType.MXFP4, n_values))
         native.fp4_to_mxfp4(packed, scales, n_values, out)
@@ -141,16 +168,16 @@ class _Rows:
         n_values, cols = self.n_rows * source.cols, source.cols
         out: NDArray[np.float32] = io.buffer("floats", np.float32, n_values)
         if source.form is Form.F32:
-            return io.read(source.data, self.row * cols * 4, n_values * 4, "in").view(np.float32)
+            return self._read(io, source.data, self.row * cols * 4, n_values * 4).view(np.float32)
         if source.form is Form.BF16:
-            native.bf16_to_f32(io.read(source.data, self.row * cols * 2, n_values * 2, "in").view("<u2"), n_values, out)
+            native.bf16_to_f32(self._read(io, source.data, self.row * cols * 2, n_values * 2).view("<u2"), n_values, out)
+        elif source.form is Form.F16:
+            out[:] = self._read(io, source.data, self.row * cols * 2, n_values * 2).view("<f2")
         elif source.form is Form.FP4:
             native.mxfp4_to_f32(self._mxfp4(io, source), n_values, out)
         else:
             assert source.scale is not None
-            codes = io.read(source.data, self.row * cols, n_values, "in")
-            if np.any((codes & 0x7F) == 0x7F):
-                raise ConvertError(f"tensor {source.data.name} holds NaN; download the checkpoint again")
+            codes = self._read(io, source.data, self.row * cols, n_values)
             scale_bytes = io.read(source.scale, 0, source.scale.nbytes, "scales")
             scales = scale_bytes.view(np.float32) if source.scale.dtype == "F32" else scale_bytes
             native.fp8_to_f32(codes, scales, self.row, self.n_rows, cols, out)

@@ -50,6 +50,11 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def encoded_key(key: str, value: bytes) -> bytes:
+    """A key and its encoded value, as they stand in the header."""
+    return _string(key) + value
+
+
 @dataclass
 class Metadata:
     """Key/value pairs in order."""
@@ -113,7 +118,7 @@ class FileLayout:
 
 def _layout(name: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> FileLayout:
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata.pairs))]
-    parts += [_string(key) + value for key, value in metadata.pairs.items()]
+    parts += [encoded_key(key, value) for key, value in metadata.pairs.items()]
     position = 0
     relative = {}
     for tensor in tensors:

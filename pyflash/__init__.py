@@ -6,23 +6,26 @@ others build on, such as pyflash.native, can be imported by itself.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as typing's, which would take a moment to import: Ctrl-C may come in it
 if TYPE_CHECKING:
     from pyflash import chat as chat
     from pyflash import demo as demo
     from pyflash.chat.reply import ChatPiece as ChatPiece
     from pyflash.chat.reply import Reply as Reply
+    from pyflash.engine.generation import Generation as Generation
     from pyflash.engine.generation import Piece as Piece
     from pyflash.engine.grammar import Grammar as Grammar
     from pyflash.engine.model import Model as Model
     from pyflash.engine.model import ModelInfo as ModelInfo
+    from pyflash.engine.options import DeviceOptions as DeviceOptions
     from pyflash.engine.sampling import SamplingOptions as SamplingOptions
     from pyflash.engine.sampling import TokenLogprob as TokenLogprob
     from pyflash.engine.session import Memory as Memory
+    from pyflash.engine.session import Origin as Origin
     from pyflash.engine.session import Session as Session
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
+    from pyflash.engine.worker import Worker as Worker
+    from pyflash.native.errors import AnswerError as AnswerError
     from pyflash.native.errors import ArgumentError as ArgumentError
     from pyflash.native.errors import BusyError as BusyError
     from pyflash.native.errors import CancelledError as CancelledError
@@ -36,20 +39,25 @@ if TYPE_CHECKING:
     from pyflash.native.errors import MemoryLimitError as MemoryLimitError
     from pyflash.native.errors import RebuildError as RebuildError
     from pyflash.native.errors import UnsupportedError as UnsupportedError
+    from pyflash.native.faults import catch_file_errors as catch_file_errors
     from pyflash.native.library import __version__ as __version__
 
 _NAMES_OF = {
     "chat.reply": ("ChatPiece", "Reply"),
-    "engine.generation": ("Piece",),
+    "engine.generation": ("Generation", "Piece"),
     "engine.grammar": ("Grammar",),
     "engine.model": ("Model", "ModelInfo"),
+    "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
-    "engine.session": ("Memory", "Session"),
+    "engine.session": ("Memory", "Origin", "Session"),
     "engine.tokenizer": ("Tokenizer",),
+    "engine.worker": ("Worker",),
     "native.errors": (
-        "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError", "DeviceError", "Error",
-        "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError", "UnsupportedError",
+        "AnswerError", "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError",
+        "DeviceError", "Error", "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError",
+        "UnsupportedError",
     ),
+    "native.faults": ("catch_file_errors",),
     "native.library": ("__version__",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names}
@@ -59,6 +67,8 @@ __all__ = [*sorted(_HOME_OF), *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"pyflash.{name}")
     if name not in _HOME_OF:

@@ -6,7 +6,15 @@ checkpoint, to be converted like any other.
 
 from __future__ import annotations
 
+import os
 import sys
+
+try:
+    from pyflash.cli.signals import end_on_interrupt
+
+    end_on_interrupt()
+except KeyboardInterrupt:
+    sys.exit(130)
 
 
 def run() -> None:
@@ -19,8 +27,6 @@ def run() -> None:
             _print_demo_checkpoint()
             return
         from pyflash.cli.main import main
-    except KeyboardInterrupt:
-        sys.exit(130)
     except ImportError as error:
         sys.exit(f"pyflash: error: {' '.join(str(error).split())}")
     except MemoryError:
@@ -34,7 +40,7 @@ def _print_cmake_dir() -> None:
     folder = installed_file("lib", "cmake", "pyflash")
     if folder is None:
         sys.exit("pyflash: error: this installation holds no CMake files; install it again with 'pip install .'")
-    print(folder)
+    _print_path(folder)
 
 
 def _print_demo_checkpoint() -> None:
@@ -42,9 +48,17 @@ def _print_demo_checkpoint() -> None:
     from pyflash.native.errors import Error
 
     try:
-        print(demo.checkpoint())
+        _print_path(demo.checkpoint())
     except Error as error:
         sys.exit(f"pyflash: error: {error}")
+
+
+def _print_path(path: os.PathLike[str]) -> None:
+    """Byte for byte, whatever the locale: programs read it."""
+    try:
+        os.write(1, os.fsencode(path) + b"\n")
+    except OSError as error:
+        sys.exit(f"pyflash: error: cannot write to standard output: {error.strerror}")
 
 
 if __name__ == "__main__":

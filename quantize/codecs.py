@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quantize.plan import GGMLType, block_shape
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-BLOCK = 32  # values that share a scale in packed FP4, MXFP4 and Q8_0
+BLOCK, MXFP4_BYTES = block_shape(GGMLType.MXFP4)  # BLOCK: values that share a scale in packed FP4, MXFP4 and Q8_0
+Q8_0_BYTES = block_shape(GGMLType.Q8_0)[1]
 FP8_BLOCK = 128  # rows and columns that share a scale of an FP8 matrix
-MXFP4_BYTES = 17
-Q8_0_BYTES = 34
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
 E2M1_VALUES: Floats = np.concatenate([_E2M1, -_E2M1])

@@ -7,7 +7,7 @@
 Filling 262,144 tokens takes pyflash most of an hour on two cores, and llama.cpp five. What a token costs there does not
 depend on what the rows hold, so both get a context that is as long without: llama.cpp by evaluating at that position of an
 empty one, where its compressed rows are zeros (llama_depth.cpp), pyflash from a session file of random rows
-(csrc/runtime/made_up_context.c), among which the indexer chooses as widely as it may. The two take turns; each process
+(csrc/tools/made_up_context.c), among which the indexer chooses as widely as it may. The two take turns; each process
 warms up before what counts. Everything else is as in compare_llama.py.
 """
 

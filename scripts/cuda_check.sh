@@ -9,7 +9,7 @@
 #              (tests/backend/device_model.c). The demo model will do, made before and elsewhere by
 #              pyflash convert "$(python -m pyflash --demo-checkpoint)" demo.gguf
 #   memcheck, racecheck, synccheck, initcheck    the gate under compute-sanitizer, as long as time is left
-#   bench      the operations of decoding against the measured copy bandwidth (csrc/backend/cuda/bench_ops.cu)
+#   bench      the operations of decoding against the measured copy bandwidth (csrc/tools/cuda/bench_ops.cu)
 #
 # Needs nvcc, a C and a C++ compiler, cmake, ninja or make, and python3; no network. Exit status 1 when something
 # failed, 77 without a GPU. A step that ran out of time says so, and is no pass.

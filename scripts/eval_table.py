@@ -17,6 +17,7 @@ from pathlib import Path
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.errors import ConvertError
 from pyflash import Error, Model
+from pyflash.engine.options import PRECISIONS
 from pyflash.eval.measure import Evaluator, ModelBase, measure_divergence
 from pyflash.eval.output import estimate_text
 from pyflash.eval.source import Subject, Text, common_windows
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int)
     parser.add_argument("--special", action="store_true", help="text that spells special tokens is those tokens")
-    parser.add_argument("--precision", choices=("fast", "exact", "int8"), default="fast")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fast")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     try:

@@ -63,7 +63,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of the shared specification and test vectors; tests that need it skip where it is absent."""
+    """Folder of the shared test vectors; tests that need it skip where it is absent."""
     folder = Path(os.environ.get("PYFLASH_SHARED") or ROOT.parent / "shared")
     if not (folder / "vectors").is_dir():
         pytest.skip(f"no test vectors at {folder} (set PYFLASH_SHARED)")

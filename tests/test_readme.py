@@ -1,4 +1,4 @@
-"""Every block of README.md is run, in order, in a folder that has the examples and a checkpoint."""
+"""Every block of README.md and then docs/embed.md is run, in order, in a folder that has the examples and a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from examples.screen import picture, virtual_display
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+EMBED = ROOT / "docs" / "embed.md"
 WINDOW = "python examples/desktop/desktop.py model.gguf\n"  # the one command that does not end
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for a POSIX shell")
@@ -93,7 +94,7 @@ def run(block: Block, place: Path) -> str:
     for command in commands:
         done = subprocess.run(command, cwd=place, env=environment(place), input="Hello\n", capture_output=True,
                               encoding="utf-8", errors="replace", timeout=120)  # fmt: skip
-        assert done.returncode == 0, f"README.md:{block.line}: {command[-1]}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"line {block.line}: {command[-1]}\n{done.stdout}\n{done.stderr}"
         printed += done.stdout
     return printed
 
@@ -102,7 +103,7 @@ def test_blocks(place: Path) -> None:
     for tool in ("cmake", "ninja"):
         if shutil.which(tool, path=environment(place)["PATH"]) is None:
             pytest.skip(f"no {tool}")
-    found = blocks(README)
+    found = [*blocks(README), *blocks(EMBED)]
     elsewhere = [*opening(found), *(block for block in found if block.text == WINDOW)]
     assert len(elsewhere) == 3
     printed = {block.text: run(block, place) for block in found if block not in elsewhere}

@@ -189,6 +189,8 @@ typedef struct pf_experts_args {
 
 typedef struct pf_backend {
     const char *name; /* the kernel set: "avx2" */
+    uint64_t weight_kinds; /* bits PF_W_*: the types of matrices that embed, linear and experts take; a processor's sets
+                              take all. What a device lacks is refused when a model is placed there */
 
     /* x[t, k] = row tokens[t] of w, for every one of n_stream streams: [T, n_stream, D]. */
     pf_status (*embed)(pf_exec *ex, const pf_weight *w, const int32_t *tokens, int64_t n_token, int64_t n_stream,
@@ -235,6 +237,11 @@ typedef struct pf_backend {
 
     const void *kernels; /* the backend's own: cpu/kernels.h */
 } pf_backend;
+
+static inline bool pf_backend_takes(const pf_backend *backend, pf_dtype type) {
+    const int kind = pf_weight_kind(type);
+    return kind >= 0 && (backend->weight_kinds >> kind & 1) != 0;
+}
 
 /* The CPU backend with the named kernel set, or the best usable one for NULL. UNSUPPORTED says why a set cannot run. */
 pf_status pf_cpu_backend(const char *isa, const pf_backend **out, pf_error *err);

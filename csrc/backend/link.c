@@ -1,5 +1,6 @@
 #include "backend/link.h"
 
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/mutex.h"
 #include "base/status.h"
@@ -11,7 +12,10 @@ struct pf_link {
     pf_device_info info;
     pf_mutex lock;
     bool lost;
+    uint32_t generation; /* of forks: a child can neither use the device nor give anything back to it */
 };
+
+static bool is_inherited(const pf_link *link) { return link->generation != pf_fork_generation(); }
 
 static pf_status open_device(pf_link *link, const char *kind, int32_t index, pf_error *err) {
     pf_error why = {0};
@@ -40,6 +44,7 @@ pf_status pf_link_open(const char *kind, int32_t index, pf_link **out, pf_error 
         pf_free(link);
         return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a device");
     }
+    link->generation = pf_fork_generation();
     const pf_status status = open_device(link, kind, index, err);
     if (status != PF_OK) {
         pf_link_close(link);
@@ -50,14 +55,20 @@ pf_status pf_link_open(const char *kind, int32_t index, pf_link **out, pf_error 
 }
 
 void pf_link_close(pf_link *link) {
-    if (link == NULL) return;
+    if (link == NULL || is_inherited(link)) return;
     if (link->device != NULL) link->plugin->close(link->device);
     pf_mutex_destroy(&link->lock);
     pf_free(link);
 }
 
-void pf_link_lock(pf_link *link) { pf_mutex_lock(&link->lock); }
-void pf_link_unlock(pf_link *link) { pf_mutex_unlock(&link->lock); }
+/* In a child the lock may be held by a thread that is not there. */
+void pf_link_lock(pf_link *link) {
+    if (!is_inherited(link)) pf_mutex_lock(&link->lock);
+}
+
+void pf_link_unlock(pf_link *link) {
+    if (!is_inherited(link)) pf_mutex_unlock(&link->lock);
+}
 
 const pf_device_info *pf_link_info(const pf_link *link) { return &link->info; }
 const pf_backend *pf_link_backend(const pf_link *link) { return link->plugin->backend(link->device); }
@@ -65,7 +76,7 @@ const pf_backend *pf_link_backend(const pf_link *link) { return link->plugin->ba
 void *pf_link_alloc(pf_link *link, size_t bytes) { return link->plugin->alloc(link->device, bytes); }
 
 void pf_link_free(pf_link *link, void *memory) {
-    if (memory != NULL) link->plugin->free(link->device, memory);
+    if (memory != NULL && !is_inherited(link)) link->plugin->free(link->device, memory);
 }
 
 static void *alloc_block(void *link, size_t bytes) { return pf_link_alloc(link, bytes); }
@@ -103,13 +114,13 @@ pf_status pf_link_replay(pf_link *link, pf_recording *recording) {
 }
 
 void pf_link_drop_recording(pf_link *link, pf_recording *recording) {
-    if (recording != NULL) link->plugin->drop_recording(link->device, recording);
+    if (recording != NULL && !is_inherited(link)) link->plugin->drop_recording(link->device, recording);
 }
 
 void *pf_link_alloc_host(pf_link *link, size_t bytes) { return link->plugin->alloc_host(link->device, bytes); }
 
 void pf_link_free_host(pf_link *link, void *memory) {
-    if (memory != NULL) link->plugin->free_host(link->device, memory);
+    if (memory != NULL && !is_inherited(link)) link->plugin->free_host(link->device, memory);
 }
 
 pf_status pf_link_send(pf_link *link, int32_t slot, void *to, const void *from, size_t bytes) {
@@ -139,6 +150,7 @@ pf_status pf_link_is_delivered(pf_link *link, int32_t lane, bool *done) {
 }
 
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
+    if (is_inherited(link)) return pf_link_check(link, err);
     const pf_status end = link->plugin->synchronize(link->device, err);
     if (end == PF_OK && status != PF_ERR_DEVICE) return status;
     link->lost = true;
@@ -146,6 +158,10 @@ pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err) {
 }
 
 pf_status pf_link_check(const pf_link *link, pf_error *err) {
+    if (is_inherited(link)) {
+        return pf_fail(err, PF_ERR_DEVICE, "the model's device cannot be used in a forked process: open the model after "
+                                           "forking");
+    }
     if (!link->lost) return PF_OK;
     return pf_fail(err, PF_ERR_DEVICE, "the device failed before: open the model again, or without it");
 }

@@ -2,7 +2,8 @@
  *
  * A device serves one step at a time: whoever uses it or its memory holds the link between pf_link_lock() and
  * pf_link_unlock(). After a failure the device counts as lost: what is in its memory can no longer be trusted, and
- * every later use fails with PF_ERR_DEVICE. */
+ * every later use fails with PF_ERR_DEVICE. In a forked child pf_link_check() fails too, and closing, freeing and locking
+ * an inherited link do nothing. */
 #ifndef PF_BACKEND_LINK_H
 #define PF_BACKEND_LINK_H
 
@@ -55,7 +56,7 @@ pf_status pf_link_is_delivered(pf_link *link, int32_t lane, bool *done);
 /* The end of a step that came to `status` so far: waits for the device, and says with what it came to in the end. A
  * line about the device in err where that is why. */
 pf_status pf_link_finish(pf_link *link, pf_status status, pf_error *err);
-/* DEVICE after a failure. */
+/* DEVICE after a failure, and in a forked child. */
 pf_status pf_link_check(const pf_link *link, pf_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "backend/plugin.h"
 
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/params.h"
 #include "base/status.h"
@@ -32,6 +33,7 @@ static const pf_plugin_host host = {
 };
 
 static _Atomic(const pf_plugin *) loaded; /* of the one kind there is */
+static atomic_uint loaded_in;             /* the fork generation that did it */
 
 static pf_status absent(const char *kind, pf_error *err) {
     return pf_fail(err, PF_ERR_DEVICE, "not built in: libpyflash_%s" SUFFIX " is not beside libpyflash", kind);
@@ -85,12 +87,17 @@ pf_status pf_plugin_load(const char *kind, const pf_plugin **out, pf_error *err)
         return pf_fail(err, PF_ERR_ARGUMENT, "device \"%s\" is unknown: there is \"cuda\"", kind != NULL ? kind : "");
     }
     *out = atomic_load_explicit(&loaded, memory_order_acquire);
+    if (*out != NULL && atomic_load(&loaded_in) != pf_fork_generation()) {
+        return pf_fail(err, PF_ERR_DEVICE, "the device was in use when this process was forked, which no device survives: "
+                                           "open the model after forking, or start the process anew (spawn)");
+    }
     if (*out != NULL) return PF_OK;
     PF_TRY(find_query(kind, &query, err));
     const pf_plugin *plugin = query != NULL ? query(&host) : NULL;
     if (plugin == NULL || plugin->abi != PF_PLUGIN_ABI || plugin->struct_size < sizeof *plugin) {
         return pf_fail(err, PF_ERR_DEVICE, "libpyflash_%s" SUFFIX " is of another version: install both again", kind);
     }
+    atomic_store(&loaded_in, pf_fork_generation());
     atomic_store_explicit(&loaded, plugin, memory_order_release);
     *out = plugin;
     return PF_OK;

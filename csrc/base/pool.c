@@ -5,6 +5,7 @@
 #include "base/pool.h"
 
 #include "base/cpus.h"
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/mutex.h"
 
@@ -64,14 +65,21 @@ static void pf_cond_destroy(pf_cond *c) { pthread_cond_destroy(c); }
 static void pf_cond_wait(pf_cond *c, pf_mutex *m) { pthread_cond_wait(c, m); }
 static void pf_cond_broadcast(pf_cond *c) { pthread_cond_broadcast(c); }
 
-/* Workers take no signals: the host program's handlers run on its own threads. */
+/* Workers take no signals but those of their own faults, which are deadly while they are blocked: the host program's
+ * handlers run on its own threads. */
+static void pf_blocked_signals(sigset_t *out) {
+    const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    sigfillset(out);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(out, faults[i]);
+}
+
 static bool pf_thread_start(pf_thread *thread, void *(*fn)(void *), void *arg) {
     pthread_attr_t attr;
     if (pthread_attr_init(&attr) != 0) return false;
     pthread_attr_setstacksize(&attr, PF_STACK_BYTES);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t blocked, before;
+    pf_blocked_signals(&blocked);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     bool started = pthread_create(thread, &attr, fn, arg) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
@@ -149,6 +157,9 @@ struct pf_pool {
     int n_threads;
     int n_started;
     int spins;
+    bool is_pinned;
+    bool is_inherited; /* by a forked child, which has none of the threads: they start with the next loop */
+    pf_fork_watch fork;
 };
 
 static void pf_pool_work(pf_pool *pool, int worker) {
@@ -228,6 +239,44 @@ static void pf_gate_close(pf_pool *pool) {
     pf_mutex_unlock(&pool->sleep_lock);
 }
 
+/* As many as the system gives: what is missing only costs time. */
+static void pf_start_workers(pf_pool *pool) {
+    for (int i = pool->n_started + 1; i < pool->n_threads; i++) {
+        pf_worker *worker = &pool->workers[i];
+        worker->pool = pool;
+        worker->index = i;
+        if (!pf_thread_start(&worker->thread, pf_worker_main, worker)) return;
+        pool->n_started++;
+    }
+}
+
+static bool pf_pin_workers(const pf_pool *pool) {
+    int16_t *cpus = pf_alloc(PF_MAX_CPUS * sizeof *cpus);
+    if (!cpus) return false;
+    int n_cores = 0;
+    const int n_cpus = pf_cpu_list(cpus, &n_cores);
+    const int n_used = pool->n_threads <= n_cores ? n_cores : n_cpus;
+    bool pinned = n_cpus > 0;
+    for (int i = 1; pinned && i <= pool->n_started; i++) {
+        const int64_t at = pool->n_threads <= n_used ? (int64_t)i * n_used / pool->n_threads : i % n_used;
+        pinned = pf_thread_pin(pool->workers[i].thread, cpus[at]);
+    }
+    pf_free(cpus);
+    return pinned;
+}
+
+bool pf_pool_pin(pf_pool *pool) {
+    pool->is_pinned = pf_pin_workers(pool);
+    return pool->is_pinned;
+}
+
+/* The threads of an inherited pool, once it is used. */
+static void pf_pool_restart(pf_pool *pool) {
+    pool->is_inherited = false;
+    pf_start_workers(pool);
+    if (pool->is_pinned) (void)pf_pin_workers(pool);
+}
+
 void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *arg) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
@@ -240,6 +289,7 @@ void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *a
         return;
     }
     pf_mutex_lock(&pool->run_lock);
+    if (pool->is_inherited) pf_pool_restart(pool);
     pool->fn = fn;
     pool->arg = arg;
     pool->n = n;
@@ -253,29 +303,38 @@ void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *a
     pf_mutex_unlock(&pool->run_lock);
 }
 
+/* On the systems we build for the others cannot fail once the first has not. */
+static bool pf_init_locks(pf_pool *pool) {
+    return pf_mutex_init(&pool->sleep_lock) && pf_mutex_init(&pool->run_lock) && pf_cond_init(&pool->wake_workers) &&
+           pf_cond_init(&pool->wake_caller);
+}
+
+/* A loop may have been running, on a thread that does not exist here, and any lock be held. */
+static void pf_pool_in_child(void *object) {
+    pf_pool *pool = object;
+    (void)pf_init_locks(pool);
+    atomic_store(&pool->gate, 0);
+    atomic_store(&pool->sleepers, 0);
+    atomic_store(&pool->caller_sleeps, 0);
+    pool->n_started = 0;
+    pool->is_inherited = true;
+}
+
 pf_pool *pf_pool_new(int n_threads) {
     if (n_threads < 1 || n_threads > PF_MAX_THREADS) return NULL;
     pf_pool *pool = pf_calloc(1, sizeof *pool);
     if (!pool) return NULL;
     pool->workers = pf_calloc((size_t)n_threads, sizeof *pool->workers);
-    bool ready = pool->workers && pf_mutex_init(&pool->sleep_lock);
-    if (!ready) {
+    if (!pool->workers || !pf_init_locks(pool)) {
         pf_free(pool->workers);
         pf_free(pool);
         return NULL;
     }
-    /* On the systems we build for these cannot fail once the first has not. */
-    ready = pf_mutex_init(&pool->run_lock) && pf_cond_init(&pool->wake_workers) && pf_cond_init(&pool->wake_caller);
     pool->n_threads = n_threads;
     pool->spins = n_threads <= pf_logical_cpus() ? PF_SPINS : 0; /* helps only where every worker can run at once */
-    for (int i = 1; ready && i < n_threads; i++) {
-        pf_worker *worker = &pool->workers[i];
-        worker->pool = pool;
-        worker->index = i;
-        ready = pf_thread_start(&worker->thread, pf_worker_main, worker);
-        if (ready) pool->n_started++;
-    }
-    if (!ready) {
+    pf_start_workers(pool);
+    pf_fork_watch_begin(&pool->fork, pf_pool_in_child, pool);
+    if (pool->n_started < n_threads - 1) {
         pf_pool_delete(pool);
         return NULL;
     }
@@ -284,6 +343,7 @@ pf_pool *pf_pool_new(int n_threads) {
 
 void pf_pool_delete(pf_pool *pool) {
     if (!pool) return;
+    pf_fork_watch_end(&pool->fork);
     pf_mutex_lock(&pool->sleep_lock);
     atomic_store(&pool->stop, true);
     pf_cond_broadcast(&pool->wake_workers);
@@ -298,18 +358,3 @@ void pf_pool_delete(pf_pool *pool) {
 }
 
 int pf_pool_threads(const pf_pool *pool) { return pool ? pool->n_threads : 1; }
-
-bool pf_pool_pin(pf_pool *pool) {
-    int16_t *cpus = pf_alloc(PF_MAX_CPUS * sizeof *cpus);
-    if (!cpus) return false;
-    int n_cores = 0;
-    const int n_cpus = pf_cpu_list(cpus, &n_cores);
-    const int n_used = pool->n_threads <= n_cores ? n_cores : n_cpus;
-    bool pinned = n_cpus > 0;
-    for (int i = 1; pinned && i <= pool->n_started; i++) {
-        const int64_t at = pool->n_threads <= n_used ? (int64_t)i * n_used / pool->n_threads : i % n_used;
-        pinned = pf_thread_pin(pool->workers[i].thread, cpus[at]);
-    }
-    pf_free(cpus);
-    return pinned;
-}

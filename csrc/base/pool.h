@@ -2,7 +2,8 @@
  *
  * The calling thread takes part, so a pool of one thread has no workers. Ranges are handed out dynamically in
  * pieces of `grain` items; results must not depend on which thread gets which piece. Two callers at once are
- * served one after the other. Workers spin briefly between loops and then sleep, so an idle pool costs nothing. */
+ * served one after the other. Workers spin briefly between loops and then sleep, so an idle pool costs nothing. A forked
+ * child may use and delete the pool that it inherited: its threads start anew with the first loop there. */
 #ifndef PF_BASE_POOL_H
 #define PF_BASE_POOL_H
 

@@ -10,10 +10,11 @@
 #include <string.h>
 
 enum {
-    MX_VALUES = 32,
-    MX_PACKED = 16, /* bytes of 32 packed codes */
-    MX_BYTES = 17,  /* e8m0 scale, then the codes */
-    Q8_BYTES = 34,  /* f16 scale, then 32 int8 */
+    MX_VALUES = PF_MXFP4_VALUES,
+    MX_PACKED = MX_VALUES / 2,  /* bytes of a block's packed codes */
+    MX_BYTES = PF_MXFP4_BYTES,  /* e8m0 scale, then the codes */
+    Q8_VALUES = PF_Q8_0_VALUES,
+    Q8_BYTES = PF_Q8_0_BYTES,   /* f16 scale, then int8 */
 };
 
 /* ---- FP4 ---------------------------------------------------------------------------------------------------- */
@@ -128,10 +129,10 @@ void pf_codec_bf16_to_f32(const uint16_t *in, int64_t n, float *out) {
 
 void pf_codec_f32_to_q8_0(const float *in, int64_t n_blocks, uint8_t *out) {
     for (int64_t i = 0; i < n_blocks; i++) {
-        const float *values = in + i * MX_VALUES;
+        const float *values = in + i * Q8_VALUES;
         uint8_t *block = out + i * Q8_BYTES;
         float amax = 0.0f;
-        for (int j = 0; j < MX_VALUES; j++) {
+        for (int j = 0; j < Q8_VALUES; j++) {
             const float magnitude = fabsf(values[j]);
             amax = amax > magnitude ? amax : magnitude;
         }
@@ -140,8 +141,8 @@ void pf_codec_f32_to_q8_0(const float *in, int64_t n_blocks, uint8_t *out) {
         const float inverse = d > 0x1p-128f ? 1.0f / d : 0.0f;
         const uint16_t half = pf_f32_to_f16(d);
         memcpy(block, &half, 2);
-        int8_t codes[MX_VALUES];
-        for (int j = 0; j < MX_VALUES; j++) {
+        int8_t codes[Q8_VALUES];
+        for (int j = 0; j < Q8_VALUES; j++) {
             /* roundf() (halves away from zero) in a form compilers vectorise: exact for |x| < 2^22, because the
              * constant is the largest float below one half. */
             float x = values[j] * inverse;
@@ -150,7 +151,7 @@ void pf_codec_f32_to_q8_0(const float *in, int64_t n_blocks, uint8_t *out) {
             const int32_t rounded = (int32_t)(x + half_away);
             codes[j] = (int8_t)rounded;
         }
-        memcpy(block + 2, codes, MX_VALUES);
+        memcpy(block + 2, codes, Q8_VALUES);
     }
 }
 
@@ -160,10 +161,10 @@ void pf_codec_q8_0_to_f32(const uint8_t *blocks, int64_t n_blocks, float *out) {
         uint16_t half;
         memcpy(&half, block, 2);
         const float d = pf_f16_to_f32(half);
-        for (int j = 0; j < MX_VALUES; j++) {
+        for (int j = 0; j < Q8_VALUES; j++) {
             int8_t code;
             memcpy(&code, block + 2 + j, 1);
-            out[i * MX_VALUES + j] = (float)code * d;
+            out[i * Q8_VALUES + j] = (float)code * d;
         }
     }
 }

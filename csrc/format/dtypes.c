@@ -1,29 +1,54 @@
 #include "format/dtypes.h"
 
 #include "base/arith.h"
+#include "base/params.h"
+#include "pyflash.h"
 
+#include <inttypes.h>
 #include <stddef.h>
+#include <stdio.h>
 
-static const pf_dtype_info pf_dtypes[] = {
-    {PF_F32, "F32", 1, 4},   {PF_F16, "F16", 1, 2},      {PF_BF16, "BF16", 1, 2},
-    {PF_Q8_0, "Q8_0", 32, 34}, {PF_MXFP4, "MXFP4", 32, 17}, {PF_I8, "I8", 1, 1},
-    {PF_I32, "I32", 1, 4},   {PF_I64, "I64", 1, 8},      {PF_FP8, "FP8", 1, 1},
-};
+#define WEIGHT_ROW(name, number, values, bytes, uses) {PF_##name, #name, values, bytes, (uses) | PF_TYPE_WEIGHT},
+#define OTHER_ROW(name, number, values, bytes, uses) {PF_##name, #name, values, bytes, uses},
+static const pf_dtype_info table[] = {PF_WEIGHT_TYPES(WEIGHT_ROW) PF_OTHER_TYPES(OTHER_ROW) PF_REMOVED_TYPES(OTHER_ROW)};
+enum { N_TYPE = sizeof table / sizeof table[0] };
 
-const pf_dtype_info *pf_dtype_lookup(uint32_t type) {
-    for (size_t i = 0; i < sizeof pf_dtypes / sizeof pf_dtypes[0]; i++) {
-        if ((uint32_t)pf_dtypes[i].type == type) return &pf_dtypes[i];
+const pf_dtype_info *pf_dtype_at(int32_t index) { return index >= 0 && index < N_TYPE ? &table[index] : NULL; }
+
+static const pf_dtype_info *find(uint32_t type) {
+    for (int32_t i = 0; i < N_TYPE; i++) {
+        if ((uint32_t)table[i].type == type) return &table[i];
     }
     return NULL;
 }
 
-const char *pf_dtype_name(uint32_t type) {
+const pf_dtype_info *pf_dtype_lookup(uint32_t type) {
+    const pf_dtype_info *info = find(type);
+    return info && info->block_size > 0 ? info : NULL;
+}
+
+const pf_dtype_info *pf_dtype_of_file(uint32_t type) {
     const pf_dtype_info *info = pf_dtype_lookup(type);
-    return info ? info->name : "unknown";
+    return info && !(info->uses & PF_TYPE_OWN) ? info : NULL;
+}
+
+const char *pf_dtype_name(uint32_t type, char out[PF_DTYPE_NAME_BYTES]) {
+    const pf_dtype_info *info = find(type);
+    if (info && !(info->uses & PF_TYPE_OWN)) (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%s", info->name);
+    else (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%" PRIu32 " (unknown)", type);
+    return out;
 }
 
 bool pf_dtype_row_bytes(pf_dtype type, uint64_t n, uint64_t *out) {
     const pf_dtype_info *info = pf_dtype_lookup((uint32_t)type);
     if (!info || n % info->block_size != 0) return false;
     return pf_mul_u64(n / info->block_size, info->block_bytes, out);
+}
+
+int32_t pf_type_get_info(int32_t index, pf_type_info *info) {
+    const pf_dtype_info *row = pf_dtype_at(index);
+    if (!row) return 0;
+    const pf_type_info full = {.number = (uint32_t)row->type, .block_size = row->block_size,
+                               .block_bytes = row->block_bytes, .uses = row->uses, .name = row->name};
+    return pf_params_give(info, &full, sizeof full);
 }

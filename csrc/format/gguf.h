@@ -1,6 +1,6 @@
 /* GGUF: bytes to a validated directory of key/value pairs and tensors. Nothing is copied; everything points into the
- * mapped files. Knows the container, not the model: types outside dtypes.h are kept with data == NULL and refused by
- * whoever asks for that tensor.
+ * mapped files. Knows the container, not the model: types outside types.h are kept with data == NULL, and those that
+ * nobody computes with are refused by whoever asks for that tensor.
  *
  * What a file cannot do: count limits come from the file's size before anything is allocated, every offset is checked
  * as n <= remaining, strings are not assumed to end with zero, tensors may neither overlap nor leave their file, and
@@ -33,7 +33,7 @@ typedef struct pf_gguf_tensor {
     uint32_t type;                    /* ggml type id as in the file */
     uint32_t n_dims;
     uint64_t ne[PF_GGUF_MAX_DIMS];    /* ne[0] is contiguous; unused entries are 1 */
-    const uint8_t *data;              /* NULL when the type is not in dtypes.h */
+    const uint8_t *data;              /* NULL when the type is not in types.h */
     uint64_t bytes;
 } pf_gguf_tensor;
 

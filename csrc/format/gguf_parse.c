@@ -178,7 +178,7 @@ static const char *pf_what_else(const pf_reader *reader) {
         {"lmgg", 4, " but of a format before GGUF: get the model as GGUF"},
         {"fmgg", 4, " but of a format before GGUF: get the model as GGUF"},
         {"tjgg", 4, " but of a format before GGUF: get the model as GGUF"},
-        {"PFSESSIO", 8, " but a saved session: give it with --session, and the model's file as the model"},
+        {"PFSESSIO", 8, " but a saved session: open its model, and load it (pyflash run MODEL --session FILE)"},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (reader->size >= known[i].n && memcmp(reader->data, known[i].bytes, known[i].n) == 0) return known[i].what;
@@ -365,8 +365,7 @@ static int pf_span_order(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Bytes of a tensor's rows. Types that are not in the table keep bytes == 0: their extent is unknown. 1000 and up are
- * this project's own marks and never types of a file. */
+/* Bytes of a tensor's rows. Types that are not in the table keep bytes == 0: their extent is unknown. */
 static pf_status pf_measure_tensor(const pf_reader *reader, pf_gguf_tensor *tensor) {
     pf_shown shown;
     uint64_t budget = INT64_MAX; /* divided, so that nothing is multiplied before it is known to fit */
@@ -382,8 +381,8 @@ static pf_status pf_measure_tensor(const pf_reader *reader, pf_gguf_tensor *tens
         budget /= n;
         if (i > 0) rows *= n;
     }
-    const pf_dtype_info *info = pf_dtype_lookup(tensor->type);
-    if (!info || info->type == PF_FP8) return PF_OK;
+    const pf_dtype_info *info = pf_dtype_of_file(tensor->type);
+    if (!info) return PF_OK;
     if (tensor->ne[0] % info->block_size != 0) {
         return pf_reader_fail(reader, PF_ERR_FORMAT,
                               "damaged: tensor '%s' is %s with rows of %" PRIu64 " elements, no multiple of %" PRIu32

@@ -11,6 +11,9 @@
  *  - Parameter structs begin with struct_size; pf_*_params_init() sets it together with the defaults.
  *  - Strings are UTF-8, paths too (also on Windows).
  *  - The library never aborts, exits, prints or reads the environment; messages go to the log callback.
+ *  - A forked child may use what it inherited, and close it: a model starts its threads anew there, and a session goes
+ *    on as a copy. But a session that another thread was at work on during the fork says UNSUPPORTED, and a model with a
+ *    device DEVICE: "open the model after forking". Closing them, or exiting, never waits for the parent's threads.
  *
  * Python reads the part between the two CDEF marks below, so that part keeps to plain C declarations.
  */
@@ -67,6 +70,8 @@ typedef struct pf_error {
 PF_API int32_t pf_abi_version(void);
 /* "0.1.0" and the like. Static storage. */
 PF_API const char *pf_version(void);
+/* Raised when, and only when, a kernel set computes other bits than before from the same weights and tokens. */
+#define PF_ARITHMETIC_VERSION 1
 
 #define PF_LOG_DEBUG 0
 #define PF_LOG_INFO 1
@@ -74,6 +79,14 @@ PF_API const char *pf_version(void);
 
 /* Receives one line without newline. May be called from any thread of the library. */
 typedef void (*pf_log_fn)(void *user, int32_t level, const char *message);
+
+/* Model files are mapped: when one becomes shorter while it is used, or its disk fails, whoever reads it gets no error but
+ * a fault (SIGBUS; Windows: EXCEPTION_IN_PAGE_ERROR), which ends the process without a word. After this call a line on
+ * the file descriptor says which file it was, begun with prefix (at most 63 bytes; NULL: ""), and the process exits with
+ * status 1, without running anything else; a terminal among the standard streams gets the mode back that it has now.
+ * Other faults go to the handler that was there before, or are as deadly as without this one. Never installed unasked;
+ * once is enough for a process. fd -1: takes it away again. */
+PF_API pf_status pf_catch_file_errors(int32_t fd, const char *prefix, pf_error *err);
 
 /* ---- Model ------------------------------------------------------------------------------------------------- */
 
@@ -260,6 +273,9 @@ PF_API int32_t pf_model_meta_number(const pf_model *model, const char *key, doub
                                 with bfloat16 rotary dims (583 bytes in V4-Flash), FP4 indexer rows (68 bytes) */
 #define PF_CACHE_F32 3       /* floats, nothing rounded: four times the memory of REFERENCE */
 
+/* What AUTO stands for under a PF_PRECISION_*; any other type is itself. */
+PF_API int32_t pf_cache_type_in_use(int32_t precision, int32_t cache_type);
+
 #define PF_SESSION_POISON 1u     /* fill cache memory with NaN patterns first (tests) */
 #define PF_SESSION_UNRECORDED 2u /* all of a device's operations one by one, none recorded (measurements) */
 
@@ -307,11 +323,41 @@ PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
-/* Writes the cache to a file (beside, then renamed) / replaces this session's cache by a file's. A file fits a
- * session of the same model (directory and a sample of the weights are compared), MTP file, precision and cache type
- * whose capacity holds its tokens. */
+/* Writes the cache to a file / replaces this session's cache by a file's. A file fits a session of the same model
+ * (directory and a sample of the weights are compared), MTP file, precision and cache type whose capacity holds its
+ * tokens.
+ *
+ * Saving is all or nothing: the bytes go to a file beside, to the disk, and then in the old file's place. A new file is
+ * its owner's alone (mode 0600), an old one keeps mode and, where permitted, owner. A symbolic link is followed and stays.
+ * Folders, devices, pipes, sockets and write-protected files are refused (PF_ERR_FILE). On Windows a new file has the
+ * folder's access rules, an old one keeps its own, and a link that leads nowhere is refused.
+ *
+ * Where this session has loaded from or saved to the same file before (the latest 16 are remembered), and another
+ * session or process has changed it since, saving is refused too: it would lose what that one wrote. A file that this
+ * session has not met is replaced, whatever it is. While one saves, and while one holds the file (pf_session_hold), the
+ * others wait a second and are then refused. */
 PF_API pf_status pf_session_save(pf_session *session, const char *path, pf_error *err);
 PF_API pf_status pf_session_load(pf_session *session, const char *path, pf_error *err);
+
+/* Keeps other sessions and processes from saving to a path, from now until the session is closed or holds another one;
+ * NULL lets go. They may load it. Nothing need stand there yet, and what does is left alone: but it says now whether a
+ * save could begin, with the errors of pf_session_save. Works by a file beside that is locked, ".pyflash-....lock", and
+ * gone when the session lets go; on file systems without locks only changes are noticed. */
+PF_API pf_status pf_session_hold(pf_session *session, const char *path, pf_error *err);
+
+#define PF_KERNELS_BYTES 32
+
+/* What computed the file that was loaded last. Files name the kernel set and PF_ARITHMETIC_VERSION; where they are not
+ * this session's, loading works, and warns by the log callback. Grows at its end only. */
+typedef struct pf_session_origin {
+    uint32_t struct_size;
+    int32_t arithmetic;             /* 0: nothing was loaded, or the file does not say (written before format 3) */
+    int64_t n_foreign;              /* tokens at the session's beginning that other kernels, or another version of the
+                                       arithmetic, computed: what follows may differ in its last bits from a session that
+                                       was never saved. 0: none, as far as the file says */
+    char kernels[PF_KERNELS_BYTES]; /* "avx2", and "avx2+cuda" where a device computes layers; "" as above */
+} pf_session_origin;
+PF_API pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err);
 
 /* From any thread: the running pf_session_eval or pf_session_draft, or else the next one, returns PF_ERR_CANCELLED;
  * that consumes the request. */
@@ -325,11 +371,19 @@ PF_API void pf_session_cancel(pf_session *session);
 PF_API pf_status pf_session_checkpoint(pf_session *session, pf_error *err);
 
 /* Writes the same text as tokens, with the session's own tokens at its beginning as far as they spell it: what a model
- * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. For prompts that
- * go on with a conversation, before pf_session_reuse. *n_out <= n_tokens + position, for which out must have room
- * (capacity); ARGUMENT otherwise, and for a token id outside the vocabulary. out must not overlap tokens. */
+ * generates is not always what the tokenizer makes of the text, and would have to be evaluated again. Where the session
+ * ends within a token, the rest of that is written in other ones; its bytes that are no UTF-8 count as the U+FFFD that
+ * decoding makes of them. For prompts that go on with a conversation, before pf_session_reuse.
+ * *n_out <= n_tokens + position, for which out must have room (capacity); ARGUMENT otherwise, and for a token id outside
+ * the vocabulary. out must not overlap tokens. */
 PF_API pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                                   int64_t capacity, int64_t *n_out, pf_error *err);
+
+/* The same for answers of which something was left out. silent [n_silent]: the positions of that, ascending: special
+ * tokens that the model wrote out of place, which so spell nothing. */
+PF_API pf_status pf_session_align_answers(const pf_session *session, const int64_t *silent, int64_t n_silent,
+                                          const int32_t *tokens, int64_t n_tokens, int32_t *out, int64_t capacity,
+                                          int64_t *n_out, pf_error *err);
 
 /* Rolls back as little as makes what is left a prefix of tokens, but leaves at least one of them to be evaluated.
  * *n_kept (the new position) tells how many need not be. Never fails for want of a position to return to: then
@@ -385,15 +439,20 @@ PF_API size_t pf_utf8_complete(const char *text, size_t len);
 #define PF_THINK_HIGH 2
 #define PF_THINK_MAX 3  /* the preview release asks for a context of 393,216 tokens */
 
+/* Added to the thinking mode: go on with the last message, which is an assistant's and may be empty. */
+#define PF_CHAT_CONTINUE 0x100
+
 typedef struct pf_chat_message {
     const char *role;    /* "system", "user" or "assistant" */
     const char *content; /* an assistant's without its reasoning, which later turns never see */
 } pf_chat_message;
 
 /* A plain conversation as the model's prompt: text to continue with the assistant's next answer, which begins with its
- * reasoning up to "</think>" unless think is OFF. BOS included; special tokens in the contents stay text. The rules are
- * those of release 0731 when the file's chat template has the words "Beyond maximum", else the preview's. Tools and the
- * other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
+ * reasoning up to "</think>" unless think is OFF. The last message is a user's. Or, with PF_CHAT_CONTINUE added to think,
+ * it is an assistant's behind a user's: the model goes on with its content, and with reasoning only where that is empty.
+ * ARGUMENT for other conversations, in which the model would play the user. BOS included; special tokens in the contents
+ * stay text. The rules are those of the file's release: its general.version, or else that whose words its chat template
+ * has. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 
@@ -473,12 +532,35 @@ PF_API pf_status pf_device_test(const char *kind, int32_t index, pf_error *err);
 PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, double *bytes_per_second,
                                          pf_error *err);
 
+/* ---- Tensor types ------------------------------------------------------------------------------------------ */
+
+#define PF_TYPE_WEIGHT 1u  /* matrices of this type are computed with */
+#define PF_TYPE_INTEGER 2u /* and with integer activations, unless in exact */
+#define PF_TYPE_WRITTEN 4u /* the converter writes it */
+#define PF_TYPE_OWN 8u     /* this project's own mark: no tensor of a file has the number */
+#define PF_TYPE_REMOVED 16u /* ggml has removed it: old files may have it, and nobody reads them */
+
+/* What the library knows of a tensor element type: all of ggml's, also those that it does not compute with. Grows at its
+ * end only. */
+typedef struct pf_type_info {
+    uint32_t struct_size; /* set by the caller to sizeof(pf_type_info) before the call */
+    uint32_t number;      /* as it stands in GGUF files */
+    uint32_t block_size;  /* values a block; 0 for removed types */
+    uint32_t block_bytes; /* bytes a block */
+    uint32_t uses;        /* PF_TYPE_* */
+    uint32_t reserved;
+    const char *name;     /* "MXFP4", static */
+} pf_type_info;
+
+/* The type at a place of the table, from 0 on. Returns 1; 0 past the end, or where struct_size was not set. */
+PF_API int32_t pf_type_get_info(int32_t index, pf_type_info *info);
+
 /* ---- Block codecs, used by the converter -------------------------------------------------------------------- */
 
 /* Every codec works on contiguous memory, touches nothing else and may be called from several threads at once. */
 
-/* Packed FP4 (two e2m1 codes a byte, low nibble first; spec/checkpoint 2) with one e8m0 scale per 32 values, to
- * and from MXFP4 blocks of 17 bytes (ggml type 39). n_blocks blocks of 32 values; codes and scales unchanged. */
+/* Packed FP4 (two e2m1 codes a byte, low nibble first, as checkpoints hold routed experts) with one e8m0 scale per 32
+ * values, to and from MXFP4 blocks of 17 bytes (ggml type 39). n_blocks blocks of 32 values; codes and scales unchanged. */
 PF_API void pf_codec_fp4_to_mxfp4(const uint8_t *packed, const uint8_t *scales, int64_t n_blocks, uint8_t *out);
 PF_API void pf_codec_mxfp4_to_fp4(const uint8_t *blocks, int64_t n_blocks, uint8_t *packed, uint8_t *scales);
 /* MXFP4 blocks to float32: exactly e2m1 * 2^(e-127). */

@@ -13,7 +13,7 @@
 
 #include "backend/backend.h"
 #include "backend/link.h"
-#include "model/config.h"
+#include "arch/config.h"
 
 enum {
     PF_ROLLBACK = 256,       /* tokens that can always be dropped */

@@ -1,8 +1,9 @@
 /* Hybrid attention: sliding window, compressed sparse (CSA, ratio 4) and heavily compressed (HCA, ratio 128). All three
  * share the projections; what differs is which compressed rows a query sees beside its window. */
-#include "model/recording.h"
+#include "model/deepseek4.h"
 
 #include "base/arith.h"
+#include "step/recording.h"
 
 #include <math.h>
 

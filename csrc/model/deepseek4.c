@@ -1,13 +1,15 @@
 /* The network, as in the report: embed into N equal streams, layers of mHC(attention) and mHC(MoE), head. Everything
  * about speed lives in the backend. */
-#include "model/recording.h"
+#include "model/deepseek4.h"
+
+#include "step/recording.h"
 
 static pf_mhc_shape mhc_shape(const pf_config *c) {
     return (pf_mhc_shape){.n_stream = c->n_stream, .sinkhorn_iters = c->sinkhorn_iters, .n_embd = c->n_embd,
                           .norm_eps = c->norm_eps, .hc_eps = c->hc_eps};
 }
 
-/* One mHC site (2.2): what the block reads and how it is written back. */
+/* One site of manifold-constrained hyper-connections, mHC: what the block reads and how it is written back. */
 typedef struct site_run {
     float *x;          /* [n, D] block input after its norm */
     float *y;          /* [n, D] block output */

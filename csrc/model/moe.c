@@ -1,27 +1,11 @@
 /* Mixture of experts: hash or score routing, routed experts, shared expert. */
-#include "model/recording.h"
+#include "model/deepseek4.h"
 
 #include "base/arith.h"
 #include "base/clock.h"
+#include "step/recording.h"
 
 #include <string.h>
-
-pf_status pf_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
-    const pf_config *c = &s->net->config;
-    const int64_t n_used = c->n_expert_used;
-    for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
-        const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * n_used;
-        for (int32_t i = 0; i < n_used; ++i) {
-            if (entry[i] < 0 || entry[i] >= c->n_expert) {
-                return pf_fail(s->err, PF_ERR_FORMAT,
-                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert again",
-                               layer, entry[i], c->n_expert, s->tokens[t]);
-            }
-        }
-        memcpy(chosen + t * n_used, entry, (size_t)n_used * sizeof *chosen);
-    }
-    return PF_OK;
-}
 
 /* On the step's side. */
 static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t **out) {
@@ -31,7 +15,7 @@ static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_w
         return PF_OK;
     }
     PF_SCRATCH(int32_t, chosen, s->host, s->n * n_used);
-    PF_TRY(pf_hash_experts(s, layer, w, chosen));
+    PF_TRY(pf_step_hash_experts(s, layer, w, chosen));
     void *there;
     PF_TRY(pf_step_carry(s->host, s, chosen, (size_t)(s->n * n_used) * sizeof *chosen, &there));
     *out = there;
@@ -158,13 +142,13 @@ static pf_status away_experts(const pf_step *s, int32_t layer, const pf_layer_we
     float *y = args->out;
     const bool may_send = pf_expert_upload_may(s->net->upload, s->n), is_hot = s->net->hot != NULL && !s->ex->dry;
     void *chosen;
-    if (is_hot) PF_TRY(pf_hot_experts_advance(s->net->hot, s)); /* the device still computes what chooses */
+    if (is_hot) PF_TRY(pf_hot_experts_advance(s->net->hot, s->host->ex->pool)); /* the device still computes what chooses */
     PF_TRY(to_host(s, args->chosen, (size_t)(s->n * args->n_used) * sizeof *args->chosen, &chosen));
     if (is_hot) PF_TRY(pf_hot_experts_note(s->net->hot, layer, chosen, s->n));
     if (may_send && (s->ex->dry || pf_expert_upload_pays(s->net->upload, lw, chosen, s->n))) {
         const pf_step_mark mark = pf_step_set_mark(s);
         PF_TRY(shared_expert(s, lw, x, y));
-        if (!s->ex->dry) return pf_expert_upload_run(s->net->upload, s, lw, args, begun);
+        if (!s->ex->dry) return pf_expert_upload_run(s->net->upload, s->ex, s->host->ex->pool, lw, args, begun);
         PF_TRY(s->ex->backend->experts(s->ex, args));
         pf_step_reset(s, mark);
     }

@@ -1,5 +1,5 @@
 /* The multi-token-prediction block: from the final streams at position t and the token at t+1, logits for t+2. */
-#include "model/step.h"
+#include "model/deepseek4.h"
 
 #include "base/arith.h"
 

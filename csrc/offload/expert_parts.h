@@ -2,7 +2,7 @@
 #ifndef PF_OFFLOAD_EXPERT_PARTS_H
 #define PF_OFFLOAD_EXPERT_PARTS_H
 
-#include "model/weights.h"
+#include "arch/weights.h"
 
 enum { PF_EXPERT_PARTS = 6 };
 

@@ -1,6 +1,7 @@
 #include "offload/expert_stream.h"
 
 #include "base/arith.h"
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/pages.h"
 
@@ -22,6 +23,7 @@ struct pf_expert_stream {
     recency order;
     pf_expert_counts counts;
     atomic_flag lock; /* held for bookkeeping only, never over system calls */
+    pf_fork_watch fork;
 };
 
 static void lock(pf_expert_stream *s) {
@@ -29,6 +31,15 @@ static void lock(pf_expert_stream *s) {
 }
 
 static void unlock(pf_expert_stream *s) { atomic_flag_clear_explicit(&s->lock, memory_order_release); }
+
+/* Bookkeeping that a fork cut short is begun again: nothing counts as being in memory, and what is there is found. */
+static void forget(void *object) {
+    pf_expert_stream *s = object;
+    memset(s->is_resident, 0, (size_t)s->n_layer * (size_t)s->n_expert * sizeof *s->is_resident);
+    s->order.first = s->order.last = NONE;
+    s->resident = 0;
+    unlock(s);
+}
 
 /* ---- Where experts lie ------------------------------------------------------------------------------------- */
 
@@ -91,12 +102,14 @@ pf_status pf_expert_stream_new(const pf_config *config, const pf_weights *weight
             pf_pages_scatter(w->data, matrix_bytes(w) * (uint64_t)w->count);
         }
     }
+    pf_fork_watch_begin(&s->fork, forget, s);
     *out = s;
     return PF_OK;
 }
 
 void pf_expert_stream_delete(pf_expert_stream *s) {
     if (s == NULL) return;
+    pf_fork_watch_end(&s->fork);
     pf_free(s->layers);
     pf_free(s->is_resident);
     pf_free(s->order.older);

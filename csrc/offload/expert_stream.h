@@ -8,8 +8,8 @@
 #ifndef PF_OFFLOAD_EXPERT_STREAM_H
 #define PF_OFFLOAD_EXPERT_STREAM_H
 
-#include "model/config.h"
-#include "model/weights.h"
+#include "arch/config.h"
+#include "arch/weights.h"
 
 typedef struct pf_expert_stream pf_expert_stream;
 

@@ -2,8 +2,8 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/status.h"
 #include "offload/expert_parts.h"
-#include "model/step.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -183,12 +183,12 @@ static pf_status send_slot(pf_expert_upload *u, const layout *l, int32_t begin, 
 }
 
 /* Experts [begin, end), which fit into a slot. */
-static pf_status run_piece(pf_expert_upload *u, const pf_step *s, const pf_moe_weights *w, const layout *l, int32_t begin,
-                           int32_t end, const pf_experts_args *args) {
+static pf_status run_piece(pf_expert_upload *u, pf_exec *ex, pf_pool *pool, const pf_moe_weights *w, const layout *l,
+                           int32_t begin, int32_t end, const pf_experts_args *args) {
     u->slot = (u->slot + 1) % PF_SLOTS;
     PF_TRY(pf_link_await_sent(u->link, u->slot));
     filling f = {u, l, u->host[u->slot], begin};
-    pf_pool_run(s->host->ex->pool, (int64_t)(end - begin) * PARTS * SLICES, 1, fill_slices, &f);
+    pf_pool_run(pool, (int64_t)(end - begin) * PARTS * SLICES, 1, fill_slices, &f);
     PF_TRY(send_slot(u, l, begin, end));
     PF_TRY(pf_link_begin_use(u->link, u->slot));
     pf_weight there[3];
@@ -200,11 +200,11 @@ static pf_status run_piece(pf_expert_upload *u, const pf_step *s, const pf_moe_w
     piece.held_first = begin;
     piece.expert_begin = begin;
     piece.expert_end = end;
-    PF_TRY(s->ex->backend->experts(s->ex, &piece));
+    PF_TRY(ex->backend->experts(ex, &piece));
     return pf_link_end_use(u->link, u->slot);
 }
 
-pf_status pf_expert_upload_run(pf_expert_upload *u, const pf_step *s, const pf_layer_weights *layer,
+pf_status pf_expert_upload_run(pf_expert_upload *u, pf_exec *ex, pf_pool *pool, const pf_layer_weights *layer,
                                const pf_experts_args *args, double begun) {
     layout l = layout_of(layer);
     (void)fit(&l, u->n_expert, u->slot_bytes);
@@ -214,8 +214,8 @@ pf_status pf_expert_upload_run(pf_expert_upload *u, const pf_step *s, const pf_l
         for (int32_t e = end; e < u->n_expert && e < begin + l.n; ++e) {
             if (u->is_chosen[e]) end = e + 1;
         }
-        if (pf_cancelled(s->ex)) return PF_ERR_CANCELLED;
-        PF_TRY(run_piece(u, s, &layer->moe, &l, begin, end, args));
+        if (pf_cancelled(ex)) return PF_ERR_CANCELLED;
+        PF_TRY(run_piece(u, ex, pool, &layer->moe, &l, begin, end, args));
     }
     /* The time of the last piece counts too; the device still computes with it, and so loses nothing. */
     PF_TRY(pf_link_await_sent(u->link, u->slot));

@@ -10,12 +10,10 @@
 #ifndef PF_OFFLOAD_EXPERT_UPLOAD_H
 #define PF_OFFLOAD_EXPERT_UPLOAD_H
 
+#include "arch/config.h"
+#include "arch/weights.h"
 #include "backend/link.h"
-#include "model/config.h"
 #include "offload/upload_choice.h"
-#include "model/weights.h"
-
-struct pf_step;
 
 typedef struct pf_expert_upload pf_expert_upload;
 
@@ -39,10 +37,10 @@ bool pf_expert_upload_may(const pf_expert_upload *upload, int64_t n);
 /* Decides for a layer of a chunk of n tokens, which chose the experts chosen [n, A], in the host's memory. True: they
  * are to be sent, by the next call of pf_expert_upload_run(). */
 bool pf_expert_upload_pays(pf_expert_upload *upload, const pf_layer_weights *layer, const int32_t *chosen, int64_t n);
-/* Sends them, and queues the `experts` operation of each piece on the step's side, the device's, with the piece's range
- * and weights in place of those of args. CANCELLED before any piece. Notes the time from `begun` (pf_clock_seconds())
- * on. */
-pf_status pf_expert_upload_run(pf_expert_upload *upload, const struct pf_step *s, const pf_layer_weights *layer,
+/* Sends them, the threads of the host's pool filling the slots, and queues the `experts` operation of each piece on the
+ * device, which ex is of, with the piece's range and weights in place of those of args. CANCELLED before any piece. Notes
+ * the time from `begun` (pf_clock_seconds()) on. */
+pf_status pf_expert_upload_run(pf_expert_upload *upload, pf_exec *ex, pf_pool *pool, const pf_layer_weights *layer,
                                const pf_experts_args *args, double begun);
 /* The same of a layer that the host computed, where pf_expert_upload_may(). */
 void pf_expert_upload_note_host(pf_expert_upload *upload, int64_t n, double begun);

@@ -2,9 +2,9 @@
 
 #include "base/arith.h"
 #include "base/memory.h"
+#include "base/status.h"
 #include "offload/expert_parts.h"
 #include "offload/hot_choice.h"
-#include "model/step.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -192,7 +192,7 @@ static pf_status send_slice(pf_hot_experts *h, const slice *s) {
     return PF_OK;
 }
 
-pf_status pf_hot_experts_advance(pf_hot_experts *h, const pf_step *s) {
+pf_status pf_hot_experts_advance(pf_hot_experts *h, pf_pool *pool) {
     arrival *a = &h->arrival;
     bool is_free = false;
     if (h->link == NULL || a->index == NONE || a->sent == h->expert_bytes) return PF_OK;
@@ -202,7 +202,7 @@ pf_status pf_hot_experts_advance(pf_hot_experts *h, const pf_step *s) {
     pf_expert_parts_of(&h->layers[a->index / h->config->n_expert].moe, parts);
     const uint64_t end = a->sent + h->slice_bytes < h->expert_bytes ? a->sent + h->slice_bytes : h->expert_bytes;
     slice next = {parts, (uint64_t)(a->index % h->config->n_expert), a->sent, end, h->host[h->lane]};
-    pf_pool_run(s->host->ex->pool, pf_ceil_div((int64_t)(end - a->sent), COPY_BYTES), 1, fill_slice, &next);
+    pf_pool_run(pool, pf_ceil_div((int64_t)(end - a->sent), COPY_BYTES), 1, fill_slice, &next);
     PF_TRY(send_slice(h, &next));
     a->sent = end;
     if (end < h->expert_bytes) h->lane = (h->lane + 1) % PF_LANES;

@@ -12,11 +12,9 @@
 #ifndef PF_OFFLOAD_HOT_EXPERTS_H
 #define PF_OFFLOAD_HOT_EXPERTS_H
 
+#include "arch/config.h"
+#include "arch/weights.h"
 #include "backend/link.h"
-#include "model/config.h"
-#include "model/weights.h"
-
-struct pf_step;
 
 typedef struct pf_hot_experts pf_hot_experts;
 
@@ -45,8 +43,8 @@ void pf_hot_experts_delete(pf_hot_experts *hot); /* with the device held; NULL i
 
 /* Whether they are used in a layer, in steps of n tokens; hot may be NULL. */
 bool pf_hot_experts_may(const pf_hot_experts *hot, int32_t layer, int64_t n);
-/* Sends the next slice, if one is due. While the device computes: the pool's threads copy. */
-pf_status pf_hot_experts_advance(pf_hot_experts *hot, const struct pf_step *s);
+/* Sends the next slice, if one is due. While the device computes: the threads of the host's pool copy. */
+pf_status pf_hot_experts_advance(pf_hot_experts *hot, pf_pool *pool);
 /* Notes what a layer's n tokens chose, [n, A], in the host's memory, and decides what comes next. */
 pf_status pf_hot_experts_note(pf_hot_experts *hot, int32_t layer, const int32_t *chosen, int64_t n);
 /* Parts the experts between both sides: lets args of the device use those held, the matrices being put in w, and args of

@@ -19,6 +19,7 @@ typedef struct mover {
     uint8_t *base;        /* of the device's memory */
     piece *pieces;        /* [n]; NULL while measuring */
     uint64_t n, used, bytes;
+    uint64_t kinds;       /* bits PF_W_* of the matrices so far */
 } mover;
 
 static const void *move(mover *m, const void *from, uint64_t bytes) {
@@ -36,6 +37,7 @@ static void move_floats(mover *m, const float **at, int64_t n) { *at = move(m, *
 
 static void move_weight(mover *m, pf_weight *w) {
     const int64_t blocks = w->count * w->scale_rows * w->scale_cols;
+    m->kinds |= UINT64_C(1) << pf_weight_kind(w->type);
     w->data = move(m, w->data, (uint64_t)(w->count * w->rows * w->row_bytes));
     w->scale = move(m, w->scale, (uint64_t)blocks * (w->scale_f32 ? sizeof(float) : 1));
 }
@@ -98,7 +100,7 @@ static void move_all(mover *m, const pf_config *c, pf_weights *w, const pf_place
 }
 
 /* Measuring writes every pointer back as it was. */
-static mover measure(const pf_config *config, const pf_weights *weights, const pf_placement *placement) {
+static mover moved_by(const pf_config *config, const pf_weights *weights, const pf_placement *placement) {
     mover m = {0};
     pf_weights same = *weights; /* shares the layers */
     move_all(&m, config, &same, placement);
@@ -106,7 +108,21 @@ static mover measure(const pf_config *config, const pf_weights *weights, const p
 }
 
 uint64_t pf_placement_bytes(const pf_config *config, const pf_weights *weights, const pf_placement *placement) {
-    return measure(config, weights, placement).used;
+    return moved_by(config, weights, placement).used;
+}
+
+pf_status pf_placement_check(const pf_config *config, const pf_weights *weights, const pf_placement *placement,
+                             const pf_backend *backend, pf_error *err) {
+    const uint64_t lacking = moved_by(config, weights, placement).kinds & ~backend->weight_kinds;
+    const pf_dtype_info *info;
+    for (int32_t i = 0; (info = pf_dtype_at(i)) != NULL; ++i) {
+        const int kind = pf_weight_kind(info->type);
+        if (kind < 0 || (lacking >> kind & 1) == 0) continue;
+        return pf_fail(err, PF_ERR_UNSUPPORTED,
+                       "%s has no kernels for weights of type %s, which would go there: put fewer layers or experts there, "
+                       "or none", backend->name, info->name);
+    }
+    return PF_OK;
 }
 
 void pf_placement_mark(const pf_config *config, pf_weights *weights, const pf_placement *placement) {
@@ -129,7 +145,7 @@ struct pf_transfer {
 
 pf_status pf_transfer_new(pf_link *link, const pf_config *config, pf_weights *weights, const pf_placement *placement,
                           pf_transfer **out, pf_error *err) {
-    mover m = measure(config, weights, placement);
+    mover m = moved_by(config, weights, placement);
     pf_transfer *transfer = pf_calloc(1, sizeof *transfer);
     piece *pieces = pf_calloc((size_t)m.n + 1, sizeof *pieces);
     uint8_t *memory = transfer != NULL && pieces != NULL && m.used > 0 ? pf_link_alloc(link, (size_t)m.used) : NULL;

@@ -5,8 +5,8 @@
 #ifndef PF_OFFLOAD_PLACEMENT_H
 #define PF_OFFLOAD_PLACEMENT_H
 
+#include "arch/weights.h"
 #include "backend/link.h"
-#include "model/weights.h"
 
 typedef struct pf_placement {
     int32_t first_layer;   /* this layer and later ones are on the device; n_layer: none */
@@ -16,6 +16,11 @@ typedef struct pf_placement {
 
 /* Bytes of weights that a placement brings to the device. */
 uint64_t pf_placement_bytes(const pf_config *config, const pf_weights *weights, const pf_placement *placement);
+
+/* UNSUPPORTED, with nothing changed, where one of the weights that a placement brings to the device has a type that the
+ * device's table does not take: says which. */
+pf_status pf_placement_check(const pf_config *config, const pf_weights *weights, const pf_placement *placement,
+                             const pf_backend *backend, pf_error *err);
 
 /* Sets the weights' flags by which the forward pass chooses sides; pointers stay. */
 void pf_placement_mark(const pf_config *config, pf_weights *weights, const pf_placement *placement);

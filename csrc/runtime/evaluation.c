@@ -1,7 +1,8 @@
 #include "runtime/evaluation.h"
 
 #include "base/memory.h"
-#include "model/recording.h"
+#include "model/deepseek4.h"
+#include "step/recording.h"
 
 /* More than any scratch, of the device's memory that does not exist: one block makes an arena's peak exact. */
 static const size_t plenty = SIZE_MAX / 4;
@@ -27,7 +28,7 @@ void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cac
 pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits) {
     PF_TRY(pf_step_prepare(&evaluation->host));
     if (evaluation->host.device != NULL) {
-        if (pf_frame_suits(&evaluation->device)) return pf_forward_framed(&evaluation->device, n_out, logits);
+        if (pf_frame_suits(&evaluation->device)) return pf_frame_run(&evaluation->device, pf_forward, n_out, logits);
         PF_TRY(pf_step_prepare(&evaluation->device));
     }
     return pf_forward(&evaluation->host, n_out, logits);

@@ -1,4 +1,4 @@
-/* The two sides of one evaluation (model/step.h), made from a model and what a session brings. */
+/* The two sides of one evaluation (step/step.h), made from a model and what a session brings. */
 #ifndef PF_RUNTIME_EVALUATION_H
 #define PF_RUNTIME_EVALUATION_H
 

@@ -22,6 +22,11 @@ static double log_positive(double x) {
     return e * 0.6931471803691238 + (2.0 * s * sum + e * 1.9082149292705877e-10);
 }
 
+/* The way out of logits that nothing can be picked from. */
+#define CHECK_THE_MODEL                                                                                       \
+    "if a model gave it, its weights may be damaged; check the file with `pyflash info --verify FILE`, or "   \
+    "convert it again"
+
 pf_status pf_logits_highest(const float *logits, int64_t n, int32_t *highest, pf_error *err) {
     const float infinity = INFINITY;
     float max = -infinity;
@@ -31,11 +36,11 @@ pf_status pf_logits_highest(const float *logits, int64_t n, int32_t *highest, pf
             max = logits[i];
             found = (int32_t)i;
         } else if (logits[i] != logits[i]) {
-            return pf_fail(err, PF_ERR_ARGUMENT, "logit %lld is not a number", (long long)i);
+            return pf_fail(err, PF_ERR_ARGUMENT, "logit %lld is not a number: " CHECK_THE_MODEL, (long long)i);
         }
     }
     if (found < 0) return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: every logit is minus infinity");
-    if (max == infinity) return pf_fail(err, PF_ERR_ARGUMENT, "logit %d is infinite", found);
+    if (max == infinity) return pf_fail(err, PF_ERR_ARGUMENT, "logit %d is infinite: " CHECK_THE_MODEL, found);
     *highest = found;
     return PF_OK;
 }

@@ -6,7 +6,7 @@
 #include "base/status.h"
 #include "format/gguf.h"
 #include "offload/placement.h"
-#include "model/step.h"
+#include "step/step.h"
 #include "text/tokenizer.h"
 
 #include <stdatomic.h>
@@ -33,7 +33,7 @@ struct pf_model {
     char *name;              /* general.name or "" */
 };
 
-/* placement.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
+/* device_plan.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
  * Leaves model->link NULL when they name none. */
 pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err);
 /* session.c: how rows are kept under a precision and PF_CACHE_*. */

@@ -1,8 +1,10 @@
 #include "runtime/session.h"
 
 #include "base/arith.h"
+#include "base/fork.h"
 #include "base/memory.h"
 #include "base/params.h"
+#include "model/deepseek4.h"
 #include "text/align.h"
 
 #include <string.h>
@@ -46,26 +48,45 @@ pf_status pf_session_take_params(const pf_session_params *given, const pf_model 
     return PF_OK;
 }
 
+int32_t pf_cache_type_in_use(int32_t precision, int32_t cache_type) {
+    if (cache_type != PF_CACHE_AUTO) return cache_type;
+    return precision == PF_PRECISION_EXACT ? PF_CACHE_F32 : PF_CACHE_REFERENCE;
+}
+
 pf_cache_formats pf_choose_formats(int32_t precision, int32_t cache_type) {
-    if (cache_type == PF_CACHE_AUTO) {
-        cache_type = precision == PF_PRECISION_EXACT ? PF_CACHE_F32 : PF_CACHE_REFERENCE;
-    }
+    cache_type = pf_cache_type_in_use(precision, cache_type);
     if (cache_type == PF_CACHE_F32) return (pf_cache_formats){PF_ROW_F32, PF_ROW_F32};
     if (cache_type == PF_CACHE_F16) return (pf_cache_formats){PF_ROW_F16, PF_ROW_F16};
     return (pf_cache_formats){PF_ROW_KV_FP8, PF_ROW_IDX_FP4};
 }
 
+/* Whether the call that runs belongs to a thread of the process that this one was forked from. */
+static bool is_cut_short(pf_session *session) {
+    const unsigned running = atomic_load(&session->running);
+    return running != 0 && running != pf_fork_generation() + 1;
+}
+
 pf_status pf_session_enter(pf_session *session, pf_error *err) {
     pf_link *link = session->model->link;
-    if (link == NULL) return PF_OK;
-    pf_link_lock(link);
-    const pf_status status = pf_link_check(link, err);
-    if (status != PF_OK) pf_link_unlock(link);
-    return status;
+    if (is_cut_short(session)) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was at work on another thread when this process was forked: "
+                                                "open a new session, or open the model after forking");
+    }
+    if (link != NULL) {
+        pf_link_lock(link);
+        const pf_status status = pf_link_check(link, err);
+        if (status != PF_OK) {
+            pf_link_unlock(link);
+            return status;
+        }
+    }
+    atomic_store(&session->running, pf_fork_generation() + 1);
+    return PF_OK;
 }
 
 pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err) {
     pf_link *link = session->model->link;
+    atomic_store(&session->running, 0);
     if (link == NULL) return status;
     status = pf_link_finish(link, status, err);
     if (status == PF_OK) status = pf_link_check(link, err); /* what a part without a status of its own met */
@@ -105,6 +126,7 @@ static pf_status open_session(pf_model *model, const pf_session_params *params, 
     if (session == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening a session");
     session->model = pf_model_retain(model);
     atomic_init(&session->cancel, 0);
+    atomic_init(&session->running, 0);
     pf_status status = pf_session_enter(session, err);
     if (status == PF_OK) status = pf_session_leave(session, open_parts(session, params, err), err);
     if (status != PF_OK) {
@@ -129,7 +151,7 @@ pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_se
 }
 
 void pf_session_close(pf_session *session) {
-    if (session == NULL) return;
+    if (session == NULL || is_cut_short(session)) return; /* even its lists of memory may be half changed */
     pf_link *link = session->model->link;
     if (session->tokens != NULL) pf_region_free(session->tokens, (size_t)session->cache.n_ctx * sizeof(int32_t));
     if (link != NULL) pf_link_lock(link);
@@ -139,6 +161,7 @@ void pf_session_close(pf_session *session) {
     if (link != NULL) pf_link_unlock(link);
     pf_arena_delete(session->arenas.host);
     pf_free(session->note);
+    pf_session_forget_files(session);
     pf_model_release(session->model);
     pf_free(session);
 }
@@ -270,7 +293,8 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     const pf_network *net = &session->model->net;
     int64_t n_out = 0;
     if (!net->weights.mtp.present) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "the model was opened without an MTP block: convert with --mtp");
+        return pf_fail(err, PF_ERR_UNSUPPORTED,
+                       "the model was opened without an MTP block: pyflash convert --mtp writes one");
     }
     if (session->cache.position == 0) {
         return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
@@ -287,6 +311,10 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
     return finish(session, pf_session_leave(session, status, err), err);
 }
 
+static void note_dropped(pf_session *session) {
+    session->origin.n_foreign = pf_min_i64(session->origin.n_foreign, session->cache.position);
+}
+
 pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     pf_cache *cache = &session->cache;
     if (n < 0 || n > cache->position) {
@@ -295,6 +323,7 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
     }
     PF_TRY(pf_session_enter(session, err));
     const bool done = pf_cache_rollback(cache, n);
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     if (!done) {
         return pf_fail(err, PF_ERR_REBUILD,
@@ -316,9 +345,18 @@ pf_status pf_session_checkpoint(pf_session *session, pf_error *err) {
 
 pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t *out,
                            int64_t capacity, int64_t *n_out, pf_error *err) {
+    return pf_session_align_answers(session, NULL, 0, tokens, n_tokens, out, capacity, n_out, err);
+}
+
+pf_status pf_session_align_answers(const pf_session *session, const int64_t *silent, int64_t n_silent,
+                                   const int32_t *tokens, int64_t n_tokens, int32_t *out, int64_t capacity,
+                                   int64_t *n_out, pf_error *err) {
     const int64_t position = session->cache.position;
     if (tokens == NULL || n_tokens < 0 || out == NULL || n_out == NULL) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_align: tokens, out and n_out are needed");
+    }
+    if (n_silent < 0 || (silent == NULL && n_silent > 0)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_align_answers: silent is needed for n_silent positions");
     }
     if (capacity - position < n_tokens) {
         return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld tokens, up to %lld are written", (long long)capacity,
@@ -330,9 +368,8 @@ pf_status pf_session_align(const pf_session *session, const int32_t *tokens, int
         *n_out = n_tokens;
         return PF_OK;
     }
-    *n_out = pf_align_tokens(pf_tokenizer_vocab(session->model->tokenizer), session->tokens, position, tokens,
-                             n_tokens, out);
-    return PF_OK;
+    const pf_known_tokens known = {session->tokens, position, silent, n_silent};
+    return pf_align_tokens(session->model->tokenizer, &known, tokens, n_tokens, out, n_out, err);
 }
 
 pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
@@ -347,6 +384,7 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
     const int64_t kept = pf_cache_nearest(cache, common);
     PF_TRY(pf_session_enter(session, err));
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
+    note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
     *n_kept = kept;
     return PF_OK;

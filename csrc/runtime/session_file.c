@@ -1,13 +1,16 @@
 /* Saving and loading a session's cache.
  *
- * A file is a header; tokens, pools and rings in a fixed order, whose sizes all follow from the position and the floor;
- * the checkpoints; the caller's note; and a checksum. It is tied to one model file, precision and cache type. */
+ * A file is a header; since format 3 what computed it; tokens, pools and rings in a fixed order, whose sizes all follow
+ * from the position and the floor; the checkpoints; the caller's note; and a checksum. It is tied to one model file,
+ * precision and cache type. */
 #include "runtime/session.h"
 
 #include "base/arith.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/params.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef struct file_header {
@@ -20,13 +23,20 @@ typedef struct file_header {
     uint64_t n_checkpoint, note_bytes;
 } file_header;
 
+/* Since format 3. */
+typedef struct origin_header {
+    char kernels[PF_KERNELS_BYTES]; /* zero-terminated */
+    int32_t arithmetic, reserved;
+    int64_t n_foreign; /* tokens at the beginning that those have not computed */
+} origin_header;
+
 /* Before each checkpoint's copy of the rings. */
 typedef struct checkpoint_header {
     int64_t position, floor;
 } checkpoint_header;
 
 static const char magic[8] = {'P', 'F', 'S', 'E', 'S', 'S', 'I', 'O'};
-enum { VERSION = 2 };
+enum { VERSION = 3, OLDEST_VERSION = 2 };
 
 /* FNV-1a over 8-byte words, then over the remaining bytes; pieces must come in the same sizes on both sides. */
 static uint64_t checksum_piece(uint64_t sum, const void *data, uint64_t size) {
@@ -66,13 +76,130 @@ static bool walk_live(const pf_session *session, int64_t position, int64_t floor
            pf_cache_walk_rings(&session->cache, position, floor, visit, user);
 }
 
+/* ---- What computes --------------------------------------------------------------------------------------- */
+
+/* The names of the kernel set and, where one computes layers, of the device's kind. */
+static void name_kernels(const pf_model *model, char out[PF_KERNELS_BYTES]) {
+    memset(out, 0, PF_KERNELS_BYTES); /* all of it goes into a file */
+    (void)snprintf(out, PF_KERNELS_BYTES, "%s%s", model->backend->name, model->link != NULL ? "+cuda" : "");
+}
+
+static pf_origin origin_of(const pf_model *model, const file_header *file, const origin_header *found) {
+    pf_origin origin = {.arithmetic = found->arithmetic};
+    char own[PF_KERNELS_BYTES];
+    name_kernels(model, own);
+    memcpy(origin.kernels, found->kernels, sizeof origin.kernels - 1);
+    for (char *at = origin.kernels; *at != '\0'; ++at) {
+        if (*at <= ' ' || *at > '~') *at = '?'; /* it will be shown */
+    }
+    const bool is_known = origin.kernels[0] != '\0';
+    const bool is_same = found->arithmetic == PF_ARITHMETIC_VERSION && strcmp(origin.kernels, own) == 0;
+    if (is_known) origin.n_foreign = is_same ? found->n_foreign : file->position;
+    return origin;
+}
+
+static void tell_origin(const pf_session *session, const char *path) {
+    const pf_origin *origin = &session->origin;
+    char own[PF_KERNELS_BYTES];
+    if (origin->n_foreign == 0) return;
+    name_kernels(session->model, own);
+    pf_log_line(&session->model->log, PF_LOG_WARNING,
+                "%s: its first %lld tokens were computed by other kernels or another version than here (saved by %s, "
+                "arithmetic %d; here %s, %d): what follows may differ in its last bits from a session that was never saved",
+                path, (long long)origin->n_foreign, origin->kernels, origin->arithmetic, own, PF_ARITHMETIC_VERSION);
+}
+
+pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err) {
+    if (session == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_origin: a session is needed");
+    pf_session_origin full = {.arithmetic = session->origin.arithmetic, .n_foreign = session->origin.n_foreign};
+    memcpy(full.kernels, session->origin.kernels, sizeof full.kernels);
+    if (!pf_params_give(origin, &full, sizeof full)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_origin: set origin->struct_size first");
+    }
+    return PF_OK;
+}
+
+/* ---- Files that are known ---------------------------------------------------------------------------------- */
+
+static pf_known_file *find_known(pf_session_files *files, const char *key) {
+    for (int i = 0; i < PF_KNOWN_FILES; ++i) {
+        if (files->known[i].key != NULL && strcmp(files->known[i].key, key) == 0) return &files->known[i];
+    }
+    return NULL;
+}
+
+static char *copy_key(const char *key) {
+    const size_t size = strlen(key) + 1;
+    char *copy = pf_alloc(size);
+    if (copy != NULL) memcpy(copy, key, size);
+    return copy;
+}
+
+/* Without memory for it the file is as one that was never seen. */
+static void remember(pf_session_files *files, const char *key, pf_stamp stamp) {
+    pf_known_file *known = find_known(files, key);
+    if (known == NULL) {
+        known = &files->known[files->next++ % PF_KNOWN_FILES];
+        pf_free(known->key);
+        known->key = copy_key(key);
+    }
+    known->stamp = stamp;
+}
+
+static bool is_held(const pf_session_files *files, const char *key) {
+    return files->lock != NULL && pf_place_lock_is_own(files->lock) && strcmp(files->held, key) == 0;
+}
+
+static void let_go(pf_session_files *files) {
+    pf_place_lock_drop(files->lock);
+    pf_free(files->held);
+    files->lock = NULL;
+    files->held = NULL;
+}
+
+void pf_session_forget_files(pf_session *session) {
+    let_go(&session->files);
+    for (int i = 0; i < PF_KNOWN_FILES; ++i) pf_free(session->files.known[i].key);
+}
+
+static pf_status hold_place(pf_session_files *files, const pf_place *place, pf_error *err) {
+    pf_place_lock *lock;
+    pf_stamp stamp;
+    if (is_held(files, pf_place_key(place))) return PF_OK;
+    PF_TRY(pf_place_lock_take(place, &lock, err));
+    pf_status status = pf_place_stamp(place, &stamp, err);
+    char *key = status == PF_OK ? copy_key(pf_place_key(place)) : NULL;
+    if (status == PF_OK && key == NULL) status = pf_fail(err, PF_ERR_MEMORY, "out of memory while holding a file");
+    if (status != PF_OK) {
+        pf_place_lock_drop(lock);
+        return status;
+    }
+    if (find_known(files, key) == NULL) remember(files, key, stamp); /* else what was read or written counts */
+    let_go(files);
+    files->lock = lock;
+    files->held = key;
+    return PF_OK;
+}
+
+pf_status pf_session_hold(pf_session *session, const char *path, pf_error *err) {
+    pf_place *place;
+    if (path == NULL) {
+        let_go(&session->files);
+        return PF_OK;
+    }
+    PF_TRY(pf_place_find(path, &place, err));
+    const pf_status status = hold_place(&session->files, place, err);
+    pf_place_close(place);
+    return status;
+}
+
 /* ---- Saving ------------------------------------------------------------------------------------------------ */
 
 typedef struct sink {
     const pf_cache *cache;
     uint8_t *copy; /* [copy_bytes]: of a piece on a device */
     uint64_t copy_bytes;
-    pf_writer *writer;
+    pf_output *output;
     uint64_t checksum;
     pf_error *err;
     pf_status status;
@@ -81,7 +208,7 @@ typedef struct sink {
 static bool write_piece(void *user, void *piece, uint64_t size) {
     sink *s = user;
     s->checksum = checksum_piece(s->checksum, piece, size);
-    s->status = pf_writer_write(s->writer, piece, size, s->err);
+    s->status = pf_output_write(s->output, piece, size, s->err);
     return s->status == PF_OK;
 }
 
@@ -117,7 +244,9 @@ static bool write_all(sink *s, const pf_session *session) {
                           .row_format = (int32_t)cache->layers[0].raw.format,
                           .n_checkpoint = (uint64_t)checkpoints->n, .note_bytes = session->note_len};
     memcpy(header.magic, magic, sizeof magic);
-    if (!write_piece(s, &header, sizeof header)) return false;
+    origin_header origin = {.arithmetic = PF_ARITHMETIC_VERSION, .n_foreign = session->origin.n_foreign};
+    name_kernels(session->model, origin.kernels);
+    if (!write_piece(s, &header, sizeof header) || !write_piece(s, &origin, sizeof origin)) return false;
     if (!walk_live(session, cache->position, cache->floor, write_cache_piece, s)) return false;
     for (int32_t i = 0; i < checkpoints->n; ++i) {
         if (!write_checkpoint(s, cache, &checkpoints->items[i])) return false;
@@ -127,18 +256,37 @@ static bool write_all(sink *s, const pf_session *session) {
     return write_piece(s, &checksum, sizeof checksum);
 }
 
-pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) {
-    if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
+/* With the place's lock. */
+static pf_status save_at(pf_session *session, const pf_place *place, pf_error *err) {
+    const pf_known_file *known = find_known(&session->files, pf_place_key(place));
     sink s = {.cache = &session->cache, .err = err, .status = PF_OK};
-    PF_TRY(pf_writer_open(path, &s.writer, err));
+    PF_TRY(pf_output_open(place, known != NULL ? &known->stamp : NULL, &s.output, err));
     pf_status status = pf_session_enter(session, err);
     if (status == PF_OK) {
         const bool written = write_all(&s, session);
         status = pf_session_leave(session, written ? PF_OK : s.status, err);
     }
     pf_free(s.copy);
-    if (status == PF_OK) return pf_writer_commit(s.writer, err);
-    pf_writer_abort(s.writer);
+    if (status != PF_OK) {
+        pf_output_abort(s.output);
+        return status;
+    }
+    PF_TRY(pf_output_commit(s.output, err));
+    pf_stamp stamp;
+    if (pf_place_stamp(place, &stamp, NULL) == PF_OK) remember(&session->files, pf_place_key(place), stamp);
+    return PF_OK;
+}
+
+pf_status pf_session_save(pf_session *session, const char *path, pf_error *err) {
+    if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_save: a path is needed");
+    pf_place *place;
+    pf_place_lock *lock = NULL;
+    PF_TRY(pf_place_find(path, &place, err));
+    pf_status status = PF_OK;
+    if (!is_held(&session->files, pf_place_key(place))) status = pf_place_lock_take(place, &lock, err);
+    if (status == PF_OK) status = save_at(session, place, err);
+    pf_place_lock_drop(lock);
+    pf_place_close(place);
     return status;
 }
 
@@ -179,9 +327,9 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
     if (memcmp(h->magic, magic, sizeof magic) != 0) {
         return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     }
-    if (h->version != VERSION) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d)",
-                       path, h->version, VERSION);
+    if (h->version < OLDEST_VERSION || h->version > VERSION) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d to %d)",
+                       path, h->version, OLDEST_VERSION, VERSION);
     }
     if (h->identity != model_identity(session->model) || h->precision != session->model->precision ||
         (h->has_mtp != 0) != (cache->streams != NULL) || h->row_format != (int32_t)cache->layers[0].raw.format) {
@@ -262,29 +410,50 @@ static void copy_body(pf_session *session, const file_header *h, source *s) {
     }
 }
 
+static bool take_origin(source *s, const file_header *h, origin_header *out) {
+    memset(out, 0, sizeof *out);
+    if (h->version < 3) return true;
+    const uint8_t *bytes = take(s, sizeof *out);
+    if (bytes == NULL) return false;
+    memcpy(out, bytes, sizeof *out);
+    return out->n_foreign >= 0 && out->n_foreign <= h->position;
+}
+
 static pf_status load_mapped(pf_session *session, const char *path, const pf_map *map, pf_error *err) {
     file_header h;
+    origin_header origin;
     source s = {&session->cache, map->data, map->size, 0};
     const uint8_t *bytes = take(&s, sizeof h);
     if (bytes == NULL) return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     memcpy(&h, bytes, sizeof h);
     PF_TRY(check_header(session, &h, path, err));
-    if (!check_body(session, &h, &s)) {
+    const bool has_origin = take_origin(&s, &h, &origin);
+    const uint8_t *body = s.at;
+    if (!has_origin || !check_body(session, &h, &s)) {
         return pf_fail(err, PF_ERR_FORMAT, "%s is damaged or incomplete: evaluate the conversation again", path);
     }
     const uint8_t *note = map->data + map->size - sizeof(uint64_t) - h.note_bytes;
-    s.at = map->data + sizeof h;
+    s.at = body;
     PF_TRY(pf_session_enter(session, err)); /* before anything changes */
-    const pf_status status = pf_session_set_note(session, note, (size_t)h.note_bytes, err);
+    pf_status status = pf_session_set_note(session, note, (size_t)h.note_bytes, err);
     if (status == PF_OK) copy_body(session, &h, &s);
-    return pf_session_leave(session, status, err);
+    status = pf_session_leave(session, status, err);
+    if (status != PF_OK) return status;
+    session->origin = origin_of(session->model, &h, &origin);
+    tell_origin(session, path);
+    return PF_OK;
 }
 
 pf_status pf_session_load(pf_session *session, const char *path, pf_error *err) {
     if (path == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_load: a path is needed");
     pf_map map;
+    pf_place *place;
     PF_TRY(pf_map_open(path, &map, err));
     const pf_status status = load_mapped(session, path, &map, err);
+    if (status == PF_OK && pf_place_find(path, &place, NULL) == PF_OK) {
+        remember(&session->files, pf_place_key(place), pf_stamp_of(map.data, map.size));
+        pf_place_close(place);
+    }
     pf_map_close(&map);
     return status;
 }

@@ -27,10 +27,18 @@ static const char EFFORT_BEYOND[] =
     "Do not stop reasoning until you have independently verified the solution from multiple angles and are certain "
     "that no assumption remains unchecked and no error remains undiscovered.\n\n";
 
+static bool equals(pf_gguf_string text, const char *word) {
+    return text.len == strlen(word) && memcmp(text.data, word, strlen(word)) == 0;
+}
+
 pf_chat_release pf_chat_release_of(const pf_gguf *gguf) {
     static const char mark[] = "Beyond maximum";
     const uint64_t mark_len = sizeof mark - 1;
     pf_gguf_string text;
+    if (pf_gguf_get_string(gguf, "general.version", &text)) {
+        if (equals(text, "preview")) return PF_RELEASE_PREVIEW;
+        if (equals(text, "0731")) return PF_RELEASE_0731;
+    }
     if (!pf_gguf_get_string(gguf, "tokenizer.chat_template", &text)) return PF_RELEASE_PREVIEW;
     for (uint64_t i = 0; i + mark_len <= text.len; i++) {
         if (memcmp(text.data + i, mark, (size_t)mark_len) == 0) return PF_RELEASE_0731;
@@ -116,6 +124,19 @@ static pf_status check_messages(const pf_chat_message *messages, int64_t n, pf_e
     return PF_OK;
 }
 
+/* Whether it is the model's turn after n >= 1 messages. */
+static pf_status check_turn(const pf_chat_message *messages, int64_t n, bool continues, pf_error *err) {
+    const pf_chat_message *last = &messages[n - 1];
+    if (continues) {
+        if (has_role(last, "assistant") && n > 1 && has_role(last - 1, "user")) return PF_OK;
+        return pf_fail(err, PF_ERR_ARGUMENT, "to continue, a conversation must end with a user's message and an "
+                       "assistant's");
+    }
+    if (has_role(last, "user")) return PF_OK;
+    return pf_fail(err, PF_ERR_ARGUMENT, "the conversation ends with a message of the role \"%s\": a user's must follow"
+                   "%s", last->role, has_role(last, "assistant") ? ", or ask to continue it (PF_CHAT_CONTINUE)" : "");
+}
+
 static pf_status check_think(pf_chat_release release, int32_t think, pf_error *err) {
     if (effort_text(release, think)) return PF_OK;
     if (think != PF_THINK_LOW) {
@@ -136,34 +157,42 @@ static pf_status find_special(writer *w) {
     return PF_OK;
 }
 
-/* Message i of n; last_user is the last user message's index, or -1. */
-static pf_status put_message(writer *w, const pf_chat_message *messages, int64_t n, int64_t i, bool thinking,
-                             int64_t last_user) {
+/* How to write a conversation. last_user: the last user message's index. continues: the last message is left open. */
+typedef struct manner {
+    bool thinking;
+    bool continues;
+    int64_t last_user;
+} manner;
+
+/* Message i of n. */
+static pf_status put_message(writer *w, const pf_chat_message *messages, int64_t n, int64_t i, const manner *how) {
     const pf_chat_message *m = &messages[i];
+    const bool thinking = how->thinking, is_open = how->continues && i + 1 == n;
+    const int64_t last_user = how->last_user;
     const bool is_user = has_role(m, "user");
     const bool is_assistant = has_role(m, "assistant");
     if (is_user) {
         /* Neighbouring user messages are one turn. */
         PF_TRY(i > 0 && has_role(m - 1, "user") ? put_text(w, "\n\n") : put_special(w, USER));
-    } else if (is_assistant && thinking && i > last_user) {
+    } else if (is_assistant && thinking && i > last_user && !(is_open && m->content[0] == '\0')) {
         PF_TRY(put_special(w, THINK_END)); /* of reasoning that is not told */
     }
     PF_TRY(put_text(w, m->content));
-    if (is_assistant) return put_special(w, EOS);
+    if (is_assistant) return is_open ? PF_OK : put_special(w, EOS);
     if (!is_user || (i + 1 < n && !has_role(m + 1, "assistant"))) return PF_OK;
     PF_TRY(put_special(w, ASSISTANT));
     return put_special(w, thinking && i >= last_user ? THINK_BEGIN : THINK_END);
 }
 
 static pf_status put_conversation(writer *w, const pf_chat_message *messages, int64_t n, const char *effort,
-                                  bool thinking) {
-    int64_t last_user = -1;
+                                  manner how) {
+    how.last_user = -1;
     for (int64_t i = 0; i < n; i++) {
-        if (has_role(&messages[i], "user")) last_user = i;
+        if (has_role(&messages[i], "user")) how.last_user = i;
     }
     PF_TRY(put_special(w, BOS));
     PF_TRY(put_text(w, effort));
-    for (int64_t i = 0; i < n; i++) PF_TRY(put_message(w, messages, n, i, thinking, last_user));
+    for (int64_t i = 0; i < n; i++) PF_TRY(put_message(w, messages, n, i, &how));
     return flush(w);
 }
 
@@ -173,11 +202,15 @@ pf_status pf_chat_encode(const pf_tokenizer *tokenizer, pf_chat_release release,
     if (!n_tokens || capacity < 0 || (!tokens && capacity > 0)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "chat: a null pointer or a negative capacity was passed");
     }
+    const bool continues = think >= PF_CHAT_CONTINUE;
+    const int32_t mode = continues ? think - PF_CHAT_CONTINUE : think;
     PF_TRY(check_messages(messages, n_messages, err));
-    PF_TRY(check_think(release, think, err));
+    PF_TRY(check_think(release, mode, err));
+    PF_TRY(check_turn(messages, n_messages, continues, err));
     writer w = {.tokenizer = tokenizer, .tokens = tokens, .capacity = capacity, .err = err};
     PF_TRY(find_special(&w));
-    pf_status status = put_conversation(&w, messages, n_messages, effort_text(release, think), think != PF_THINK_OFF);
+    const manner how = {.thinking = mode != PF_THINK_OFF, .continues = continues};
+    pf_status status = put_conversation(&w, messages, n_messages, effort_text(release, mode), how);
     pf_free(w.text);
     if (status == PF_OK) *n_tokens = w.n;
     return status;

@@ -1,7 +1,8 @@
-/* Character classes and strict UTF-8 decoding, for the pre-tokenizer. */
+/* Character classes, for the pre-tokenizer, and strict UTF-8 decoding. */
 #ifndef PF_TEXT_UNICODE_H
 #define PF_TEXT_UNICODE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -53,6 +54,25 @@ static inline uint32_t pf_utf8_decode(const uint8_t *p, size_t n, uint32_t *cp) 
     if (value < 0x10000 || value > 0x10FFFF) return 0;
     *cp = value;
     return 4;
+}
+
+/* Whether p[0 .. n), n >= 1, can become a well-formed character by bytes that follow, and is none yet. */
+static inline bool pf_utf8_is_begun(const uint8_t *p, size_t n) {
+    uint8_t lead = p[0];
+    if (lead < 0xC2 || lead > 0xF4) return false;
+    size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+    if (n >= length) return false;
+    for (size_t i = 1; i < n; i++) {
+        if ((p[i] & 0xC0) != 0x80) return false;
+    }
+    if (n < 2) return true;
+    switch (lead) { /* the second byte tells overlong forms, surrogates and what is beyond U+10FFFF */
+    case 0xE0: return p[1] >= 0xA0;
+    case 0xED: return p[1] < 0xA0;
+    case 0xF0: return p[1] >= 0x90;
+    case 0xF4: return p[1] < 0x90;
+    default: return true;
+    }
 }
 
 #endif

@@ -1,4 +1,4 @@
-"""A chat window: python desktop.py [MODEL.gguf]. This is the view; whatever takes time is in worker.py."""
+"""A chat window: python desktop.py [MODEL.gguf]. This is the view; whatever takes time does a pyflash.Worker."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import queue
 import sys
 import tkinter as tk
+from dataclasses import replace
 from pathlib import Path
 from tkinter import filedialog, font, ttk
 from typing import Any
 
-from worker import Worker
+import pyflash
+from pyflash.engine.worker import Event, Failed, Finished, Opened, Progress, Text
 
+CONTEXT = 16384  # tokens
 POLL_MS = 30
 EVENTS_PER_POLL = 500
 PAPER, GREY, LINE, TINT = "#ffffff", "#f3f4f6", "#c9ced6", "#eaf2fd"
@@ -21,7 +24,8 @@ INK, DIM, ACCENT, RED = "#1f2328", "#727a84", "#1a66c2", "#b3261e"
 class ChatWindow:
     def __init__(self, root: tk.Tk, model: Path | None = None) -> None:
         self.root = root
-        self.worker = Worker()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.worker = pyflash.Worker(self.events.put, context=CONTEXT)
         self._n_thoughts = 0
         self._tags: tuple[str, ...] = ()  # of the text that came last in the answer
         self._build()
@@ -121,10 +125,10 @@ class ChatWindow:
     def open(self, path: Path | None) -> None:
         self._set_busy(True)
         self.status["text"] = f"Opening {path.name if path else 'the demo model'}\u2026"
-        self.worker.open(path)
+        self.worker.open(path or pyflash.demo.path)
 
     def new_chat(self) -> None:
-        self.worker.forget()
+        self.worker.new_chat()
         self._clear()
 
     def send(self) -> None:
@@ -137,7 +141,7 @@ class ChatWindow:
             self.transcript.see("end")
             self._set_busy(True)
             self.button.configure(text="Stop", command=self.stop, state="normal")
-            self.worker.ask(question, self.think.get())
+            self.worker.ask(question, think=self.think.get())
 
     def _on_return(self, _event: object) -> str:
         self.send()
@@ -154,10 +158,10 @@ class ChatWindow:
         self._wait_for_worker()
 
     def _wait_for_worker(self) -> None:
-        if self.worker.alive:
-            self.root.after(POLL_MS, self._wait_for_worker)
-        else:
+        if self.worker.join(0):
             self.root.destroy()
+        else:
+            self.root.after(POLL_MS, self._wait_for_worker)
 
     # -- what the worker tells --
 
@@ -170,45 +174,56 @@ class ChatWindow:
             self.transcript.see("end")
         self.root.after(POLL_MS, self._poll)
 
-    def _news(self) -> list[tuple[Any, ...]]:
+    def _news(self) -> list[Event]:
         """What has come. Neighbouring texts become one, because drawing is slow by the piece and not by the letter."""
-        events: list[tuple[Any, ...]] = []
+        events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             for _ in range(EVENTS_PER_POLL):
-                event = self.worker.events.get_nowait()
-                if events and event[0] == "text" and event[:2] == events[-1][:2]:
-                    event = (*event[:2], events.pop()[2] + event[2], event[3])
+                event = self.events.get_nowait()
+                last = events[-1] if events else None
+                if isinstance(event, Text) and isinstance(last, Text) and event.piece.kind == last.piece.kind:
+                    text = last.piece.text + event.piece.text
+                    event = replace(events.pop(), piece=replace(event.piece, text=text))
                 events.append(event)
         return events
 
-    def _show(self, event: tuple[Any, ...]) -> None:
+    def _show(self, event: Event) -> None:
         match event:
-            case "opened", name, efforts:
-                self.model_name["text"] = name
-                self.think["values"] = efforts
+            case Opened(path, model):
+                bundled = Path(path) == pyflash.demo.file()
+                self.model_name["text"] = "Demo model" if bundled else Path(path).name
+                self.think["values"] = pyflash.chat.thinking_modes(model.release)
                 self.think.set("off")
                 self._clear()
                 self._set_busy(False, "Ready")
-            case "progress", what, done, total:
-                self.status["text"] = f"{what}: {100 * done // max(total, 1)} %"
+            case Progress(what, done, total):
+                self.status["text"] = f"{what.capitalize()}: {100 * done // max(total, 1)} %"
                 self.progress.configure(value=done, maximum=total)
                 self.progress.place(relx=1, rely=0.5, anchor="e")
-            case "text", kind, text, speed:
+            case Text(piece, speed):
                 self.progress.place_forget()
                 self.status["text"] = f"{speed:.1f} tokens/s"
-                if text:
-                    self._write_answer(kind, text)
-            case "finished", reply, stopped:
-                self._write("\n")
-                if stopped or reply.finish == "length":
-                    self._write("(stopped)\n" if stopped else "(the longest answer allowed)\n", "note")
-                n_read = reply.n_prompt - reply.n_reused
-                self._set_busy(False, f"{n_read} tokens read, {n_read / max(reply.prompt_seconds, 1e-9):.1f}/s; "
-                               f"{reply.n_generated} written, "
-                               f"{reply.n_generated / max(reply.generate_seconds, 1e-9):.1f}/s")  # fmt: skip
-            case "failed", message:
-                self._write(f"{message}\n", "error")
+                if piece.text:
+                    self._write_answer(piece.kind, piece.text)
+            case Finished(reply, stopped):
+                self._finish(reply, stopped)
+            case Failed(error):
+                full = isinstance(error, pyflash.ContextFullError)
+                message = "This does not fit the conversation any more: begin a new chat." if full else str(error)
+                self._write(f"{message or type(error).__name__}\n", "error")
                 self._set_busy(False, "Failed")
+
+    def _finish(self, reply: pyflash.Reply | None, stopped: bool) -> None:
+        self._write("\n")
+        if stopped or (reply and reply.finish == "length"):
+            self._write("(stopped)\n" if stopped else "(the longest answer allowed)\n", "note")
+        if reply is None:
+            self._set_busy(False)
+            return
+        n_read = reply.n_prompt - reply.n_reused
+        self._set_busy(False, f"{n_read} tokens read, {n_read / max(reply.prompt_seconds, 1e-9):.1f}/s; "
+                       f"{reply.n_generated} written, "
+                       f"{reply.n_generated / max(reply.generate_seconds, 1e-9):.1f}/s")  # fmt: skip
 
     def _set_busy(self, busy: bool, status: str = "") -> None:
         self.busy = busy

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyflash
+from pyflash.engine.options import CACHES
 import tasks
 
 MAX_TOKENS = 320  # of an answer; the longest right ones have about 260
@@ -197,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="GGUF file")
     parser.add_argument("--precision", choices=("fast", "exact"), default="fast")
-    parser.add_argument("--cache-type", choices=("auto", "f16", "reference", "f32"), default="auto")
+    parser.add_argument("--cache-type", choices=CACHES, default="auto")
     parser.add_argument("--counts", type=int, default=100, metavar="N", help="questions in each row (default: 100)")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW",
                         help=f"some of: {'; '.join(ROWS)}")

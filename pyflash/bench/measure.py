@@ -105,7 +105,7 @@ class MemoryUse:
 
 def check_plan(plan: Plan, n_ctx_train: int) -> None:
     if not any(plan.prompts) and not plan.gen:
-        raise ArgumentError("there is nothing to measure: give --prompt or --gen")
+        raise ArgumentError("there is nothing to measure: give a prompt or tokens to generate")
     if plan.context > n_ctx_train:
         raise ArgumentError(f"depth and test together are {plan.context} tokens; this model takes {n_ctx_train}")
     if plan.session_cache is not None and plan.session_cache.exists() and not plan.session_cache.is_dir():

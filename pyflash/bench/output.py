@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import platform
 import statistics
@@ -14,9 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyflash.bench.measure import MemoryUse, Speed
-from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.engine.model import ModelInfo
+from pyflash.engine.options import cache_in_use
 from pyflash.machine import processor
 from pyflash.machine.units import format_bytes
+from pyflash.native.text import json_text, visible_line
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        return f"{self.model}, {format_bytes(self.file_bytes)}, {self.precision}, {self.threads} threads"
+        return f"{visible_line(self.model)}, {format_bytes(self.file_bytes)}, {self.precision}, {self.threads} threads"
 
     @property
     def place(self) -> str:
@@ -120,12 +121,12 @@ def as_record(speed: Speed) -> dict[str, Any]:
 
 
 def json_line(speed: Speed) -> str:
-    return json.dumps(as_record(speed), ensure_ascii=False)
+    return json_text(as_record(speed))
 
 
 def json_end(setting: Setting, memory: MemoryUse, finished: bool) -> str:
     """The last line: "done" is false when the run was interrupted."""
-    return json.dumps({**asdict(setting), "memory": asdict(memory), "done": finished}, ensure_ascii=False)
+    return json_text({**asdict(setting), "memory": asdict(memory), "done": finished})
 
 
 def csv_text(setting: Setting, speeds: Sequence[Speed], memory: MemoryUse) -> str:

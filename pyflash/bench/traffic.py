@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.engine.model import ModelInfo
+from pyflash.engine.options import cache_in_use
 from pyflash.native.values import StrPath
 
 # Bytes of a row by cache type: (attention's rows, indexer's rows) from (width, rotary values).

@@ -7,19 +7,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from gguf_export.errors import reason
+from pyflash.chat.messages import plain_messages
 from pyflash.chat.reply import ChatPiece, Reply
-from pyflash.cli.chat.settings import Settings
+from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.session import Session
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
-MAX_FILE_BYTES = 64 << 20
 _ROLES = ("system", "user", "assistant", "tool")
+_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
 _SESSION_MAGIC = b"PFSESSIO"
-_WAY_OUT = "a larger -c holds more; in a chat /undo and /clear make room"
+S = TypeVar("S", bound=AnswerSettings)
 
 
 class View(Protocol):
@@ -40,7 +39,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one answer. used, capacity: tokens in the context. Counts and times as in Reply."""
+    """What became of one answer. used, capacity: tokens in the context; can_grow: the model takes a larger one. Counts
+    and times as in Reply."""
 
     message: dict[str, Any]
     interrupted: bool
@@ -53,6 +53,7 @@ class Answer:
     used: int
     capacity: int
     problems: tuple[str, ...] = ()
+    can_grow: bool = True
 
     @property
     def context_full(self) -> bool:
@@ -74,7 +75,7 @@ class _Running:
     problems: list[str] = field(default_factory=list)
 
 
-class Conversation:
+class Conversation(Generic[S]):
     """Messages, and the session that answers them.
 
     What is asked and answered stays, also when Ctrl-C ends an answer; where that comes before the first token of one,
@@ -82,13 +83,12 @@ class Conversation:
     """
 
     def __init__(
-        self, session: Session, settings: Settings, *, system: str | None = None,
+        self, session: Session, settings: S, *, system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None, response_format: Mapping[str, Any] | None = None,
         logprobs: int = 0,
     ) -> None:
         self.session = session
         self.settings = settings
-        settings.follow(session.model.sampling)
         self.messages: list[dict[str, Any]] = []
         self.attached: list[str] = []
         self.last: Answer | None = None
@@ -178,10 +178,6 @@ class Conversation:
             self._stream(messages, view, running)
         except KeyboardInterrupt:
             running.interrupted = True
-        except ContextFullError as error:
-            if running.reply is None:
-                raise ContextFullError(f"{_first_clause(error)}: {_WAY_OUT}") from error
-            raise
         finally:
             if running.reply is not None:
                 running.reply.close()
@@ -193,15 +189,16 @@ class Conversation:
 
     def _stream(self, messages: list[dict[str, Any]], view: View, running: _Running) -> None:
         arguments = self.settings.arguments()
-        if arguments["seed"] is not None:
-            arguments["seed"] += self._attempt
+        if arguments.get("seed") not in (None, -1):  # both are random ones
+            arguments["seed"] = (arguments["seed"] + self._attempt) % 2**64
         reply = running.reply = self.session.chat(
             messages, tools=self._tools, response_format=self._response_format, logprobs=self._logprobs,
             progress=view.progress, **arguments,
         )
         view.progress(0, reply.n_prompt - reply.n_reused)
         for piece in reply:
-            if piece.problem and piece.finish != "length":  # an answer that was cut short has no proper end
+            cut = piece.finish == "length" and piece.kind != "tool_call"  # text that was cut short has no proper end
+            if piece.problem and not cut:
                 running.problems.append(piece.problem)
             view.piece(piece)
 
@@ -212,32 +209,39 @@ class Conversation:
         return Answer(
             _kept(reply.message) if reply.n_generated else {}, running.interrupted, reply.finish, reply.n_prompt,
             reply.n_reused, reply.n_generated, reply.prompt_seconds, reply.generate_seconds, session.position,
-            session.capacity, tuple(running.problems),
+            session.capacity, tuple(running.problems), self._can_grow,
         )
+
+    @property
+    def _can_grow(self) -> bool:
+        """Whether the model takes a larger context than this session's."""
+        return self.session.capacity < self.session.model.info.n_ctx_train
 
     # -- files --
 
     def save(self, path: str) -> None:
-        """Writes the session and the conversation. FileError for a file that is something else."""
-        if os.path.isdir(path):
-            raise FileError(f"{path} is a folder; give the name of a file")
-        if os.path.exists(path) and os.path.getsize(path) and not _is_session(path):
-            raise FileError(f"{path} exists and is no saved session; choose another name")
+        """Writes the session and the conversation. FileError for a file that is something else, or that another
+        process holds or has changed since it was read."""
+        _refuse_foreign(path)
         self.session.note = json.dumps({"version": 1, "messages": self.messages}).encode()
-        self.session.save(os.path.realpath(path))  # through a link, not in its place
+        self.session.save(path)
+
+    def hold(self, path: str) -> None:
+        """Keeps other processes from saving there. FileError for all that save() would refuse, and where one does."""
+        _refuse_foreign(path)
+        self.session.hold(path)
 
     def load(self, path: str) -> None:
         """Continues what save() wrote. On failure nothing has changed."""
         if os.path.exists(path) and not _is_session(path):
-            raise FormatError(f"{path} is no saved session; /save and --session write them")
+            raise FormatError(f"{path} is no saved session", "Session.save() writes them")
         try:
             self.session.load(path)
         except ContextFullError as error:
-            raise ContextFullError(f"{str(error).rpartition(': ')[0]}: a larger -c holds more") from error
+            raise ContextFullError(_what(error), "open a session with a larger context") from error
         except ArgumentError as error:
             raise ArgumentError(
-                f"{path} belongs to another model, or to other options --precision or --cache-type: start with those, "
-                "or take another file"
+                _what(error), "open the model and the session as they were then, or take another file"
             ) from error
         except FormatError as error:
             raise FormatError(f"{path} is damaged or incomplete: take another file, or remove it to start anew"
@@ -247,8 +251,9 @@ class Conversation:
         self.last = None
 
 
-def _first_clause(error: Error) -> str:
-    return str(error).partition(";")[0]
+def _what(error: Error) -> str:
+    """What is wrong, of a message of the library's that ends in a way out."""
+    return str(error).rpartition(": ")[0] or str(error)
 
 
 def _kept(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,29 +268,16 @@ def _is_session(path: str) -> bool:
         return file.read(len(_SESSION_MAGIC)) == _SESSION_MAGIC
 
 
+def _refuse_foreign(path: str) -> None:
+    """FileError for files that hold something else."""
+    if os.path.isfile(path) and os.path.getsize(path) and not _is_session(path):
+        raise FileError(f"{path} exists and is no saved session; choose another name")
+
+
 def _conversation(note: bytes, path: str) -> list[dict[str, Any]]:
     """The messages of a note. A session without them is of no use here, though its file is sound."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        messages = json.loads(note)["messages"]
-        if isinstance(messages, list) and all(message["role"] in _ROLES for message in messages):
-            return messages
-    raise FormatError(f"{path} holds no conversation: another program saved it")
-
-
-def read_text(path: str) -> str:
-    """A text file to put into a question. FileError in one line for what cannot be one."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise FileError(f"{path} is a folder; give a file")
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise FileError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB, which no context holds")
-        data = file.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {reason(error)}") from error
-    if b"\0" in data:
-        raise FileError(f"{path} is not a text file")
-    text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
-    if not text.strip():
-        raise FileError(f"{path} is empty")
-    return text
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        messages = plain_messages(json.loads(note)["messages"])
+        if all(message["role"] in _ROLES for message in messages):
+            return [_kept({key: message[key] for key in _FIELDS if key in message}) for message in messages]
+    raise FormatError(f"{path} holds no conversation: another program saved it, or its note is damaged")

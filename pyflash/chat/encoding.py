@@ -18,17 +18,14 @@ from pyflash.chat.format import (
     USER,
     Segment,
     calls_block,
-    entries,
-    function,
     response_format_block,
     tools_block,
 )
+from pyflash.chat.messages import Message, plain_data, plain_messages, plain_tools
+from pyflash.chat.streaming import TextKind
 from pyflash.native.errors import ArgumentError
 
-Message = Mapping[str, Any]
-
 _USER_ROLES = ("user", "developer")
-_ROLES = ("system", "user", "tool", "assistant", "developer", "latest_reminder")
 
 
 @dataclass
@@ -42,10 +39,18 @@ class _Part:
 
 @dataclass
 class _Turn:
+    """A message, or some that are one turn. is_open: it is the last, and the model goes on with it."""
+
     role: str
-    message: Message
+    message: dict[str, Any]
     task: str | None = None
     parts: list[_Part] = field(default_factory=list)
+    is_open: bool = False
+
+    @property
+    def within_reasoning(self) -> bool:
+        """Whether it is open before anything but reasoning has been said."""
+        return self.is_open and not self.message["content"] and not self.message.get("tool_calls")
 
     def pieces(self) -> list[Segment]:
         """The turn's own text, without what opens or closes it."""
@@ -61,51 +66,46 @@ class _Turn:
 
 
 def _effort_prefix(thinking: bool, effort: str | None, release: str) -> str:
-    if release not in EFFORTS:
+    if release not in tuple(EFFORTS):
         raise ArgumentError(f"unknown release {release!r}; known are {', '.join(EFFORTS)}")
     known = EFFORTS[release]
-    if effort not in known:
+    if effort not in tuple(known):
         names = ", ".join(name for name in known if name)
         raise ArgumentError(f"release {release} has no reasoning effort {effort!r}; it knows {names}")
     return known[effort] if thinking else ""
 
 
-def _text(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        parts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            parts.append(_text(part.get("text")) if kind == "text" else f"[Unsupported {kind}]")
-        return "\n\n".join(parts)
-    raise ArgumentError(f"message content must be a string or a list of parts, not {type(content).__name__}")
-
-
 def _turns(messages: Sequence[Message]) -> list[_Turn]:
-    """Checked turns, neighbouring user and tool messages merged into one."""
+    """Checked turns: neighbouring user and tool messages merged into one, and so a prefix with what continues it."""
     turns: list[_Turn] = []
-    for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in _ROLES:
-            raise ArgumentError(f"a message has the role {role!r}; known are {', '.join(_ROLES)}")
-        task = message.get("task")
-        if task is not None and task not in tuple(TASKS):
-            raise ArgumentError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-        text = _text(message.get("content"))
-        part = _Part(text)
+    for message in plain_messages(messages):
+        role, task = message["role"], message.get("task")
+        part = _Part(message["content"])
         if role == "tool":
-            part = _Part(f"<tool_result>{text}</tool_result>", True, str(message.get("tool_call_id") or ""))
-        last = turns[-1] if turns and turns[-1].role == "user" else None
+            part = _Part(f"<tool_result>{message['content']}</tool_result>", True, message["tool_call_id"])
+        before = turns[-1] if turns else None
+        last = before if before is not None and before.role == "user" else None
         if last and (role == "tool" or (role == "user" and last.task is None)):
             last.parts.append(part)  # without its task, as published
         elif role == "tool":
             turns.append(_Turn("user", {}, parts=[part]))
+        elif before is not None and role == "assistant" and before.message.get("prefix"):
+            turns[-1] = _continued(before, message)
         else:
             turns.append(_Turn(role, message, task, [part]))
+    if turns and turns[-1].message.get("prefix"):
+        turns[-1].is_open = True
     return turns
+
+
+def _continued(turn: _Turn, message: dict[str, Any]) -> _Turn:
+    """An assistant's turn that was left open, with the message that went on with it."""
+    whole = {**turn.message, **message}
+    for key in ("content", "reasoning_content"):
+        whole[key] = turn.message[key] + message[key]
+    if not message.get("prefix"):
+        del whole["prefix"]
+    return _Turn("assistant", whole, message.get("task"), [_Part(whole["content"])])
 
 
 def _sort_results(turns: list[_Turn]) -> None:
@@ -113,8 +113,7 @@ def _sort_results(turns: list[_Turn]) -> None:
     order: dict[str, int] = {}
     for turn in turns:
         if turn.role == "assistant" and (calls := turn.message.get("tool_calls")):
-            ids = (call.get("id") or function(call, "tool_calls").get("id") for call in entries(calls, "tool_calls"))
-            order = {str(call_id): n for n, call_id in enumerate(ids) if call_id}
+            order = {call["id"]: n for n, call in enumerate(calls) if call["id"]}
         elif turn.role == "user" and order:
             results = [part for part in turn.parts if part.is_result]
             ordered = iter(sorted(results, key=lambda part: order.get(part.call_id, 0)))
@@ -149,9 +148,11 @@ def _render(turns: Sequence[_Turn], i: int, thinking: bool, drop: bool, last_use
     elif turn.role == "assistant":
         answers_task = i > 0 and turns[i - 1].task is not None
         if thinking and not answers_task and (not drop or i > last_user):
-            out += [(_text(turn.message.get("reasoning_content")), False), (THINK_END, True)]
+            out.append((turn.message["reasoning_content"], False))
+            if not turn.within_reasoning:
+                out.append((THINK_END, True))
     out += turn.pieces()
-    if turn.role == "assistant" and not turn.message.get("wo_eos"):
+    if turn.role == "assistant" and not turn.is_open and not turn.message.get("wo_eos"):
         out.append((EOS, True))
     return out + _transition(turns, i, thinking, thinking and (not drop or i >= last_user))
 
@@ -186,6 +187,52 @@ def segments(
     return _joined(out)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How an answer begins: with which kind of text, behind the content that was given."""
+
+    kind: TextKind
+    given: str = ""
+
+
+def answer_opening(messages: Sequence[Message], *, thinking: bool) -> Opening:
+    """How the text begins that the model adds to encode()'s prompt. ArgumentError where it is not the model's turn."""
+    turns = _turns(messages)
+    if not turns:
+        raise ArgumentError("there are no messages to answer")
+    last = turns[-1]
+    if last.task is not None:  # asks for its answer wherever it stands
+        return Opening("content")
+    if last.role == "assistant":
+        _check_continued(last, _before_reminders(turns[:-1]), thinking)
+        thinks = thinking and last.within_reasoning and turns[-2].task is None
+        return Opening("reasoning" if thinks else "content", last.message["content"])
+    asked = _before_reminders(turns)
+    if asked is None or asked.role not in _USER_ROLES:
+        raise ArgumentError(f"the conversation ends with a message of the role {last.role}: a user's must follow")
+    return Opening("reasoning" if thinking and asked.task is None else "content")
+
+
+def _before_reminders(turns: Sequence[_Turn]) -> _Turn | None:
+    return next((turn for turn in reversed(turns) if turn.role != "latest_reminder"), None)
+
+
+def _check_continued(turn: _Turn, before: _Turn | None, thinking: bool) -> None:
+    """Whether the model can go on with an assistant's turn."""
+    calls = turn.message.get("tool_calls")
+    if not turn.is_open and not turn.message.get("wo_eos"):
+        raise ArgumentError(
+            'the conversation ends with tool calls: a message of the role "tool" must follow for each' if calls else
+            'the conversation ends with an answer: a user\'s message must follow; "prefix": true lets it go on'
+        )
+    if calls:
+        raise ArgumentError("an answer cannot go on after its tool calls; their results must follow")
+    if before is None or before.role not in _USER_ROLES:
+        raise ArgumentError("the answer to go on with follows no user's message")
+    if turn.within_reasoning and turn.message["reasoning_content"] and not thinking:
+        raise ArgumentError("going on with reasoning_content alone needs thinking")
+
+
 def _joined(pieces: list[Segment]) -> list[Segment]:
     """Neighbouring ordinary texts as one, because the tokenizer may merge across their border."""
     out: list[Segment] = []
@@ -207,6 +254,9 @@ def encode(
     release: "preview" or "0731". drop_thinking: leave out the reasoning of turns before the last user message, and
     earlier developer messages; ignored when any message has tools. context: messages already encoded, which these
     continue; then there is no BOS. ArgumentError for messages outside the format.
+
+    Added to the published rules: a last message with "prefix" is left open, behind its reasoning_content where it has
+    no content, and the assistant's message that follows such a one is the same turn.
     """
     pieces = segments(
         messages, thinking=thinking, effort=effort, release=release, drop_thinking=drop_thinking, context=context
@@ -216,16 +266,16 @@ def encode(
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The messages with tools offered: by the system message that opens them, or by an empty one put before them."""
-    return _with(messages, "tools", list(entries(tools, "tools")))
+    return _with(messages, "tools", plain_tools(tools))
 
 
 def with_response_format(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
     """The messages with replies of a JSON schema demanded, as with_tools() offers tools."""
-    return _with(messages, "response_format", schema)
+    return _with(messages, "response_format", plain_data(schema, "the response format"))
 
 
 def _with(messages: Sequence[Message], key: str, value: object) -> list[Message]:
-    rest = list(messages)
-    has_opening = bool(rest) and isinstance(rest[0], Mapping) and rest[0].get("role") == "system"
+    rest: list[Message] = [*plain_messages(messages)]
+    has_opening = bool(rest) and rest[0]["role"] == "system"
     opening = rest.pop(0) if has_opening else {"role": "system", "content": ""}
     return [{**opening, key: value}, *rest]

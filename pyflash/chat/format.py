@@ -38,6 +38,12 @@ _MARKERS = {"{dsml_token}": DSML, "{thinking_start_token}": THINK_BEGIN, "{think
 Segment = tuple[str, bool]
 
 
+def thinking_modes(release: str | None = None) -> tuple[str, ...]:
+    """What `think` can be for a release, "preview" or "0731", in growing order; None: for any."""
+    known = EFFORTS[release].keys() if release else {effort for texts in EFFORTS.values() for effort in texts}
+    return ("off", *(effort for effort in ("low", "high", "max") if effort in known))
+
+
 def to_json(value: Any) -> str:
     """JSON as the published encoder writes it. ArgumentError for what JSON cannot express."""
     try:
@@ -46,24 +52,9 @@ def to_json(value: Any) -> str:
         raise ArgumentError(f"a message holds what JSON cannot express: {error}") from None
 
 
-def function(entry: Any, what: str) -> Mapping[str, Any]:
-    """The "function" of one of the tools or tool calls. ArgumentError where it has none."""
-    inner = entry.get("function") if isinstance(entry, Mapping) else None
-    if not isinstance(inner, Mapping):
-        raise ArgumentError(f'each of the {what} must be a mapping with a "function"')
-    return inner
-
-
-def entries(value: Any, what: str) -> Sequence[Any]:
-    """Tools or tool calls as a list. ArgumentError for anything else."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise ArgumentError(f"{what} must be a list, not {type(value).__name__}")
-    return value
-
-
-def tools_block(tools: Any) -> list[Segment]:
+def tools_block(tools: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """The description of tools, each {"type": "function", "function": {...}}, with the blank line before it."""
-    schemas = "\n".join(to_json(function(tool, "tools")) for tool in entries(tools, "tools"))
+    schemas = "\n".join(to_json(tool["function"]) for tool in tools)
     out: list[Segment] = [("\n\n", False)]
     for piece in re.split(r"(\{\w+\})", TOOLS_TEMPLATE):
         if piece == "{tool_schemas}":
@@ -92,15 +83,13 @@ def _arguments(called: Mapping[str, Any]) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {"arguments": given}
 
 
-def calls_block(calls: Any) -> list[Segment]:
+def calls_block(calls: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """Tool calls, each {"function": {"name": str, "arguments": JSON str}}, with the blank line before them."""
     mark: Segment = (DSML, True)
     out: list[Segment] = [("\n\n<", False), mark, ("tool_calls>\n", False)]
-    for n, call in enumerate(entries(calls, "tool_calls")):
-        called = function(call, "tool_calls")
-        if not isinstance(name := called.get("name"), str):
-            raise ArgumentError("a tool call has no name")
-        out += [("\n<" if n else "<", False), mark, (f'invoke name="{name}">\n', False)]
+    for n, call in enumerate(calls):
+        called = call["function"]
+        out += [("\n<" if n else "<", False), mark, (f'invoke name="{called["name"]}">\n', False)]
         for i, (key, value) in enumerate(_arguments(called).items()):
             is_string = isinstance(value, str)
             header = f'parameter name="{key}" string="{"true" if is_string else "false"}">'

@@ -20,7 +20,7 @@ from pyflash.chat.format import (
     THINK_END,
     to_json,
 )
-from pyflash.native.errors import FormatError
+from pyflash.native.errors import ArgumentError, FormatError
 
 _PARAMETER = re.compile(r'^ name="(.*?)" string="(true|false)">(.*?)<$', re.DOTALL)
 _CALLS = "\n\n" + CALLS_BEGIN
@@ -86,6 +86,8 @@ def parse(text: str, thinking: bool = False) -> dict[str, Any]:
     "tool_calls", these without ids and with "arguments" as text: values that are no strings are taken over unchecked.
     FormatError for anything outside the format; StreamParser copes with that.
     """
+    if not isinstance(text, str):
+        raise ArgumentError(f"the generated text must be a string, not {type(text).__name__}")
     reader = _Reader(text)
     reasoning = ""
     if thinking:

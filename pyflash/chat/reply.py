@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash import chat as encoding
-from pyflash.chat.prompt import encode_prompt
+from pyflash.chat.encoding import Opening, answer_opening
+from pyflash.chat.messages import plain_data, plain_messages, plain_tools
 from pyflash.engine.generation import Choice, Constraint, Finish, Piece, Plan, Progress, StopStrings, choose, plan
 from pyflash.engine.grammar import Grammar, json_or_calls
 from pyflash.engine.sampling import SamplingOptions
-from pyflash.native.errors import ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
+from pyflash.engine.stream import Stream
+from pyflash.native.errors import AnswerError, ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
 
 if TYPE_CHECKING:
     from pyflash.engine.session import Session
@@ -27,7 +29,7 @@ Kind = Literal["reasoning", "content", "tool_call"]
 
 _WORTH_A_CHECKPOINT = 256  # tokens; fewer are soon evaluated again, and can be rolled back while they are the last
 
-THINKING_MODES = ("off", "low", "high", "max")
+THINKING_MODES = encoding.thinking_modes()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,16 @@ class ChatPiece(Piece):
     problem: str | None = None
 
 
-class Reply(Iterator[ChatPiece]):
+@dataclass(frozen=True)
+class _Rules:
+    """What an answer must be. check: raises AnswerError for finished content; given: how the content begins."""
+
+    constraint: Constraint | None = None
+    check: Callable[[str], None] | None = None
+    given: str = ""
+
+
+class Reply(Stream[ChatPiece]):
     """An answer: an iterator over its pieces, which are generated as they are asked for. Made by Session.chat().
 
     n_prompt: tokens of the prompt. n_reused: those of them that the session had evaluated before. n_generated: tokens
@@ -55,13 +66,16 @@ class Reply(Iterator[ChatPiece]):
     "length" once the answer is complete, else None.
     """
 
-    def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings, thinking: bool,
-                 constraint: Constraint | None) -> None:
+    def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings,
+                 opening: Opening, rules: _Rules) -> None:
         """Not for callers: use Session.chat()."""
+        super().__init__()
         self._session = session
         self._stops = stops
+        self._rules = rules
+        self._broken: AnswerError | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parser = encoding.StreamParser(thinking)
+        self._parser = encoding.StreamParser(opening.kind == "reasoning")
         self._markers = _markers(session)
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
         self._calls: list[dict[str, Any]] = []
@@ -73,17 +87,20 @@ class Reply(Iterator[ChatPiece]):
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
         self.finish: Finish | None = None
-        self._choices = choose(session, prompt[self.n_reused :], how, constraint)
+        self._choices = choose(session, prompt[self.n_reused :], how, self._cancellation, rules.constraint)
         self._ready: deque[ChatPiece] = deque()
+        self._left_out = False  # whether the last token is no part of the message
 
-    def __iter__(self) -> Reply:
-        return self
-
-    def __next__(self) -> ChatPiece:
+    def _step(self) -> ChatPiece:
         while not self._ready:
+            if self._broken is not None:
+                error, self._broken = self._broken, None
+                raise error
             started = time.monotonic()
             choice = next(self._choices)
             seconds = time.monotonic() - started
+            if self._left_out:
+                self._session.hide_last()  # the token before this one
             if self.n_generated == 0:
                 self.prompt_seconds = seconds
                 self._checkpoint()
@@ -93,24 +110,20 @@ class Reply(Iterator[ChatPiece]):
             self._ready.extend(self._take(choice))
         return self._give(self._ready.popleft())
 
+    def _end(self) -> None:
+        self._choices.close()
+        self._ready.clear()
+
     def _checkpoint(self) -> None:
         with suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
             self._session.checkpoint()
 
-    def close(self) -> None:
-        """Ends the answer here. What there is of it stays in the session and in message."""
-        self._choices.close()
-        self._ready.clear()
-
-    def __enter__(self) -> Reply:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message so far, as in OpenAI's chat API: what the pieces had, with the complete calls."""
+        """The assistant's message so far, as in OpenAI's chat API: what the pieces had, with the complete calls.
+
+        Without what a "prefix" gave, which the answer goes on with.
+        """
         return {"role": "assistant", "content": "".join(self._texts["content"]),
                 "reasoning_content": "".join(self._texts["reasoning"]), "tool_calls": list(self._calls)}  # fmt: skip
 
@@ -122,7 +135,23 @@ class Reply(Iterator[ChatPiece]):
             self._choices.close()
         events = events or [encoding.Event(kind)]
         finish: Finish | None = "stop" if stopped else choice.finish
-        return [self._piece(choice, event, finish if event is events[-1] else None) for event in events]
+        pieces = [self._piece(choice, event, finish if event is events[-1] else None) for event in events]
+        if choice.finish == "stop" and not stopped:
+            pieces[-1] = self._checked(pieces)
+        return pieces
+
+    def _checked(self, pieces: list[ChatPiece]) -> ChatPiece:
+        """The last of an answer's pieces, with what the finished content breaks."""
+        last = pieces[-1]
+        if self._rules.check is None or self._calls or any(piece.call for piece in pieces):
+            return last
+        content = [*self._texts["content"], *(piece.text for piece in pieces if piece.kind == "content")]
+        try:
+            self._rules.check(self._rules.given + "".join(content))
+        except AnswerError as error:
+            self._broken = error
+            return replace(last, problem="; ".join(filter(None, (last.problem, str(error)))))
+        return last
 
     def _events(self, choice: Choice) -> list[encoding.Event]:
         """What a token adds to the answer. Special tokens of the format never come out as text."""
@@ -130,12 +159,15 @@ class Reply(Iterator[ChatPiece]):
         marker = self._markers.get(choice.token)
         if marker is None:
             data = self._session.tokenizer.decode_bytes([choice.token])
+            self._left_out = not data
             events = self._parser.feed(self._decoder.decode(data, final))
         else:
             events = self._parser.feed(self._decoder.decode(b"", True))  # no character reaches across it
             kind = self._parser.kind
-            if kind == "tool_call" or marker in (encoding.EOS, encoding.DSML) or (
-                    marker == encoding.THINK_END and kind == "reasoning"):
+            belongs = kind == "tool_call" or marker in (encoding.EOS, encoding.DSML)
+            belongs |= marker == encoding.THINK_END and kind == "reasoning"
+            self._left_out = not belongs
+            if belongs:
                 events += self._parser.feed(marker)
             else:
                 events.append(encoding.Event(kind, problem=f"{marker!r} does not belong here"))
@@ -198,9 +230,9 @@ def _markers(session: Session) -> dict[int, str]:
 class _AfterThinking:
     """Lets a model think freely, if it thinks, and binds what comes then to a grammar."""
 
-    def __init__(self, grammar: Constraint, session: Session, thinking: bool) -> None:
+    def __init__(self, grammar: Constraint, session: Session, thinks: bool) -> None:
         self._grammar = grammar
-        self._end = session.tokenizer.token_id(encoding.THINK_END) if thinking else None
+        self._end = session.tokenizer.token_id(encoding.THINK_END) if thinks else None
         bits = np.ones(session.model.info.n_vocab, dtype=np.uint8)
         bits[session.model.info.eos_token] = 0  # an answer must follow
         bits = np.pad(bits, (0, -len(bits) % 32))
@@ -216,24 +248,37 @@ class _AfterThinking:
             self._end = None
 
 
-def _response_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The JSON schema that a response_format asks for; None for plain text."""
     if response_format is None:
         return None
-    if not isinstance(response_format, Mapping):
+    asked = plain_data(response_format, "response_format")
+    if not isinstance(asked, dict):
         raise ArgumentError(f"response_format must be a mapping, not {type(response_format).__name__}")
-    kind = response_format.get("type")
+    kind = asked.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object"}
     if kind != "json_schema":
-        return response_format
-    inner = response_format.get("json_schema")
-    schema = inner.get("schema") if isinstance(inner, Mapping) else None
-    if not isinstance(schema, Mapping):
+        return asked
+    inner = asked.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
         raise ArgumentError('response_format must be {"type": "json_schema", "json_schema": {"schema": {...}}}')
     return schema
+
+
+def _rules(session: Session, schema: dict[str, Any], has_tools: bool, opening: Opening) -> _Rules:
+    """What binds an answer to a schema."""
+    marker = session.tokenizer.token_id(encoding.DSML) if has_tools else None
+    grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
+    matcher = grammar.matcher(session.tokenizer, session.model.info)
+    for token in session.tokenizer.encode(opening.given):
+        if not int(matcher.allowed()[token // 32]) >> token % 32 & 1:
+            raise ArgumentError("the answer to go on with does not begin as the response format demands")
+        matcher.consume(token)
+    return _Rules(_AfterThinking(matcher, session, opening.kind == "reasoning"), grammar.check, opening.given)
 
 
 def reply(
@@ -244,28 +289,28 @@ def reply(
     """Session.chat()."""
     if think not in THINKING_MODES:
         raise ArgumentError(f"unknown thinking mode {think!r}; use one of {', '.join(THINKING_MODES)}")
-    model = session.model
     thinking = think != "off"
-    if tools:
-        messages = encoding.with_tools(messages, tools)
-    constraint = None
+    messages = plain_messages(messages)
+    opening = answer_opening(messages, thinking=thinking)
+    offered = plain_tools(tools) if tools is not None else []
+    if offered:
+        messages = encoding.with_tools(messages, offered)
+    rules = _Rules()
     if (schema := _response_schema(response_format)) is not None:
         messages = encoding.with_response_format(messages, schema)
-        marker = session.tokenizer.token_id(encoding.DSML) if tools else None
-        grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
-        constraint = _AfterThinking(grammar.matcher(session.tokenizer, model.info), session, thinking)
+        rules = _rules(session, schema, bool(offered), opening)
     pieces = encoding.segments(
-        messages, thinking=thinking, effort=think if thinking else None, release=release or model.release
+        messages, thinking=thinking, effort=think if thinking else None, release=release or session.model.release
     )
-    prompt = encode_prompt(session.tokenizer, pieces, session.tokens.tolist())
-    known = session.align(prompt)  # also where only a part of an answer is still there
+    prompt = session.tokenizer.encode_segments(pieces)
+    known = session.align(prompt)
     if len(known) <= session.capacity:
         prompt = known
     if len(prompt) > session.capacity:
         raise ContextFullError(
-            f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}; "
-            "open a session with a larger context"
+            f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}",
+            "open a session with a larger context" if session.capacity < session.model.info.n_ctx_train else "shorten it",
         )
     how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
-    return Reply(session, prompt, how, StopStrings(stop), thinking, constraint)
+    return Reply(session, prompt, how, StopStrings(stop), opening, rules)

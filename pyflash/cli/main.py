@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -22,62 +24,58 @@ from pyflash.cli.commands.eval import evaluate
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.info import info
 from pyflash.cli.commands.run import run
+from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
+from pyflash.cli.streams import leave_output, prepare_streams, say
+from pyflash.native.faults import catch_file_errors
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED = 1
+_VERBOSE = "PYFLASH_VERBOSE"  # the variable of that option
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    sys.exit(_exit_code(arguments))
+    prepare_streams()
+    catch_file_errors(prefix="pyflash: error: ")
+    code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+    leave_output()
+    sys.exit(code)
 
 
-def _open_closed_streams() -> None:
-    """Gives a program that was started without stdin, stdout or stderr empty ones.
-
-    Else the next file that is opened, such as the model, would get the number of what is missing.
-    """
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is not None:
-            continue
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # for the rest of the process
-
-
-def _exit_code(arguments: Sequence[str] | None) -> int:
+def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        result = cli.main(args=arguments, prog_name="pyflash", standalone_mode=False)
-        sys.stdout.flush()
+        with raising_on_interrupt():
+            result = cli.main(args=list(arguments), prog_name="pyflash", standalone_mode=False)
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(err=True)
+        say("")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has left
         return EXIT_FAILED
     except pyflash.Error as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
     except MemoryError:
-        return _failed("out of memory: close other programs, or take a smaller --ctx")
+        return _failed("out of memory: close other programs, or take less of it, as with a smaller --ctx of run")
+    except Exception as error:
+        if _is_verbose(arguments):
+            say(traceback.format_exc().rstrip("\n"))
+        return _failed(f"{type(error).__name__}, which nobody foresaw: {error}; --verbose shows where")
+
+
+def _is_verbose(arguments: Sequence[str]) -> bool:
+    chosen = os.environ.get(_VERBOSE, "").lower()
+    return "--verbose" in arguments or chosen in ("1", "true", "yes", "on", "t", "y")  # as click reads it
 
 
 def _failed(message: str) -> int:
-    click.echo(f"pyflash: error: {' '.join(message.split())}", err=True)
+    say(f"pyflash: error: {' '.join(message.split())}")
     return EXIT_FAILED
 
 
@@ -87,5 +85,16 @@ def cli() -> None:
     """Run DeepSeek-V4-Flash on this machine."""
 
 
+def _let_be_verbose(command: click.Command) -> None:
+    """Gives --verbose to commands that have nothing else to tell by it."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _let_be_verbose(inner)
+    elif all(parameter.name != "verbose" for parameter in command.params):
+        click.option("--verbose", is_flag=True, expose_value=False,
+                     help=f"Show where an error that nobody foresaw comes from; {_VERBOSE}=1 does, too.")(command)
+
+
 for _command in (bench, completion, convert, doctor, evaluate, export, info, run):
+    _let_be_verbose(_command)
     cli.add_command(_command)

@@ -11,8 +11,12 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
+from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
+from pyflash.cli.streams import say
+from pyflash.engine.model import MAX_THREADS
+from pyflash.engine.options import CACHES, PRECISIONS, STREAMING
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
@@ -26,10 +30,6 @@ def option(*names: str, command: str = "", **settings: Any) -> Callable[[_F], _F
     long_name = next(name for name in names if name.startswith("--"))
     variable = "_".join(filter(None, ("PYFLASH", command, long_name.strip("-")))).replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
-
-
-PRECISIONS = ["fast", "exact", "int8"]
-CACHES = ["auto", "f16", "reference", "f32"]
 
 
 def _with_device(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
@@ -62,7 +62,7 @@ def device_options() -> tuple[Callable[[Any], Any], ...]:
         option("--n-cpu-moe", type=click.IntRange(0), metavar="N",
                help="Leave the routed experts of the first N layers to the processor.  [default: as many as must]"),
         option("--cpu-moe", is_flag=True, help="Leave all routed experts to the processor."),
-        option("--stream-experts", type=click.Choice(["auto", "off", "on"]), default="auto", show_default=True,
+        option("--stream-experts", type=click.Choice(list(STREAMING)), default="auto", show_default=True,
                help="Send the GPU the experts that the processor has for long pieces of a prompt. auto: when that is "
                "quicker, which is measured; on: from 32 tokens on."),
         option("--hot-experts", type=HotExperts(), default="auto", show_default=True,
@@ -101,12 +101,12 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 def model_options(command: _F) -> _F:
     """How a model is opened and run."""
     options = (
-        option("--threads", "-t", type=click.IntRange(1, 4096), metavar="N",
+        option("--threads", "-t", type=click.IntRange(1, MAX_THREADS), metavar="N",
                help="Worker threads.  [default: one a core]"),
         *device_options(),
-        option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True,
+        option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
                help="exact: float32 activations and, by itself, cache; int8: 8-bit activations, quicker and less accurate."),
-        option("--cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+        option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
                help="Precision of the cache. reference: the published model's, about half the memory of f16; auto: that, and "
                "f32 with --precision exact."),
         option("--expert-budget", type=ExpertBudget(), default="auto", show_default=True,
@@ -139,7 +139,7 @@ def parse_size(text: str) -> int:
     """ "40G" -> 40,000,000,000."""
     units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
-    if not (digits.isascii() and digits.isdecimal()) or int(digits) == 0:
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 30 or int(digits) == 0:
         raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
     return int(digits) * unit
 
@@ -171,7 +171,7 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
 
 
 def sampling_options(command: _F) -> _F:
-    """Options for how tokens are chosen, by the names in repl.settings."""
+    """Options for how tokens are chosen, by the names in cli.chat.settings."""
     command = option("--stop", multiple=True, help=r"End the answer before this text; may be given several times. "
                      r"\n is a line end.")(command)
     for setting in reversed((MAX_TOKENS, *SAMPLING)):
@@ -198,9 +198,9 @@ def converter_errors() -> Iterator[None]:
     try:
         yield
     except ConvertError as error:
-        raise pyflash.Error(str(error)) from error
+        raise pyflash.Error(in_options(str(error))) from error
 
 
 def print_written(files: Sequence[Path], total_bytes: int) -> None:
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-    click.echo(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}", err=True)
+    say(f"wrote {files[0]}{more}: {format_bytes(total_bytes)}")

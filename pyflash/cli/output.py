@@ -1,29 +1,51 @@
-"""What commands print for programs, and on a terminal while they work."""
+"""What commands print for programs, and on stderr while they work."""
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from pyflash.cli.streams import on_terminal
+from pyflash.native.text import json_text, visible
+
 
 def print_done(values: Mapping[str, Any]) -> None:
     """The last JSON object of a command, on stdout."""
-    click.echo(json.dumps({**values, "done": True}, ensure_ascii=False))
+    print_json({**values, "done": True})
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """A JSON object on a line of stdout."""
+    click.echo(json_text(values))
+
+
+class _Visible(logging.Formatter):
+    """Lines that cannot steer a terminal: they tell what is in files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def log_to_stderr(verbose: bool = True) -> None:
+    """Shows the library's warnings, and with --verbose all that it tells."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("pyflash: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)
 
 
 class Status:
     """What is going on, on one line of a terminal's stderr."""
 
     def __init__(self) -> None:
-        self._active = sys.stderr.isatty()
+        self._active = on_terminal(sys.stderr)
 
     def show(self, what: str, done: int, total: int) -> None:
         if self._active:
-            sys.stderr.write(f"\r{what}: {done} of {total}\x1b[K")
+            sys.stderr.write(f"\r{visible(what)}: {done} of {total}\x1b[K")
             sys.stderr.flush()
 
     def clear(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TextIO
 
+from pyflash.cli.streams import on_terminal
 from pyflash.machine.units import format_bytes, format_seconds
+from pyflash.native.text import visible
 
 _REDRAW_SECONDS = 0.1
 _WIDTH = 24
@@ -17,7 +20,7 @@ class Progress:
     def __init__(self, label: str, stream: TextIO) -> None:
         self._label = label
         self._stream = stream
-        self._active = stream.isatty()
+        self._active = on_terminal(stream)
         self._started = self._drawn = 0.0
 
     def __enter__(self) -> Progress:
@@ -34,10 +37,11 @@ class Progress:
             self._drawn = 0.0
 
     def say(self, line: str) -> None:
-        """A line above the bar, written on any stream."""
+        """A line above the bar, written on any stream. That nobody can read it ends nothing."""
         self._erase()
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.write(f"{visible(line)}\n")
+            self._stream.flush()
 
     def update(self, done: int, total: int) -> None:
         """Called as often as the worker likes; both in bytes."""

@@ -1,10 +1,11 @@
-"""How commands end when the system tells them to."""
+"""How commands end when the system or Ctrl-C tells them to. Imports nothing that takes time, in which Ctrl-C may come."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -24,3 +25,36 @@ def leaving_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+EXIT_INTERRUPTED = 130
+
+
+def end_on_interrupt() -> None:
+    """From now on Ctrl-C ends the program at once and without a word: nothing is open yet, or nothing any more.
+
+    KeyboardInterrupt would be shown with the line of whichever module is just being imported, or be lost there.
+    """
+    _replace_handler(signal.default_int_handler, _end)
+
+
+@contextlib.contextmanager
+def raising_on_interrupt() -> Iterator[None]:
+    """Ctrl-C is KeyboardInterrupt meanwhile, and ends the program at once again after that, if it did before."""
+    ended = signal.getsignal(signal.SIGINT) is _end
+    try:
+        _replace_handler(_end, signal.default_int_handler)
+        yield
+    finally:
+        if ended:
+            end_on_interrupt()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _replace_handler(old: object, new: Callable[[int, FrameType | None], object]) -> None:
+    if signal.getsignal(signal.SIGINT) is old:  # a shell has it ignored in the background
+        with contextlib.suppress(ValueError):  # not the main thread, which alone hears of signals
+            signal.signal(signal.SIGINT, new)

@@ -27,7 +27,7 @@ NAME = "pyflash demo"
 def checkpoint() -> Path:
     """The folder of the bundled checkpoint, for `pyflash convert` too. Raises Error where there is none."""
     override = os.environ.get("PYFLASH_DEMO")  # for developers: another one, such as one just trained
-    folder = Path(override) if override else installed_file("demo", "model")
+    folder = Path(os.path.expanduser(override)) if override else installed_file("demo", "model")
     if folder is not None and (folder / "config.json").is_file():
         return folder
     if override:

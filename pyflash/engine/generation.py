@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash.engine.sampling import MAX_LOGPROBS, Sampler, SamplingOptions, TokenLogprob, top_logprobs
+from pyflash.engine.stream import Cancellation, Stream
 from pyflash.native.errors import ArgumentError, BusyError
 from pyflash.native.values import FloatArray, Tokens, integer, token_array
 
@@ -53,7 +54,7 @@ class StopStrings:
     """Ends a text before the first of some strings; what may become one is held back."""
 
     def __init__(self, stop: str | Sequence[str]) -> None:
-        strings = [stop] if isinstance(stop, str) else list(stop)
+        strings = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
         if not all(isinstance(string, str) and string for string in strings):
             raise ArgumentError("stop must be a string or a list of strings, none of them empty")
         self._strings = strings
@@ -114,11 +115,11 @@ def plan(session: Session, room: int, max_tokens: int | None, logprobs: int, pro
     return Plan(limit, Sampler(sampling), integer("logprobs", logprobs, 0, MAX_LOGPROBS), progress)
 
 
-def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint | None = None
-           ) -> Generator[Choice, None, None]:
+def choose(session: Session, tokens: Tokens, how: Plan, cancellation: Cancellation,
+           constraint: Constraint | None = None) -> Generator[Choice, None, None]:
     """Evaluates tokens, then picks and evaluates one token after the other. The last one stays unevaluated."""
     eos = session.model.info.eos_token
-    logits = session.eval(tokens, progress=how.progress)
+    logits = session.eval(tokens, progress=how.progress, cancellation=cancellation)
     n_moves = session.n_moves
     for count in range(1, how.limit + 1):
         token, logprob = how.sampler.pick(logits, constraint.allowed() if constraint else None)
@@ -131,7 +132,7 @@ def choose(session: Session, tokens: Tokens, how: Plan, constraint: Constraint |
             return
         if session.n_moves != n_moves:
             raise BusyError("the session was used for something else meanwhile: what was being generated cannot go on")
-        logits = session.eval([token])
+        logits = session.eval([token], cancellation=cancellation)
         n_moves = session.n_moves
 
 
@@ -143,26 +144,51 @@ def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ..
                  for token, logprob in top_logprobs(logits, n))  # fmt: skip
 
 
+class Generation(Stream[Piece]):
+    """The pieces of a generated text. Made by Session.generate()."""
+
+    def __init__(self, session: Session, tokens: Tokens, how: Plan, stops: StopStrings,
+                 grammar: Grammar | None) -> None:
+        """Not for callers: use Session.generate()."""
+        super().__init__()
+        self._stops = stops
+        self._decode_bytes = session.tokenizer.decode_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._check = grammar.check if grammar is not None else None
+        self._texts: list[str] = []
+        constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None
+        self._choices = choose(session, tokens, how, self._cancellation, constraint)
+
+    def _step(self) -> Piece:
+        try:
+            choice = next(self._choices)
+        except StopIteration:
+            check, self._check = self._check, None
+            if check is not None:
+                check("".join(self._texts))
+            raise
+        final = choice.finish is not None
+        text, stopped = self._stops.feed(self._decoder.decode(self._decode_bytes([choice.token]), final), final)
+        if stopped:
+            self._choices.close()
+        finish: Finish | None = "stop" if stopped else choice.finish
+        self._texts.append(text)
+        if stopped or finish == "length":
+            self._check = None  # it was cut
+        return Piece(choice.token, text, choice.logprob, finish, choice.top)
+
+    def _end(self) -> None:
+        self._choices.close()
+
+
 def generate(
     session: Session, tokens: Tokens, max_tokens: int | None, stop: str | Sequence[str], logprobs: int,
     grammar: Grammar | None, progress: Progress | None, sampling: SamplingOptions,
-) -> Generator[Piece, None, None]:
+) -> Generation:
     """Session.generate()."""
     prompt = token_array(tokens)
     room = session.capacity - session.position - len(prompt)
     how = plan(session, room, max_tokens, logprobs, progress, sampling)
     how.sampler.accept(session.tokens)
     how.sampler.accept(prompt)
-    constraint = grammar.matcher(session.tokenizer, session.model.info) if grammar is not None else None
-    return _pieces(session, choose(session, prompt, how, constraint), StopStrings(stop))
-
-
-def _pieces(session: Session, choices: Iterator[Choice], stops: StopStrings) -> Generator[Piece, None, None]:
-    decode_bytes = session.tokenizer.decode_bytes
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for choice in choices:
-        final = choice.finish is not None
-        text, stopped = stops.feed(decoder.decode(decode_bytes([choice.token]), final), final)
-        yield Piece(choice.token, text, choice.logprob, "stop" if stopped else choice.finish, choice.top)
-        if stopped:
-            return
+    return Generation(session, prompt, how, StopStrings(stop), grammar)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.engine.schema import Validator, one_line, read_schema, without_patterns
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, Error, UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # white space for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 
-_making = threading.Lock()
+_making = forks.Lock()
 
 
 def _llguidance() -> Any:
@@ -33,14 +34,57 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _text(what: str, value: str) -> str:
     if not isinstance(value, str):
         raise ArgumentError(f"the {what} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"the {what} holds half a character (a lone surrogate)") from None
     return value
+
+
+def _problem(source: str) -> str:
+    """What is wrong with a grammar, "" when nothing is."""
+    return one_line(_llguidance().LLMatcher.validate_grammar(source))
+
+
+def _of_schema(schema: Mapping[str, Any]) -> str:
+    """llguidance's grammar of a schema that has its options."""
+    source: str = _llguidance().LLMatcher.grammar_from_json_schema(json.dumps(schema, ensure_ascii=False))
+    return source
+
+
+def _of_lark(text: str) -> str:
+    source: str = _llguidance().LLMatcher.grammar_from_lark(text)
+    return source
+
+
+def _refuses(pattern: str) -> bool:
+    return bool(_problem(_of_schema({"type": "string", "pattern": pattern})))
+
+
+def _enforceable(schema: dict[str, Any]) -> tuple[dict[str, Any], Validator | None]:
+    """As much of a schema as a grammar can hold, with llguidance's options, and what checks the rest, if there is any.
+
+    ArgumentError where nothing fits the schema, or it is none.
+    """
+    options = {**_options_of(schema), **_JSON_OPTIONS}
+    strict = {**schema, "x-guidance": {**options, "lenient": False, "coerce_one_of": False}}
+    problem = _problem(_of_schema(strict))
+    if not problem:
+        return strict, None
+    lenient = {**without_patterns(schema, _refuses), "x-guidance": {**options, "lenient": True}}
+    if still := _problem(_of_schema(lenient)):
+        raise ArgumentError(f"the grammar cannot be used: {still}")
+    return lenient, Validator({key: value for key, value in schema.items() if key != "x-guidance"})
+
+
+def _options_of(schema: dict[str, Any]) -> dict[str, Any]:
+    options = schema.get("x-guidance", {})
+    if not isinstance(options, dict):
+        raise ArgumentError('"x-guidance" of a schema must be an object')
+    return options
 
 
 class Grammar:
@@ -49,21 +93,26 @@ class Grammar:
     The four ways to make one raise ArgumentError for what is not understood, and UnsupportedError without the extra.
     """
 
-    def __init__(self, source: str) -> None:
-        """Not for callers: use json_schema(), json(), regex() or lark()."""
-        problem = _llguidance().LLMatcher.validate_grammar(source)
-        if problem:
-            raise ArgumentError(f"the grammar cannot be used: {_one_line(problem)}")
+    def __init__(self, source: str, check: Callable[[str], None] | None = None) -> None:
+        """Not for callers: use json_schema(), json(), regex() or lark().
+
+        check: raises AnswerError for finished texts that the grammar allows and should not.
+        """
+        if problem := _problem(source):
+            raise ArgumentError(f"the grammar cannot be used: {problem}")
         self._source = source
+        self.check = check
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Grammar:
         """JSON that a JSON schema, given as a mapping or as JSON text, allows; object members in its order.
 
-        ArgumentError for keywords that cannot be enforced, such as "not".
+        What cannot be enforced token by token, such as "not", "if", "uniqueItems" or a pattern with look-ahead, is left
+        out, and the finished text validated by the package jsonschema (UnsupportedError without it): AnswerError then
+        where it does not match. A text that was cut is not checked. What "$ref" names is never fetched.
         """
-        text = schema_text(schema)
-        return cls(_llguidance().LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
+        enforceable, check = _enforceable(read_schema(schema))
+        return cls(_of_schema(enforceable), check)
 
     @classmethod
     def json(cls) -> Grammar:
@@ -78,7 +127,7 @@ class Grammar:
     @classmethod
     def lark(cls, text: str) -> Grammar:
         """Text of a context-free grammar in llguidance's variant of the Lark notation; it begins with rule "start"."""
-        return cls(_llguidance().LLMatcher.grammar_from_lark(_text("grammar", text)))
+        return cls(_of_lark(_text("grammar", text)))
 
     def matcher(self, tokenizer: Tokenizer, info: ModelInfo) -> Matcher:
         """A new match of this grammar, from its beginning, by the tokens of a model."""
@@ -87,33 +136,20 @@ class Grammar:
 
 def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
     """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
-    Grammar.json_schema(schema)  # tells what is wrong with it better than the whole could
-    options = {"x-guidance": _JSON_OPTIONS}
+    enforceable, check = _enforceable(read_schema(schema))
     mark = f"<[{marker}]>"
     # The marker, which no text can contain, ends what is read as STRING.
-    return Grammar.lark(f"""\
+    return Grammar(_of_lark(f"""\
 start: answer | calls
-answer: %json {json.dumps({**schema, **options})}
+answer: %json {json.dumps(enforceable)}
 calls: "\\n\\n<" {mark} "tool_calls>\\n<" call ("\\n<" call)* "\\n</" {mark} "tool_calls>"
 call: {mark} HEAD ("<" parameter ("\\n<" parameter)*)? "\\n</" {mark} "invoke>"
 parameter: {mark} (STRING | VALUE value "</") {mark} "parameter>"
-value: %json {json.dumps(options)}
+value: %json {json.dumps({"x-guidance": _JSON_OPTIONS})}
 HEAD: /invoke name="[^"\\n]+">\\n/
 STRING: /parameter name="[^"\\n]+" string="true">(?s:.)*<\\//
 VALUE: /parameter name="[^"\\n]+" string="false">/
-""")
-
-
-def schema_text(schema: Mapping[str, Any] | str) -> str:
-    """A JSON schema as JSON text. ArgumentError for what is none."""
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"the schema is not JSON: {_one_line(str(error))}") from None
-    if not isinstance(value, dict):
-        raise ArgumentError(f"a JSON schema must be an object, not {_one_line(text)[:40]}")
-    return text
+"""), check)
 
 
 class Matcher:
@@ -128,7 +164,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise Error(f"the grammar cannot go on: {_one_line(self._matcher.get_error())[:200]}")
+            raise Error(f"the grammar cannot go on: {one_line(self._matcher.get_error())[:200]}")
 
     def allowed(self) -> npt.NDArray[np.uint32]:
         """A bit for each token that may come next, the lowest first; valid until the next call."""

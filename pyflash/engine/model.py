@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from gguf_export.chat_texts import release_of
+from pyflash.engine.options import CACHES, PRECISIONS, DeviceOptions, chosen
 from pyflash.engine.sampling import SamplingOptions, recommended_sampling
 from pyflash.engine.session import Session
 from pyflash.engine.tokenizer import Tokenizer
@@ -15,13 +17,15 @@ from pyflash.native.errors import ArgumentError, check
 from pyflash.native.library import ffi, lib
 from pyflash.native.values import ModelHandle, StrPath, c_path, integer, open_handle, string
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyflash.engine.options import DeviceKeywords
+
 _log = logging.getLogger("pyflash")
+
+MAX_THREADS = 1024  # of the library
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
-_PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "int8": lib.PF_PRECISION_INT8}
-_STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
-_CACHES = {
-    "auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE, "f32": lib.PF_CACHE_F32,
-}
 
 
 # Lives as long as the process, because sessions may outlive the Model object that passed it on.
@@ -73,7 +77,7 @@ def _filled(struct: str, get: Callable[[Any, Any, Any], int], native: Any) -> An
 def _read_info(native: Any) -> ModelInfo:
     info = _filled("pf_model_info", lib.pf_model_get_info, native)
     values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
-    values["precision"] = next(name for name, value in _PRECISIONS.items() if value == info.precision)
+    values["precision"] = next(name for name, value in PRECISIONS.items() if value == info.precision)
     values["has_mtp"] = bool(info.has_mtp)
     for name in ("name", "profile", "cpu_isa"):
         values[name] = string(values[name])
@@ -130,6 +134,13 @@ class HotExperts:
     bytes_sent: int
 
 
+def _open_handle(path: StrPath, params: Any) -> ModelHandle:
+    out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
+    encoded = c_path(path)
+    open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
+    return ModelHandle(out[0])
+
+
 class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
@@ -142,77 +153,53 @@ class Model:
         with handle.borrow() as native:
             self.info = _read_info(native)
         self.tokenizer = Tokenizer(handle)
-        self.release = _release(self.metadata("tokenizer.chat_template"))
+        self.release = release_of(self.metadata("general.version"), self.metadata("tokenizer.chat_template"))
         self._sampling = recommended_sampling(self._number)
 
     @classmethod
     def open(
-        cls, path: StrPath, device: str = "auto", threads: int | None = None, precision: str = "fast",
+        cls, path: StrPath, device: str | DeviceOptions = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
-        mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0,
-        gpu_layers: int | None = None, cpu_moe: int | None = None, gpu_context: int | None = None,
-        gpu_chunk: int | None = None, gpu_cache: str = "auto", gpu_budget: int = 0, upload: bool = True,
-        stream_experts: str = "auto", hot_experts: str | int = "auto",
+        mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
+        upload: bool = True, **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
-        device: "cpu", or "cuda" (the second one: "cuda:1") for that device and the processor together; "auto": "cuda" if
-        there is one that passes a short test of its operations and has room, else "cpu". threads: None for one per
-        physical core. precision: "fast" (16-bit activations into quantised weights), "int8" (8 bits: quicker, less
-        accurate), or "exact" for float32 activations and cache. isa: the CPU kernel set, "scalar", "avx2", "avx512" or
-        "amx"; None takes $PYFLASH_CPU or else the best of this machine.
+        device: "auto", "cpu", "cuda" or "cuda:1", together with the other fields of DeviceOptions as arguments, or
+        DeviceOptions. threads: None for one per physical core. precision: "fast" (16-bit activations into quantised
+        weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa: the CPU
+        kernel set, "scalar", "avx2", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
         mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
-        gpu_layers: with a device: how many layers it computes, counted from the last one, the output being the first of
-        them; None for as many as fit. cpu_moe: in how many layers, counted from the first one, the routed experts stay
-        with the processor; None for as few as must. Both leave room on the device for a session(gpu_context, gpu_chunk,
-        cache=gpu_cache), and take at most gpu_budget bytes there, or 0: what is free, less a reserve. The weights are sent
-        before open() returns, and progress is called meanwhile; without upload they are not, and nothing can be evaluated:
-        for looking at the placement and at what sessions take. stream_experts: "auto" sends the device the routed experts
-        that stay with the processor for long chunks of tokens when that is quicker, which is measured; results then
-        depend on how a sequence is split, within the rounding of float sums; "on": for every chunk of 32 tokens or more;
-        "off". hot_experts: how much of the device's memory holds those of these experts that short steps use most of
-        late: "auto" for what the rest leaves, less a reserve, a number of bytes for that much at most, or "off"; results
-        then depend on what was evaluated before, within the same rounding. Neither under precision="exact" nor with an
-        expert_budget.
+        A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,
+        and nothing can be evaluated: for looking at the placement and at what sessions take.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
-        if precision not in _PRECISIONS:
-            raise ArgumentError(f"unknown precision {precision!r}; use one of {', '.join(_PRECISIONS)}")
-        n_threads = 0 if threads is None else integer("threads", threads, 1, 4096)
-        isa = isa or os.environ.get("PYFLASH_CPU") or None
+        if isinstance(device, DeviceOptions):
+            if more:
+                raise ArgumentError(f"{next(iter(more))} is given beside DeviceOptions, where it belongs")
+            options = device
+        else:
+            options = DeviceOptions(device, **more)
         params = ffi.new("pf_model_params *")
         lib.pf_model_params_init(params)
-        strings = []  # what params points to must outlive the call
+        texts = [options.write(params)]  # what params points to must outlive the call
 
         def c_string(text: bytes) -> Any:
-            strings.append(ffi.new("char[]", text))
-            return strings[-1]
+            texts.append(ffi.new("char[]", text))
+            return texts[-1]
 
-        params.precision = _PRECISIONS[precision]
-        params.n_threads = n_threads
-        params.device = c_string(device.encode())
-        params.cpu_isa = c_string(isa.encode()) if isa else ffi.NULL
+        isa = isa or os.environ.get("PYFLASH_CPU") or None
+        params.precision = chosen("precision", precision, PRECISIONS)
+        params.n_threads = 0 if threads is None else integer("threads", threads, 1, MAX_THREADS)
+        params.cpu_isa = c_string(os.fsencode(isa)) if isa else ffi.NULL
         params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log
         params.pin_threads = bool(pin)
-        params.n_gpu_layers = lib.PF_GPU_AUTO if gpu_layers is None else integer("gpu_layers", gpu_layers, 0, 2**31 - 1)
-        params.n_cpu_moe = lib.PF_GPU_AUTO if cpu_moe is None else integer("cpu_moe", cpu_moe, 0, 2**31 - 1)
-        params.gpu_ctx = 0 if gpu_context is None else integer("gpu_context", gpu_context, 1, 2**31 - 1)
-        params.gpu_chunk = 0 if gpu_chunk is None else integer("gpu_chunk", gpu_chunk, 1, 2**31 - 1)
-        params.gpu_cache_type = _cache_type(gpu_cache)
-        if stream_experts not in _STREAMING:
-            raise ArgumentError(f"unknown stream_experts {stream_experts!r}; use one of {', '.join(_STREAMING)}")
-        params.stream_experts = _STREAMING[stream_experts]
-        params.hot_experts = _hot_experts(hot_experts)
-        params.gpu_budget = integer("gpu_budget", gpu_budget, 0, 2**63 - 1)
-        out, error = ffi.new("pf_model **"), ffi.new("pf_error *")
-        encoded = c_path(path)
-        open_handle(lambda: lib.pf_model_open(encoded, params, out, error), out, lib.pf_model_release, error)
-        model = cls(ModelHandle(out[0]))
+        model = cls(_open_handle(path, params))
         try:
             if upload:
                 model._upload(progress)
@@ -266,13 +253,12 @@ class Model:
         "reference" (FP8 and FP4 as the published model has them, about half of f16's size); "auto" is reference, and f32
         under precision="exact". checkpoints: how many are kept at most; None for 8.
         """
-        cache_type = _cache_type(cache)
         params = ffi.new("pf_session_params *")
         lib.pf_session_params_init(params)
         params.n_ctx = 0 if context is None else integer("context", context, 1, 2**31 - 1)
         params.n_chunk = 0 if chunk is None else integer("chunk", chunk, 1, 2**31 - 1)
         params.flags = lib.PF_SESSION_POISON if poison else 0
-        params.cache_type = cache_type
+        params.cache_type = chosen("cache precision", cache, CACHES)
         if checkpoints is not None:
             params.n_checkpoint = integer("checkpoints", checkpoints, 0, 2**31 - 1)
         out, error = ffi.new("pf_session **"), ffi.new("pf_error *")
@@ -339,31 +325,3 @@ class Model:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def cache_in_use(precision: str, cache: str) -> str:
-    """What "auto" stands for."""
-    if cache != "auto":
-        return cache
-    return "f32" if precision == "exact" else "reference"
-
-
-def _cache_type(cache: str) -> int:
-    if cache not in _CACHES:
-        raise ArgumentError(f"unknown cache precision {cache!r}; use one of {', '.join(_CACHES)}")
-    return int(_CACHES[cache])
-
-
-def _hot_experts(size: str | int) -> int:
-    if size == "auto":
-        return int(lib.PF_HOT_AUTO)
-    if size == "off":
-        return int(lib.PF_HOT_OFF)
-    if isinstance(size, str):
-        raise ArgumentError(f"unknown hot_experts {size!r}; use auto, off or a number of bytes")
-    return integer("hot_experts", size, 1, 2**63 - 1)
-
-
-def _release(chat_template: str | None) -> Literal["preview", "0731"]:
-    """Which release's rules a file follows: the effort text that its chat template writes tells them apart."""
-    return "0731" if chat_template and "Beyond maximum" in chat_template else "preview"

@@ -31,7 +31,7 @@ class SamplingOptions(TypedDict, total=False):
     - top_k: keep the k likeliest (0: all). top_p: keep the likeliest that together have this probability (1: all).
       min_p: keep those at least this share as likely as the likeliest (0: all).
     - temperature: 1; 0 takes the likeliest token.
-    - seed: makes the choice repeatable; None for a random one.
+    - seed: makes the choice repeatable; None, or -1 as elsewhere, for a random one.
     """
 
     temperature: float
@@ -84,7 +84,8 @@ class Sampler:
         if "penalty_last_n" in options:
             params.penalty_last_n = integer("penalty_last_n", options["penalty_last_n"], -1, 2**31 - 1)
         seed = options.get("seed")
-        params.seed = secrets.randbits(64) if seed is None else integer("seed", seed) & (2**64 - 1)
+        number = -1 if seed is None else integer("seed", seed)
+        params.seed = secrets.randbits(64) if number == -1 else number & (2**64 - 1)
         out, error = ffi.new("pf_sampler **"), ffi.new("pf_error *")
         check(lib.pf_sampler_open(params, out, error), error)
         self._native = ffi.gc(out[0], lib.pf_sampler_close)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from pyflash.engine.generation import Piece, Progress, generate
+from pyflash.engine.generation import Generation, Progress, generate
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, BusyError, ClosedError, ContextFullError, MemoryLimitError, check
 from pyflash.native.interrupt import InterruptibleRunner
 from pyflash.native.library import ffi, lib
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from pyflash.chat.reply import Reply
     from pyflash.engine.grammar import Grammar
     from pyflash.engine.model import Model
+    from pyflash.engine.stream import Cancellation
 
-_CANCELLABLE = (lib.pf_session_eval, lib.pf_session_draft)
+_BACK = (lib.pf_session_rollback, lib.pf_session_reuse)
 _MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
@@ -42,6 +44,21 @@ class Memory:
     checkpoint_bytes: int
     device_cache_bytes: int = 0
     device_buffer_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What computed the session file that was loaded last.
+
+    kernels: the kernel set, such as "avx2"; "" before the first load, and for files that do not say (written before
+    format 3). arithmetic: the version of its arithmetic, 0 likewise. n_foreign: how many tokens at the session's
+    beginning were computed by other kernels or another version than compute here: what follows may differ in its last
+    bits from a session that was never saved.
+    """
+
+    kernels: str
+    arithmetic: int
+    n_foreign: int
 
 
 class _TapCall:
@@ -78,16 +95,28 @@ class Session:
         self._model = model
         self.tokenizer: Final = model.tokenizer.retained()  # works on when the model is closed
         self._handle: Any = handle
-        self._call_lock = threading.Lock()    # held while a native call runs
-        self._handle_lock = threading.Lock()  # held briefly, so that cancel() never meets a freed handle
+        self._new_locks()
         self._runner = InterruptibleRunner()
         self._position = 0
         self._checkpoint = 0
         self.n_moves = 0  # calls so far that may have changed the timeline
-        self._stale_cancel = False
+        self._silent: list[int] = []  # positions, see hide_last()
+        self._cancel_asked = False  # by cancel(), and no call has heard it yet
         self._tap: _TapCall | None = None
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
+        forks.watch(self)
+
+    def _new_locks(self) -> None:
+        self._call_lock = threading.Lock()    # held while a native call runs
+        self._handle_lock = threading.RLock()  # held briefly, so that cancel() never meets a freed handle
+
+    def after_fork(self) -> None:
+        """In a forked child: lets go of what threads of the parent held. Whether a call was cut short, the library
+        knows."""
+        self._new_locks()
+        if self._handle is not None:
+            self._position = int(lib.pf_session_position(self._handle))
 
     # -- calls into the library --
 
@@ -102,47 +131,58 @@ class Session:
             raise ClosedError("the session is closed")
         return self._handle
 
-    def _call(self, function: Any, handle: Any, *arguments: Any) -> None:
-        """One native call that Ctrl-C can cancel. The caller holds _free()."""
+    def _call(self, function: Any, handle: Any, *arguments: Any, cancellation: Cancellation | None = None) -> None:
+        """One native call that Ctrl-C can cancel, and cancellation. The caller holds _free()."""
         error = ffi.new("pf_error *")
-        status = self._attempt(function, handle, *arguments, error)
+        status = self._attempt(function, handle, (*arguments, error), cancellation)
         if self._tap is not None and self._tap.error is not None:
             tap_error, self._tap.error = self._tap.error, None
             raise tap_error
         check(status, error)
 
-    def _attempt(self, function: Any, handle: Any, *arguments: Any) -> int:
+    def _attempt(self, function: Any, handle: Any, arguments: Sequence[Any], cancellation: Cancellation | None) -> int:
         statuses: list[int] = []
-        cancelled = False
+        interrupted = False
 
         def call() -> None:
             # All of it here, where no Ctrl-C comes between the call and what is known about it.
-            status = function(handle, *arguments)
-            if status == lib.PF_ERR_CANCELLED and self._stale_cancel:
+            with cancellation.during(interrupt) if cancellation else contextlib.nullcontext():
                 status = function(handle, *arguments)
-            if function in _CANCELLABLE:
-                self._stale_cancel = False
+                while status == lib.PF_ERR_CANCELLED and not self._is_cancelled(interrupted, cancellation):
+                    status = function(handle, *arguments)  # the request was for a call that was over before it came
             self.n_moves += function in _MOVING
             self._position = int(lib.pf_session_position(handle))
+            if function in _BACK:
+                self._silent = [at for at in self._silent if at < self._position]
             statuses.append(status)
 
-        def cancel() -> None:
-            nonlocal cancelled
-            cancelled = True
-            self.cancel()
+        def interrupt() -> None:
+            lib.pf_session_cancel(handle)
 
-        try:
-            self._runner.run(call, cancel)
-        except KeyboardInterrupt:
-            # When the call finished before it saw the request, that waits for the next one, which is repeated.
-            self._stale_cancel |= cancelled and statuses != [lib.PF_ERR_CANCELLED]
-            raise
+        def cancel() -> None:
+            nonlocal interrupted
+            interrupted = True
+            interrupt()
+
+        self._runner.run(call, cancel)
         return statuses[0]
 
-    def cancel(self) -> None:
-        """From any thread: the running call, or else the next one, raises CancelledError."""
+    def _is_cancelled(self, interrupted: bool, cancellation: Cancellation | None) -> bool:
+        """Whether somebody wants the call cancelled that the library says was."""
         with self._handle_lock:
-            lib.pf_session_cancel(self._native())
+            asked, self._cancel_asked = self._cancel_asked, False
+        by_tap = self._tap is not None and self._tap.error is not None
+        return asked or interrupted or by_tap or (cancellation is not None and cancellation.requested)
+
+    def cancel(self) -> None:
+        """From any thread: the running call, or else the next one, raises CancelledError.
+
+        For one answer and no other, Reply.cancel().
+        """
+        with self._handle_lock:
+            handle = self._native()
+            self._cancel_asked = True
+            lib.pf_session_cancel(handle)
 
     def close(self) -> None:
         """Frees the cache; a call that runs on another thread is cancelled first."""
@@ -188,11 +228,12 @@ class Session:
             tokens: npt.NDArray[np.int32] = np.frombuffer(data, dtype=np.int32).copy()
             return tokens
 
-    def eval(self, tokens: Tokens, all_logits: bool = False, progress: Progress | None = None) -> FloatArray:
+    def eval(self, tokens: Tokens, all_logits: bool = False, progress: Progress | None = None, *,
+             cancellation: Cancellation | None = None) -> FloatArray:
         """Evaluates tokens in bounded steps. Returns logits float32 [vocab] after the last token, or [n, vocab].
 
         progress: called with the tokens done and all there are, after each step; an exception in it ends the
-        evaluation and comes out of it.
+        evaluation and comes out of it. cancellation: what else than cancel() may cancel it.
 
         When a step fails or is cancelled, or on Ctrl-C, the finished steps stay evaluated: see position.
         Raises ContextFullError (nothing evaluated), ArgumentError, CancelledError or MemoryLimitError.
@@ -207,25 +248,26 @@ class Session:
             handle = self._native()
             if len(ids) > self.capacity - self._position:
                 raise ContextFullError(
-                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used; "
-                    "open a session with a larger context"
+                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used",
+                    "open a session with a larger context",
                 )
             try:
                 logits = np.empty((len(ids), n_vocab) if all_logits else (1, n_vocab), dtype=np.float32)
             except MemoryError as error:
                 raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
-            self._eval_steps(handle, ids, logits, all_logits, progress)
+            self._eval_steps(handle, ids, logits, all_logits, progress, cancellation)
         return logits if all_logits else logits[0]
 
     def _eval_steps(self, handle: Any, ids: npt.NDArray[np.int32], logits: FloatArray, all_logits: bool,
-                    progress: Progress | None) -> None:
+                    progress: Progress | None, cancellation: Cancellation | None) -> None:
         mode = lib.PF_LOGITS_ALL if all_logits else lib.PF_LOGITS_LAST
         n_done = ffi.new("int64_t *")
         done = 0
         while done < len(ids):
             rest = ids[done:]
             out = logits[done:] if all_logits else logits
-            self._call(lib.pf_session_eval, handle, ints(rest), len(rest), mode, floats(out), out.size, n_done)
+            self._call(lib.pf_session_eval, handle, ints(rest), len(rest), mode, floats(out), out.size, n_done,
+                       cancellation=cancellation)
             done += int(n_done[0])
             if progress is not None:
                 progress(done, len(ids))
@@ -277,8 +319,14 @@ class Session:
         with self._free():
             handle = self._native()
             out = np.empty(len(ids) + self._position, dtype=np.int32)
-            check(lib.pf_session_align(handle, ints(ids), len(ids), ints(out), len(out), count, error), error)
+            silent, n_silent = ffi.new("int64_t[]", self._silent), len(self._silent)
+            check(lib.pf_session_align_answers(
+                handle, silent, n_silent, ints(ids), len(ids), ints(out), len(out), count, error), error)  # fmt: skip
         return [int(token) for token in out[: count[0]]]
+
+    def hide_last(self) -> None:
+        """Lets align() pass over the last token, a special one that an answer had out of place: no text has it."""
+        self._silent.append(self._position - 1)
 
     def reuse(self, tokens: Tokens) -> int:
         """Rolls back as little as makes what is left a beginning of tokens, short of all of them.
@@ -313,16 +361,45 @@ class Session:
             self._call(lib.pf_session_set_note, handle, copy, len(copy))
 
     def save(self, path: StrPath) -> None:
-        """Writes the cache to a file, which appears under its name only when complete."""
+        """Writes the cache to a file, which appears under its name only when complete: all or nothing.
+
+        A new file is its owner's alone; an old one keeps its permissions, and a symbolic link stays. FileError for a
+        folder, device, pipe or socket, and where another session or process holds the file, or has changed it since
+        this session loaded it or saved there.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_save, handle, c_path(path))
 
     def load(self, path: StrPath) -> None:
-        """Replaces the cache by a saved one, of the same model file and precision."""
+        """Replaces the cache by a saved one, of the same model file and precision.
+
+        What another kernel set or version of the arithmetic has computed is taken too, with a warning of the "pyflash"
+        logger: see origin.
+        """
         with self._free():
             handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
+            self._silent.clear()
+
+    def hold(self, path: StrPath | None) -> None:
+        """Keeps other sessions and processes from saving to a path until this session is closed; None: no longer.
+
+        Says now what save() would: FileError for what cannot be written, or where another one holds it.
+        """
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_hold, handle, ffi.NULL if path is None else c_path(path))
+
+    @property
+    def origin(self) -> Origin:
+        """What computed the file that was loaded last."""
+        origin, error = ffi.new("pf_session_origin *"), ffi.new("pf_error *")
+        origin.struct_size = ffi.sizeof("pf_session_origin")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_get_origin(handle, origin, error), error)
+        return Origin(string(origin.kernels), origin.arithmetic, origin.n_foreign)
 
     @property
     def memory(self) -> Memory:
@@ -352,14 +429,15 @@ class Session:
     def generate(
         self, tokens: Tokens, max_tokens: int | None = None, *, stop: str | Sequence[str] = (), logprobs: int = 0,
         grammar: Grammar | None = None, progress: Progress | None = None, **sampling: Unpack[SamplingOptions],
-    ) -> Generator[Piece, None, None]:
+    ) -> Generation:
         """Evaluates tokens and yields one Piece for each token generated, the end token included.
 
         max_tokens: None for as many as the context holds. stop: strings that end the text; they are not part of it.
         logprobs: how many of the likeliest tokens each Piece.top lists, at most 20. grammar: what the text must match;
         it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
-        sampling: see SamplingOptions. The last piece's token has not been evaluated. Closing the iterator ends the
-        generation; what was generated stays in the session. Raises what eval() raises.
+        sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
+        generation, cancel() does from any thread, and `async for` works too; what was generated stays in the session.
+        Raises what eval() raises, and after the last piece AnswerError, see Grammar.json_schema().
         """
         return generate(self, tokens, max_tokens, stop, logprobs, grammar, progress, sampling)
 
@@ -374,7 +452,11 @@ class Session:
         think: "off", "low" (release 0731 only), "high" or "max". tools: functions that the model may call, as in
         OpenAI's chat API. release: "preview" or "0731"; None for the model file's. response_format: {"type":
         "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}} or a JSON schema: the content will be
-        JSON of that kind. stop: strings that end the answer's content. The others as in generate().
+        JSON of that kind; see Grammar.json_schema() for what cannot be made sure on the way, and is an AnswerError
+        after the last piece. stop: strings that end the answer's content. The others as in generate().
+        The last message is a user's or a tool's, or an assistant's with "prefix": true: then the answer goes on with
+        its content, or with its reasoning_content where there is no content, and Reply.message has what was added.
+        ArgumentError for conversations that end otherwise.
         What the session has already evaluated of the same conversation is not evaluated again.
         """
         from pyflash.chat.reply import reply  # the one way up from here

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pyflash.engine.model import ModelInfo, cache_in_use
+from pyflash.engine.model import ModelInfo
+from pyflash.engine.options import cache_in_use
 from pyflash.eval.statistics import PERCENTILES, Divergence, Estimate, Perplexity, Spread
 from pyflash.eval.windows import Windows
 from pyflash.machine.units import format_bytes

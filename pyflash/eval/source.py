@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from gguf_export.errors import ConvertError
 from gguf_export.reader import read_gguf
@@ -20,35 +18,28 @@ from pyflash.native.errors import ArgumentError, FormatError
 
 
 class Text:
-    """A UTF-8 text file, or stdin for "-". special: whether text that spells special tokens becomes those."""
+    """A UTF-8 text file. special: whether text that spells special tokens becomes those. stream: what is read in the
+    file's place, once; path is then what errors call it."""
 
-    def __init__(self, path: str, special: bool = False) -> None:
+    def __init__(self, path: str, special: bool = False, stream: BinaryIO | None = None) -> None:
         self.path = path
         self.special = special
-        self._stdin: list[str] | None = None
+        self._stream = stream
+        self._streamed: list[str] | None = None
 
     def pieces(self) -> Iterator[str]:
         """As it is: newlines are not translated."""
-        if self.path != "-":
+        if self._stream is None:
             with open(self.path, encoding="utf-8", newline="") as file:
                 yield from text_pieces(file, self.path)
             return
-        if self._stdin is None:  # for two models it is read twice
-            with _standard_input() as file:
-                self._stdin = list(text_pieces(file, "the text on stdin"))
-        yield from self._stdin
-
-
-@contextlib.contextmanager
-def _standard_input() -> Iterator[TextIO]:
-    buffer = getattr(sys.stdin, "buffer", None)
-    if buffer is None:
-        raise ArgumentError("stdin is closed: name a text file")
-    wrapper = io.TextIOWrapper(buffer, encoding="utf-8", newline="")
-    try:
-        yield wrapper
-    finally:
-        wrapper.detach()
+        if self._streamed is None:  # for two models it is read twice
+            file = io.TextIOWrapper(self._stream, encoding="utf-8", newline="")
+            try:
+                self._streamed = list(text_pieces(file, self.path))
+            finally:
+                file.detach()  # whoever opened the stream closes it
+        yield from self._streamed
 
 
 class Subject:
@@ -106,6 +97,6 @@ def kept_windows(subject: Subject, kept: LogitsFile, text: Text | None, chunks: 
     if text is not None:
         tokens = subject.tokens(text, len(windows.tokens))
         if tokens.tolist() != windows.tokens.tolist():
-            raise ArgumentError(f"{kept.path} was made of other tokens than {text.path} gives: leave out --text, or "
-                                "make it again")
+            raise ArgumentError(f"{kept.path} was made of other tokens than {text.path} gives: give no text, or make "
+                                "it again")
     return dataclasses.replace(windows, count=min(chunks or windows.count, windows.count), bos=subject.bos)

@@ -41,7 +41,8 @@ def blocks(n_rows: int, n_vocab: int) -> Iterator[slice]:
 def log_softmax(logits: FloatArray) -> Doubles:
     """Log-probabilities float64 [n, vocab] of logits [n, vocab]. Raises Error where logits are not finite."""
     if not np.isfinite(logits).all():
-        raise Error("the model gives logits that are not finite numbers: its file is damaged, or its weights are")
+        raise Error("the model gives logits that are not finite numbers: its weights may be damaged; check the file "
+                    "with `pyflash info --verify FILE`, or convert it again")
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -67,7 +67,7 @@ def plan_windows(
         raise ArgumentError(f"a context of {n_ctx} tokens has none to score: use at least {LEAST_CONTEXT}")
     if len(tokens) < 2 * n_ctx:
         raise ArgumentError(f"the text has only {len(tokens):,} tokens, and a context of {n_ctx:,} needs twice that "
-                            "many: take a longer text or a smaller --ctx")
+                            "many: take a longer text or a smaller context")
     if stride is None:
         n_windows, step, first = len(tokens) // n_ctx, n_ctx, n_ctx // 2
     else:

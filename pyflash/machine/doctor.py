@@ -1,31 +1,27 @@
-"""What `pyflash doctor` tells: the installation, the machine, and settings that cannot work."""
+"""What `pyflash doctor` tells of the installation and the machine."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from pyflash import demo
 from pyflash.machine import hardware
 from pyflash.machine.info import table
-from pyflash.machine.places import cache_dir
+from pyflash.machine.places import cache_dir, homeless
 from pyflash.machine.processor import Processor, processor
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import Error
+from pyflash.native.block_types import BLOCK_TYPES
 from pyflash.native.library import __version__, installed_file
 
 _PACKAGES = ("numpy", "cffi", "click")
 _EXTRAS = {"grammar": "llguidance"}  # the extra of pyflash and what it brings
 _PREFIX = "PYFLASH_"
-_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY", "PYFLASH_DEMO")
 
 
 @dataclass(frozen=True)
@@ -56,21 +52,21 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
 
-def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
-    """Looks at everything. cli: the command line, whose options may be set by variables."""
+def diagnose(
+    environment: Mapping[str, str], demo_checkpoint: str | None, demo_model: str | None,
+    known_problems: Sequence[str] = (), known_warnings: Sequence[str] = (),
+) -> Diagnosis:
+    """Looks at everything but what the caller knows already, which goes into the fields of a Diagnosis."""
     kernels = tuple(hardware.kernel_sets())
     usable = [each.name for each in kernels if each.problem is None]
     kernel_set: str | None = environment.get("PYFLASH_CPU") or usable[0]
     ours = {name: value for name, value in sorted(environment.items()) if name.startswith(_PREFIX)}
-    problems, warnings = _bad_options(cli, ours)
-    warnings += _odd_variables(cli, ours)
+    problems, warnings = list(known_problems), list(known_warnings)
     if kernel_set not in usable:
         problems.append(f"PYFLASH_CPU is {kernel_set!r}, which cannot be used here, so that models will not open: "
                         f"unset it, or set it to {' or '.join(usable)}")
         kernel_set = None
-    folder = cache_dir()
-    warnings += _bad_folder(folder)
-    checkpoint, model = _demo(warnings)
+    folder = _cache_folder(warnings)
     limits = _limits()
     warnings += _bad_limits(limits)
     return Diagnosis(
@@ -80,8 +76,9 @@ def diagnose(cli: click.Group, environment: Mapping[str, str]) -> Diagnosis:
         system=f"{platform.system()} {platform.release()} {platform.machine()}", processor=processor(),
         memory=hardware.memory(), kernels=kernels, kernel_set=kernel_set,
         devices=hardware.devices(), packages={name: _version(name) for name in _PACKAGES},
-        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=str(folder),
-        demo_checkpoint=checkpoint, demo_model=model, demo_model_made=model is not None and os.path.isfile(model), limits=limits, environment=ours,
+        extras={extra: _version(package) for extra, package in _EXTRAS.items()}, cache_folder=folder,
+        demo_checkpoint=demo_checkpoint, demo_model=demo_model,
+        demo_model_made=demo_model is not None and os.path.isfile(demo_model), limits=limits, environment=ours,
         problems=tuple(problems), warnings=tuple(warnings),
     )
 
@@ -93,66 +90,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-# -- settings --
+# -- folders --
 
 
-def _options(command: click.Command, context: click.Context) -> Iterator[tuple[str, click.Parameter, click.Context]]:
-    """(variable, option, context) of every option that a variable can set."""
-    for parameter in command.params:
-        variables = parameter.envvar
-        for variable in [variables] if isinstance(variables, str) else variables or ():
-            yield variable, parameter, context
-    if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from _options(inner, click.Context(inner, parent=context, info_name=name))
-
-
-def _bad_options(cli: click.Group, ours: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Values that an option refuses: problems where `run` does, else warnings; one line for each variable."""
-    problems: dict[str, str] = {}
-    warnings: dict[str, str] = {}
-    for variable, option, context in _options(cli, click.Context(cli, info_name="pyflash")):
-        refusal = _refusal(option, context) if ours.get(variable) else None
-        if refusal is None:
-            continue
-        what = f"{variable} cannot be {ours[variable]!r}"
-        if context.info_name == "run":
-            problems[variable] = f"{what}: {refusal}"
-        else:
-            warnings.setdefault(variable, f"{what} for {context.command_path}: {refusal}")
-    return list(problems.values()), [line for variable, line in warnings.items() if variable not in problems]
-
-
-def _refusal(option: click.Parameter, context: click.Context) -> str | None:
-    """Why the option does not take what its variable says, and the way out; None when it does."""
+def _cache_folder(warnings: list[str]) -> str:
+    """The folder of what can be made again, and warnings about it."""
     try:
-        with context.scope(cleanup=False):
-            option.process_value(context, option.value_from_envvar(context))
-    except click.UsageError as error:
-        return f"{error.message.rstrip('.')}: change or unset it"
-    except Error as error:
-        return str(error)
-    return None
-
-
-def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
-    known = {*_OTHER_VARIABLES, *(name for name, _, _ in _options(cli, click.Context(cli)))}
-    for name in ours.keys() - known:
-        near = difflib.get_close_matches(name.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in known], 1)
-        hint = f", did you mean {_PREFIX}{near[0]}" if near else ""
-        yield f"{name} has no effect: pyflash knows no such variable{hint}"
-    model = ours.get("PYFLASH_MODEL")
-    if model and not os.path.isfile(model):
-        yield f"PYFLASH_MODEL names {model!r}, which is no file: change or unset it"
-
-
-def _demo(warnings: list[str]) -> tuple[str | None, str | None]:
-    """The demo model's checkpoint and its GGUF's place."""
-    try:
-        return str(demo.checkpoint()), str(demo.file())
-    except Error as error:
-        warnings.append(str(error))
-        return None, None
+        folder = cache_dir()
+        warnings += filter(None, [homeless()])
+    except Error:  # whoever looks for the demo model has told it
+        return "none"
+    warnings += _bad_folder(folder)
+    return str(folder)
 
 
 def _bad_folder(folder: Path) -> Iterator[str]:
@@ -189,7 +138,7 @@ def _bad_limits(limits: Mapping[str, str]) -> Iterator[str]:
         yield f"address space is limited to {space}, and a model larger than that cannot be opened: ulimit -v unlimited"
     if limits.get("overcommit") == "never":
         yield ("the system promises no memory beyond what it has (vm.overcommit_memory is 2), so that large contexts "
-               "may be refused: use a smaller --ctx, or set it to 0")
+               "may be refused: open smaller ones, or set it to 0")
 
 
 # -- lines --
@@ -209,6 +158,7 @@ def describe(found: Diagnosis) -> str:
         *((name, value) for name, value in found.limits.items()),
         *((f"device {name}", state) for name, state in found.devices.items()),
         *((f"kernels {each.name}", _kernel_state(each, found.kernel_set)) for each in found.kernels),
+        ("weight types", " ".join(kind.name for kind in BLOCK_TYPES.values() if kind.is_weight)),
         *((f"extra {name}", _extra(name, version)) for name, version in found.extras.items()),
         ("cache folder", found.cache_folder),
         ("demo source", found.demo_checkpoint or "absent"),

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -179,26 +180,37 @@ def _linux_memory(root: Path) -> MachineMemory:
 def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
     """(limit, what is left of it) of the control groups that this process is in, from its own one upwards.
 
-    Versions 1 and 2 name their files differently. Inside a container the path may be that of the host: then only the
-    mount's root is there, and is the container's.
+    Inside a container the path may be that of the host: then only the mount's root is there, and is the container's.
     """
     found = []
-    for line in read_text(root / "proc/self/cgroup").splitlines():
+    for folder, version in control_groups(root, "memory"):
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (read_text(folder / name).strip() for name in names)
+        if limit.isdecimal():
+            taken = int(used) - _cached(folder) if used.isdecimal() else 0
+            found.append((int(limit), max(0, int(limit) - max(0, taken))))
+    return found
+
+
+def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Folders of the control groups that this process is in, from its own up to the mount's root, each with the version.
+
+    Where /proc does not tell, the root alone. root: where /proc and /sys are.
+    """
+    mounts = root / "sys/fs/cgroup"
+    lines = read_text(root / "proc/self/cgroup").splitlines() or ["0::/", f"1:{controller}:/"]
+    for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            mount, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            places, version = [mounts, mounts / "unified"], 2
+        elif controller in controllers.split(","):
+            places, version = list(dict.fromkeys((mounts / controllers, mounts / controller))), 1
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        for folder in (mount / each for each in (group, *group.parents)):
-            limit, used = (read_text(folder / name).strip() for name in names)
-            if limit.isdecimal():
-                taken = int(used) - _cached(folder) if used.isdecimal() else 0
-                found.append((int(limit), max(0, int(limit) - max(0, taken))))
-    return found
+        for mount in places:
+            yield from ((mount / each, version) for each in (group, *group.parents))
 
 
 def _cached(group: Path) -> int:

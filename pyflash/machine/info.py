@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyflash.engine.model import ModelInfo, Placement
 from pyflash.engine.sampling import SamplingOptions
-from pyflash.machine.memory_plan import Plan, advice, make_plan, open_measured
+from pyflash.machine.memory_plan import Plan, make_plan, open_measured
 from pyflash.machine.units import format_bytes
+from pyflash.native.text import visible_line
 from pyflash.native.values import StrPath
 
 _EXPERTS = "routed experts"
@@ -91,8 +92,8 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def describe(report: Report) -> str:
-    """The report as lines for people."""
+def describe(report: Report, advice: Sequence[str]) -> str:
+    """The report as lines for people. advice: lines on whether it fits and the way out."""
     model, plan = report.model, report.plan
     ratios = Counter(model.layer_ratios)
     kinds = ", ".join(f"{ratios[ratio]} {name}" for ratio, name in
@@ -118,7 +119,7 @@ def describe(report: Report) -> str:
         ("program", format_bytes(plan.program_bytes)),
         ("together", f"{format_bytes(plan.cost.needed_bytes)} at most"),
         *_device_rows(report),
-        *_machine_rows(plan),
+        *_machine_rows(plan, advice),
         *_context_rows(plan),
     ]
     return table(rows)
@@ -141,13 +142,13 @@ def _device_rows(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _machine_rows(plan: Plan) -> list[tuple[str, str]]:
+def _machine_rows(plan: Plan, advice: Sequence[str]) -> list[tuple[str, str]]:
     memory = plan.memory
     sizes = [f"{format_bytes(size)} {what}" for size, what in
              ((memory.total, "of memory"), (memory.limit, "allowed to this container"), (memory.available, "available"))
              if size is not None]
     rows = [("this machine", ", ".join(sizes) or "memory unknown")]
-    return rows + [("", line) for line in advice(plan, format_bytes)]
+    return rows + [("", line) for line in advice]
 
 
 def _context_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -171,6 +172,6 @@ def _short(tokens: int) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Lines of names and values in two columns."""
+    """Lines of names and values in two columns, whatever a file has for a name."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {visible_line(value)}" for name, value in rows)

@@ -1,4 +1,4 @@
-"""How much memory running a model takes, what fits this machine, and what to do when it does not.
+"""How much memory running a model takes, and what fits this machine.
 
 The figures are upper bounds that a long run comes close to: every weight read once, a full context, all checkpoints in
 use. They come from the library itself, which knows them when a session is opened, before any of it is touched.
@@ -6,6 +6,7 @@ use. They come from the library itself, which knows them when a session is opene
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
 from pyflash.machine import hardware
+from pyflash.machine.units import format_bytes
 from pyflash.native.errors import MemoryLimitError
 from pyflash.native.values import StrPath
 
@@ -120,7 +122,10 @@ class _Base:
 
 
 def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
-    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes. For a fresh process, because all that it takes already counts."""
+    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes.
+
+    For a fresh process, because all that it takes already counts.
+    """
     before = hardware.process_memory()
     model = Model.open(file, precision=precision, upload=False, **device)
     after = hardware.process_memory()
@@ -169,9 +174,17 @@ def _most_tokens(fits: Callable[[int], bool], longest: int) -> int | None:
     return low * _STEP or None
 
 
-def warning_of(model: Model, session: Session, budget: int, show: Callable[[int], str]) -> str | None:
-    """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
-    show: formats bytes.
+def _reference_bytes(model: Model, session: Session) -> int:
+    """What this process would need beside the weights for the same context with the reference cache."""
+    try:
+        with model.session(context=session.capacity, cache="reference") as other:
+            return _own_bytes(other)
+    except MemoryLimitError:
+        return sys.maxsize
+
+
+def check_room(model: Model, session: Session) -> tuple[int, int] | None:
+    """What a run of the session takes and there is, in bytes, where that does not fit this machine; else None.
 
     MemoryLimitError where the context cannot be filled at all: the system would end the program, without a word.
     """
@@ -180,50 +193,10 @@ def warning_of(model: Model, session: Session, budget: int, show: Callable[[int]
         return None
     own = _own_bytes(session)
     if own > usable:
+        other = ", or with the reference cache" if _reference_bytes(model, session) < min(own, usable) else ""
         raise MemoryLimitError(
-            f"a context of {session.capacity} tokens takes {show(own)} of memory beside the weights, and there are "
-            f"{show(usable)}: take a smaller --ctx, or --cache-type reference"
+            f"a context of {session.capacity} tokens takes {format_bytes(own)} of memory beside the weights, and there "
+            f"are {format_bytes(usable)}", f"open a session with a smaller context{other}"
         )
-    if own + _host_weights(model) > usable:
-        kept = f", {show(budget)} of them stay in memory" if budget else ""
-        needed = show(own + _host_weights(model))
-        return (f"this takes {needed} of memory, and there are {show(usable)}: experts are read "
-                f"from disk again and again, which is slow{kept}; pyflash info tells what fits")
-    return None
-
-
-def _experts_from_disk(plan: Plan, show: Callable[[int], str]) -> str:
-    line = "experts will be read from disk again and again"
-    if not plan.expert_budget:
-        return line
-    budget = min(plan.expert_budget, plan.expert_bytes)
-    missed = plan.read_bytes * (plan.expert_bytes - budget) // max(1, plan.expert_bytes)
-    return (f"{line}: {show(budget)} of {show(plan.expert_bytes)} stay in memory, and a token reads "
-            f"{show(missed)} if all are chosen alike, {show(plan.read_bytes)} at most")
-
-
-def advice(plan: Plan, show: Callable[[int], str]) -> list[str]:
-    """Lines on whether it fits, what happens if not, and the way out. show: formats bytes."""
-    usable, needed = plan.memory.usable, plan.cost.needed_bytes
-    if usable is None:
-        return ["the system does not tell how much memory there is"]
-    if plan.fits:
-        if plan.fits_now is False:
-            assert plan.memory.available is not None
-            return [f"fits, but only {show(plan.memory.available)} are available now: close other programs, or weights "
-                    "will be read from disk again and again"]
-        return ["fits"]
-    if plan.runs:
-        lines = [f"does not fit, {show(needed - usable)} are missing: {_experts_from_disk(plan, show)}"]
-    else:
-        lines = [f"cannot run: {show(needed - plan.weight_bytes)} beside the weights are more than there is"]
-    ways = []
-    runnable = [cost.n_ctx for cost in plan.contexts if cost.needed_bytes - plan.weight_bytes <= usable]
-    if plan.most_tokens:
-        ways.append(f"--ctx {plan.most_tokens}")
-    elif not plan.runs and runnable:
-        ways.append(f"--ctx {max(runnable)}, with experts read from disk again and again,")
-    if plan.reference_fits:
-        ways.append("--cache-type reference")
-    ways.append(f"a machine or limit with {show(needed)} of memory")
-    return [*lines, f"way out: {' or '.join(ways)}"]
+    needed = own + _host_weights(model)
+    return (needed, usable) if needed > usable else None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyflash.machine.hardware import read_text, sysctl_bytes, sysctl_int
+from pyflash.machine.hardware import control_groups, read_text, sysctl_bytes, sysctl_int
 
 # Those that a kernel set uses, or could use one day.
 _X86_FLAGS = ("f16c", "fma", "avx", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
@@ -81,14 +81,16 @@ def _linux_cores(root: Path) -> int | None:
 
 
 def _quota(root: Path) -> float | None:
-    """A container's limit in processors: control groups, version 2 then 1."""
-    quota, _, period = read_text(root / "sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if not quota:
-        quota, period = (read_text(root / "sys/fs/cgroup/cpu" / f"cpu.cfs_{name}_us").strip()
-                         for name in ("quota", "period"))
-    if quota.isdecimal() and period.isdecimal() and int(period) > 0:
-        return int(quota) / int(period)
-    return None
+    """A container's limit in processors: the tightest of its control group and those above it."""
+    found = []
+    for folder, version in control_groups(root, "cpu"):
+        if version == 2:
+            quota, _, period = read_text(folder / "cpu.max").strip().partition(" ")
+        else:
+            quota, period = (read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0:
+            found.append(int(quota) / int(period))
+    return min(found, default=None)
 
 
 # -- Windows --

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from pyflash.native.library import ffi, lib
+from pyflash.native.text import visible_line
 
 
 class Error(Exception):
-    """Base of every error that pyflash raises on purpose. Its message is one line: what is wrong and what to do."""
+    """Base of every error that pyflash raises on purpose. Its message is one line: what is wrong and what to do.
+
+    what, way_out: the two parts, where they are known apart; a program with words of its own for the way out, as the
+    command line has, can then say what is wrong without the Python API's. Else what is the message, way_out "".
+    """
+
+    def __init__(self, what: str = "", way_out: str = "") -> None:
+        super().__init__(f"{what}: {way_out}" if way_out else what)
+        self.what = what
+        self.way_out = way_out
 
 
 class ArgumentError(Error, ValueError):
@@ -31,8 +41,12 @@ class MemoryLimitError(Error):
     """Out of memory."""
 
 
+class AnswerError(Error):
+    """The finished answer breaks a rule of its JSON schema that could not be enforced while it was generated."""
+
+
 class CancelledError(Error):
-    """The call was cancelled by Session.cancel(); the position is that of the last finished step."""
+    """The call was cancelled by cancel() of the session or the answer; the position is that of the last finished step."""
 
 
 class DeviceError(Error):
@@ -76,5 +90,5 @@ def check(status: int, error: Any) -> None:
     """Raises the exception for a pf_status and its pf_error, unless the status is PF_OK."""
     if status == lib.PF_OK:
         return
-    message = ffi.string(error.message).decode("utf-8", "replace") or f"error {status} without a message"
-    raise _BY_STATUS.get(status, InternalError)(message)
+    message = ffi.string(error.message).decode("utf-8", "surrogateescape") or f"error {status} without a message"
+    raise _BY_STATUS.get(status, InternalError)(visible_line(message))  # it may hold names from a file

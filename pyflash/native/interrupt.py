@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pyflash.native import forks
+from pyflash.native.errors import MemoryLimitError
+
 T = TypeVar("T")
 
+NO_MORE_THREADS = ("the system starts no more threads: end other programs, or raise the limit of processes (ulimit -u, "
+                   "pids.max) or of memory (ulimit -v)")  # fmt: skip
 _POLL_SECONDS = 0.1  # Windows does not wake a waiting main thread on Ctrl-C
 
 
@@ -59,6 +65,12 @@ class InterruptibleRunner:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[_Task[object] | None] | None = None  # None ends the thread that reads it
         self._task: _Task[object] | None = None  # set from before a call is handed over until it is known to be over
+        forks.watch(self)
+
+    def after_fork(self) -> None:
+        """Forgets the thread, which a child does not have, and what it was doing."""
+        self._queue = None
+        self._task = None
 
     def run(self, call: Callable[[], T], cancel: Callable[[], None]) -> T:
         """call()'s result. On KeyboardInterrupt: cancel(), then wait for the call to return, then raise it."""
@@ -96,6 +108,8 @@ class InterruptibleRunner:
             tasks: queue.SimpleQueue[_Task[object] | None] = queue.SimpleQueue()
             try:
                 threading.Thread(target=_work, args=(tasks,), name="pyflash", daemon=True).start()
+            except RuntimeError as error:
+                raise MemoryLimitError(NO_MORE_THREADS) from error
             except BaseException:
                 tasks.put(None)  # in case it has started all the same
                 raise
@@ -115,6 +129,9 @@ class InterruptibleRunner:
 
 
 def _work(tasks: queue.SimpleQueue[_Task[object] | None]) -> None:
+    process = os.getpid()
     while (task := tasks.get()) is not None:
         task.run()
         del task  # else what the call refers to would live until the next one
+        if os.getpid() != process:  # a child that the call has forked, where nobody will hand over another
+            return

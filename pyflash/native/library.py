@@ -73,7 +73,7 @@ def installed_file(*parts: str) -> Path | None:
 def _library_path() -> Path:
     override = os.environ.get("PYFLASH_LIBRARY")  # for developers: another build, such as one with sanitizers
     if override:
-        return Path(override)
+        return Path(os.path.expanduser(override))
     if sys.platform == "win32":
         parts = ("bin", "libpyflash.dll")
     elif sys.platform == "darwin":

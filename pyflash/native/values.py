@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, ClosedError, check
 from pyflash.native.interrupt import InterruptibleRunner
 from pyflash.native.library import ffi, lib
@@ -27,7 +28,10 @@ def string(pointer: Any) -> str:
 
 
 def c_path(path: StrPath) -> bytes:
-    encoded = os.fsencode(path)
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ArgumentError(f"no file can have this name: {os.fspath(path)!r}") from None
     if b"\0" in encoded:
         raise ArgumentError(f"a path cannot hold a zero byte: {os.fspath(path)!r}")
     return encoded
@@ -82,6 +86,10 @@ class ModelHandle:
     def __init__(self, native: Any) -> None:
         """Takes over the reference to a pf_model."""
         self._native: Any = ffi.gc(native, lib.pf_model_release)
+        self._lock = threading.Lock()
+        forks.watch(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager

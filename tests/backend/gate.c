@@ -112,12 +112,14 @@ enum { POISON = 0xcd, GUARD = 256 };
 
 void gate_poison(buffer *b) { memset(b->data, POISON, (size_t)b->bytes); }
 
-bool gate_poisoned(const void *at, int64_t bytes) {
+bool gate_poisoned_by(const void *at, int64_t bytes, uint8_t with) {
     for (int64_t i = 0; i < bytes; ++i) {
-        if (((const uint8_t *)at)[i] != POISON) return false;
+        if (((const uint8_t *)at)[i] != with) return false;
     }
     return true;
 }
+
+bool gate_poisoned(const void *at, int64_t bytes) { return gate_poisoned_by(at, bytes, POISON); }
 
 output gate_output(int64_t n) {
     output o = {.n = n};
@@ -154,7 +156,15 @@ double gate_distance(const float *a, const float *b, int64_t n, double bound) {
 
 /* ---- Weights ----------------------------------------------------------------------------------------------- */
 
-const pf_dtype gate_types[PF_W_COUNT] = {PF_F32, PF_F16, PF_BF16, PF_Q8_0, PF_MXFP4, PF_FP8};
+#define OF_TYPE(name, number, values, bytes, uses) PF_##name,
+const pf_dtype gate_types[PF_W_COUNT] = {PF_WEIGHT_TYPES(OF_TYPE)};
+
+bool gate_fits(pf_dtype type, int64_t cols) { return gate_whole(type, cols) == cols; }
+
+int64_t gate_whole(pf_dtype type, int64_t cols) {
+    const int64_t block = pf_dtype_lookup((uint32_t)type)->block_size;
+    return (cols + block - 1) / block * block;
+}
 
 /* Makes random bytes into moderate numbers: exponents are pulled near one. */
 static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
@@ -169,14 +179,15 @@ static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
         for (int64_t i = 1; i < bytes; i += 2) data[i] = (uint8_t)((data[i] & 0x80) | 0x3e);
         break;
     case PF_Q8_0:
-        for (int64_t i = 1; i < bytes; i += 34) data[i] = (uint8_t)((data[i] & 0x83) | 0x10);
+        for (int64_t i = 1; i < bytes; i += PF_Q8_0_BYTES) data[i] = (uint8_t)((data[i] & 0x83) | 0x10);
         break;
     case PF_MXFP4:
-        for (int64_t i = 0; i < bytes; i += 17) data[i] = (uint8_t)(120 + data[i] % 8);
+        for (int64_t i = 0; i < bytes; i += PF_MXFP4_BYTES) data[i] = (uint8_t)(120 + data[i] % 8);
         break;
-    default:
+    case PF_FP8:
         for (int64_t i = 0; i < bytes; ++i) data[i] = (data[i] & 0x7f) == 0x7f ? 0 : data[i];
         break;
+    default: gate_fail("nobody has said how weights of type %d become moderate: gate.c", (int)type); break;
     }
 }
 

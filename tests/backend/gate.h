@@ -58,6 +58,7 @@ void gate_free(buffer *b);
 /* Bytes that no result consists of. */
 void gate_poison(buffer *b);
 bool gate_poisoned(const void *at, int64_t bytes);
+bool gate_poisoned_by(const void *at, int64_t bytes, uint8_t with);
 
 /* n floats between guard bytes, filled with poison. */
 typedef struct output {
@@ -83,6 +84,10 @@ typedef struct weight {
 } test_weight;
 
 extern const pf_dtype gate_types[PF_W_COUNT];
+/* Whether rows of so many columns are whole blocks. */
+bool gate_fits(pf_dtype type, int64_t cols);
+/* So many columns, or the next whole blocks. */
+int64_t gate_whole(pf_dtype type, int64_t cols);
 /* Random finite weights of moderate size; extreme: any bytes at all, so NaNs, infinities and denormals too. */
 test_weight gate_weight(pf_dtype type, int64_t rows, int64_t cols, int64_t count, bool scale_f32, bool extreme,
                    place where);

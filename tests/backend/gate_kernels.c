@@ -38,14 +38,12 @@ static void vectors(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     }
 }
 
-static bool has_blocks(pf_dtype type) { return type == PF_Q8_0 || type == PF_MXFP4; }
-
 static void dequant(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
     static const int64_t widths[] = {32, 64, 96, 256, 288, 4096 + 32, 1, 7, 33, 131, 300};
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
             const int64_t cols = widths[i], rows = 131, count = 2;
-            if (has_blocks(gate_types[kind]) && cols % 32) continue;
+            if (!gate_fits(gate_types[kind], cols)) continue;
             for (int form = 0; form < (gate_types[kind] == PF_FP8 ? 2 : 1) * PLACES; ++form) {
                 gate_context("%s dequant of type %d, %lld columns, form %d", k->name, (int)gate_types[kind],
                              (long long)cols, form);
@@ -221,7 +219,7 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
         if (!gemm_of(k, form)[kind]) continue;
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
             const int64_t cols = widths[i];
-            if (has_blocks(gate_types[kind]) && cols % 32) continue;
+            if (!gate_fits(gate_types[kind], cols)) continue;
             for (size_t j = 0; j < sizeof batches / sizeof *batches; ++j, ++turn) {
                 const int64_t n = batches[j], rows = cols > 4096 ? 19 : heights[turn % 5];
                 gate_context("%s gemm_%s of type %d, %lld x %lld, %lld tokens", k->name, form_names[form],
@@ -250,7 +248,7 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf
         const int kind = form < 2 ? PF_W_Q8_0 : PF_W_MXFP4;
         gate_context("%s gemm_%s, largest products, form %d", k->name, form_names[acts], form);
         test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
-        const int64_t block = kind == PF_W_Q8_0 ? 34 : 17;
+        const int64_t block = kind == PF_W_Q8_0 ? PF_Q8_0_BYTES : PF_MXFP4_BYTES;
         const uint8_t byte = kind == PF_W_Q8_0 ? (form ? 0x7f : 0x80) : (form == 2 ? 0x77 : 0xff);
         for (int64_t b = 0; b < w.data.bytes / block; ++b) {
             uint8_t *at = w.data.data + b * block;
@@ -279,7 +277,7 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, p
         gate_context("%s gemm_%s, scale %x of type %d", k->name, form_names[acts], (unsigned)scale,
                      (int)gate_types[kind]);
         test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
-        for (int64_t at = 0; at < w.data.bytes; at += kind == PF_W_Q8_0 ? 34 : 17) {
+        for (int64_t at = 0; at < w.data.bytes; at += kind == PF_W_Q8_0 ? PF_Q8_0_BYTES : PF_MXFP4_BYTES) {
             if (kind == PF_W_Q8_0) memcpy(w.data.data + at, &scale, 2);
             else w.data.data[at] = (uint8_t)scale;
         }
@@ -289,6 +287,98 @@ static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, p
         check_product(k, scalar, &w, kind, acts, x, N);
         gate_weight_free(&w);
     }
+}
+
+/* ---- The table --------------------------------------------------------------------------------------------- */
+
+/* No entry is missing, for any type: operations call them without asking. */
+static void complete(const pf_cpu_kernels *k) {
+    gate_context("%s table", k->name);
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        const pf_dtype_info *type = pf_dtype_lookup((uint32_t)gate_types[kind]);
+        const bool has_integers = (type->uses & PF_TYPE_INTEGER) != 0;
+        CHECK(k->dequant[kind] && k->gemm_f32[kind], "nothing computes with %s", type->name);
+        CHECK(!k->gemm_q16[kind] == !has_integers, "gemm_q16 of %s is not as the types' table says", type->name);
+        CHECK(!k->gemm_q8[kind] == !has_integers, "gemm_q8 of %s is not as the types' table says", type->name);
+    }
+    CHECK(k->dot && k->axpy && k->quantize_q16 && k->quantize_q8 && k->load_row && k->row_dots && k->softmax_part &&
+              k->row_sums && k->weigh_heads && k->fp4_tile && k->fp4_dots && k->swiglu && k->norm && k->pool_add && k->mix &&
+              k->collect,
+          "an entry is missing");
+    const pf_tile_kernels *t = &k->tiles;
+    CHECK(t->from == 0 || (t->packed_bytes && t->pack && t->scratch_bytes), "an entry of the tiles is missing");
+}
+
+/* An init overrides entries and empties none: what it leaves is what the table had, which here is no address at all. */
+static void check_init(const char *name, pf_kernels_init_fn init) {
+    enum { LEFT = 0x5a };
+    pf_cpu_kernels k;
+    uintptr_t word;
+    bool emptied = false;
+    long left = 0;
+    memset(&k, LEFT, sizeof k);
+    init(&k);
+    for (size_t at = 0; at + sizeof word <= sizeof k; at += sizeof word) {
+        memcpy(&word, (const uint8_t *)&k + at, sizeof word);
+        emptied = emptied || word == 0;
+        left += gate_poisoned_by((const uint8_t *)&k + at, sizeof word, LEFT) ? 1 : 0;
+    }
+    gate_context("%s init", name);
+    CHECK(!emptied && left > 0, "it empties entries that it does not list, instead of leaving those of the set below");
+}
+
+static void inits(const pf_cpu_kernels *k) {
+#if defined(__x86_64__)
+    const bool is_avx512 = strcmp(k->name, "avx512") == 0, is_amx = strcmp(k->name, "amx") == 0;
+    if (strcmp(k->name, "avx2") == 0) check_init("avx2", pf_kernels_avx2_init);
+    if (is_avx512) check_init("avx512", pf_kernels_avx512_init);
+#  if defined(PF_AMX)
+    if (is_amx) check_init("amx", pf_kernels_amx_init);
+#  else
+    (void)is_amx;
+#  endif
+#elif defined(__aarch64__)
+    if (strcmp(k->name, "neon") == 0) check_init("neon", pf_kernels_neon_init);
+#else
+    (void)k;
+#endif
+}
+
+static void leave(pf_cpu_kernels *k) { (void)k; }
+static void turn_words(pf_cpu_kernels *k) { k->q16_words = !k->q16_words; }
+
+/* A set that lists neither decoders nor products: it has the scalar ones, which take its own activations. */
+static void inherited(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    enum { ROWS = 19, COLS = 1024 + 256, N = 3 };
+    pf_cpu_kernels bare = *k;
+    memcpy(bare.dequant, scalar->dequant, sizeof bare.dequant);
+    memcpy(bare.gemm_f32, scalar->gemm_f32, sizeof bare.gemm_f32);
+    memcpy(bare.gemm_q16, scalar->gemm_q16, sizeof bare.gemm_q16);
+    memcpy(bare.gemm_q8, scalar->gemm_q8, sizeof bare.gemm_q8);
+    const uint64_t random_before = gate_reseed(1);
+    float *x = malloc((size_t)(N * COLS) * sizeof *x);
+    if (!x) exit(2);
+    gate_floats(x, N * COLS, 30.0f);
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        for (int form = PF_ACTS_F32; form <= PF_ACTS_Q8; ++form) {
+            if (!gemm_of(&bare, (pf_acts_form)form)[kind]) continue;
+            gate_context("%s without gemm_%s of type %d", k->name, form_names[form], (int)gate_types[kind]);
+            test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 2, false, false, AT_END);
+            check_product(&bare, scalar, &w, kind, (pf_acts_form)form, x, N);
+            gate_weight_free(&w);
+        }
+    }
+    free(x);
+    (void)gate_reseed(random_before);
+    /* Over a set that keeps q16 in the other way, its products would read nonsense: the scalar ones stand in. */
+    gate_context("%s extended", k->name);
+    bare = *k;
+    pf_kernels_extend(&bare, leave, scalar);
+    CHECK(memcmp(&bare, k, sizeof bare) == 0, "a set that lists nothing differs from the one that it extends");
+    pf_kernels_extend(&bare, turn_words, scalar);
+    CHECK(memcmp(bare.gemm_q16, scalar->gemm_q16, sizeof bare.gemm_q16) == 0 &&
+              memcmp(bare.gemm_q8, k->gemm_q8, sizeof bare.gemm_q8) == 0,
+          "products of another layout were inherited");
 }
 
 static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
@@ -519,6 +609,11 @@ static void collects(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
 }
 
 void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    const long failures = gate_failures;
+    complete(k);
+    inits(k);
+    if (gate_failures > failures) return; /* what is missing would be called */
+    inherited(k, scalar);
     vectors(k, scalar);
     dequant(k, scalar);
     products(k, scalar, PF_ACTS_F32);

@@ -99,14 +99,14 @@ static void linears(const pf_backend *backend, const pf_backend *scalar) {
         runner *r[RUNNERS];
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+            if (!pf_backend_takes(backend, gate_types[kind])) continue;
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
+                const int64_t rows = shapes[s][0], cols = gate_whole(gate_types[kind], shapes[s][1]);
                 for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
-                    if (shapes[s][1] > 4096 && n > 3) continue;
+                    if (cols > 4096 && n > 3) continue;
                     gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
-                                 form_names[acts], (long long)shapes[s][0], (long long)shapes[s][1],
-                                 (long long)n);
-                    test_weight w = gate_weight(gate_types[kind], shapes[s][0], shapes[s][1], 1, n % 2, false,
-                                           (place)(n % PLACES));
+                                 form_names[acts], (long long)rows, (long long)cols, (long long)n);
+                    test_weight w = gate_weight(gate_types[kind], rows, cols, 1, n % 2, false, (place)(n % PLACES));
                     check_linear(r, &w, n);
                     gate_weight_free(&w);
                 }
@@ -126,7 +126,7 @@ static void odd_linears(const pf_backend *backend, const pf_backend *scalar) {
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < 2 * PF_W_COUNT; ++kind) {
             const pf_dtype type = gate_types[kind / 2];
-            if (type == PF_Q8_0 || type == PF_MXFP4 || (type != PF_FP8 && kind % 2 != 0)) continue;
+            if (!gate_fits(type, 1) || !pf_backend_takes(backend, type) || (type != PF_FP8 && kind % 2 != 0)) continue;
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
                 const int64_t rows = shapes[s][0], cols = shapes[s][1], n = shapes[s][2];
                 gate_context("linear type %d %s, %lld x %lld, %lld tokens, scales %d", (int)type, form_names[acts],
@@ -141,19 +141,21 @@ static void odd_linears(const pf_backend *backend, const pf_backend *scalar) {
 }
 
 static void embeds(const pf_backend *backend, const pf_backend *scalar) {
-    enum { N = 5, STREAMS = 3, COLS = 160 };
+    enum { N = 5, STREAMS = 3, MOST_COLS = 256 };
     runner *r = runner_new(backend, 2, FAST);
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        if (!pf_backend_takes(backend, gate_types[kind])) continue;
+        const int64_t cols = gate_whole(gate_types[kind], 160);
         gate_context("embed type %d", (int)gate_types[kind]);
-        test_weight w = gate_weight(gate_types[kind], 50, COLS, 1, false, false, AT_END);
+        test_weight w = gate_weight(gate_types[kind], 50, cols, 1, false, false, AT_END);
         const int32_t tokens[N] = {0, 49, 7, 7, 31};
-        output x = gate_output(N * STREAMS * COLS);
+        output x = gate_output(N * STREAMS * cols);
         CHECK(backend->embed(&r->ex, &w.w, tokens, N, STREAMS, x.y) == PF_OK, "failed");
         bool same = gate_output_intact(&x);
         for (int i = 0; i < N * STREAMS; ++i) {
-            float row[COLS];
+            float row[MOST_COLS];
             ((const pf_cpu_kernels *)scalar->kernels)->dequant[kind](&w.w, 0, tokens[i / STREAMS], row);
-            for (int c = 0; c < COLS; ++c) same = same && row[c] == x.y[i * COLS + c];
+            for (int64_t c = 0; c < cols; ++c) same = same && row[c] == x.y[i * cols + c];
         }
         CHECK(same, "rows differ");
         gate_output_free(&x);

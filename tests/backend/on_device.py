@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyflash
 import pytest
-from pyflash._native import ffi, lib
+from pyflash.native.library import ffi, lib
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "model"))
 
@@ -389,7 +390,43 @@ def test_a_lost_device(tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.Monk
         assert session.position == 20
 
 
-# ---- Decoding from recordings: csrc/model/recording.h ----
+def in_child(work: Callable[[], object]) -> int:
+    """The exit status of a forked child that does this; it is killed after a minute."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_forked_child(tiny: TinyModel) -> None:
+    """Says where to open the model, computes by the processor alone, and closes without touching the device."""
+    tokens = tokens_of(tiny)[:20]
+    with open_on(tiny, cpu_moe=3) as model, model.session(context=CONTEXT, chunk=CHUNK) as session:
+        wanted = session.eval(tokens)
+        session.rollback(len(tokens))
+
+        def work() -> None:
+            for call in (lambda: session.eval(tokens), lambda: session.rollback(0), lambda: model.session(context=CONTEXT)):
+                with pytest.raises(pyflash.DeviceError, match="open the model after forking"):
+                    call()
+            session.close()
+            model.close()
+            with pytest.raises(pyflash.DeviceError, match="after forking"):
+                pyflash.Model.open(tiny.path, device="cuda")
+            with pyflash.Model.open(tiny.path, device="auto") as own, own.session(context=CONTEXT) as mine:
+                mine.eval(tokens)
+
+        assert in_child(work) == 0
+        assert np.array_equal(session.eval(tokens), wanted)
+
+
+# ---- Decoding from recordings: csrc/step/recording.h ----
 
 
 class GraphCounts(ctypes.Structure):

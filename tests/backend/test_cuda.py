@@ -43,11 +43,11 @@ def test_operations_emulated(gate: Path, options: list[str]) -> None:
 
 def doctor(place: Path, objects: list[Path]) -> subprocess.CompletedProcess[str]:
     """The self-test, with a plugin of these objects."""
-    from pyflash.native import library
+    from pyflash.native.library import _library_path
 
     cuda_build.plugin(place, objects)
-    library = place / library._library_path().name
-    shutil.copy(library._library_path(), library)
+    library = place / _library_path().name
+    shutil.copy(_library_path(), library)
     environment = {**os.environ, "PYFLASH_LIBRARY": str(library)}
     return subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True)
 
@@ -72,7 +72,7 @@ def test_package(tmp_path: Path) -> None:
     """packaging/cuda: nvcc compiles everything, warnings being errors, and the wheel's plugin loads without a driver."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc, so that nothing says whether the kernels compile for a GPU")
-    from pyflash.native import library
+    from pyflash.native.library import _library_path
 
     settings = [f"CMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real", "CMAKE_CUDA_FLAGS=-Werror all-warnings"]
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, cuda_build.CSRC.parent / "packaging/cuda"]
@@ -84,9 +84,9 @@ def test_package(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path)
-    library = Path("pyflash/lib") / library._library_path().name
+    library = Path("pyflash/lib") / _library_path().name
     assert files == ["pyflash/lib/libpyflash_cuda.so"]
-    shutil.copy(library._library_path(), tmp_path / library)
+    shutil.copy(_library_path(), tmp_path / library)
     environment = {**os.environ, "PYFLASH_LIBRARY": str(tmp_path / library)}
     told = subprocess.run([sys.executable, "-m", "pyflash", "doctor"], env=environment, capture_output=True, text=True).stdout
     usable = shutil.which("nvidia-smi") is not None

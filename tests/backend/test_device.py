@@ -118,6 +118,36 @@ def test_doctor(device: dict[str, str]) -> None:
     assert "emulation, 0 GiB, self-test passed" in pyflash(device, "doctor").stdout
 
 
+# ---- A device that lacks a type ----
+
+
+def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path) -> None:
+    """What a device has no kernels for is refused when a model is placed there, and computed by the processor where nobody
+    asked for the device. Routed experts of another type may stay, and are not sent for long prompts."""
+    source = (cuda_build.CUDA / "plugin.cu").read_text()
+    assert source.count("= PF_CUDA_WEIGHT_KINDS;") == 1
+    (tmp_path / "plugin.cu").write_text(source.replace(
+        "= PF_CUDA_WEIGHT_KINDS;", "= PF_CUDA_WEIGHT_KINDS & ~(UINT64_C(1) << PF_W_MXFP4);"))
+    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / "plugin.cu", "-o", tmp_path / "plugin.o")
+    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != "plugin.cu.o"] + [tmp_path / "plugin.o"])
+    library = tmp_path / Path(device["PYFLASH_LIBRARY"]).name
+    shutil.copy(device["PYFLASH_LIBRARY"], library)
+    lacking = {**device, "PYFLASH_LIBRARY": str(library)}
+
+    assert "self-test passed" in pyflash(lacking, "doctor").stdout  # of the types that it has
+    question = ("run", tiny_model, "Hi", "-n", 1, "--temp", 0, "-c", 64)
+    on_cpu = pyflash(lacking, *question, "--device", "cpu")
+    assert on_cpu.returncode == 0, on_cpu.stderr
+    refused = pyflash(lacking, *question, "--device", "cuda")
+    assert refused.returncode == 1 and "cuda has no kernels for weights of type MXFP4" in refused.stderr, refused.stderr
+    by_itself = pyflash(lacking, *question, "--verbose")
+    assert by_itself.returncode == 0 and by_itself.stdout == on_cpu.stdout
+    assert "the processor computes everything: cuda has no kernels for weights of type MXFP4" in by_itself.stderr
+    apart = pyflash(lacking, *question, "--device", "cuda", "--cpu-moe", "--hot-experts", "1M", "--verbose")
+    assert apart.returncode == 0 and apart.stdout == on_cpu.stdout, apart.stderr
+    assert "6 of 6 layers and the output, the routed experts of 0" in apart.stderr
+
+
 # ---- A device that computes something else ----
 
 WRONG = {  # file: (what stands there, what stands there then, what says so)

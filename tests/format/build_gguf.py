@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-GGML_F32, GGML_F16, GGML_Q8_0, GGML_Q4_K, GGML_I8, GGML_MXFP4 = 0, 1, 8, 12, 24, 39
+GGML_F32, GGML_F16, GGML_Q8_0, GGML_UNKNOWN, GGML_I8, GGML_MXFP4 = 0, 1, 8, 139, 24, 39
 PACK = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", U64: "Q", I64: "q", F64: "d"}
 
 

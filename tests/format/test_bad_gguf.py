@@ -193,13 +193,13 @@ BAD: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("offset_wrap", lambda: with_tensor(b.tensor("x", [8], 0, 2**64 - 32)).build(), FORMAT, "impossible offset"),
     ("offset_end", lambda: with_tensor(b.tensor("x", [1 << 60], 0, BIG + (1 << 62))).build(), FORMAT, "impossible"),
     ("offset_far", lambda: with_tensor(b.tensor("x", [8], 0, 1 << 40)).build(), FORMAT, "truncated"),
-    ("unknown_type_far", lambda: with_tensor(b.tensor("x", [256], b.GGML_Q4_K, 1 << 40)).build(), FORMAT, "at least"),
+    ("unknown_type_far", lambda: with_tensor(b.tensor("x", [256], b.GGML_UNKNOWN, 1 << 40)).build(), FORMAT, "at least"),
     # overlapping
     ("overlap_same", lambda: with_tensor(b.tensor("x", [8], 0, 0)).build(), FORMAT, "overlap"),
     ("overlap_inside", lambda: with_tensor(b.tensor("x", [8], 0, 64)).build(), FORMAT, "overlap"),
     ("overlap_end", lambda: with_tensor(b.tensor("x", [8], 0, 256)).build(), FORMAT, "'x' overlap"),
-    ("overlap_unknown", lambda: with_tensor(b.tensor("x", [256], b.GGML_Q4_K, 288),
-                                            b.tensor("y", [256], b.GGML_Q4_K, 288)).build(), FORMAT, "overlap"),
+    ("overlap_unknown", lambda: with_tensor(b.tensor("x", [256], b.GGML_UNKNOWN, 288),
+                                            b.tensor("y", [256], b.GGML_UNKNOWN, 288)).build(), FORMAT, "overlap"),
     # duplicate
     ("key_twice", lambda: with_key(b.key("deepseek4.block_count", b.U32, 43)).build(), FORMAT,
      "key 'deepseek4.block_count' is there twice"),
@@ -253,7 +253,7 @@ def test_the_cases_above_stand_on_a_valid_file(driver: Path, tmp_path: Path) -> 
     path = tmp_path / "good.gguf"
     for file in (with_key(b.key("k", b.U8, 1)), with_tensor(F32_END), with_tensor(many_dims(4)),
                  with_tensor(b.tensor("n" * 64, [8], 0, 288)), with_key(b.key("k" * 65535, b.U8, 1)),
-                 with_tensor(b.tensor("x", [256], b.GGML_Q4_K, 288)), with_key(b.key("split.count", b.U16, 1))):
+                 with_tensor(b.tensor("x", [256], b.GGML_UNKNOWN, 288)), with_key(b.key("split.count", b.U16, 1))):
         path.write_bytes(file.build())
         status, message, _ = check(driver, path)
         assert status == OK, message

@@ -11,6 +11,7 @@
 #include "base/cpus.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/output.h"
 #include "base/pages.h"
 #include "base/pool.h"
 #include "base/status.h"
@@ -27,6 +28,7 @@
 #  include <sys/mman.h>
 #  include <sys/resource.h>
 #  include <sys/stat.h>
+#  include <sys/wait.h>
 #  include <unistd.h>
 #endif
 
@@ -376,6 +378,46 @@ static void test_cpu_list(void) {
 }
 #endif
 
+#if !defined(_WIN32)
+
+static atomic_bool loops_end;
+
+static void *run_loops(void *pool) {
+    loop *l = calloc(1, sizeof *l);
+    while (!atomic_load(&loops_end)) run_loop(pool, l, 999, 1);
+    free(l);
+    return NULL;
+}
+
+/* Children use and delete a pool that another thread is using, and that nobody has used. */
+static void test_forked_pool(void) {
+    pf_pool *pool = pf_pool_new(4), *idle = pf_pool_new(3);
+    pthread_t thread;
+    pthread_create(&thread, NULL, run_loops, pool);
+    for (int i = 0; i < 40; i++) {
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm(60); /* instead of hanging */
+            if (i % 2 == 0) {
+                static loop l;
+                for (int k = 0; k < 20; k++) run_loop(pool, &l, 500, 1);
+                run_loop(idle, &l, 500, 1);
+            }
+            pf_pool_delete(pool);
+            pf_pool_delete(idle);
+            _exit(test_failures);
+        }
+        int status = 1;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+    atomic_store(&loops_end, true);
+    pthread_join(thread, NULL);
+    pf_pool_delete(pool);
+    pf_pool_delete(idle);
+}
+
+#endif
+
 void test_pool(void) {
     CHECK(pf_pool_new(0) == NULL && pf_pool_new(-3) == NULL && pf_pool_new(1 << 20) == NULL);
     CHECK(pf_pool_threads(NULL) == 1 && pf_cpu_count() >= 1);
@@ -403,6 +445,9 @@ void test_pool(void) {
     test_two_callers();
     test_all_take_part();
     test_sleep();
+#  if !defined(__SANITIZE_THREAD__) /* which starts no threads in the child of a process that has some */
+    test_forked_pool();
+#  endif
 #endif
 #if defined(__linux__)
     test_pin();
@@ -481,47 +526,98 @@ static void test_pages(const char *folder) {
     remove(path);
 }
 
-/* The folder holds nothing but `path`'s files when the writer is done: tests/format checks that afterwards. */
+static pf_status save(const char *path, const char *text, const pf_stamp *expected, pf_error *err) {
+    pf_place *place = NULL;
+    pf_place_lock *lock = NULL;
+    pf_output *output = NULL;
+    pf_status status = pf_place_find(path, &place, err);
+    if (status == PF_OK) status = pf_place_lock_take(place, &lock, err);
+    if (status == PF_OK) status = pf_output_open(place, expected, &output, err);
+    if (status == PF_OK) {
+        status = pf_output_write(output, text, strlen(text), err);
+        CHECK(status == PF_OK);
+        status = pf_output_commit(output, err);
+    }
+    pf_place_lock_drop(lock);
+    pf_place_close(place);
+    return status;
+}
+
+static void test_output_pieces(const char *path) {
+    pf_error err = {0};
+    pf_place *place = NULL, *again = NULL;
+    pf_place_lock *lock = NULL, *second = NULL;
+    pf_output *output = NULL;
+    CHECK(pf_place_find(path, &place, &err) == PF_OK && pf_place_find(path, &again, &err) == PF_OK);
+    CHECK(strcmp(pf_place_key(place), pf_place_key(again)) == 0);
+    CHECK(pf_place_lock_take(place, &lock, &err) == PF_OK && pf_place_lock_is_own(lock));
+    CHECK(pf_place_lock_take(again, &second, &err) == PF_ERR_FILE && strstr(err.message, "keeps it") && !second);
+    CHECK(pf_output_open(place, NULL, &output, &err) == PF_OK);
+    CHECK(pf_output_write(output, "one ", 4, &err) == PF_OK && pf_output_write(output, "two", 3, &err) == PF_OK);
+    CHECK(pf_output_write(output, NULL, 0, &err) == PF_OK);
+    CHECK(!file_is(path, "one two")); /* not there before the commit */
+    CHECK(pf_output_commit(output, &err) == PF_OK && file_is(path, "one two"));
+    CHECK(pf_output_open(place, NULL, &output, &err) == PF_OK && pf_output_write(output, "lost", 4, &err) == PF_OK);
+    pf_output_abort(output);
+    pf_output_abort(NULL);
+    CHECK(file_is(path, "one two"));
+    pf_place_lock_drop(lock);
+    pf_place_lock_drop(NULL);
+    CHECK(pf_place_lock_take(again, &lock, &err) == PF_OK);
+    pf_place_lock_drop(lock);
+    pf_place_close(place);
+    pf_place_close(again);
+    pf_place_close(NULL);
+}
+
+static void test_output_expected(const char *path) {
+    pf_error err = {0};
+    const pf_stamp nothing = {0}, first = pf_stamp_of((const uint8_t *)"version 1", 9);
+    CHECK(save(path, "version 1", &nothing, &err) == PF_ERR_FILE && strstr(err.message, "changed it"));
+    remove(path);
+    CHECK(save(path, "version 1", &nothing, &err) == PF_OK && save(path, "version 2", &first, &err) == PF_OK);
+    CHECK(save(path, "version 3", &first, &err) == PF_ERR_FILE && file_is(path, "version 2"));
+    CHECK(save(path, "three", NULL, &err) == PF_OK && file_is(path, "three"));
+}
+
+/* What tests of the Python side cannot reach; tests/pyflash/engine has the table of what may stand at a path. The folder
+ * holds nothing but `path`'s files afterwards: tests/format checks that. */
 void test_files(const char *folder) {
     char path[4096], other[4096];
     pf_error err = {0};
-    pf_writer *writer = NULL, *second = NULL;
     test_maps(folder);
     test_pages(folder);
     snprintf(path, sizeof path, "%s/out", folder);
-    CHECK(pf_writer_open(path, &writer, &err) == PF_OK);
-    CHECK(pf_writer_write(writer, "one ", 4, &err) == PF_OK && pf_writer_write(writer, "two", 3, &err) == PF_OK);
-    CHECK(pf_writer_write(writer, NULL, 0, &err) == PF_OK);
-    CHECK(!file_is(path, "one two")); /* not there before the commit */
-    CHECK(pf_writer_commit(writer, &err) == PF_OK && file_is(path, "one two"));
-
-    CHECK(pf_writer_open(path, &writer, &err) == PF_OK && pf_writer_open(path, &second, &err) == PF_OK);
-    pf_writer_write(writer, "three", 5, &err);
-    pf_writer_write(second, "lost", 4, &err);
-    pf_writer_abort(second);
-    pf_writer_abort(NULL);
-    CHECK(file_is(path, "one two"));
-    CHECK(pf_writer_commit(writer, &err) == PF_OK && file_is(path, "three"));
-
+    test_output_pieces(path);
+    test_output_expected(path);
     snprintf(other, sizeof other, "%s/absent/out", folder);
-    CHECK(pf_writer_open(other, &writer, &err) == PF_ERR_FILE && strstr(err.message, other));
+    CHECK(save(other, "x", NULL, &err) == PF_ERR_FILE && strstr(err.message, other));
 #if !defined(_WIN32)
-    snprintf(other, sizeof other, "%s/folder", folder);
-    CHECK(mkdir(other, 0700) == 0 && pf_writer_open(other, &writer, &err) == PF_OK);
-    CHECK(pf_writer_commit(writer, &err) == PF_ERR_FILE && strstr(err.message, "folder"));
-    rmdir(other);
-
+    pf_place *place = NULL;
+    pf_place_lock *lock = NULL;
+    pf_output *output = NULL;
     struct rlimit full = {1 << 20, RLIM_INFINITY}, before; /* a disk that is full after 1 MiB */
     signal(SIGXFSZ, SIG_IGN);
     getrlimit(RLIMIT_FSIZE, &before);
     full.rlim_max = before.rlim_max;
     setrlimit(RLIMIT_FSIZE, &full);
     char *block = calloc(1, 3 << 20);
-    CHECK(pf_writer_open(path, &writer, &err) == PF_OK);
-    CHECK(pf_writer_write(writer, block, 3 << 20, &err) == PF_ERR_FILE && strstr(err.message, path));
+    CHECK(pf_place_find(path, &place, &err) == PF_OK && pf_place_lock_take(place, &lock, &err) == PF_OK);
+    CHECK(pf_output_open(place, NULL, &output, &err) == PF_OK);
+    CHECK(pf_output_write(output, block, 3 << 20, &err) == PF_ERR_FILE && strstr(err.message, path));
     setrlimit(RLIMIT_FSIZE, &before);
-    CHECK(pf_writer_write(writer, "x", 1, &err) == PF_ERR_FILE); /* a gap must not be papered over */
-    CHECK(pf_writer_commit(writer, &err) == PF_ERR_FILE && file_is(path, "three"));
+    CHECK(pf_output_write(output, "x", 1, &err) == PF_ERR_FILE); /* a gap must not be papered over */
+    CHECK(pf_output_commit(output, &err) == PF_ERR_FILE && file_is(path, "three"));
+    pid_t child = fork(); /* which has neither the lock nor the right to take it away */
+    if (child == 0) {
+        const bool inherited = !pf_place_lock_is_own(lock);
+        pf_place_lock_drop(lock);
+        _exit(inherited && save(path, "child", NULL, NULL) == PF_ERR_FILE ? 0 : 1);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0 && file_is(path, "three"));
+    pf_place_lock_drop(lock);
+    pf_place_close(place);
     free(block);
 #endif
 }

@@ -87,15 +87,22 @@ static void put_padding(bytes *b, size_t multiple) {
 
 static void test_dtypes(void) {
     uint64_t out = 5;
-    CHECK(pf_dtype_lookup(12) == NULL && strcmp(pf_dtype_name(12), "unknown") == 0);
-    CHECK(strcmp(pf_dtype_name(39), "MXFP4") == 0 && strcmp(pf_dtype_name(8), "Q8_0") == 0);
+    char name[PF_DTYPE_NAME_BYTES];
+    CHECK(pf_dtype_lookup(139) == NULL && strcmp(pf_dtype_name(139, name), "139 (unknown)") == 0);
+    CHECK(strcmp(pf_dtype_name(39, name), "MXFP4") == 0 && strcmp(pf_dtype_name(12, name), "Q4_K") == 0);
+    CHECK(strcmp(pf_dtype_name(31, name), "Q4_0_4_4") == 0 && pf_dtype_lookup(31) == NULL); /* removed */
+    CHECK(pf_dtype_of_file(PF_FP8) == NULL && pf_dtype_lookup(PF_FP8) != NULL);
+    CHECK(strcmp(pf_dtype_name(PF_FP8, name), "1000 (unknown)") == 0); /* never a file's */
+    for (int32_t i = 0; i < PF_W_COUNT; i++) CHECK(pf_weight_kind(pf_dtype_at(i)->type) == i);
+    CHECK(pf_weight_kind(PF_Q4_K) == -1 && pf_weight_kind(PF_I32) == -1);
     CHECK(pf_dtype_row_bytes(PF_MXFP4, 4096, &out) && out == 4096 / 32 * 17);
     CHECK(pf_dtype_row_bytes(PF_Q8_0, 64, &out) && out == 68);
     CHECK(pf_dtype_row_bytes(PF_BF16, 3, &out) && out == 6);
     CHECK(pf_dtype_row_bytes(PF_I64, 3, &out) && out == 24);
     CHECK(!pf_dtype_row_bytes(PF_Q8_0, 33, &out) && out == 24);
     CHECK(!pf_dtype_row_bytes(PF_F32, UINT64_MAX / 2, &out) && out == 24);
-    CHECK(!pf_dtype_row_bytes((pf_dtype)12, 32, &out));
+    CHECK(pf_dtype_row_bytes(PF_Q4_K, 512, &out) && out == 288);
+    CHECK(!pf_dtype_row_bytes(PF_Q4_K, 128, &out) && !pf_dtype_row_bytes((pf_dtype)31, 32, &out) && out == 288);
 }
 
 static void test_scalars(void) {
@@ -244,15 +251,15 @@ static void test_tensors(void) {
 static void test_unknown_types(void) {
     bytes *b = calloc(1, sizeof *b);
     put_header(b, 3, 0);
-    put_tensor(b, "q4_k", 256, 2, 12, 0);
+    put_tensor(b, "other", 256, 2, 139, 0);
     put_tensor(b, "f16", 8, 2, PF_F16, 288);
     put_tensor(b, "mark", 8, 2, PF_FP8, 320); /* this project's mark for FP8 is no type of a file */
     put_padding(b, 32);
     for (int i = 0; i < 336; i++) put_int(b, (uint64_t)i, 1);
     pf_gguf *gguf = NULL;
     CHECK(pf_gguf_parse(b->data, b->size, &gguf, NULL) == PF_OK);
-    const pf_gguf_tensor *t = pf_gguf_find_tensor(gguf, "q4_k");
-    CHECK(t && t->data == NULL && t->type == 12 && t->ne[0] == 256);
+    const pf_gguf_tensor *t = pf_gguf_find_tensor(gguf, "other");
+    CHECK(t && t->data == NULL && t->type == 139 && t->ne[0] == 256);
     t = pf_gguf_find_tensor(gguf, "f16");
     CHECK(t && t->data && t->data[1] == (uint8_t)289 && t->bytes == 32);
     t = pf_gguf_find_tensor(gguf, "mark");

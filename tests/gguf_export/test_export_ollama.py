@@ -155,7 +155,7 @@ def test_refusals(tmp_path: Path, converted: Convert, tiny_checkpoint: Path, run
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(main.read_bytes()[:-1000])
     for source, reason in (
-        (converted(profile="native"), "--profile compat"),
+        (converted(profile="native"), 'profile="compat"'),
         (main.with_name("mtp-tiny.gguf"), "MTP file"),
         (other, "architecture 'llama'"),
         (tmp_path / "text.gguf", "no GGUF file"),
@@ -186,7 +186,7 @@ def test_paths_that_ollama_cannot_read(tmp_path: Path, tiny_model: Path) -> None
     folder = tmp_path / "line\nbreak"
     folder.mkdir()
     source = Path(shutil.copy(tiny_model, folder / "model.gguf"))
-    with pytest.raises(ConvertError, match="--link"):
+    with pytest.raises(ConvertError, match="place='link'"):
         export_ollama(source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     done = export_ollama(source, tmp_path / "new", place="link")

@@ -69,7 +69,7 @@ SCALE = "layers.2.attn.wkv.scale"
     [
         ("layers.1.attn.wq_a.scale", drop("layers.1.attn.wq_a.scale"), "layers.1.attn.wq_a.scale is missing"),
         (f"{EXPERT}.weight", drop(f"{EXPERT}.weight"), f"{EXPERT}.weight is missing"),
-        ("norm.weight", rename("norm.weight", "model.norm.weight"), "model.norm.weight is not a tensor of this model"),
+        ("norm.weight", rename("norm.weight", "model.norms.weight"), "model.norms.weight is not a tensor of this model"),
         (WKV, retype(WKV, "I8"), f"{WKV} is I8, expected F8_E4M3"),
         (f"{EXPERT}.weight", retype(f"{EXPERT}.weight", "F8_E4M3"), f"{EXPERT}.weight is F8_E4M3, expected I8"),
         (f"{EXPERT}.scale", retype(f"{EXPERT}.scale", "U8"), f"{EXPERT}.scale is U8, expected F8_E8M0"),
@@ -245,7 +245,7 @@ def test_drafting_refusals(tmp_path: Path) -> None:
     [
         ({"profile": "fast"}, "profile is 'fast'"),
         ({"dense": "q4"}, "dense is 'q4'"),
-        ({"profile": "native", "dense": "bf16"}, "leave out --dense"),
+        ({"profile": "native", "dense": "bf16"}, "leave out dense"),
         ({"shard_bytes": 0}, "shard size"),
     ],
 )
@@ -335,6 +335,9 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pyte
         (lambda t: t["model"]["vocab"].update({"\ud800": t["model"]["vocab"].pop("a")}), "not Unicode: '\\ud800'"),
         (lambda t: t["model"]["merges"].append(["a", "\udfff"]), "not Unicode: 'a \\udfff'"),
         (lambda t: t["model"]["merges"].append("\udfff b"), "not Unicode"),
+        # Another model's: its id 0 or 1 is an ordinary token, or nothing.
+        (lambda t: t["added_tokens"].__delitem__(0), "has the ordinary token"),
+        (lambda t: (t["added_tokens"].__delitem__(1), t["model"]["vocab"].pop(_by_id(t, 1))), "has no token with the eos"),
     ],
 )
 def test_bad_tokenizers(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -343,6 +346,23 @@ def test_bad_tokenizers(tmp_path: Path, damage: Callable[[dict[str, Any]], Any],
     damage(tokenizer)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     assert message in refused(folder, tmp_path)
+
+
+def _by_id(tokenizer: dict[str, Any], token_id: int) -> str:
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    return next(text for text, number in vocab.items() if number == token_id)
+
+
+def test_tokenizers_that_do_not_fit_are_warnings(tmp_path: Path) -> None:
+    """Fewer tokens than config.json says, and none of those that begin turns."""
+    folder = small_checkpoint(tmp_path / "c")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [each for each in tokenizer["added_tokens"] if "User" not in each["content"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    few, turns = convert(folder, tmp_path / "m.gguf", ConvertOptions()).warnings
+    assert "tokenizer.json has 511 tokens, config.json says 512" in few
+    assert "no <｜User｜>, so chats come out wrong" in turns
+    assert plan_conversion(folder, ConvertOptions()).notes == [few, turns]
 
 
 def test_export_refusals(tmp_path: Path) -> None:
@@ -386,3 +406,11 @@ def test_random_damage_to_a_gguf_never_crashes(tmp_path: Path) -> None:
         except ConvertError:
             refusals += 1
     assert refusals > 50
+
+
+@pytest.mark.parametrize(("number", "name"), [(12, "Q4_K"), (23, "IQ4_XS"), (200, "200")])
+def test_types_are_told_by_name(tmp_path: Path, number: int, name: str) -> None:
+    entry = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 32, number, 0)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry + bytes(64))
+    with pytest.raises(ConvertError, match=f"tensor t has .*type {name}, "):
+        read_gguf(tmp_path / "m.gguf")

@@ -50,6 +50,52 @@ def test_a_text_that_goes_on_differently_keeps_what_both_share(session: pyflash.
     assert aligned[: len("one two") + 1] == [0, *spelled[: len("one two")]]
 
 
+@pytest.mark.parametrize(
+    ("known", "n_kept"),
+    [
+        ("t h e", 3), ("t h", 2), ("t", 1), ("t h e EOS", 4), ("t h e EOS more", 4), ("t h e n", 3), ("", 0),
+        ("t h y", 0), ("t h EOS e", 0), ("EOS", 0),
+    ],
+)  # fmt: skip
+def test_known_tokens_stand_for_the_same_text(session: pyflash.Session, known: str, n_kept: int) -> None:
+    """Also where they end within it, as an answer does whose last token has not been evaluated."""
+    tokenizer, eos = session.model.tokenizer, session.model.info.eos_token
+    ids = [eos if word == "EOS" else tokenizer.encode(word)[0] for word in known.split()]
+    canonical = [0, *tokenizer.encode("the"), eos]
+    assert len(canonical) == 3
+    start(session, [0, *ids])
+    aligned = session.align(canonical)
+    assert tokenizer.decode(aligned, special=True) == tokenizer.decode(canonical, special=True)
+    assert aligned[: n_kept + 1] == [0, *ids[:n_kept]] and session.reuse(aligned) == min(n_kept + 1, len(aligned) - 1)
+    assert n_kept > 0 or aligned == canonical
+
+
+def test_the_rest_of_a_token_that_does_not_fit_is_left(session: pyflash.Session) -> None:
+    """No more tokens come out than went in and are known."""
+    tokenizer = session.model.tokenizer
+    longest = max(range(3, 1000), key=lambda token: len(tokenizer.decode_bytes([token])))
+    data = tokenizer.decode_bytes([longest])
+    start(session, in_single_bytes(session, data[:1].decode()))
+    aligned = session.align([longest])
+    assert tokenizer.decode_bytes(aligned) == data and len(aligned) <= 2
+
+
+@pytest.mark.parametrize("data", [
+    b"\x80", b"a\xe4\xbd", b"\xe4\xbdx", b"\xe4\xe4\xbd\xa0", b"\xf0\x9f\x98 ok", b"\xf0\x80", b"\xed\xa0\x80", b"\xc0\xaf",
+    b"\xef\xbf", b"\xef\xbfz", b"\xef\xbf\xbd", b"\xff\xfe", b"\xf4\x90\x80\x80", "�é�".encode(),
+], ids=repr)  # fmt: skip
+def test_bytes_that_are_no_text_count_as_what_decoding_makes_of_them(session: pyflash.Session, data: bytes) -> None:
+    """An answer of such bytes is remembered with U+FFFD, and still known."""
+    tokenizer, eos = session.model.tokenizer, session.model.info.eos_token
+    by_bytes = {tokenizer.decode_bytes([token]): token for token in range(1024)}
+    known = [0, *(by_bytes[bytes([byte])] for byte in data), eos]
+    start(session, known)
+    text = data.decode("utf-8", "replace")
+    assert session.align([0, *tokenizer.encode(text), eos, 5]) == [*known, 5]
+    other = [0, *tokenizer.encode(text.replace("\ufffd", "?") + "!"), eos]
+    assert tokenizer.decode(session.align(other)) == tokenizer.decode(other)
+
+
 def test_special_tokens_equal_only_themselves(session: pyflash.Session) -> None:
     tokenizer = session.model.tokenizer
     marker = pyflash.chat.THINK_END

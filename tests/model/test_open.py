@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny_models import make_tiny_model
+
+import pyflash
 
 
 def test_model_without_a_tokenizer(tmp_path: Path) -> None:
@@ -25,3 +29,29 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "-1 -1 (64,)\nno tokenizer\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (12, "has type Q4_K: F32 or F16 or BF16 or Q8_0 or MXFP4 is needed"),
+        (14, "has type Q6_K: "),
+        (32, "has type Q4_0_4_8, which this version cannot read"),
+        (139, "has type 139 (unknown), which this version cannot read"),
+        (1000, "has type 1000 (unknown)"),  # this project's own mark for FP8
+    ],
+)
+@pytest.mark.parametrize("tensor", ["token_embd.weight", "output_norm.weight"])
+def test_types_are_told_by_name(tiny_model: Path, tmp_path: Path, number: int, said: str, tensor: str) -> None:
+    data = bytearray(tiny_model.read_bytes())
+    at = data.index(tensor.encode()) + len(tensor)
+    (n_dims,) = struct.unpack_from("<I", data, at)
+    struct.pack_into("<I", data, at + 4 + 8 * n_dims, number)
+    path = tmp_path / "other.gguf"
+    path.write_bytes(data)
+    if tensor == "output_norm.weight":
+        said = said.replace("F32 or F16 or BF16 or Q8_0 or MXFP4", "F32")
+    with pytest.raises(pyflash.Error, match=r"\.weight has type|multiple of") as error:
+        pyflash.Model.open(path, device="cpu")
+    assert said in str(error.value) or "rows of" in str(error.value), error.value
+    assert f"type {number}:" not in str(error.value)

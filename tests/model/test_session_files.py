@@ -13,8 +13,9 @@ import pytest
 from tiny_models import TinyModel, make_tiny_model
 
 HEADER = struct.Struct("<8sIiQqqiiQQ")  # magic, version, precision, identity, position, floor, mtp, rows, n, note bytes
-POSITION, FLOOR, N_CHECKPOINT, NOTE_BYTES = 24, 32, 48, 56  # offsets of 8-byte fields
-FIELDS = (POSITION, FLOOR, N_CHECKPOINT, NOTE_BYTES)
+ORIGIN = struct.Struct("<32siiq")  # kernels, arithmetic, reserved, foreign tokens
+POSITION, FLOOR, N_CHECKPOINT, NOTE_BYTES, N_FOREIGN = 24, 32, 48, 56, 104  # offsets of 8-byte fields
+FIELDS = (POSITION, FLOOR, N_CHECKPOINT, NOTE_BYTES, N_FOREIGN)
 NUMBERS = (
     -(2**63), -(2**62), -257, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 24, 25, 40, 41, 256, 257, 2**31 - 1, 2**31, 2**32,
     2**40, 2**61, 2**62, 2**63 - 1,

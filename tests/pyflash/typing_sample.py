@@ -39,6 +39,30 @@ def answer(session: pyflash.Session, messages: list[chat.Message]) -> dict[str, 
     return reply.message
 
 
+async def answer_async(session: pyflash.Session, messages: list[chat.Message]) -> str:
+    text = ""
+    async with session.chat(messages, think="high") as reply:
+        async for piece in reply:
+            kind: str = piece.kind
+            text += kind + piece.text
+            if len(text) > 1000:
+                reply.cancel()
+    async for part in session.generate([1, 2], 5):
+        text += part.text
+    await reply.aclose()
+    return text
+
+
+def cancelled(reply: pyflash.Reply, generation: pyflash.Generation) -> None:
+    reply.cancel()
+    generation.cancel()
+    try:
+        piece: pyflash.ChatPiece = next(reply)
+        print(piece.call, next(generation).token)
+    except (pyflash.CancelledError, pyflash.AnswerError) as error:
+        print(error)
+
+
 def main() -> None:
     with pyflash.Model.open("model.gguf", threads=4) as model, model.session(context=4096) as session:
         release: str = model.release

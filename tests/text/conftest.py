@@ -136,6 +136,7 @@ class Spec:
     bos: int | None = None
     eos: int | None = None
     chat_template: str | None = None
+    version: str | None = None
 
     def but(self, **changes: Any) -> Spec:
         return replace(self, **changes)
@@ -156,6 +157,8 @@ class Spec:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
             writer.add_eos_token_id(self.eos)
+        if self.version is not None:
+            writer.add_version(self.version)
         if self.chat_template is not None:
             writer.add_chat_template(self.chat_template)
         writer.write_header_to_file()

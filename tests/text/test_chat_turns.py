@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 import pyflash
+from gguf_export.chat_texts import release_of
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash import chat
+from pyflash.chat.encoding import answer_opening
 from pyflash.chat.format import EFFORTS as EFFORT_TEXTS
 from pyflash.native.library import ffi, lib
 
@@ -23,6 +26,7 @@ from .test_tokenizer_equality import SPECIAL_SAMPLE
 Message = dict[str, str]
 Turns = Sequence[tuple[str, str]]
 
+CONTINUE = 0x100  # PF_CHAT_CONTINUE
 THINK = {"off": 0, "low": 1, "high": 2, "max": 3}
 RELEASES = {"preview": 0, "0731": 1}
 EFFORTS = {"preview": ("off", "high", "max"), "0731": ("off", "low", "high", "max")}
@@ -64,11 +68,11 @@ def messages(turns: Turns) -> list[Message]:
 
 
 def random_turns(rng: random.Random) -> Turns:
-    """Any order of the roles; some look like real conversations."""
+    """Any order of the roles before a user's message; some look like real conversations."""
     if rng.random() < 0.3:
         roles = ["system"] * rng.randrange(2) + ["user", "assistant"] * rng.randrange(4) + ["user"]
     else:
-        roles = rng.choices(("system", "user", "assistant"), k=rng.randint(1, 7))
+        roles = [*rng.choices(("system", "user", "assistant"), k=rng.randint(0, 6)), "user"]
     return [(role, "".join(rng.choices(FRAGMENTS, k=rng.randrange(5)))) for role in roles]
 
 
@@ -85,6 +89,44 @@ def test_equal_to_the_python_encoder(deepseek: Tokenizer) -> None:
             tokens = chat_encode(deepseek, turns, THINK[think], release)
             assert tokens == expected, (turns, think, release)
             assert deepseek.decode(tokens, special=True).decode() == chat.encode(messages(turns), **options)
+
+
+def test_continuing_is_equal_too(deepseek: Tokenizer) -> None:
+    rng = random.Random(33)
+    for _ in range(200):
+        turns = [*random_turns(rng), ("assistant", "".join(rng.choices(FRAGMENTS, k=rng.randrange(5))))]
+        for release, modes in EFFORTS.items():
+            think = rng.choice(modes)
+            asked = [*messages(turns[:-1]), {**messages(turns[-1:])[0], "prefix": True}]
+            text = chat.encode(asked, **python_options(think, release))  # type: ignore[arg-type]
+            tokens = chat_encode(deepseek, turns, THINK[think] + CONTINUE, release)
+            assert deepseek.decode(tokens, special=True).decode() == text
+            assert (tokens[-1] == 128821) == (think != "off" and not turns[-1][1])
+
+
+def test_whose_turn_it_is_is_equal_too(deepseek: Tokenizer) -> None:
+    """Conversations after which the model would play the user are refused, by both."""
+    for length in range(1, 5):
+        for roles in itertools.product(("system", "user", "assistant"), repeat=length):
+            turns = [(role, "x") for role in roles]
+            for continues in (False, True):
+                asked: list[dict[str, Any]] = [*messages(turns)]
+                if continues and roles[-1] == "assistant":
+                    asked[-1]["prefix"] = True
+                elif continues:
+                    continue
+                outcomes = []
+                for call in (lambda: answer_opening(asked, thinking=False),
+                             lambda: chat_encode(deepseek, turns, CONTINUE * continues, "preview")):
+                    try:
+                        call()
+                    except (pyflash.ArgumentError, NativeError) as error:
+                        assert getattr(error, "code", ARGUMENT) == ARGUMENT
+                        outcomes.append(False)
+                    else:
+                        outcomes.append(True)
+                expected = roles[-2:] == ("user", "assistant") if continues else roles[-1] == "user"
+                assert outcomes == [expected, expected], (roles, continues)
 
 
 @pytest.mark.parametrize("release", EFFORTS)
@@ -115,6 +157,12 @@ BAD_CALLS: dict[str, tuple[Turns, int, str]] = {
     "User": ([("User", "x")], 0, '"User"'),
     "long role": ([("é" * 500 + "\n", "x")], 0, 'role "' + "é" * 20 + '"'),
     "low": ([("user", "x")], 1, "this model is the preview"),
+    "system alone": ([("system", "x")], 0, 'ends with a message of the role "system"'),
+    "answered": ([("user", "x"), ("assistant", "y")], 0, 'ends with a message of the role "assistant": a user\'s must '
+                 "follow, or ask to continue it (PF_CHAT_CONTINUE)"),
+    "continuing a user": ([("user", "x")], CONTINUE, "to continue, a conversation must end"),
+    "continuing nothing": ([("system", "x"), ("assistant", "")], CONTINUE, "to continue, a conversation must end"),
+    "continuing, above": ([("user", "x"), ("assistant", "")], CONTINUE + 4, "thinking mode 4 is unknown"),
     "below": ([("user", "x")], -1, "thinking mode -1 is unknown"),
     "above": ([("user", "x")], 4, "thinking mode 4 is unknown"),
 }
@@ -216,14 +264,16 @@ def test_model_without_a_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert caught.value.code == UNSUPPORTED
 
 
-@pytest.mark.parametrize("template, release", [
-    (None, "preview"), ("", "preview"), ("Beyond maximu", "preview"), ("Beyond maximum", "0731"),
-    ("{{ 'Absolute maximum' }}", "preview"), ("{{ 'Effort: Beyond maximum — exhaustive' }}", "0731"),
+@pytest.mark.parametrize("version, template, release", [
+    (None, None, "preview"), (None, "", "preview"), (None, "Beyond maximu", "preview"), ("", "Beyond maximum", "0731"),
+    (None, "{{ 'Absolute maximum' }}", "preview"), ("v4", "{{ 'Effort: Beyond maximum — exhaustive' }}", "0731"),
+    ("0731", None, "0731"), ("preview", "Beyond maximum", "preview"), ("0731-2", "", "preview"),
 ])  # fmt: skip
-def test_release_of_a_template(native: Native, small_spec: Spec, tmp_path: Path, template: str | None,
-                               release: str) -> None:
+def test_release_of_a_file(native: Native, small_spec: Spec, tmp_path: Path, version: str | None,
+                           template: str | None, release: str) -> None:
+    assert release_of(version, template) == release  # Python and C have the same rule
     directory = native.ffi.new("pf_gguf **")
-    path = small_spec.but(chat_template=template).write(tmp_path / "spec.gguf")
+    path = small_spec.but(version=version, chat_template=template).write(tmp_path / "spec.gguf")
     native.call("pf_gguf_open", str(path).encode(), directory)
     assert native.lib.pf_chat_release_of(directory[0]) == RELEASES[release]
     native.lib.pf_gguf_close(directory[0])

@@ -5,6 +5,7 @@
 
 #include "backend/cpu/ops.h"
 
+#include "base/fork.h"
 #include "base/status.h"
 
 #include <stdatomic.h>
@@ -187,27 +188,32 @@ static pf_cpu_kernels kernel_tables[ISA_COUNT];
 static pf_backend backends[ISA_COUNT];
 
 static void fill_tables(void) {
+    pf_cpu_kernels scalar;
+    pf_kernels_scalar_init(&scalar);
     for (int isa = 0; isa < ISA_COUNT; ++isa) {
         /* Even the init function of a kernel set may be compiled to its instructions. */
         if (isa_problem(isa) != NULL) continue;
         pf_cpu_kernels *k = &kernel_tables[isa];
-        pf_kernels_scalar_init(k);
+        *k = scalar;
 #if PF_X86
-        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_avx2_init(k);
-        if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_avx512_init(k);
+        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_extend(k, pf_kernels_avx2_init, &scalar);
+        if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_extend(k, pf_kernels_avx512_init, &scalar);
 #  if !defined(PF_SIMDE) && !defined(PF_NO_VBMI)
-        if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) pf_kernels_avx512_vbmi_init(k);
+        if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) {
+            pf_kernels_extend(k, pf_kernels_avx512_vbmi_init, &scalar);
+        }
 #  endif
 #  if defined(PF_AMX)
-        if (isa == ISA_AMX) pf_kernels_amx_init(k);
+        if (isa == ISA_AMX) pf_kernels_extend(k, pf_kernels_amx_init, &scalar);
 #  endif
 #elif PF_ARM64
-        if (isa == ISA_NEON) pf_kernels_neon_init(k);
-        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_neon_dot_init(k);
+        if (isa == ISA_NEON) pf_kernels_extend(k, pf_kernels_neon_init, &scalar);
+        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_extend(k, pf_kernels_neon_dot_init, &scalar);
 #endif
         k->name = isa_names[isa];
         backends[isa] = (pf_backend){
             .name = isa_names[isa],
+            .weight_kinds = PF_ALL_WEIGHT_KINDS,
             .embed = pf_cpu_embed,
             .linear = pf_cpu_linear,
             .rms_norm = pf_cpu_rms_norm,
@@ -232,18 +238,21 @@ static void fill_tables(void) {
     }
 }
 
-/* The tables are filled by the first caller; anyone who comes meanwhile waits the microsecond it takes. */
+/* The tables are filled by the first caller; anyone who comes meanwhile waits the microsecond it takes. A child that
+ * was forked within that begins again. */
 static void ensure_tables(void) {
-    enum { EMPTY, FILLING, READY };
-    static atomic_int state = EMPTY;
-    int expected = EMPTY;
-    if (atomic_load_explicit(&state, memory_order_acquire) == READY) return;
-    if (atomic_compare_exchange_strong(&state, &expected, FILLING)) {
-        fill_tables();
-        atomic_store_explicit(&state, READY, memory_order_release);
-        return;
+    enum { EMPTY, READY, FILLING };
+    static atomic_uint state = EMPTY; /* FILLING and the generation that does it */
+    const unsigned filling = FILLING + pf_fork_generation();
+    unsigned found = atomic_load_explicit(&state, memory_order_acquire);
+    while (found != READY) {
+        if (found != filling && atomic_compare_exchange_strong(&state, &found, filling)) {
+            fill_tables();
+            atomic_store_explicit(&state, READY, memory_order_release);
+            return;
+        }
+        found = atomic_load_explicit(&state, memory_order_acquire);
     }
-    while (atomic_load_explicit(&state, memory_order_acquire) != READY) {}
 }
 
 pf_status pf_cpu_backend(const char *isa, const pf_backend **out, pf_error *err) {

@@ -152,11 +152,9 @@ PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, ta
         expand(&s, 0, w->cols, out, take_##type, take_one_##type);                                               \
     }
 
-PF_F32_ENTRIES(f32)
-PF_F32_ENTRIES(f16)
-PF_F32_ENTRIES(bf16)
-PF_F32_ENTRIES(q8_0)
-PF_F32_ENTRIES(mxfp4)
-PF_F32_ENTRIES(fp8)
+/* The weight types that have vector loops; others go by their decoder (kernels_scalar.c). X(kind, name) */
+#define PF_VECTOR_TYPES(X) X(F32, f32) X(F16, f16) X(BF16, bf16) X(Q8_0, q8_0) X(MXFP4, mxfp4) X(FP8, fp8)
+#define PF_F32_ENTRY(kind, type) PF_F32_ENTRIES(type)
+PF_VECTOR_TYPES(PF_F32_ENTRY)
 
 #endif

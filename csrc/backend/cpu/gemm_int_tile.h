@@ -178,4 +178,12 @@ INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT
 INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q8_ACTS)
 INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q8_ACTS)
 
+/* Overrides the table's products of these. */
+static inline void set_int_entries(pf_cpu_kernels *k) {
+    k->gemm_q16[PF_W_Q8_0] = gemm_q16_q8_0;
+    k->gemm_q16[PF_W_MXFP4] = gemm_q16_mxfp4;
+    k->gemm_q8[PF_W_Q8_0] = gemm_q8_q8_0;
+    k->gemm_q8[PF_W_MXFP4] = gemm_q8_mxfp4;
+}
+
 #endif

@@ -1,8 +1,11 @@
 /* The CPU backend's inner kernels: what the operations in this folder are built from, one table per instruction set.
  *
- * The scalar table (kernels_scalar.c) is complete, plain, and the reference. An ISA file fills a copy of the table
- * below it and overrides entries; what it leaves is inherited. ISA files are compiled with their own flags, so they
- * hold only static functions and one exported `pf_kernels_<isa>_init`.
+ * The scalar table (kernels_scalar.c) is complete, plain, and the reference. A set begins as a copy of the one that it
+ * extends, the scalar one last, and its init overrides entry by entry; what it leaves is inherited (pf_kernels_extend).
+ * Entries that share a layout are overridden together: quantize_q16 with q16_words, fp4_tile with fp4_dots. ISA files are
+ * compiled with their own flags, so they hold only static functions and one exported `pf_kernels_<isa>_init`.
+ *
+ * Tables of weight types are indexed by PF_W_* (format/dtypes.h), which pf_weight_kind() gives.
  *
  * Accumulation: what a kernel computes for one (row, token) pair must not depend on how many rows or tokens share the
  * call, on alignment, or on where a tile starts: a dot product over K runs through the same lanes in the same order
@@ -61,10 +64,6 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
  * be streams that start anew with every row. */
 enum { PF_STREAMS = 8 };
 
-/* Index of a weight type in the tables below, -1 for a type that is no matrix type. */
-enum { PF_W_F32, PF_W_F16, PF_W_BF16, PF_W_Q8_0, PF_W_MXFP4, PF_W_FP8, PF_W_COUNT };
-int pf_weight_kind(pf_dtype type);
-
 enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
 /* Integer products on processors with matrix instructions: the same results, for many tokens from packed activations. */
@@ -96,12 +95,13 @@ typedef struct pf_cpu_kernels {
     pf_dequant_fn dequant[PF_W_COUNT];
     /* float activations, any weight type: every product with the exactly dequantised weight, float accumulation. */
     pf_gemm_fn gemm_f32[PF_W_COUNT];
-    /* q16 and q8 activations; NULL where the type has no integer kernels (then gemm_f32 is used everywhere). */
+    /* q16 and q8 activations; NULL for types that have no integer products (PF_TYPE_INTEGER), on all sets alike: gemm_f32
+     * is used then. */
     pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT];
     /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 or q8 row; where end is n, the zeros
      * behind them too. */
     pf_quantize_fn quantize_q16, quantize_q8;
-    bool q16_words; /* how this set keeps q16 */
+    bool q16_words; /* how this set keeps q16 (int_acts.h) */
     pf_tile_kernels tiles;
 
     /* Cache rows to float [width]. */
@@ -138,7 +138,8 @@ typedef struct pf_cpu_kernels {
     int64_t (*collect)(const float *s, int64_t n, float limit, int32_t *index);
 } pf_cpu_kernels;
 
-/* Each fills k on top of what k already holds. */
+/* Each overrides entries of the table that it is given, and leaves the others. */
+typedef void (*pf_kernels_init_fn)(pf_cpu_kernels *k);
 void pf_kernels_scalar_init(pf_cpu_kernels *k);
 void pf_kernels_avx2_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_init(pf_cpu_kernels *k);
@@ -146,5 +147,16 @@ void pf_kernels_avx512_vbmi_init(pf_cpu_kernels *k);
 void pf_kernels_amx_init(pf_cpu_kernels *k);
 void pf_kernels_neon_init(pf_cpu_kernels *k);
 void pf_kernels_neon_dot_init(pf_cpu_kernels *k);
+
+/* Makes k, the table of some set, that of one that extends it. scalar: what stands in for products of q16 that k has and
+ * init leaves, where the two keep q16 in different ways: the scalar ones read both. */
+static inline void pf_kernels_extend(pf_cpu_kernels *k, pf_kernels_init_fn init, const pf_cpu_kernels *scalar) {
+    const pf_cpu_kernels below = *k;
+    init(k);
+    if (k->q16_words == below.q16_words) return;
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        if (k->gemm_q16[kind] == below.gemm_q16[kind]) k->gemm_q16[kind] = scalar->gemm_q16[kind];
+    }
+}
 
 #endif

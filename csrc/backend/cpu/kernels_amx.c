@@ -328,16 +328,17 @@ TILE_GEMM(tiles_q8_q8_0, PF_Q8_PLANES, unpack_q8_0, 1.0f)
 TILE_GEMM(tiles_q8_mxfp4, PF_Q8_PLANES, unpack_mxfp4, PF_INT_MXFP4_UNIT)
 
 void pf_kernels_amx_init(pf_cpu_kernels *k) {
-    k->tiles = (pf_tile_kernels){
-        .from = 5,
-        .packed_bytes = packed_bytes,
-        .pack = pack_tokens,
-        .scratch_bytes = panel_bytes,
-        .gemm_q16 = {[PF_W_Q8_0] = tiles_q16_q8_0, [PF_W_MXFP4] = tiles_q16_mxfp4},
-        .gemm_q8 = {[PF_W_Q8_0] = tiles_q8_q8_0, [PF_W_MXFP4] = tiles_q8_mxfp4},
-        .fp4_level = level_tile,
-        .fp4_scores = level_scores,
-    };
+    pf_tile_kernels *t = &k->tiles;
+    t->from = 5;
+    t->packed_bytes = packed_bytes;
+    t->pack = pack_tokens;
+    t->scratch_bytes = panel_bytes;
+    t->gemm_q16[PF_W_Q8_0] = tiles_q16_q8_0;
+    t->gemm_q16[PF_W_MXFP4] = tiles_q16_mxfp4;
+    t->gemm_q8[PF_W_Q8_0] = tiles_q8_q8_0;
+    t->gemm_q8[PF_W_MXFP4] = tiles_q8_mxfp4;
+    t->fp4_level = level_tile;
+    t->fp4_scores = level_scores;
 }
 
 #endif

@@ -191,13 +191,10 @@ static inline float int_total(const __m256 *s) {
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
-    *k = (pf_cpu_kernels){
-        .name = "avx2",
-        PF_VECTOR_ENTRIES,
-        .q16_words = true,
-        .quantize_q16 = quantize_q16,
-        .quantize_q8 = quantize_q8,
-    };
+    set_vector_entries(k);
+    k->q16_words = true;
+    k->quantize_q16 = quantize_q16;
+    k->quantize_q8 = quantize_q8;
 }
 
 #endif

@@ -9,12 +9,10 @@
 #include "backend/cpu/x86_quantize.h"
 
 void pf_kernels_avx512_init(pf_cpu_kernels *k) {
-    *k = (pf_cpu_kernels){
-        .name = "avx512",
-        PF_VECTOR_ENTRIES,
-        .quantize_q16 = quantize_q16,
-        .quantize_q8 = quantize_q8,
-    };
+    set_vector_entries(k);
+    k->q16_words = false;
+    k->quantize_q16 = quantize_q16;
+    k->quantize_q8 = quantize_q8;
 }
 
 #endif

@@ -10,10 +10,7 @@
 #include "backend/cpu/vector_fp4.h"
 
 void pf_kernels_avx512_vbmi_init(pf_cpu_kernels *k) {
-    k->gemm_q16[PF_W_Q8_0] = gemm_q16_q8_0;
-    k->gemm_q16[PF_W_MXFP4] = gemm_q16_mxfp4;
-    k->gemm_q8[PF_W_Q8_0] = gemm_q8_q8_0;
-    k->gemm_q8[PF_W_MXFP4] = gemm_q8_mxfp4;
+    set_int_entries(k);
     k->fp4_tile = fp4_tile;
     k->fp4_dots = fp4_dots;
 }

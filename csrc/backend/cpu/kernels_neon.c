@@ -153,12 +153,10 @@ static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, u
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_neon_init(pf_cpu_kernels *k) {
-    *k = (pf_cpu_kernels){
-        .name = "neon",
-        PF_VECTOR_ENTRIES,
-        .quantize_q16 = quantize_q16,
-        .quantize_q8 = quantize_q8,
-    };
+    set_vector_entries(k);
+    k->q16_words = false;
+    k->quantize_q16 = quantize_q16;
+    k->quantize_q8 = quantize_q8;
 }
 
 #endif

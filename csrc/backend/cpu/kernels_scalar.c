@@ -1,24 +1,11 @@
 /* The reference kernels: plain C, one value at a time, sums in double. Every other set is tested against these. */
 #include "backend/cpu/kernels.h"
 
+#include "backend/cpu/blocks.h"
 #include "format/floats.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { BLOCK = 32, Q8_0_BYTES = 34, MXFP4_BYTES = 17, IDX_GROUP = 32, KV_GROUP = 64 };
-
-int pf_weight_kind(pf_dtype type) {
-    switch (type) {
-    case PF_F32: return PF_W_F32;
-    case PF_F16: return PF_W_F16;
-    case PF_BF16: return PF_W_BF16;
-    case PF_Q8_0: return PF_W_Q8_0;
-    case PF_MXFP4: return PF_W_MXFP4;
-    case PF_FP8: return PF_W_FP8;
-    default: return -1;
-    }
-}
 
 /* ---- Vectors ----------------------------------------------------------------------------------------------- */
 
@@ -79,13 +66,14 @@ static void dequant_fp8(const pf_weight *w, int64_t matrix, int64_t row, float *
 
 /* ---- Matrix products --------------------------------------------------------------------------------------- */
 
+/* Any type that has a decoder, with the set's own decoder and dot. */
 static void gemm_f32(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     const pf_dequant_fn dequant = k->dequant[pf_weight_kind(g->w->type)];
     for (int64_t row = row_begin; row < row_end; ++row) {
         dequant(g->w, g->matrix, row, g->scratch);
         for (int64_t i = 0; i < g->n; ++i) {
             const float *x = (const float *)(const void *)pf_gemm_act(g, i);
-            pf_gemm_put(g, i, row, dot(g->scratch, x, g->w->cols));
+            pf_gemm_put(g, i, row, k->dot(g->scratch, x, g->w->cols));
         }
     }
 }
@@ -108,44 +96,45 @@ static float block_mxfp4(const uint8_t *row, int64_t b, int32_t *q) {
 
 typedef float (*block_fn)(const uint8_t *row, int64_t b, int32_t *q);
 
-static inline float int_dot(const uint8_t *row, const uint8_t *act, int planes, int64_t cols, block_fn block) {
+/* words: how the set keeps q16. */
+static inline float int_dot(const uint8_t *row, const uint8_t *act, int planes, bool words, int64_t cols,
+                            block_fn block) {
     const float *scales = pf_int_scales(act, planes, cols);
     float s[PF_INT_SUMS] = {0.0f}, t[4];
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         int32_t q[BLOCK], i = 0;
         const float d = block(row, b, q) * scales[b];
-        for (int j = 0; j < BLOCK; ++j) i += q[j] * pf_int_get(act, planes, cols, b * BLOCK + j);
+        for (int64_t j = 0, at = b * BLOCK; j < BLOCK; ++j, ++at) {
+            i += q[j] * (words ? pf_int_get_word(act, cols, at) : pf_int_get(act, planes, cols, at));
+        }
         s[b % PF_INT_SUMS] = fmaf((float)i, d, s[b % PF_INT_SUMS]);
     }
     for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
     return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
-static inline void gemm_int(const pf_gemm *g, int64_t row_begin, int64_t row_end, int planes, block_fn block,
-                            float unit) {
+static inline void gemm_int(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end, int planes,
+                            block_fn block, float unit) {
+    const bool words = planes == PF_Q16_PLANES && k->q16_words;
     for (int64_t row = row_begin; row < row_end; ++row) {
         const uint8_t *w = pf_weight_row(g->w, g->matrix, row);
         for (int64_t i = 0; i < g->n; ++i) {
-            pf_gemm_put(g, i, row, int_dot(w, pf_gemm_act(g, i), planes, g->w->cols, block) * unit);
+            pf_gemm_put(g, i, row, int_dot(w, pf_gemm_act(g, i), planes, words, g->w->cols, block) * unit);
         }
     }
 }
 
 static void gemm_q16_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    gemm_int(g, row_begin, row_end, PF_Q16_PLANES, block_q8_0, 1.0f);
+    gemm_int(k, g, row_begin, row_end, PF_Q16_PLANES, block_q8_0, 1.0f);
 }
 static void gemm_q16_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    gemm_int(g, row_begin, row_end, PF_Q16_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
+    gemm_int(k, g, row_begin, row_end, PF_Q16_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
 }
 static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    gemm_int(g, row_begin, row_end, PF_Q8_PLANES, block_q8_0, 1.0f);
+    gemm_int(k, g, row_begin, row_end, PF_Q8_PLANES, block_q8_0, 1.0f);
 }
 static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
-    (void)k;
-    gemm_int(g, row_begin, row_end, PF_Q8_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
+    gemm_int(k, g, row_begin, row_end, PF_Q8_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
 }
 
 /* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
@@ -345,7 +334,6 @@ static int64_t collect(const float *s, int64_t n, float limit, int32_t *index) {
 
 void pf_kernels_scalar_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
-        .name = "scalar",
         .dot = dot,
         .axpy = axpy,
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,

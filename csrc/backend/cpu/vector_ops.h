@@ -36,17 +36,26 @@ static void axpy(float *y, float s, const float *x, int64_t n) {
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
-#define PF_WEIGHT_ENTRIES(prefix)                                                                                \
-    {[PF_W_F32] = prefix##_f32,   [PF_W_F16] = prefix##_f16,     [PF_W_BF16] = prefix##_bf16,                    \
-     [PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4, [PF_W_FP8] = prefix##_fp8}
-#define PF_INT_ENTRIES(prefix) {[PF_W_Q8_0] = prefix##_q8_0, [PF_W_MXFP4] = prefix##_mxfp4}
-
-/* Everything that the headers of a vector kernel file define. */
-#define PF_VECTOR_ENTRIES                                                                                        \
-    .dot = dot, .axpy = axpy, .dequant = PF_WEIGHT_ENTRIES(dequant), .gemm_f32 = PF_WEIGHT_ENTRIES(gemm),        \
-    .gemm_q16 = PF_INT_ENTRIES(gemm_q16), .gemm_q8 = PF_INT_ENTRIES(gemm_q8), .load_row = load_row,              \
-    .row_dots = row_dots, .softmax_part = softmax_part, .row_sums = row_sums, .fp4_tile = fp4_tile,              \
-    .fp4_dots = fp4_dots, .weigh_heads = weigh_heads, .swiglu = swiglu, .norm = norm, .pool_add = pool_add,      \
-    .mix = mix, .collect = collect
+/* Overrides what the headers of a vector kernel file define. */
+static void set_vector_entries(pf_cpu_kernels *k) {
+    k->dot = dot;
+    k->axpy = axpy;
+#define SET_WEIGHT(kind, type) k->dequant[PF_W_##kind] = dequant_##type, k->gemm_f32[PF_W_##kind] = gemm_##type;
+    PF_VECTOR_TYPES(SET_WEIGHT)
+#undef SET_WEIGHT
+    set_int_entries(k);
+    k->load_row = load_row;
+    k->row_dots = row_dots;
+    k->softmax_part = softmax_part;
+    k->row_sums = row_sums;
+    k->fp4_tile = fp4_tile;
+    k->fp4_dots = fp4_dots;
+    k->weigh_heads = weigh_heads;
+    k->swiglu = swiglu;
+    k->norm = norm;
+    k->pool_add = pool_add;
+    k->mix = mix;
+    k->collect = collect;
+}
 
 #endif

@@ -5,6 +5,8 @@
  * back, and a token's result depends on its own choices only. */
 #include "backend/cuda/matmul.cuh"
 
+#include "base/status.h"
+
 enum { THREADS = 256, TOKENS = 2048 /* at once: pairs take some 2 F or D floats of scratch each */, MOST_EXPERTS = 4096 };
 
 struct pair_lists {
@@ -126,7 +128,7 @@ static bool take_scratch(const pf_exec *ex, const pf_experts_args *args, int64_t
            (run->x || run->x_planes == 0) && (run->h || run->h_planes == 0);
 }
 
-static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_token, const expert_run &run) {
+static pf_status launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_token, const expert_run &run) {
     const int64_t n_pair = n_token * args->n_used, n_ff = args->gate->rows, n_embd = args->gate->cols;
     const cudaStream_t stream = pf_device_of(ex)->stream;
     const int32_t *n_pair_at = run.lists.counts + 1;
@@ -146,10 +148,10 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     if (m.planes > 0) pf_quantize_launch(ex, m.planes, m.tiled, args->x, n_embd, n_token, n_embd, nullptr, run.x);
     m.w = *args->gate;
     m.y = run.gate;
-    pf_matmul_launch(ex, m);
+    PF_TRY(pf_matmul_launch(ex, m));
     m.w = *args->up;
     m.y = run.up;
-    pf_matmul_launch(ex, m);
+    PF_TRY(pf_matmul_launch(ex, m));
     PF_LAUNCH(activate_kernel, pf_blocks(ex, n_pair * n_ff, THREADS), THREADS, 0, stream, run.gate, run.up, n_ff,
               run.lists.weight, n_pair_at, args->limit);
     m.planes = run.h_planes;
@@ -161,7 +163,7 @@ static void launch_products(pf_exec *ex, const pf_experts_args *args, int64_t n_
     m.w = *args->down;
     m.y = run.y;
     m.ldy = args->down->rows;
-    pf_matmul_launch(ex, m);
+    return pf_matmul_launch(ex, m);
 }
 
 pf_status pf_cuda_experts(pf_exec *ex, const pf_experts_args *args) {
@@ -181,7 +183,7 @@ pf_status pf_cuda_experts(pf_exec *ex, const pf_experts_args *args) {
         PF_LAUNCH(group_kernel, 1, THREADS, n_expert * sizeof(int), stream, part.chosen, args->weight + t * n_used,
                   (int)(n * n_used), (int)n_used, (int)n_expert, args->expert_begin, args->expert_end, args->held_first,
                   args->held_at, run.lists, pf_device_of(ex)->fault);
-        launch_products(ex, &part, n, run);
+        PF_TRY(launch_products(ex, &part, n, run));
         PF_LAUNCH(gather_kernel, pf_blocks(ex, n * width, THREADS), THREADS, 0, stream, part.chosen, run.lists.place,
                   (int)n_used, run.y, n, width, args->out + t * width);
     }

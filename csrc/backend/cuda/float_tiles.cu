@@ -23,6 +23,7 @@ enum { PARTS = 3 /* of an activation */ };
 
 /* First column, within a span, of lane q's piece of chunk c. Of FP8 the pieces of two chunks are 16 bytes. */
 template <int TYPE> PF_DEV int piece_at(int c, int q) {
+    static_assert(TYPE == PF_FP8 || TYPE == PF_BF16, "no branch for this type");
     return TYPE == PF_FP8 ? c / 2 * 2 * CHUNK + 2 * PIECE * q + c % 2 * PIECE : c * CHUNK + PIECE * q;
 }
 
@@ -383,7 +384,10 @@ template <int TYPE> static void launch(const pf_exec *ex, const pf_matmul &m) {
     launch_stream<TYPE, 1>(ex, m, groups, most);
 }
 
-void pf_float_tiles_launch(const pf_exec *ex, const pf_matmul &m) {
-    if (m.w.type == PF_FP8) launch<PF_FP8>(ex, m);
-    else launch<PF_BF16>(ex, m);
+pf_status pf_float_tiles_launch(const pf_exec *ex, const pf_matmul &m) {
+    switch (m.w.type) {
+    case PF_FP8: launch<PF_FP8>(ex, m); return PF_OK;
+    case PF_BF16: launch<PF_BF16>(ex, m); return PF_OK;
+    default: return PF_ERR_INTERNAL;
+    }
 }

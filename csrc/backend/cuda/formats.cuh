@@ -6,7 +6,9 @@
 #include "backend/backend.h"
 #include "backend/cuda/device.cuh"
 
-enum { PF_BLOCK = 32, PF_Q8_0_BYTES = 34, PF_MXFP4_BYTES = 17, PF_IDX_GROUP = 32, PF_KV_GROUP = 64 };
+enum { PF_BLOCK = 32 /* values of an integer block */, PF_IDX_GROUP = 32, PF_KV_GROUP = 64 };
+static_assert((int)PF_Q8_0_VALUES == (int)PF_BLOCK && (int)PF_MXFP4_VALUES == (int)PF_BLOCK,
+              "blocks of weights and activations differ");
 
 /* ---- Bytes ---- */
 
@@ -225,7 +227,8 @@ PF_DEV float pf_weight_value(const pf_weight &w, int64_t matrix, int64_t row, in
     case PF_MXFP4:
         at += col / PF_BLOCK * PF_MXFP4_BYTES;
         return pf_of_e8m0(at[0]) * pf_of_e2m1(j < 16 ? at[1 + j] & 15u : (uint32_t)at[1 + j - 16] >> 4);
-    default: return pf_fp8_scale(w, matrix, row, col) * pf_of_e4m3(at[col]);
+    case PF_FP8: return pf_fp8_scale(w, matrix, row, col) * pf_of_e4m3(at[col]);
+    default: return __uint_as_float(0x7fc00000u); /* not here: refused when the model was placed */
     }
 }
 
@@ -243,11 +246,12 @@ PF_DEV float pf_row_value(const pf_rows &rows, const uint8_t *row, int i) {
     case PF_ROW_KV_FP8:
         if (i < plain) return pf_of_e4m3(row[i]) * pf_of_e8m0(row[plain + i / PF_KV_GROUP]);
         return pf_of_bf16(pf_u16_at(row + plain + (plain + PF_KV_GROUP - 1) / PF_KV_GROUP + 2 * (i - plain)));
-    default: {
+    case PF_ROW_IDX_FP4: {
         const uint32_t pair = row[i / 2];
         return pf_of_e2m1(i & 1 ? pair >> 4 : pair & 15u) * pf_of_e8m0(row[width / 2 + i / PF_IDX_GROUP]);
     }
     }
+    return __uint_as_float(0x7fc00000u);
 }
 
 #endif

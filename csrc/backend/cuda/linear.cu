@@ -12,6 +12,8 @@ enum { WARPS = 4, THREADS = WARPS * PF_WARP, TILED_FROM = 8 /* tokens; only spee
 /* Values of 8 columns, a multiple of 8 from the row's start. */
 template <int TYPE>
 PF_DEV void load_weights(const pf_weight &w, int64_t matrix, int64_t row, int64_t col, float (&v)[8]) {
+    static_assert(TYPE == PF_F32 || TYPE == PF_F16 || TYPE == PF_BF16 || TYPE == PF_FP8 || TYPE == PF_Q8_0 ||
+                  TYPE == PF_MXFP4, "no branch for this type");
     const uint8_t *at = pf_row_of(w, matrix, row);
     if (TYPE == PF_F32) {
         uint32_t a[4], b[4];
@@ -159,6 +161,7 @@ void pf_quantize_launch(const pf_exec *ex, int planes, bool tiled, const float *
 
 /* Half a warp takes a row, lane l of it every 16th block, of which its sum is the rule's s[l]. ROWS: of each half. */
 template <int TYPE, int ROWS> struct block_format {
+    static_assert(pf_has_integers<TYPE>, "no integer products of this type");
     static constexpr int bytes = TYPE == PF_Q8_0 ? (int)PF_Q8_0_BYTES : (int)PF_MXFP4_BYTES;
     static constexpr int scale_bytes = TYPE == PF_Q8_0 ? 2 : 1;
     static constexpr int words = (bytes + 3) / 4; /* that a block lies in, wherever it begins */
@@ -304,7 +307,7 @@ template <int TYPE, int ROWS, int TOKENS> static void launch(const pf_exec *ex, 
     const dim3 grid((unsigned)pf_div_up(rows, tile), (unsigned)(grouped ? m.groups.most_groups : 1),
                     (unsigned)pf_least(64, pf_div_up(most, TOKENS)));
     const cudaStream_t stream = pf_device_of(ex)->stream;
-    if constexpr (TYPE == PF_Q8_0 || TYPE == PF_MXFP4) {
+    if constexpr (pf_has_integers<TYPE>) {
         if (m.planes == PF_Q8_PLANES) {
             PF_LAUNCH((int_kernel<TYPE, PF_Q8_PLANES, ROWS, TOKENS>), grid, THREADS, 0, stream, m);
             return;
@@ -318,25 +321,24 @@ template <int TYPE, int ROWS, int TOKENS> static void launch(const pf_exec *ex, 
 }
 
 /* Few rows are spread over more warps; it changes no result. */
-template <int TYPE> static void launch_type(const pf_exec *ex, const pf_matmul &m) {
+template <int TYPE> static pf_status launch_type(const pf_exec *ex, const pf_matmul &m) {
     const bool grouped = m.groups.matrix != nullptr;
     const int64_t most = grouped ? m.groups.rows : m.n, groups = grouped ? m.groups.most_groups : 1;
     const bool few = m.w.rows * groups < 32 * (int64_t)pf_device_of(ex)->n_sm * WARPS;
     if (most > 1) launch<TYPE, 4, 4>(ex, m);
     else if (few) launch<TYPE, 1, 1>(ex, m);
     else launch<TYPE, 4, 1>(ex, m);
+    return PF_OK;
 }
 
-void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
+pf_status pf_matmul_launch(const pf_exec *ex, const pf_matmul &m) {
     if (m.tiled) return pf_tiles_launch(ex, m);
     if (pf_in_bf16(ex, &m.w)) return pf_float_tiles_launch(ex, m);
     switch (m.w.type) {
-    case PF_F32: return launch_type<PF_F32>(ex, m);
-    case PF_F16: return launch_type<PF_F16>(ex, m);
-    case PF_BF16: return launch_type<PF_BF16>(ex, m);
-    case PF_Q8_0: return launch_type<PF_Q8_0>(ex, m);
-    case PF_MXFP4: return launch_type<PF_MXFP4>(ex, m);
-    default: return launch_type<PF_FP8>(ex, m);
+#define LAUNCH(name) case PF_##name: return launch_type<PF_##name>(ex, m);
+    PF_CUDA_WEIGHT_TYPES(LAUNCH)
+#undef LAUNCH
+    default: return PF_ERR_INTERNAL;
     }
 }
 
@@ -361,6 +363,6 @@ pf_status pf_cuda_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_
     }
     if (!pf_may_launch(ex, &status)) return status;
     if (m.planes > 0) pf_quantize_launch(ex, m.planes, m.tiled, x, ldx, n_token, w->cols, nullptr, quantized);
-    pf_matmul_launch(ex, m);
-    return pf_launched();
+    status = pf_matmul_launch(ex, m);
+    return status == PF_OK ? pf_launched() : status;
 }

@@ -10,6 +10,15 @@
 #include "backend/cuda/formats.cuh"
 #include "backend/cuda/ops.cuh"
 
+/* The types of weights that there are kernels for (linear.cu has them), X(name); and the bits of pf_backend.weight_kinds. A
+ * type of the table that is not here is refused when a model is placed on the device. */
+#define PF_CUDA_WEIGHT_TYPES(X) X(F32) X(F16) X(BF16) X(Q8_0) X(MXFP4) X(FP8)
+#define PF_CUDA_KIND(name) | UINT64_C(1) << PF_W_##name
+#define PF_CUDA_WEIGHT_KINDS (0 PF_CUDA_WEIGHT_TYPES(PF_CUDA_KIND))
+
+/* Types with integer products. */
+template <int TYPE> constexpr bool pf_has_integers = TYPE == PF_Q8_0 || TYPE == PF_MXFP4;
+
 /* Groups of rows, in device memory. */
 struct pf_groups {
     const int32_t *matrix;  /* [n_group] */
@@ -58,7 +67,8 @@ static inline int64_t pf_act_row_bytes(int planes, bool tiled, int64_t n) {
 
 /* Planes of the activations that this run multiplies w with; 0: floats. */
 static inline int pf_act_planes(const pf_exec *ex, const pf_weight *w) {
-    if (ex->exact || (w->type != PF_Q8_0 && w->type != PF_MXFP4)) return 0;
+    const bool has_integers = w->type == PF_Q8_0 || w->type == PF_MXFP4;
+    if (ex->exact || !has_integers) return 0;
     return ex->int8 ? PF_Q8_PLANES : PF_Q16_PLANES;
 }
 
@@ -68,10 +78,10 @@ static inline bool pf_in_bf16(const pf_exec *ex, const pf_weight *w) {
     return !ex->exact && (w->type == PF_BF16 || w->type == PF_FP8);
 }
 
-/* Queues the product. */
-void pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);
-void pf_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where m.tiled */
-void pf_float_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where pf_in_bf16 */
+/* Queues the product. INTERNAL for a type without kernels, which should have been refused. */
+pf_status pf_matmul_launch(const pf_exec *ex, const pf_matmul &m);
+pf_status pf_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where m.tiled */
+pf_status pf_float_tiles_launch(const pf_exec *ex, const pf_matmul &m); /* where pf_in_bf16 */
 /* Queues the integer form of x [n_row, n]; count: rows that there really are, a number in device memory, or NULL. */
 void pf_quantize_launch(const pf_exec *ex, int planes, bool tiled, const float *x, int64_t ldx, int64_t n_row,
                         int64_t n, const int32_t *count, uint8_t *out);

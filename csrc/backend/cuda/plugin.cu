@@ -1,4 +1,5 @@
 /* The plugin's table (backend/plugin.h): devices, memory, and the one exported function. */
+#include "backend/cuda/matmul.cuh"
 #include "backend/cuda/ops.cuh"
 
 #include <cstdarg>
@@ -67,6 +68,7 @@ static void close_device(pf_device *device) {
 static void fill_table(pf_device *device) {
     pf_backend &table = device->table;
     table.name = "cuda";
+    table.weight_kinds = PF_CUDA_WEIGHT_KINDS;
     table.embed = pf_cuda_embed;
     table.linear = pf_cuda_linear;
     table.rms_norm = pf_cuda_rms_norm;

@@ -20,6 +20,7 @@ enum { ROW_WARPS = 4, TOKEN_WARPS = 2, THREADS = ROW_WARPS * TOKEN_WARPS * PF_WA
 
 /* Lane q's columns of the block at `at`: columns 4 q on, and 16 more; and the block's scale. */
 template <int TYPE> PF_DEV void load_block(const uint8_t *at, int q, uint32_t &low, uint32_t &high, float &scale) {
+    static_assert(pf_has_integers<TYPE>, "no integer products of this type");
     if constexpr (TYPE == PF_Q8_0) {
         scale = pf_of_f16(pf_u16_at(at));
         low = pf_word_at(at + 2 + 4 * q);
@@ -163,7 +164,10 @@ template <int TYPE> static void launch(const pf_exec *ex, const pf_matmul &m) {
     else PF_LAUNCH((tile_kernel<TYPE, PF_Q16_PLANES>), grid, THREADS, 0, stream, m);
 }
 
-void pf_tiles_launch(const pf_exec *ex, const pf_matmul &m) {
-    if (m.w.type == PF_Q8_0) launch<PF_Q8_0>(ex, m);
-    else launch<PF_MXFP4>(ex, m);
+pf_status pf_tiles_launch(const pf_exec *ex, const pf_matmul &m) {
+    switch (m.w.type) {
+    case PF_Q8_0: launch<PF_Q8_0>(ex, m); return PF_OK;
+    case PF_MXFP4: launch<PF_MXFP4>(ex, m); return PF_OK;
+    default: return PF_ERR_INTERNAL;
+    }
 }

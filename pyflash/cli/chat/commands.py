@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyflash.chat.conversation import Answer, Conversation, View, read_text
+from pyflash.chat import thinking_modes
+from pyflash.chat.conversation import Answer, Conversation, View
+from pyflash.chat.reply import THINKING_MODES
+from pyflash.cli.advice import LOADING, ways_out
 from pyflash.cli.chat.lines import complete_path
-from pyflash.cli.chat.settings import THINKING, canonical, helps
-from pyflash.cli.chat.view import stats_line, visible
+from pyflash.cli.chat.settings import Settings, canonical, helps
+from pyflash.cli.chat.view import stats_line
+from pyflash.cli.paths import typed_path
+from pyflash.cli.text import read_text
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import ArgumentError
 
@@ -39,7 +43,7 @@ class Command:
 class Commands:
     """Runs slash commands on a conversation. say: shows a line to the user."""
 
-    def __init__(self, conversation: Conversation, view: View, say: Say) -> None:
+    def __init__(self, conversation: Conversation[Settings], view: View, say: Say) -> None:
         self._conversation = conversation
         self._settings = conversation.settings
         self._view = view
@@ -79,16 +83,16 @@ class Commands:
         if question is None:
             raise ArgumentError("there is nothing to take back")
         first, *more = question.split("\n")
-        self._say(f"took back: {visible(first[:60])}{'...' if more or len(first) > 60 else ''}")
+        self._say(f"took back: {first[:60]}{'...' if more or len(first) > 60 else ''}")
 
     def _read(self, argument: str) -> None:
         path = _path(argument, "/read FILE")
-        text = read_text(path)
+        text = read_text(path, self._say)
         session = self._conversation.session
         n_tokens = len(session.model.tokenizer.encode(text))
         if n_tokens >= session.capacity:
-            raise ArgumentError(f"{path} has {n_tokens:,} tokens, and the context holds {session.capacity:,}: "
-                                "a larger -c holds more")  # fmt: skip
+            way = "a larger -c holds more" if session.capacity < session.model.info.n_ctx_train else "take a part of it"
+            raise ArgumentError(f"{path} has {n_tokens:,} tokens, and the context holds {session.capacity:,}: {way}")
         self._conversation.attached.append(text)
         self._say(f"read {path}: {n_tokens:,} tokens; they go before your next question (Enter alone sends them)")
 
@@ -124,8 +128,8 @@ class Commands:
     def _think(self, argument: str) -> None:
         mode = argument.lower() or "high"
         release = self._conversation.session.model.release
-        if mode == "low" and release != "0731":
-            raise ArgumentError(f"only the release 0731 can think low, and this model is of {release}")
+        if mode in THINKING_MODES and mode not in thinking_modes(release):
+            raise ArgumentError(f"only the release 0731 can think {mode}, and this model is of {release}")
         self._settings.change("think", mode)
         self._say("answers at once" if mode == "off" else f"thinks before it answers ({mode})")
 
@@ -146,12 +150,13 @@ class Commands:
 
     def _save(self, argument: str) -> None:
         path = _path(argument, "/save FILE")
-        self._conversation.save(os.path.expanduser(path))
+        self._conversation.save(path)
         self._say(f"saved the conversation and its cache in {path}; /load brings them back")
 
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load FILE")
-        self._conversation.load(os.path.expanduser(path))
+        with ways_out(LOADING):
+            self._conversation.load(path)
         self._say(f"continues {path}: {loaded(self._conversation)}")
 
     # -- completion --
@@ -169,22 +174,21 @@ class Commands:
         if command.path:
             choices = complete_path(argument)
         elif name == "/think":
-            choices = [mode for mode in THINKING if mode.startswith(argument)]
+            choices = [mode for mode in THINKING_MODES if mode.startswith(argument)]
         elif name == "/set":
             choices = [f"{known} " for known in helps() if known.startswith(argument)]
         return [f"{name} {choice}" for choice in choices]
 
 
 def _path(argument: str, usage: str) -> str:
-    """A file's name as typed, without the quotes that a terminal's drag and drop puts around it."""
-    if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
-        argument = argument[1:-1]
-    if not argument:
-        raise ArgumentError(f"which file? {usage}")
-    return argument
+    """A file's name as typed or dropped."""
+    path = "" if "\0" in argument else typed_path(argument)
+    if not path:
+        raise ArgumentError("a path cannot hold a zero byte" if argument else f"which file? {usage}")
+    return path
 
 
-def loaded(conversation: Conversation) -> str:
+def loaded(conversation: Conversation[Settings]) -> str:
     """How much a session file held."""
     return f"{len(conversation.messages)} messages, {conversation.session.position:,} tokens"
 

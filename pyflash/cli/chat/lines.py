@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -15,6 +16,10 @@ from types import ModuleType
 
 import click
 
+from pyflash.cli.streams import say
+from pyflash.cli.text import MAX_TEXT_BYTES, Tell, decode_text, recoded, wide_encoding
+from pyflash.native.errors import FileError, FormatError
+
 _QUOTES = '"""'
 _MAX_ENTRIES = 1000
 _MAX_ENTRY_CHARACTERS = 20_000
@@ -23,14 +28,16 @@ _MAX_ENTRY_CHARACTERS = 20_000
 class History:
     """What was typed, in a file that only its owner may read: an entry a line, the oldest dropped at the start.
 
-    A file that cannot be read or written costs the history, never the chat.
+    A file that cannot be read or written costs the history, never the chat; one that is no plain file, such as
+    /dev/null, is no history.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.entries: list[str] = []
         with contextlib.suppress(OSError):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+            lines = [line for line in lines if line]
             self.entries = [_decoded(line) for line in lines[-_MAX_ENTRIES:]]
             if len(lines) > 2 * _MAX_ENTRIES:
                 self._rewrite(lines[-_MAX_ENTRIES:])
@@ -40,6 +47,8 @@ class History:
         if not entry.strip() or len(entry) > _MAX_ENTRY_CHARACTERS or self.entries[-1:] == [entry]:
             return False
         self.entries.append(entry)
+        if self._path.exists() and not self._path.is_file():
+            return True
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -81,14 +90,22 @@ class Entry:
 class LineReader:
     """Reads entries from stdin. A line ending with a backslash goes on in the next, and so does anything in \"\"\"."""
 
-    def __init__(self, terminal: bool, history: History | None, complete: Callable[[str], list[str]]) -> None:
-        """complete: the possible endings of a line, each with its beginning."""
+    def __init__(self, terminal: bool, history: History | None, complete: Callable[[str], list[str]],
+                 tell: Tell = say) -> None:
+        """complete: the possible endings of a line, each with its beginning. tell: gets what a person should know."""
         self.keep_history = True
         self._terminal = terminal
         self._history = history
+        self._tell = tell
+        self._n_lines = 0
         self._readline = _readline(complete) if terminal else None
-        if self._readline is not None and history is not None:
-            for entry in history.entries:
+        for entry in history.entries if history is not None else ():
+            self._offer(entry)
+
+    def _offer(self, entry: str) -> None:
+        """Lets the keys that go back bring an entry."""
+        if self._readline is not None:
+            with contextlib.suppress(ValueError):  # the terminal's locale cannot write it, or it holds a zero byte
                 self._readline.add_history(entry)
 
     def read(self) -> Entry | None:
@@ -113,11 +130,15 @@ class LineReader:
 
     def _quoted(self, command: str, line: str) -> Entry | None:
         """The rest of a text of several lines, the first of which is line; it may be what a command takes."""
-        lines = []
+        lines, first = [], self._n_lines
         while not line.rstrip().endswith(_QUOTES):
             lines.append(line)
             more = self._line("... ")
             if more is None:
+                problem = f'the text that {_QUOTES} began has no end and was not sent: close it with {_QUOTES}'
+                if not self._terminal:
+                    raise FormatError(f"line {first} of stdin: {problem}")
+                self._tell(problem)
                 return None
             line = more
         lines.append(line.rstrip()[: -len(_QUOTES)])
@@ -128,24 +149,57 @@ class LineReader:
     def _remember(self, entry: str) -> None:
         if not self._terminal or not self.keep_history:
             return
-        if (self._history is None or self._history.add(entry)) and entry and self._readline is not None:
-            self._readline.add_history(entry)
+        if (self._history is None or self._history.add(entry)) and entry:
+            self._offer(entry)
 
     def _line(self, prompt: str) -> str | None:
+        self._n_lines += 1
+        if not self._terminal:
+            return self._piped_line()
         try:
-            return input(prompt if self._terminal else "")
+            return recoded(input(prompt), "what you typed", self._tell)
         except EOFError:
-            if self._terminal:
-                click.echo()
+            click.echo()
             return None
         except OSError as error:
             if error.errno == errno.EIO:  # the terminal is gone
                 return None
             raise
 
+    def _piped_line(self) -> str | None:
+        """A line of stdin, read when it is wanted: whoever writes may wait for answers."""
+        data = sys.stdin.buffer.readline(MAX_TEXT_BYTES + 1)
+        if not data:
+            return None
+        source = f"line {self._n_lines} of stdin"
+        if len(data) > MAX_TEXT_BYTES:
+            raise FileError(f"{source} has more than {MAX_TEXT_BYTES >> 20} MiB, which no context holds")
+        if self._n_lines == 1 and (encoding := wide_encoding(data)):
+            raise FileError(f"stdin is {encoding}, of which no lines can be read: convert it to UTF-8, or use -f -")
+        return decode_text(data, source, self._tell).removesuffix("\n")
+
+
+_UTF8_LOCALES = ("C.UTF-8", "C.utf8", "en_US.UTF-8", "UTF-8")
+
+
+def _write_utf8() -> None:
+    """Gives readline, which goes by the C library's locale, UTF-8 where that locale only knows ASCII: LC_ALL=C, or one
+    that is not installed. Python itself takes such terminals for UTF-8. Before readline is imported, which sets the
+    locale of the environment whenever it reads a line."""
+    import locale
+
+    if sys.platform == "win32" or codecs.lookup(locale.nl_langinfo(locale.CODESET)).name != "ascii":
+        return
+    for name in _UTF8_LOCALES:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            os.environ["LC_ALL"] = name
+            return
+
 
 def _readline(complete: Callable[[str], list[str]]) -> ModuleType | None:
     """The module, set up; None where there is none: Windows' console edits lines by itself."""
+    _write_utf8()
     try:
         import readline
     except ImportError:

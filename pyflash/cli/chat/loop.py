@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 
-import click
-
 from gguf_export.errors import reason
 from pyflash.chat.conversation import Answer, Conversation
+from pyflash.cli.advice import LOADING, answering, ways_out
 from pyflash.cli.chat.commands import Commands, Leave, loaded
 from pyflash.cli.chat.lines import Entry, LineReader
-from pyflash.cli.chat.view import JsonView, TextView, dimmed, on_terminal, remarks, stats_line, visible
-from pyflash.native.errors import Error, FileError
+from pyflash.cli.chat.settings import Settings
+from pyflash.cli.chat.view import JsonView, TextView, remarks, stats_line
+from pyflash.cli.streams import on_terminal, say
+from pyflash.native.errors import Error, FormatError
+from pyflash.native.text import visible_line
 
 
 class SessionFile:
-    """The file of --session: continued when there is one, written after each answer."""
+    """The file of --session: continued when there is one, written after each answer, and held meanwhile, so that no
+    other process answers the same conversation. What is wrong with it is told here, before an answer."""
 
-    def __init__(self, path: str, conversation: Conversation) -> None:
+    def __init__(self, path: str, conversation: Conversation[Settings]) -> None:
         self._path = path
         self._conversation = conversation
-        self.resumed = os.path.exists(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
+        conversation.hold(path)
+        self.resumed = os.path.exists(path) and os.path.getsize(path) > 0
         if self.resumed:
-            conversation.load(path)
-        else:  # better told now than after a long answer
-            folder = os.path.dirname(path) or "."
-            if not os.path.isdir(folder):
-                raise FileError(f"{folder} is no folder: --session cannot write {path}")
-            if not os.access(folder, os.W_OK):
-                raise FileError(f"--session cannot write {path}: permission denied")
+            with ways_out(LOADING):
+                conversation.load(path)
         self._written = conversation.messages
 
     def write(self) -> None:
@@ -42,26 +42,23 @@ class SessionFile:
             self._written = messages
 
 
-def say(line: str) -> None:
-    """A line about the chat rather than of it."""
-    click.echo(line, err=True)
-
-
 class Chat:
-    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal."""
+    """One chat on stdin and stdout. verbose: the stats line also where there is no terminal. wants_json: an answer that
+    is none has failed."""
 
-    def __init__(self, conversation: Conversation, view: TextView | JsonView, session_file: SessionFile | None,
-                 verbose: bool) -> None:
+    def __init__(self, conversation: Conversation[Settings], view: TextView | JsonView, session_file: SessionFile | None,
+                 verbose: bool, wants_json: bool = False) -> None:
         self._conversation = conversation
         self._view = view
         self._session_file = session_file
         self._verbose = verbose
+        self._wants_json = wants_json
         self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.commands = Commands(conversation, view, say)
 
     def answer_once(self, question: str) -> bool:
         """Answers one question; False when Ctrl-C ended it."""
-        with self._kept():
+        with self._kept(), ways_out(answering(self._conversation.session)):
             answer = self._conversation.ask(question, self._view)
             self._after(answer)
         return not answer.interrupted
@@ -85,15 +82,15 @@ class Chat:
                 if not self._interactive:
                     return False
                 interrupts += 1
-                click.echo(err=True)
+                say("")
                 if interrupts == 2:
-                    say(dimmed("(Ctrl-D or /bye leaves)"))
+                    say("(Ctrl-D or /bye leaves)", dim=True)
 
     def _greet(self) -> None:
         if not self._interactive:
             return
         session = self._conversation.session
-        name = visible(session.model.info.name) or "a model without a name"
+        name = visible_line(session.model.info.name) or "a model without a name"
         say(f"{name} | context {session.capacity:,} tokens | /help lists the commands, /bye leaves")
         if self._session_file is not None and self._session_file.resumed:
             say(f"continues {loaded(self._conversation)}")
@@ -102,7 +99,7 @@ class Chat:
         """Does what was asked; False to leave."""
         is_command = entry.text.startswith("/") and not entry.quoted
         try:
-            with self._kept():
+            with self._kept(), ways_out(answering(self._conversation.session)):
                 if is_command:
                     answer = self.commands.run(entry.text)
                 elif entry.text or self._conversation.attached:
@@ -143,9 +140,28 @@ class Chat:
         settings = self._conversation.settings
         if answer.n_generated and (self._verbose or (settings.stats and self._interactive)):
             line = stats_line(answer)
-            say(dimmed(f"[{line}]") if on_terminal(sys.stderr) else f"pyflash: {line}")
+            say(f"[{line}]" if on_terminal(sys.stderr) else f"pyflash: {line}", dim=True)
+        if self._wants_json and not answer.interrupted and (problem := cut_json(answer)):
+            raise FormatError(problem)
         if self._interactive:
             say("")
+
+
+def cut_json(answer: Answer) -> str | None:
+    """Why an answer that should be JSON is only the beginning of some, and the way out; None where it is whole."""
+    if answer.message.get("tool_calls"):
+        return None
+    with contextlib.suppress(ValueError):
+        value = json.loads(answer.message.get("content", ""))
+        if answer.finish == "stop" or isinstance(value, (dict, list)):  # a number may go on
+            return None
+    where = f"the JSON was cut off after {answer.n_generated:,} tokens"
+    if answer.finish == "stop":
+        return f"{where} by a stop string: take another one"
+    if answer.context_full:
+        return f"{where}, when the context was full: " + (
+            "a larger -c holds more" if answer.can_grow else "ask for less, or shorten the prompt")
+    return f"{where}, which are the most that -n allows: allow more"
 
 
 def _one_line(error: Exception) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from pyflash.chat.reply import THINKING_MODES
+from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.native.errors import ArgumentError
-
-THINKING = ("off", "low", "high", "max")
 
 
 def _finite(number: Any, kind: click.ParamType[Any], param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -62,13 +62,13 @@ SAMPLING = (
             "Subtract this from the logit of each such token; 0: off."),
     Setting("frequency_penalty", "frequency_penalty", FiniteFloat(), 0.0,
             "Subtract this for each time it was there; 0: off."),
-    Setting("repeat_last_n", "penalty_last_n", click.IntRange(-1), 64,
+    Setting("repeat_last_n", "penalty_last_n", click.IntRange(-1, 2**31 - 1), 64,
             "How many tokens \"lately\" is for the penalties; 0: none, -1: all."),
     Setting("top_k", "top_k", click.IntRange(0, 2**31 - 1), 0, "Keep the k likeliest; 0: all."),
     Setting("top_p", "top_p", _UNIT, 1.0, "Nucleus sampling; 1: off."),
     Setting("min_p", "min_p", _UNIT, 0.0, "Drop tokens less likely than this share of the likeliest; 0: off."),
     Setting("temp", "temperature", FiniteRange(0), 1.0, "Temperature; 0: likeliest."),
-    Setting("seed", "seed", click.INT, None, "Makes the answer repeatable."),
+    Setting("seed", "seed", click.INT, None, "Makes the answer repeatable; -1: random."),
 )
 MAX_TOKENS = Setting("max_tokens", "max_tokens", click.IntRange(1), None, "Most tokens to generate.", "-n")
 
@@ -86,17 +86,13 @@ _WITHOUT = ("off", "none", "default")
 
 
 def _defaults() -> dict[str, Any]:
-    return {setting.name: setting.default for setting in SAMPLING}
+    return {setting.keyword: setting.default for setting in SAMPLING}
 
 
 @dataclass
-class Settings:
-    """numbers: what was chosen, by the names in SAMPLING. defaults: what the others are."""
+class Settings(AnswerSettings):
+    """What a terminal's user can set. defaults: what the sampling options are that were not chosen."""
 
-    numbers: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int | None = None
-    think: str = "off"
-    stop: tuple[str, ...] = ()
     hide_thinking: bool = False
     stats: bool = False
     history: bool = True
@@ -104,14 +100,11 @@ class Settings:
 
     def follow(self, recommended: SamplingOptions) -> None:
         """Makes what a model recommends the defaults."""
-        values: dict[str, Any] = {**recommended}
-        self.defaults = {setting.name: values.get(setting.keyword, setting.default) for setting in SAMPLING}
+        self.defaults = {**_defaults(), **recommended}
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of Session.chat()."""
-        values = {**self.defaults, **self.numbers}
-        named = {setting.keyword: values[setting.name] for setting in SAMPLING}
-        return {**named, "max_tokens": self.max_tokens, "think": self.think, "stop": self.stop}
+        return {**self.defaults, **super().arguments()}
 
     def change(self, name: str, text: str) -> None:
         """Sets what /set NAME TEXT says. ArgumentError in one line for what does not exist or makes no sense."""
@@ -121,8 +114,8 @@ class Settings:
         if name == "stop":
             self.stop = () if text.lower() in _WITHOUT else stop_strings(_words(text))
         elif name == "think":
-            if text not in THINKING:
-                raise ArgumentError(f"think is one of {', '.join(THINKING)}, not {text!r}")
+            if text not in THINKING_MODES:
+                raise ArgumentError(f"think is one of {', '.join(THINKING_MODES)}, not {text!r}")
             self.think = text
         elif numeric is None:
             if text.lower() not in _SWITCH:
@@ -133,7 +126,7 @@ class Settings:
 
     def _change_number(self, setting: Setting, text: str) -> None:
         if text.lower() == "default" and setting is not MAX_TOKENS:
-            self.numbers.pop(setting.name, None)
+            self.sampling.pop(setting.keyword, None)
             return
         if text.lower() in _WITHOUT:
             value = setting.default
@@ -145,13 +138,13 @@ class Settings:
         if setting is MAX_TOKENS:
             self.max_tokens = value
         else:
-            self.numbers[setting.name] = value
+            self.sampling[setting.keyword] = value
 
     def shown(self, name: str) -> str:
         """A value as /set takes it."""
         name = canonical(name)
-        values = {**self.defaults, **self.numbers}
-        value = values[name] if name in values else getattr(self, name)
+        numeric = _NUMERIC.get(name)
+        value = self.arguments()[numeric.keyword] if numeric else getattr(self, name)
         if name == "stop":
             return " ".join(f'"{escaped(text)}"' for text in value) or "off"
         if isinstance(value, bool):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -15,28 +14,13 @@ import click
 from pyflash.chat.conversation import Answer
 from pyflash.chat.reply import ChatPiece
 from pyflash.cli.chat.settings import Settings
+from pyflash.cli.output import print_json
+from pyflash.cli.streams import dimmed, on_terminal
 from pyflash.machine.units import format_seconds
+from pyflash.native.text import json_text, visible, visible_line
 
 _REDRAW_SECONDS = 0.1
 _SHOWN_FROM_TOKENS = 64  # fewer are evaluated in a blink, or in a few seconds on the slowest machine
-
-# Control characters become visible ones.
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def on_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal that can move its cursor."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-
-
-def dimmed(text: str) -> str:
-    return click.style(text, dim=True)
-
-
-def visible(text: str) -> str:
-    """Text of a model or its file for a terminal, which it must not steer."""
-    return text.translate(_VISIBLE)
 
 
 class StatusLine:
@@ -127,7 +111,7 @@ class TextView:
         if piece.call is None:
             if piece.name:
                 self._end_line(False)
-                self._status.show(f"calling {visible(piece.name)}...")
+                self._status.show(f"calling {visible_line(piece.name)}...")
             return
         self._status.clear()
         self._end_line(False)
@@ -162,7 +146,7 @@ def call_line(call: dict[str, Any]) -> str:
         arguments = json.loads(function["arguments"])
     except ValueError:
         arguments = function["arguments"]
-    return json.dumps({**named, "name": function["name"], "arguments": arguments}, ensure_ascii=False)
+    return json_text({**named, "name": function["name"], "arguments": arguments})
 
 
 class JsonView:
@@ -194,14 +178,14 @@ class JsonView:
             top = [{"token": other.token, "text": other.text, "logprob": other.logprob} for other in piece.top]
             line |= {"token": piece.token, "logprob": piece.logprob, "top": top}
         if not hidden and (piece.text or len(line) > (4 if piece.kind == "tool_call" else 2)):
-            _print_json(line)
+            print_json(line)
 
     def end(self) -> None:
         self._status.clear()
 
     def finished(self, answer: Answer) -> None:
         """The last line."""
-        _print_json({
+        print_json({
             "done": True,
             "finish": "interrupted" if answer.interrupted else answer.finish,
             "message": answer.message,
@@ -214,10 +198,6 @@ class JsonView:
             "context": answer.capacity,
             "problems": list(answer.problems),
         })  # fmt: skip
-
-
-def _print_json(line: dict[str, Any]) -> None:
-    click.echo(json.dumps(line, ensure_ascii=False))
 
 
 def stats_line(answer: Answer) -> str:
@@ -246,7 +226,8 @@ def remarks(answer: Answer, stopped: bool = True) -> list[str]:
     if answer.problems:
         lines.append("pyflash: the answer's format is broken: " + "; ".join(dict.fromkeys(answer.problems)))
     if answer.context_full:
-        lines.append("pyflash: the context is full; -c makes it larger, /undo and /clear make room in a chat")
+        larger = "-c makes it larger, " if answer.can_grow else ""
+        lines.append(f"pyflash: the context is full; {larger}/undo and /clear make room in a chat")
     if answer.interrupted and stopped:
         lines.append("(stopped)" if answer.n_generated else "(stopped before the answer began: nothing has changed)")
     return lines

@@ -13,6 +13,8 @@ import pyflash
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import converter_errors, model_options, open_model, option
 from pyflash.cli.output import Status
+from pyflash.cli.paths import FilePath
+from pyflash.cli.streams import say, show, show_for_programs
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.bench.measure import Bench, Speed
@@ -46,11 +48,11 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")
 @option("--chunk", type=click.IntRange(1, 1 << 16), default=512, show_default=True,
         help="Tokens evaluated at once; more need more memory.")
-@option("--session-cache", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+@option("--session-cache", type=FilePath(file_okay=False, path_type=Path), metavar="FOLDER",
         help="Keep filled contexts here, and take them from here.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.svg",
+@option("--plot", type=FilePath(dir_okay=False, path_type=Path), metavar="OUT.svg",
         help="Draw speed over context as an SVG, too.")
 @model_options
 def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: Any) -> None:
@@ -84,10 +86,10 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
             speeds, interrupted = _measure(run, setting, status, "json" if as_json else "csv" if as_csv else "table")
         if as_json:
             click.echo(output.json_end(setting, run.memory, not interrupted))
-        elif as_csv:
-            click.echo(output.csv_text(setting, speeds, run.memory), nl=False)
+        elif as_csv and speeds:
+            show_for_programs(output.csv_text(setting, speeds, run.memory).rstrip("\n"))
         elif speeds:
-            click.echo(output.table_foot(speeds, run.memory))
+            show(output.table_foot(speeds, run.memory))
     if plot is not None and speeds:
         _write_plot(plot, setting, speeds)
     if interrupted:
@@ -100,7 +102,7 @@ def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[l
 
     speeds: list[Speed] = []
     if form == "table":
-        click.echo(output.table_head(setting))
+        show(output.table_head(setting))
     try:
         for speed in run.run():
             speeds.append(speed)
@@ -117,4 +119,4 @@ def _write_plot(path: Path, setting: Setting, speeds: list[Speed]) -> None:
     from pyflash.bench.plot import svg_text, write_svg
 
     write_svg(path, svg_text(setting, speeds))
-    click.echo(f"wrote {path}", err=True)
+    say(f"wrote {path}")

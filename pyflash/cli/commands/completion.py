@@ -10,6 +10,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
+from pyflash.cli.paths import FilePath
+
 _GGUF = "gguf"
 
 _BASH = """\
@@ -96,7 +98,7 @@ complete --no-files --command pyflash --arguments '(_pyflash_complete)'
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
-class GGUFFile(click.Path):
+class GGUFFile(FilePath):
     """A parameter that names a GGUF file: completes to such files, and to folders that may hold some.
 
     Whether it is there and can be read is left to who opens it: that is no matter of usage.

@@ -7,7 +7,10 @@ import os
 
 import click
 
+from pyflash import demo
 from pyflash.cli.output import print_done
+from pyflash.cli.settings_check import check_settings
+from pyflash.cli.streams import show
 from pyflash.machine.doctor import describe, diagnose
 from pyflash.native.errors import Error
 
@@ -23,10 +26,20 @@ def doctor(context: click.Context, as_json: bool) -> None:
     """
     group = context.find_root().command
     assert isinstance(group, click.Group)
-    found = diagnose(group, os.environ)
+    problems, warnings = check_settings(group, os.environ)
+    found = diagnose(os.environ, *_demo(warnings), problems, warnings)
     if as_json:
         print_done(dataclasses.asdict(found))
     else:
-        click.echo(describe(found))
+        show(describe(found))
     if found.problems:
         raise Error(found.problems[0])
+
+
+def _demo(warnings: list[str]) -> tuple[str | None, str | None]:
+    """The demo model's checkpoint and its GGUF's place."""
+    try:
+        return str(demo.checkpoint()), str(demo.file())
+    except Error as error:
+        warnings.append(str(error))
+        return None, None

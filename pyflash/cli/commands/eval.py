@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,15 +13,18 @@ import click
 import pyflash
 from gguf_export.errors import reason
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import CACHES, PRECISIONS, model_options, open_model, option
-from pyflash.cli.output import Status, print_done
+from pyflash.cli.options import model_options, open_model, option
+from pyflash.cli.output import Status, log_to_stderr, print_done, print_json
+from pyflash.cli.paths import FilePath
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import say, show
+from pyflash.engine.options import CACHES, PRECISIONS, cache_in_use
 from pyflash.machine.units import format_seconds
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.eval.logits_file import LogitsFile
     from pyflash.eval.measure import Base
-    from pyflash.eval.source import Subject
+    from pyflash.eval.source import Subject, Text
     from pyflash.eval.statistics import Perplexity
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -56,11 +57,11 @@ def _text_options(command: _F) -> _F:
 
 @evaluate.command()
 @click.argument("file", type=GGUFFile())
-@click.option("--text", type=click.Path(allow_dash=True), required=True, help='UTF-8 text file; "-": stdin.')
+@click.option("--text", type=FilePath(allow_dash=True), required=True, help='UTF-8 text file; "-": stdin.')
 @_text_options
 @option("--stride", command="eval", type=click.IntRange(1), metavar="N",
         help="Begin a window every N tokens and score only its last N: more context for each, and more work.")
-@click.option("--logits", type=click.Path(), metavar="OUT",
+@click.option("--logits", type=FilePath(), metavar="OUT",
               help="Keep the log-probabilities in the file OUT, for `eval kld` or llama.cpp: for each scored token 2 "
               "bytes a token of the vocabulary.")
 @model_options
@@ -75,7 +76,7 @@ def ppl(
     """
     from pyflash.eval import measure, output
     from pyflash.eval.logits_file import written_file
-    from pyflash.eval.source import Text, text_windows
+    from pyflash.eval.source import text_windows
 
     if stride is not None and logits is not None:
         raise click.UsageError("--logits has no place for windows with a --stride")
@@ -84,7 +85,7 @@ def ppl(
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         subject = _open(stack, file, options, n_ctx)
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
-        windows = text_windows(subject, Text(text, special), n_ctx, chunks, stride)
+        windows = text_windows(subject, _text(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
         writer = stack.enter_context(written_file(logits, windows, n_vocab)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
@@ -97,18 +98,18 @@ def ppl(
                         output.describe_windows(text, windows, found.count), "", output.perplexity_text(found)])
         run.leave()
     if logits:
-        click.echo(f"wrote {logits}", err=True)
+        say(f"wrote {logits}")
 
 
 @evaluate.command()
 @click.argument("file", type=GGUFFile())
 @click.argument("base", required=False, type=GGUFFile())
-@click.option("--text", type=click.Path(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
+@click.option("--text", type=FilePath(allow_dash=True), help='UTF-8 text file; "-": stdin. A BASE of '
               "log-probabilities holds its own.")
 @_text_options
-@option("--base-precision", type=click.Choice(PRECISIONS), default="exact", show_default=True,
+@option("--base-precision", type=click.Choice(list(PRECISIONS)), default="exact", show_default=True,
         help="Precision in which a BASE model is evaluated.")
-@option("--base-cache-type", type=click.Choice(CACHES), default="auto", show_default=True,
+@option("--base-cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of a BASE model's cache: reference leaves its roundings out of what is compared.")
 @model_options
 def kld(
@@ -121,9 +122,8 @@ def kld(
     eval ppl --logits` or by llama-perplexity's --save-all-logits. Without one it is FILE itself in exact precision:
     what computing fast alone changes.
     """
-    from pyflash.engine.model import cache_in_use
     from pyflash.eval import measure, output
-    from pyflash.eval.source import Text, common_windows, kept_windows
+    from pyflash.eval.source import common_windows, kept_windows
 
     if base is None and base_precision == options["precision"]:
         if cache_in_use(base_precision, base_cache_type) == cache_in_use(base_precision, options["cache_type"]):
@@ -131,7 +131,7 @@ def kld(
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         kept = _logits_file(stack, base)
-        read = None if text is None else Text(text, special)
+        read = None if text is None else _text(text, special)
         if kept is None and read is None:
             raise click.UsageError("missing option '--text': name a text to evaluate")
         if kept is not None and ctx not in (None, kept.windows.n_ctx):
@@ -169,6 +169,17 @@ def _open(stack: contextlib.ExitStack, file: str, options: Mapping[str, Any], n_
     return Subject(stack.enter_context(open_model(file, {**options, "context": n_ctx})[0]), file)
 
 
+def _text(path: str, special: bool) -> Text:
+    from pyflash.eval.source import Text
+
+    if path != "-":
+        return Text(path, special)
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise pyflash.ArgumentError("stdin is closed: name a text file")
+    return Text("the text on stdin", special, stream)
+
+
 def _logits_file(stack: contextlib.ExitStack, base: str | None) -> LogitsFile | None:
     """BASE, when it is no GGUF file."""
     from pyflash.eval.logits_file import LogitsFile
@@ -191,7 +202,7 @@ class _Run:
 
     def __init__(self, as_json: bool, verbose: bool) -> None:
         if verbose:
-            logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
+            log_to_stderr()
         self._as_json, self._verbose = as_json, verbose
         self._status = Status()
         self._window = self._n_windows = 0
@@ -217,7 +228,7 @@ class _Run:
 
         if self._as_json:
             fields = {"window": self._window, "windows": self._n_windows, **output.perplexity_fields(perplexity)}
-            click.echo(json.dumps(fields | (output.estimate_fields("kld", kld) if kld is not None else {})))
+            print_json(fields | (output.estimate_fields("kld", kld) if kld is not None else {}))
         left = (time.monotonic() - self._started) / self._window * (self._n_windows - self._window)
         shown = f"PPL {output.estimate_text(perplexity.ppl)}, "
         shown += "" if kld is None else f"KL divergence {output.estimate_text(kld)}, "
@@ -228,17 +239,17 @@ class _Run:
         if not self._as_json:
             if self._window < self._n_windows:
                 lines.append(f"\nafter {self._window} of {self._n_windows} windows")
-            click.echo("\n".join(lines))
+            show("\n".join(lines))
         elif self._interrupted:
-            click.echo(json.dumps({**fields, "windows_done": self._window, "seconds": seconds, "done": False}))
+            print_json({**fields, "windows_done": self._window, "seconds": seconds, "done": False})
         else:
             print_done({**fields, "windows_done": self._window, "seconds": seconds})
         if self._verbose:
-            click.echo(f"pyflash: {self._window} windows in {format_seconds(seconds)}", err=True)
+            say(f"pyflash: {self._window} windows in {format_seconds(seconds)}")
 
     def leave(self) -> None:
         """Goes on as Ctrl-C does, if it came."""
         if self._interrupted:
             if self._as_json and self._window == 0:
-                click.echo(json.dumps({"windows_done": 0, "done": False}))
+                print_json({"windows_done": 0, "done": False})
             raise KeyboardInterrupt

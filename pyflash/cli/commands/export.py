@@ -12,8 +12,10 @@ import click
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import converter_errors, print_written
 from pyflash.cli.output import print_done
+from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.streams import say, show_for_programs
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -33,7 +35,7 @@ def export() -> None:
 
 @export.command("ollama")
 @click.argument("file", type=GGUFFile())
-@click.argument("dest", type=click.Path())
+@click.argument("dest", type=FilePath())
 @click.option("--name", help="The model's name in Ollama.  [default: from the file]")
 @click.option("--link", "place", flag_value="link", help="Link the file beside the Modelfile, which can then move.")
 @click.option("--copy", "place", flag_value="copy", help="Copy the file beside the Modelfile.")
@@ -57,13 +59,13 @@ def export_ollama(file: str, dest: str, name: str | None, place: str | None, for
             "placed": done.how, "name": done.name, "commands": done.commands(),
         })
         return
-    click.echo(f"wrote {done.modelfile}", err=True)
-    click.echo("\n".join(done.commands()))
+    say(f"wrote {done.modelfile}")
+    show_for_programs("\n".join(done.commands()))
 
 
 @export.command("lmstudio")
 @click.argument("file", type=GGUFFile())
-@click.argument("dest", type=click.Path())
+@click.argument("dest", type=FilePath())
 @click.option("--publisher", help="Folder below DEST.  [default: from the file, else deepseek-ai]")
 @click.option("--model", help="Folder below that.  [default: from the file]")
 @click.option("--copy", is_flag=True, help="Copy the file instead of linking it.")
@@ -82,24 +84,24 @@ def export_lmstudio(
 
         with Progress("copying", sys.stderr) as progress:
             done = write(
-                Path(file), Path(dest).expanduser(), publisher=publisher, model=model, copy=copy, force=force,
+                Path(file), Path(dest), publisher=publisher, model=model, copy=copy, force=force,
                 progress=progress.update,
             )
     for path in done.left_out:
-        click.echo(f"pyflash: note: {path.name} stays out: LM Studio would take the MTP file for a model", err=True)
+        say(f"pyflash: note: {path.name} stays out: LM Studio would take the MTP file for a model")
     if as_json:
         print_done({
             "files": [str(path) for path in done.files], "placed": done.how, "publisher": done.publisher,
             "model": done.model, "left_out": [str(path) for path in done.left_out],
         })
         return
-    click.echo(f"{done.how} of {len(done.files)} file{'s' if len(done.files) > 1 else ''}", err=True)
-    click.echo("\n".join(str(path) for path in done.files))
+    say(f"{done.how} of {len(done.files)} file{'s' if len(done.files) > 1 else ''}")
+    show_for_programs("\n".join(str(path) for path in done.files))
 
 
 @export.command("hf")
 @click.argument("file", type=GGUFFile())
-@click.argument("dest", type=click.Path())
+@click.argument("dest", type=FilePath())
 @_as_json
 def export_hf(file: str, dest: str, as_json: bool) -> None:
     """Turn a native-profile GGUF back into the safetensors it came from, in the new folder DEST."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
-import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,19 +17,23 @@ from click.core import ParameterSource
 
 import pyflash
 from pyflash import demo
-from pyflash.chat.conversation import Conversation, read_text
+from pyflash.chat.conversation import Conversation
+from pyflash.cli.advice import LOADING, ways_out
+from pyflash.cli.chat.commands import loaded
 from pyflash.cli.chat.lines import History, LineReader
-from pyflash.cli.chat.loop import Chat, SessionFile, say
+from pyflash.cli.chat.loop import Chat, SessionFile
 from pyflash.cli.chat.settings import SAMPLING, Settings, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView
 from pyflash.cli.commands.completion import GGUFFile
+from pyflash.cli.memory_advice import warning_of
 from pyflash.cli.options import model_options, open_model, option, sampling_options
+from pyflash.cli.output import log_to_stderr
+from pyflash.cli.paths import FilePath, expanded
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
-from pyflash.cli.stdin import piped_text, read_stdin
-from pyflash.machine import memory_plan
-from pyflash.machine.places import state_dir
-from pyflash.machine.units import format_bytes
+from pyflash.cli.streams import piped_text, read_stdin, say
+from pyflash.cli.text import read_text, recoded
+from pyflash.machine.places import homeless, state_dir
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
 
@@ -40,7 +43,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
 @option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: the built-in demo model]")
 @option("--prompt", "-p", help="Prompt.")
-@option("--file", "-f", type=click.Path(), help="Put this text file after the prompt; alone it is the prompt.")
+@option("--file", "-f", type=FilePath(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
         help="Context in tokens.  [default: the model's, at most 65536]")
 @option("--system", help="System message.")
@@ -52,10 +55,11 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @sampling_options
 @option("--json-object", is_flag=True, help="Make the answer a JSON object.")
 @option("--json-schema", metavar="FILE|JSON", help="Make the answer JSON of this schema.")
-@option("--tools", type=click.Path(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
+@option("--tools", type=FilePath(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
         "Calls are shown as JSON.")
-@option("--session", type=click.Path(), help="Continue the conversation in this file, if there is one, and keep it "
-        "there after each answer.")
+@option("--session", type=FilePath(), help="Continue the conversation in this file, if there is one, and keep it "
+        "there after each answer. Another pyflash that wants the same file meanwhile is refused.")
+@option("--session-ro", type=FilePath(), help="Continue the conversation in this file, and leave the file as it is.")
 @option("--no-history", is_flag=True, help="Do not keep what is typed in a chat for the next one.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
@@ -68,8 +72,9 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
     built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
     it is given, and --tools.
 
-    Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. Without a prompt
-    each line of it is a turn of a chat, which ends at the first that fails.
+    Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. It is waited for,
+    however late it comes; with < /dev/null there is none. Without a prompt each line of it is a turn of a chat, which
+    ends at the first that fails. Texts are UTF-8, or UTF-16 with its mark.
 
     In a chat /help lists the commands. Nothing of it is dropped when the context is full: the chat says so, /undo and
     /clear make room, and a larger --ctx holds more.
@@ -82,39 +87,51 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
         raise click.UsageError("--json needs a prompt")
     settings = _settings(options, stats=interactive)
     tools, response_format = _tools(options["tools"]), _response_format(options)
-    if options["verbose"]:
-        logging.basicConfig(stream=sys.stderr, format="pyflash: %(message)s", level=logging.DEBUG)
+    log_to_stderr(options["verbose"])
     if model_path is None and interactive:
         say("Demo model: knows small talk, sums (/think shows how) and what it reads. Yours: pyflash run model.gguf")
+    session_path, resumed_path = _session_files(options)
     with leaving_on_signals(), _session(model_path, options) as session:
+        settings.follow(session.model.sampling)
         conversation = Conversation(session, settings, tools=tools, response_format=response_format,
                                     logprobs=options["logprobs"])
-        session_file = SessionFile(options["session"], conversation) if options["session"] else None
-        if options["system"] and options["system"] != conversation.system:
-            conversation.system = options["system"]
+        session_file = SessionFile(session_path, conversation) if session_path else None
+        if resumed_path:
+            with ways_out(LOADING):
+                conversation.load(resumed_path)
+            if interactive:
+                say(f"continues {loaded(conversation)}")
+        system = recoded(options["system"] or "", "--system", say)
+        if system and system != conversation.system:
+            conversation.system = system
         view = JsonView(settings, options["logprobs"]) if options["as_json"] else TextView(settings)
-        chat = Chat(conversation, view, session_file, options["verbose"])
+        chat = Chat(conversation, view, session_file, options["verbose"], response_format is not None)
         finished = chat.answer_once(prompt) if prompt is not None else chat.run(_reader(chat, interactive))
     if not finished:
         raise KeyboardInterrupt
 
 
 def _reader(chat: Chat, interactive: bool) -> LineReader:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding=None if interactive else "utf-8", errors="replace")
-    history = History(state_dir() / "history") if interactive else None
+    history = None
+    if interactive and isinstance(sys.stdin, io.TextIOWrapper):
+        known_only = codecs.lookup(sys.stdin.encoding).name == "ascii"  # the locale names nothing better
+        sys.stdin.reconfigure(encoding="utf-8" if known_only else None, errors="surrogateescape")
+        folder = state_dir()
+        history = History(folder / "history") if folder is not None else None
     return LineReader(interactive, history, chat.commands.complete)
 
 
 @contextlib.contextmanager
 def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflash.Session]:
     if model_path is None:
+        if (line := homeless()) is not None:
+            say(f"pyflash: {line}")
         with Progress("converting", sys.stderr) as progress:
             model_path = str(demo.path(progress.update, progress.say))
     model, expert_budget = open_model(model_path, options)
     with model:
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
-            if warning := memory_plan.warning_of(model, session, expert_budget, format_bytes):
+            if warning := warning_of(model, session, expert_budget):
                 say(f"pyflash: warning: {warning}")
             yield session
 
@@ -141,18 +158,20 @@ def _model_and_prompt(
     if second is not None:
         if _typed("model"):
             raise click.UsageError("the model is given twice: as an argument and with --model")
-        model, prompt = first, second
+        assert first is not None
+        model, prompt = expanded(first), second
     elif first is not None and not _typed("model") and _names_a_file(first):
-        model, prompt = first, None
+        model, prompt = expanded(first), None
     if prompt is not None and _typed("prompt"):
         raise click.UsageError("give the prompt once: as an argument or with --prompt")
     return model, _prompt(prompt, options)
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether it does, or was meant to: a mistyped path is no prompt."""
-    is_path = re.match(r"(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*$", text) is not None
-    return text.endswith(".gguf") or is_path or os.path.exists(text)
+    """Whether it does, or was meant to: a mistyped path is no prompt, and a word that a folder happens to have for its
+    name is one."""
+    is_path = re.match(r"((~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*|\.\.?)$", text) is not None
+    return text.endswith(".gguf") or is_path or (os.path.exists(text) and not os.path.isdir(text))
 
 
 def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
@@ -164,13 +183,14 @@ def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
         file = options["file"]
     if prompt is None and file is None:
         return None
+    prompt = None if prompt is None else recoded(prompt, "the prompt", say)
     if prompt == "-" or file == "-":
-        text = read_stdin()
+        text = read_stdin(say)
         parts = [text] if prompt in ("-", None) else [prompt, text]
         if prompt == "-" and file not in ("-", None):
-            parts.append(read_text(file))
+            parts.append(read_text(file, say))
     elif file is not None:
-        parts = [read_text(file)] if prompt is None else [prompt, read_text(file)]
+        parts = [read_text(file, say)] if prompt is None else [prompt, read_text(file, say)]
     else:
         parts = [prompt or "", piped_text(say)]
     whole = "\n\n".join(part for part in parts if part and part.strip())
@@ -179,12 +199,22 @@ def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:
     return whole
 
 
+def _session_files(options: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The files of --session and --session-ro, of which the one that is typed goes before the environment's."""
+    session, read_only = options["session"], options["session_ro"]
+    if session and read_only:
+        if _typed("session") == _typed("session_ro"):
+            raise click.UsageError("choose one of --session and --session-ro")
+        return (session, None) if _typed("session") else (None, read_only)
+    return session, read_only
+
+
 def _settings(options: dict[str, Any], stats: bool) -> Settings:
     try:
-        stop = stop_strings(options["stop"]) if options["stop"] else ()
+        stop = stop_strings([recoded(text, "--stop", say) for text in options["stop"]]) if options["stop"] else ()
     except pyflash.ArgumentError as error:
         raise click.UsageError(f"--stop: {error}") from None
-    chosen = {setting.name: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
+    chosen = {setting.keyword: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
     return Settings(
         chosen, options["max_tokens"], _think_mode(options), stop, options["hide_thinking"], stats,
         not options["no_history"],
@@ -207,8 +237,8 @@ def _response_format(options: dict[str, Any]) -> dict[str, Any] | None:
         raise click.UsageError("choose one of --json-object and --json-schema")
     source = "--json-schema"
     if not text.lstrip().startswith(("{", "[")):
-        source, text = text, read_text(text)
-    schema = _json(text, source)
+        source, text = text, read_text(text, say)
+    schema = _json(recoded(text, source, say), source)
     if not isinstance(schema, dict):
         raise pyflash.ArgumentError(f'{source}: a JSON schema is an object such as {{"type": "object"}}')
     return {"type": "json_schema", "json_schema": {"schema": schema}}
@@ -217,7 +247,7 @@ def _response_format(options: dict[str, Any]) -> dict[str, Any] | None:
 def _tools(path: str | None) -> list[dict[str, Any]] | None:
     if path is None:
         return None
-    tools = _json(read_text(path), path)
+    tools = _json(read_text(path, say), path)
     tools = tools if isinstance(tools, list) else [tools]
     for tool in tools:
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -236,3 +266,5 @@ def _json(text: str, source: str) -> Any:
                                   ) from None
     except RecursionError:
         raise pyflash.FormatError(f"{source} is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise pyflash.FormatError(f"{source} holds what no program can use: {error}") from None

@@ -12,7 +12,6 @@ import pytest
 import pyflash
 from gguf_export.chat_template import chat_template
 from pyflash import chat
-from pyflash.chat.prompt import encode_prompt
 from pyflash.engine.model import _release
 
 Say = Callable[..., list[int]]  # the fixture's
@@ -270,27 +269,9 @@ def test_answers_in_unusual_tokens_are_known_too(model: pyflash.Model, session: 
         unusual += model.tokenizer.encode(content) != session.tokens.tolist()[reply.n_prompt :]
         messages += [reply.message, {"role": "user", "content": f"and {seed}?"}]
         wanted = model.tokenizer.decode(model.tokenizer.encode_segments(chat.segments(messages)))
-        given = encode_prompt(model.tokenizer, chat.segments(messages), session.tokens.tolist())
+        given = session.align(model.tokenizer.encode_segments(chat.segments(messages)))
         assert model.tokenizer.decode(given) == wanted or "\ufffd" in content
     assert unusual > 4
-
-
-@pytest.mark.parametrize(
-    ("known", "is_kept"),
-    [
-        ("t h e", True), ("t h", True), ("t", True), ("t h e EOS", True), ("t h e EOS more", True),
-        ("", False), ("the", False), ("t h y", False), ("t h EOS e", False), ("t h e n", False), ("EOS", False),
-    ],
-)  # fmt: skip
-def test_prompt_takes_known_tokens_for_the_same_text(model: pyflash.Model, known: str, is_kept: bool) -> None:
-    bos, eos, tokenizer = model.info.bos_token, model.info.eos_token, model.tokenizer
-    ids = [eos if word == "EOS" else tokenizer.encode(word)[0] for word in known.split()]
-    given = encode_prompt(tokenizer, [(chat.BOS, True), ("the", False), (chat.EOS, True)], [bos, *ids])
-    assert tokenizer.decode(given, special=True) == f"{chat.BOS}the{chat.EOS}"
-    assert (given != [bos, *tokenizer.encode("the"), eos]) == is_kept
-    if is_kept:
-        kept = ids[: ids.index(eos)] if eos in ids else ids
-        assert given[1 : 1 + len(kept)] == kept
 
 
 def test_regenerating_needs_no_prefill(model: pyflash.Model, session: pyflash.Session) -> None:

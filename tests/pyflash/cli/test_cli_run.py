@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pyflash
+from pyflash.chat.conversation import Answer
+from pyflash.cli.chat.loop import cut_json
 from pyflash.cli.main import cli
 from pyflash.machine import hardware
-from pyflash.cli import stdin as stdin_text
+from pyflash.cli import streams
 
 COMMAND = [sys.executable, "-m", "pyflash", "run"]
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": {}}}]
@@ -63,34 +65,46 @@ def test_piped_text_goes_after_the_prompt(tmp_path: Path, tiny_model: Path) -> N
     assert len(counts) == 1
 
 
-def test_a_pipe_that_nobody_writes_to(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_is_written_to_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, after a line that says so and how not to."""
+    monkeypatch.setattr(streams, "SILENCE_SECONDS", 0.2)
     read, write = os.pipe()
-    with os.fdopen(read) as silent:
-        monkeypatch.setattr(sys, "stdin", silent)
-        said: list[str] = []
-        assert stdin_text.piped_text(said.append, patience=0.2) == ""
-        assert len(said) == 1 and "-f -" in said[0]
-        os.write(write, b"late\xff")
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        os.write(write, "späte Wörter".encode())
         os.close(write)
-        deadline = time.monotonic() + 60
-        while os.read(read, 1) and time.monotonic() < deadline:  # the reading thread sees the end, too
-            pass
+
+    with os.fdopen(read) as late:
+        monkeypatch.setattr(sys, "stdin", late)
+        assert streams.piped_text(tell) == "späte Wörter"
+    assert len(said) == 1 and "< /dev/null" in said[0]
 
 
 def test_only_pipes_files_and_sockets_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with open(os.devnull) as null:
         monkeypatch.setattr(sys, "stdin", null)
-        assert stdin_text.piped_text(pytest.fail) == ""
+        assert streams.piped_text(pytest.fail) == ""
     (tmp_path / "file").write_bytes("\ufeffzwölf\r\n".encode())
     with open(tmp_path / "file") as file:
         monkeypatch.setattr(sys, "stdin", file)
-        assert stdin_text.piped_text(pytest.fail) == "zwölf\n"
+        assert streams.piped_text(pytest.fail) == "zwölf\n"
 
 
 @pytest.mark.parametrize("path", ["./model", "../models/flash", "~/model", "/no/model", "C:\\models\\flash", "."])
 def test_a_mistyped_model_is_no_prompt(path: str) -> None:
     done = run(path, stdin="Hello")
-    assert isinstance(done.exception, pyflash.Error) and path in str(done.exception) and done.stdout == ""
+    assert isinstance(done.exception, pyflash.Error) and done.stdout == ""
+    assert os.path.expanduser(path) in str(done.exception)
+
+
+def test_a_word_that_is_a_folders_name_is_a_prompt(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    assert run("tests", "-n", 3, PYFLASH_MODEL=str(tiny_model)).exit_code == 0
 
 
 def test_a_scripted_chat(tiny_model: Path) -> None:
@@ -209,8 +223,31 @@ def test_answers_as_json(tmp_path: Path, tiny_model: Path) -> None:
         done = run(tiny_model, "A number", "--json-schema", given, "-n", 400)
         assert done.exit_code == 0, done.exception
         assert 1 <= json.loads(done.stdout)["n"] <= 99
-    last = lines(run(tiny_model, "Anything", "--json-object", "--json", "-n", 5))[-1]
-    assert last["message"]["content"].lstrip().startswith("{")
+
+
+def test_json_that_is_cut_has_failed(tmp_path: Path, tiny_model: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = json.dumps({"type": "object", "properties": {"things": {"type": "integer"}}, "required": ["things"]})
+    cut = run(tiny_model, "Anything", "--json-schema", schema, "--json", "-n", 2)
+    last = json.loads(cut.stdout.splitlines()[-1])
+    assert last["message"]["content"].lstrip().startswith("{") and last["finish"] == "length"
+    assert isinstance(cut.exception, pyflash.FormatError)
+    assert "2 tokens" in str(cut.exception) and "-n" in str(cut.exception)
+    stopped = run(tiny_model, "Anything", "--json-object", "--stop", "{")
+    assert isinstance(stopped.exception, pyflash.FormatError) and "stop string" in str(stopped.exception)
+    chat = run(tiny_model, "--json-schema", schema, "-n", 2, stdin="One\nTwo\n")
+    assert isinstance(chat.exception, pyflash.FormatError) and chat.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "is_whole"),
+    [('{"a": 1}', "length", True), ("[1]", "stop", True), ('{"a": [1', "length", False), ("12", "length", False),
+     ("12", "stop", True), ("null", "stop", True), ("nul", "stop", False), ("", "length", False), ("", "stop", False)],
+)  # fmt: skip
+def test_when_json_is_whole(content: str, finish: str, is_whole: bool) -> None:
+    answer = Answer({"content": content}, False, finish, 5, 0, 3, 0.5, 0.25, 7, 100)
+    assert (cut_json(answer) is None) == is_whole
+    assert cut_json(Answer({"tool_calls": [{}]}, False, finish, 5, 0, 3, 0.5, 0.25, 7, 100)) is None
 
 
 def test_json_without_the_library_for_it(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,4 +323,50 @@ def test_a_model_larger_than_memory(tiny_model: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own - 1, own - 1, None))
     refused = run(tiny_model, "Hello", "-n", 3, "-c", 512)
     assert isinstance(refused.exception, pyflash.MemoryLimitError) and "--ctx" in str(refused.exception)
+    assert "--cache-type" not in str(refused.exception)  # the reference cache is in use already
+    larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
+    assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type" not in str(larger.exception)
+    monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own + 1, own + 1, None))
+    larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
+    assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type reference" in str(larger.exception)
+
+
+def test_limits_of_threads(tiny_model: Path) -> None:
+    """The same in help, library and native library."""
+    assert run(tiny_model, "Hello", "-t", 1025).exit_code == 2
+    for threads in (1025, 0):
+        with pytest.raises(pyflash.ArgumentError, match=r"1024|at least 1"):
+            pyflash.Model.open(tiny_model, threads=threads)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800.gguf", "a" * 5000])
+def test_paths_that_cannot_be(path: str) -> None:
+    with pytest.raises(pyflash.Error) as raised:
+        pyflash.Model.open(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["/read a\0b", "/save a\0b", "/load a\0b", "/read ~nosuchuser/x", "/set temp 1e400",
+                                  "/set seed " + 5000 * "9", "/set top_k nan"])  # fmt: skip
+def test_chat_commands_fail_as_errors(tiny_model: Path, line: str) -> None:
+    done = run(tiny_model, "-n", 3, stdin=f"{line}\n")
+    assert isinstance(done.exception, pyflash.Error), done.exception
+
+
+def test_sizes_and_numbers_without_an_end(tiny_model: Path) -> None:
+    assert run(tiny_model, "Hello", "--expert-budget", 5000 * "9" + "G").exit_code == 2
+    done = run(tiny_model, "Hello", "--json-schema", '{"type": "object", "x": ' + 5000 * "9" + "}")
+    assert isinstance(done.exception, pyflash.Error)
+
+
+def test_a_home_in_an_option_and_a_variable(tiny_model: Path, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("HOME is not the home there")
+    (tmp_path / "m.gguf").symlink_to(tiny_model)
+    (tmp_path / "notes.txt").write_text("Some notes.")
+    for arguments in (("--model=~/m.gguf", "Hello"), ("~/m.gguf", "Hello"), ("Hello",),
+                      ("--model=~/m.gguf", "-f", "~/notes.txt", "--session=~/s.session")):  # fmt: skip
+        done = start(*arguments, "-n", 3, cwd=tmp_path, HOME=str(tmp_path), PYFLASH_MODEL="~/m.gguf")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.session").is_file()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -14,13 +16,18 @@ from typing import Any
 import pytest
 
 import pyflash
-from pyflash.chat.conversation import Answer, Conversation, read_text
+from pyflash.chat.conversation import Answer, Conversation
 from pyflash.chat.reply import ChatPiece
+from pyflash.cli.advice import LOADING, answering, ways_out
 from pyflash.cli.chat.commands import COMMANDS, Commands, Leave
 from pyflash.cli.chat.lines import Entry, History, LineReader, complete_path
 from pyflash.cli.chat.settings import SAMPLING, Settings, helps, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView, call_line, remarks, stats_line
-from pyflash.machine.places import state_dir
+from pyflash.cli.paths import expanded, typed_path
+from pyflash.cli.text import read_text
+from pyflash.cli.streams import say
+from pyflash.machine.places import cache_dir, home, homeless, state_dir
+from pyflash.native.text import json_text, visible, visible_line
 
 pytestmark = pytest.mark.quick
 
@@ -125,9 +132,10 @@ def test_stop_strings() -> None:
 # -- what is typed --
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Entry]:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    reader = LineReader(False, None, lambda _line: [])
+def typed(monkeypatch: pytest.MonkeyPatch, text: str | bytes, told: list[str] | None = None) -> list[Entry]:
+    data = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    reader = LineReader(False, None, lambda _line: [], pytest.fail if told is None else told.append)
     entries = []
     while (entry := reader.read()) is not None:
         entries.append(entry)
@@ -142,7 +150,20 @@ def test_lines_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         Entry("/set temp 1", False), Entry("/save C:\\dir\\", False), Entry("a\nb", True),
         Entry("/system x\ny", False), Entry('say """hi"""', True),
     ]  # fmt: skip
-    assert typed(monkeypatch, '"""never closed\n') == []
+    with pytest.raises(pyflash.FormatError, match='line 2 .*"""'):
+        typed(monkeypatch, 'one\n"""never closed\nat all\n')
+
+
+def test_lines_that_are_not_plain_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert typed(monkeypatch, "\ufeff/help\r\nzwölf\r\n") == [Entry("/help", False), Entry("zwölf", True)]
+    told: list[str] = []
+    latin = typed(monkeypatch, b"hello\nall of the caf\xe9s\n", told)
+    assert latin == [Entry("hello", True), Entry("all of the caf\ufffds", True)]
+    assert len(told) == 1 and "line 2 of stdin" in told[0] and "byte 15" in told[0]
+    for data, word in (("Hi\n".encode("utf-16"), "UTF-16"), ("Hi\n".encode("utf-32"), "UTF-32"),
+                       (b"a\0b\n", "zero bytes"), ("Grüße".encode("cp500"), "not UTF-8")):  # fmt: skip
+        with pytest.raises(pyflash.FileError, match=word):
+            typed(monkeypatch, data)
 
 
 def test_history(tmp_path: Path) -> None:
@@ -172,11 +193,52 @@ def test_history_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     assert history.add("hello") and history.entries == ["hello"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's special files")
+def test_history_that_is_no_file(tmp_path: Path) -> None:
+    """A link to /dev/null is how people switch histories off; opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        history = History(tmp_path / name)
+        assert history.entries == [] and history.add("hello")
+
+
+def test_a_damaged_history_stops_no_chat(tmp_path: Path) -> None:
+    (tmp_path / "history").write_bytes(b"caf\xe9\n\xff\xfe\n\0\n\n two\xe2\x80\xa8lines\n")
+    history = History(tmp_path / "history")
+    assert history.entries == ["caf\ufffd", "\ufffd\ufffd", "\\", " two\u2028lines"]
+    assert LineReader(False, history, lambda _line: []).keep_history
+
+
 def test_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PYFLASH_STATE", raising=False)
     assert state_dir().name == "pyflash"
     monkeypatch.setenv("PYFLASH_STATE", str(tmp_path))
     assert state_dir() == tmp_path
+    monkeypatch.setenv("PYFLASH_STATE", "~/state")
+    assert str(state_dir()) == os.path.expanduser("~/state")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have their homes elsewhere")
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PYFLASH_STATE", "PYFLASH_CACHE", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert homeless() is None
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert home() is None and state_dir() is None
+    folder = tmp_path / f"pyflash-{os.getuid()}"
+    assert cache_dir() == folder and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    told = homeless()
+    assert told is not None and str(folder) in told and "PYFLASH_CACHE" in told
+    folder.chmod(0o777)
+    with pytest.raises(pyflash.FileError, match="PYFLASH_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which that variable's specification has ignored
+    with pytest.raises(pyflash.FileError):
+        cache_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "pyflash" and homeless() is None
 
 
 # -- the conversation: what the cache holds is never evaluated again --
@@ -201,7 +263,7 @@ def tame(talk: Conversation, n_prompt: int) -> bool:
 def test_later_turns_evaluate_only_what_is_new(model: pyflash.Model, tmp_path: Path, think: str) -> None:
     long_question = "The quick brown fox jumps over the lazy dog. " * 60
     talk = new(model, max_tokens=5)
-    talk.settings.think, talk.settings.numbers["seed"] = think, 0
+    talk.settings.think, talk.settings.sampling["seed"] = think, 0
     first = talk.ask(long_question, Silent())
     assert first.n_reused == 0 and first.n_prompt > 1000
     while not tame(talk, first.n_prompt):
@@ -232,7 +294,7 @@ def test_later_turns_evaluate_only_what_is_new(model: pyflash.Model, tmp_path: P
 
 def test_stopped_answers(model: pyflash.Model) -> None:
     talk = new(model, max_tokens=50)
-    talk.settings.numbers["temp"] = 0.0
+    talk.settings.sampling["temperature"] = 0.0
     stopped = talk.ask("Hello", Silent(stop_after=5))
     assert stopped.interrupted and 0 < stopped.n_generated <= 5 and stopped.finish is None
     assert talk.messages[1] == stopped.message and stopped.message["role"] == "assistant"
@@ -249,12 +311,13 @@ def test_stopped_answers(model: pyflash.Model) -> None:
 
 def test_full_context(model: pyflash.Model) -> None:
     talk = new(model, context=40, max_tokens=4)
-    with pytest.raises(pyflash.ContextFullError, match="-c .* /clear") as raised:
-        talk.ask("many words " * 40, Silent())
-    assert "\n" not in str(raised.value) and talk.messages == []
+    for ways, way_out in ({}, "a session with a larger context$"), (answering(talk.session), "-c .* /clear"):
+        with pytest.raises(pyflash.ContextFullError, match=way_out) as raised, ways_out(ways):
+            talk.ask("many words " * 40, Silent())
+        assert "\n" not in str(raised.value) and talk.messages == []
     talk.settings.max_tokens = None
     for seed in range(50):
-        talk.settings.numbers["seed"] = seed
+        talk.settings.sampling["seed"] = seed
         if talk.ask("Hello", Silent()).context_full:
             break
         talk.clear()
@@ -262,9 +325,27 @@ def test_full_context(model: pyflash.Model) -> None:
     talk.session.close()
 
 
+def test_seeds(model: pyflash.Model) -> None:
+    """-1 is a random one, as elsewhere, and no other becomes it by being regenerated with."""
+    seen = []
+    talk = new(model, max_tokens=12)
+    talk.settings.change("temp", "5")
+    for seed in ("-1", "-1", "-2"):
+        talk.settings.change("seed", seed)
+        talk.clear()
+        seen.append(talk.ask("hello", Silent()).message["content"])
+    assert seen[0] != seen[1]
+    again = [talk.regenerate(Silent()).message["content"] for _ in range(2)]
+    talk.settings.change("seed", "-2")
+    talk.clear()
+    assert talk.ask("hello", Silent()).message["content"] == seen[2]
+    assert [talk.regenerate(Silent()).message["content"] for _ in range(2)] == again
+    talk.session.close()
+
+
 def test_regenerating_with_a_seed_gives_another_answer(model: pyflash.Model) -> None:
     talk = new(model)
-    talk.settings.numbers["seed"] = 5
+    talk.settings.sampling["seed"] = 5
     first = talk.ask("Hello", Silent()).message
     others = [talk.regenerate(Silent()).message for _ in range(2)]
     assert first not in others and others[0] != others[1]
@@ -313,11 +394,16 @@ def test_session_files_that_do_not_fit(model: pyflash.Model, tmp_path: Path) -> 
     damaged = tmp_path / "damaged"
     damaged.write_bytes(file.read_bytes()[:-100])
     small, other = new(model, context=9), Conversation(model.session(100, cache="f16"), Settings())
+    text = tmp_path / "text"
+    text.write_text("no session")
     for reader, path, way_out in ((small, file, "a larger -c"), (other, file, "--cache-type"),
-                                  (talk, damaged, "remove it")):  # fmt: skip
-        with pytest.raises(pyflash.Error, match=way_out) as raised:
+                                  (talk, damaged, "remove it"), (talk, text, "--session write them")):  # fmt: skip
+        with pytest.raises(pyflash.Error, match=way_out) as raised, ways_out(LOADING):
             reader.load(str(path))
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+        with pytest.raises(pyflash.Error) as raised:
+            reader.load(str(path))
+        assert not re.search(r" -|/\w+ and", str(raised.value))  # the API's notions, no flags or commands
     for reader in (talk, small, other):
         reader.session.close()
 
@@ -333,13 +419,56 @@ def test_saving_goes_through_links(model: pyflash.Model, tmp_path: Path) -> None
 
 def test_reading_files(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("\ufeffzwölf\r\nBoxkämpfer".encode())
-    assert read_text(str(tmp_path / "text")) == "zwölf\nBoxkämpfer"
+    assert read_text(str(tmp_path / "text"), pytest.fail) == "zwölf\nBoxkämpfer"
     (tmp_path / "binary").write_bytes(b"a\0b")
     (tmp_path / "empty").write_text(" \n")
-    for name in ("binary", "empty", "missing", "."):
+    (tmp_path / "greek").write_bytes("Τίποτα".encode("iso8859-7"))
+    (tmp_path / "half").write_bytes(b"\xff\xfea")
+    for name in ("binary", "empty", "missing", ".", "greek", "half", "zero\0byte", "~nosuchuser/file"):
         with pytest.raises(pyflash.FileError) as raised:
-            read_text(str(tmp_path / name))
+            read_text(name if name[0] == "~" else str(tmp_path / name), pytest.fail)
         assert "\n" not in str(raised.value)
+
+
+def test_reading_files_that_are_not_plain_utf8(tmp_path: Path) -> None:
+    """Nothing changes without a word."""
+    told: list[str] = []
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / encoding).write_text("zwölf\n", encoding=encoding)
+        assert read_text(str(tmp_path / encoding), told.append) == "zwölf\n"
+        assert encoding.upper() in told.pop() and not told
+    (tmp_path / "latin").write_bytes("im Café sind zwölf \ufffd".encode() + "ä".encode("latin-1"))
+    assert read_text(str(tmp_path / "latin"), told.append) == "im Café sind zwölf \ufffd\ufffd"
+    assert len(told) == 1 and "in 1 place," in told[0] and "latin" in told[0]
+
+
+def test_a_home_in_place_of_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME" if sys.platform != "win32" else "USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Path(expanded("~/m.gguf")) == tmp_path / "m.gguf"
+    assert expanded("~nosuchuser/m.gguf") == "~nosuchuser/m.gguf"
+    (tmp_path / "~").write_text("")
+    assert expanded("~") == "~"  # a file of that very name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("plain.txt", "plain.txt"), (r"My\ File.txt", "My File.txt"), ("'My File.txt'", "My File.txt"),
+        ('"My File.txt"', "My File.txt"), ("My File.txt", "My File.txt"), (r"'it'\''s.txt'", "it's.txt"),
+        ("it's.txt", "it's.txt"), (r"a\(1\)\&b.txt", "a(1)&b.txt"), ("file://{here}/My%20File.txt", "My File.txt"),
+        ("file://localhost{here}/My%20File.txt", "My File.txt"), ("{here}/My File.txt", "My File.txt"),
+        ("~/My\\ File.txt", "My File.txt"), ("two words", "two words"), ("'", "'"), (r"back\slash", r"back\slash"),
+    ],
+)  # fmt: skip
+def test_paths_as_terminals_paste_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str) -> None:
+    if sys.platform == "win32":
+        pytest.skip("backslashes separate folders there")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for file in ("plain.txt", "My File.txt", "it's.txt", "a(1)&b.txt", r"back\slash"):
+        (tmp_path / file).write_text("")
+    assert (tmp_path / typed_path(text.format(here=tmp_path))) == tmp_path / name
 
 
 # -- commands --
@@ -358,7 +487,7 @@ def test_commands_talk_in_lines(model: pyflash.Model) -> None:
             assert commands.run(command.name) is None and said
     assert talk.settings.think == "off"  # after /think came /nothink
     commands.run("/SET temperature 0.5")
-    assert talk.settings.numbers["temp"] == 0.5
+    assert talk.settings.sampling["temperature"] == 0.5
     for alias in ("/exit", "/quit"):
         with pytest.raises(Leave):
             commands.run(alias)
@@ -442,6 +571,29 @@ def test_answers_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert out.getvalue() == "a␛]0;title␇\ufffd2J␍\tb\n"
 
 
+def test_text_that_cannot_steer_a_terminal() -> None:
+    assert visible("a\x1b[2J\x07\x7f\x85\x9b\u202e\u2066\u2028z\n\t") == "a␛[2J␇␡" + 5 * "\ufffd" + "z\n\t"
+    assert visible_line("a\nb\tc") == "a␊b␉c"
+    assert visible(os.fsdecode(b"caf\xe9 \xc3\xa9") + "\ud800") == "caf\\xe9 é\ufffd"
+    odd = {"name": "a\x1b\x7f\x9b\u202e\ud800é\udce9"}
+    text = json_text(odd)
+    assert json.loads(text) == odd and visible(text) == text and "é" in text
+    text.encode()
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
+def test_without_colours(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, {"NO_COLOR": "1", "TERM": "dumb"}[name])
+    out, err = FakeTerminal(), FakeTerminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    view = TextView(Settings())
+    view.piece(piece("reasoning", "Hm"))
+    say("(stopped)", dim=True)
+    assert out.getvalue() + err.getvalue() == "Hm(stopped)\n"
+
+
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer({"role": "assistant", "content": "x"}, False, "stop", 5, 2, 3, 0.5, 0.25, 7, 100, ("odd",))
     for logprobs in (0, 1):
@@ -462,6 +614,9 @@ def test_lines_about_an_answer() -> None:
     line = stats_line(answer)
     assert line == "21 tokens (max_tokens), 5.0 tok/s | prompt 1,000 + 500 reused, 500 tok/s | context 1,520/60,000"
     assert remarks(answer) == ["pyflash: the answer's format is broken: odd"]
+    full = dataclasses.replace(answer, used=60_000, problems=())
+    assert "-c makes it larger" in remarks(full)[0]
+    assert "-c" not in remarks(dataclasses.replace(full, can_grow=False))[0]
     broken = {**CALL, "function": {"name": "f", "arguments": "{broken"}}
     assert json.loads(call_line(broken))["arguments"] == "{broken"
     assert os.linesep not in call_line(CALL)

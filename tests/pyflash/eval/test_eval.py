@@ -272,7 +272,7 @@ def test_errors_are_one_line(tiny_model: Path, text: Path, kept_file: Path, tmp_
     cut.write_bytes(kept_file.read_bytes()[:-7])
     ppl, kld = ["ppl", tiny_model, "--text"], ["kld", tiny_model]
     for arguments, code, words in (
-        ([*ppl, short], 1, "a longer text or a smaller --ctx"),
+        ([*ppl, short], 1, "a longer text or a smaller context"),
         ([*ppl, binary], 1, "is not UTF-8 text"),
         ([*ppl, tmp_path / "absent.txt"], 1, "absent.txt"),
         ([*ppl, tmp_path], 1, str(tmp_path)),

@@ -162,3 +162,26 @@ def test_processor_of_arm_in_an_old_container(tmp_path: Path) -> None:
                      "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n"})
     assert "0x41" in found.name and "0xd4f" in found.name
     assert (found.physical, found.quota, found.flags) == (None, None, ("asimd", "asimddp", "i8mm"))
+
+
+GROUPS = [
+    # version 2, nested: the least of the own group's and those above it; "max" is none
+    ("0::/a/b\n", {"cpu.max": "max 100000\n", "a__cpu.max": "50000 100000\n", "a__b__cpu.max": "200000 100000\n"}, 0.5),
+    ("0::/a/b\n", {"a__b__cpu.max": "150000 100000\n"}, 1.5),
+    ("0::/host/path\n", {"cpu.max": "300000 100000\n"}, 3.0),  # a container that sees the host's path
+    ("0::/a\n", {"b__cpu.max": "50000 100000\n"}, None),  # another's
+    # version 1, also where the controller shares its folder, and beside version 2
+    ("4:memory:/x\n3:cpu,cpuacct:/a\n", {"cpu,cpuacct__a__cpu.cfs_quota_us": "70000\n",
+                                         "cpu,cpuacct__a__cpu.cfs_period_us": "100000\n"}, 0.7),
+    ("3:cpuacct,cpu:/a\n", {"cpu__a__cpu.cfs_quota_us": "-1\n", "cpu__a__cpu.cfs_period_us": "100000\n",
+                            "cpu__cpu.cfs_quota_us": "400000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 4.0),
+    ("1:name=systemd:/s\n0::/a\n", {"unified__a__cpu.max": "250000 100000\n"}, 2.5),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads files as Linux has them")
+@pytest.mark.parametrize(("own", "files", "quota"), GROUPS)
+def test_quotas_of_nested_groups(tmp_path: Path, own: str, files: dict[str, str], quota: float | None) -> None:
+    groups = {f"sys__fs__cgroup__{name}": text for name, text in files.items()}
+    found = linux(tmp_path, proc__self__cgroup=own, **groups)
+    assert found.quota == quota

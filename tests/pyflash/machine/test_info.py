@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import pyflash
+from pyflash.cli.memory_advice import advice, warning_of
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
 
@@ -66,6 +67,13 @@ def test_text_has_the_same_figures(tmp_path: Path, tiny_model: Path) -> None:
 # -- what fits --
 
 
+@pytest.fixture(autouse=True)
+def plain_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes to the byte."""
+    for module in ("cli.memory_advice", "machine.memory_plan"):
+        monkeypatch.setattr(f"pyflash.{module}.format_bytes", str)
+
+
 def plan(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, usable: int, available: int | None = None,
          n_ctx: int = 65536) -> memory_plan.Plan:
     """The tiny model's plan on a machine of so many bytes, with a program of 10 MB."""
@@ -78,7 +86,7 @@ def plan(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, usable: int, availab
 def test_longest_context_that_fits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = plan(tiny_model, monkeypatch, 10**9)
     assert enough.fits and enough.fits_now and enough.most_tokens == 65536
-    assert memory_plan.advice(enough, str) == ["fits"]
+    assert advice(enough) == ["fits"]
     short = plan(tiny_model, monkeypatch, enough.cost.needed_bytes - 10**7)
     assert not short.fits and short.most_tokens is not None and short.most_tokens % 1024 == 0
     with pyflash.Model.open(tiny_model) as model:
@@ -95,19 +103,19 @@ def test_longest_context_that_fits(tiny_model: Path, monkeypatch: pytest.MonkeyP
 def test_ways_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = plan(tiny_model, monkeypatch, 10**9)
     needed = enough.cost.needed_bytes
-    busy = memory_plan.advice(plan(tiny_model, monkeypatch, 10**9, available=10**7), str)
+    busy = advice(plan(tiny_model, monkeypatch, 10**9, available=10**7))
     assert "close other programs" in busy[0] and "10000000" in busy[0]
-    tight = memory_plan.advice(plan(tiny_model, monkeypatch, needed - 1000), str)
+    tight = advice(plan(tiny_model, monkeypatch, needed - 1000))
     assert "1000 are missing" in tight[0] and "read from disk again and again" in tight[0] and "123456" in tight[0]
     assert "--ctx" in tight[1] and "--cache-type reference" in tight[1] and str(needed) in tight[1]
     nothing = plan(tiny_model, monkeypatch, 10**6)
     assert nothing.runs is False and nothing.most_tokens is None and nothing.reference_fits is False
-    lines = memory_plan.advice(nothing, str)
+    lines = advice(nothing)
     assert "cannot run" in lines[0] and "--ctx" not in lines[1] and "--cache-type" not in lines[1]
     large = 10**10  # weights: a shorter context would run, reading from disk
     costs = tuple(memory_plan.Cost(n_ctx, 0, 0, 0, large + own, False)
                   for n_ctx, own in ((8192, 10**5), (9000, 10**6), (65536, 10**7)))
-    lines = memory_plan.advice(dataclasses.replace(nothing, weight_bytes=large, contexts=costs, cost=costs[2]), str)
+    lines = advice(dataclasses.replace(nothing, weight_bytes=large, contexts=costs, cost=costs[2]))
     assert "cannot run: 10000000 beside" in lines[0] and "--ctx 9000, with experts read from disk" in lines[1]
 
 
@@ -117,15 +125,17 @@ def test_warning_of_a_run(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(10**12, 10**12, sizes["usable"]))
     monkeypatch.setattr(hardware, "process_memory", lambda: hardware.ProcessMemory(2 * 10**7, 10**7))
     with pyflash.Model.open(tiny_model) as model, model.session(context=4000) as session:
-        assert memory_plan.warning_of(model, session, 0, str) is None
+        assert warning_of(model, session, 0) is None
         memory = session.memory
         own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes + 10**7
         sizes["usable"] = own + model.info.weight_bytes - 1
-        warning = memory_plan.warning_of(model, session, 0, str)
+        warning = warning_of(model, session, 0)
         assert warning is not None and str(own + model.info.weight_bytes) in warning and "from disk" in warning
         sizes["usable"] = own - 1
-        with pytest.raises(pyflash.MemoryLimitError, match=f"4000 tokens takes {own} .*smaller --ctx"):
-            memory_plan.warning_of(model, session, 0, str)
+        with pytest.raises(pyflash.MemoryLimitError, match=f"4000 tokens takes {own} .*smaller --ctx$"):
+            warning_of(model, session, 0)
+        with pytest.raises(pyflash.MemoryLimitError, match="smaller context$"):
+            memory_plan.check_room(model, session)
 
 
 def test_experts_that_stay_in_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,297 @@
+#include "arch/weights.h"
+
+#include "base/arith.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { NAME_SIZE = 96 };
+
+/* Looks tensors up under a prefix ("blk.3.") and reports the first that does not fit. */
+typedef struct finder {
+    const pf_gguf *gguf;
+    const pf_config *config;
+    pf_error *err;
+    char prefix[24];
+} finder;
+
+static finder finder_at(const pf_gguf *gguf, const pf_config *config, pf_error *err, int layer) {
+    finder f = {gguf, config, err, ""};
+    if (layer >= 0) (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
+    return f;
+}
+
+/* The tensor prefix+name+suffix with shape [ne0, ne1, ne2]; trailing ones may be left out in the file. */
+static pf_status find(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1, int64_t ne2,
+                      const pf_gguf_tensor **out) {
+    char full[NAME_SIZE];
+    (void)snprintf(full, sizeof full, "%s%s%s", f->prefix, name, suffix);
+    const pf_gguf_tensor *t = pf_gguf_find_tensor(f->gguf, full);
+    if (t == NULL) {
+        return pf_fail(f->err, PF_ERR_FORMAT, "the file lacks the tensor %s: convert the checkpoint again", full);
+    }
+    if (t->ne[0] != (uint64_t)ne0 || t->ne[1] != (uint64_t)ne1 || t->ne[2] != (uint64_t)ne2 || t->ne[3] != 1) {
+        return pf_fail(f->err, PF_ERR_FORMAT,
+                       "tensor %s has shape [%llu, %llu, %llu, %llu], the configuration asks for [%lld, %lld, %lld]",
+                       full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
+                       (unsigned long long)t->ne[3], (long long)ne0, (long long)ne1, (long long)ne2);
+    }
+    if (t->data == NULL) {
+        char type[PF_DTYPE_NAME_BYTES];
+        return pf_fail(f->err, PF_ERR_UNSUPPORTED,
+                       "tensor %s has type %s, which this version cannot read: update pyflash, or take another file", full,
+                       pf_dtype_name(t->type, type));
+    }
+    if ((uintptr_t)t->data % sizeof(float) != 0) {
+        return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s is not aligned: convert the checkpoint again", full);
+    }
+    *out = t;
+    return PF_OK;
+}
+
+/* UNSUPPORTED: t, which is called prefix+name+suffix, has another type than is needed. */
+static pf_status refuse_type(const finder *f, const char *name, const char *suffix, const pf_gguf_tensor *t,
+                             const char *needed) {
+    char type[PF_DTYPE_NAME_BYTES];
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s%s%s has type %s: %s is needed", f->prefix, name, suffix,
+                   pf_dtype_name(t->type, type), needed);
+}
+
+/* Those of files that matrices are computed with. */
+static const char *list_weight_types(char *out, size_t size) {
+    size_t used = 0;
+    const pf_dtype_info *info;
+    out[0] = '\0';
+    for (int32_t i = 0; (info = pf_dtype_at(i)) != NULL; ++i) {
+        if (!(info->uses & PF_TYPE_WEIGHT) || (info->uses & PF_TYPE_OWN) || used >= size) continue;
+        const int n = snprintf(out + used, size - used, "%s%s", used > 0 ? " or " : "", info->name);
+        used += n > 0 ? (size_t)n : 0;
+    }
+    return out;
+}
+
+/* A float32 vector or small table; ne1 = 1 for a vector. */
+static pf_status find_f32(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1,
+                          const float **out) {
+    const pf_gguf_tensor *t = NULL;
+    PF_TRY(find(f, name, suffix, ne0, ne1, 1, &t));
+    if (t->type != PF_F32) return refuse_type(f, name, suffix, t, "F32");
+    *out = (const float *)(const void *)t->data;
+    return PF_OK;
+}
+
+/* Block scales of a native FP8 matrix: e8m0 bytes (stored as I8) or F32. */
+static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w) {
+    const pf_gguf_tensor *t = NULL;
+    w->scale_cols = pf_ceil_div(w->cols, PF_FP8_BLOCK);
+    w->scale_rows = pf_ceil_div(w->rows, PF_FP8_BLOCK);
+    PF_TRY(find(f, name, ".scale", w->scale_cols, w->scale_rows, w->count, &t));
+    if (t->type != PF_I8 && t->type != PF_F32) return refuse_type(f, name, ".scale", t, "I8 or F32");
+    w->scale = t->data;
+    w->scale_f32 = t->type == PF_F32;
+    return PF_OK;
+}
+
+/* `count` matrices [rows, cols] of any type that kernels multiply. */
+static pf_status find_matrices(const finder *f, const char *name, int64_t cols, int64_t rows, int64_t count,
+                               pf_weight *out) {
+    const pf_gguf_tensor *t = NULL;
+    PF_TRY(find(f, name, ".weight", cols, rows, count, &t));
+    pf_weight w = {.data = t->data, .type = (pf_dtype)t->type, .cols = cols, .rows = rows, .count = count};
+    if (t->type == PF_I8 && f->config->native) {
+        w.type = PF_FP8;
+        PF_TRY(find_fp8_scale(f, name, &w));
+    } else if (pf_weight_kind(w.type) < 0) {
+        char known[160];
+        return refuse_type(f, name, ".weight", t, list_weight_types(known, sizeof known));
+    }
+    uint64_t row_bytes = 0;
+    if (!pf_dtype_row_bytes(w.type, (uint64_t)cols, &row_bytes)) {
+        return pf_fail(f->err, PF_ERR_FORMAT, "tensor %s%s.weight: rows of %lld values do not divide into blocks",
+                       f->prefix, name, (long long)cols);
+    }
+    w.row_bytes = (int64_t)row_bytes;
+    *out = w;
+    return PF_OK;
+}
+
+static pf_status find_matrix(const finder *f, const char *name, int64_t cols, int64_t rows, pf_weight *out) {
+    return find_matrices(f, name, cols, rows, 1, out);
+}
+
+static pf_status find_norm(const finder *f, const char *name, int64_t n, const float **out) {
+    return find_f32(f, name, ".weight", n, 1, out);
+}
+
+/* n_out: (2+N)N mixing numbers with 3 scales at a block, N with 1 scale before the head. */
+static pf_status find_mhc(const finder *f, const char *name, int64_t n_out, int64_t n_scale, const char *suffix,
+                          pf_mhc_site *out) {
+    const int64_t n_in = (int64_t)f->config->n_stream * f->config->n_embd;
+    char part[48];
+    (void)snprintf(part, sizeof part, "%s_fn", name);
+    PF_TRY(find_f32(f, part, suffix, n_in, n_out, &out->fn));
+    (void)snprintf(part, sizeof part, "%s_base", name);
+    PF_TRY(find_f32(f, part, suffix, n_out, 1, &out->base));
+    (void)snprintf(part, sizeof part, "%s_scale", name);
+    return find_f32(f, part, suffix, n_scale, 1, &out->scale);
+}
+
+static pf_status find_compressor(const finder *f, const char *name, int32_t ratio, int64_t width,
+                                 pf_compressor_weights *out) {
+    const int64_t channels = ratio == PF_RATIO_CSA ? 2 * width : width;
+    char part[48];
+    (void)snprintf(part, sizeof part, "%s_kv", name);
+    PF_TRY(find_matrix(f, part, f->config->n_embd, channels, &out->kv));
+    (void)snprintf(part, sizeof part, "%s_gate", name);
+    PF_TRY(find_matrix(f, part, f->config->n_embd, channels, &out->gate));
+    (void)snprintf(part, sizeof part, "%s_ape", name);
+    PF_TRY(find_f32(f, part, ".weight", channels, ratio, &out->ape));
+    (void)snprintf(part, sizeof part, "%s_norm", name);
+    return find_norm(f, part, width, &out->norm);
+}
+
+static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_weights *out) {
+    const pf_config *c = f->config;
+    const int64_t d = c->head_dim, width = c->n_embd, heads = (int64_t)c->n_head * d;
+    const int64_t low = (int64_t)c->o_groups * c->o_rank;
+    PF_TRY(find_norm(f, "attn_norm", width, &out->norm));
+    PF_TRY(find_f32(f, "attn_sinks", ".weight", c->n_head, 1, &out->sinks));
+    PF_TRY(find_matrix(f, "attn_q_a", width, c->q_rank, &out->q_a));
+    PF_TRY(find_norm(f, "attn_q_a_norm", c->q_rank, &out->q_norm));
+    PF_TRY(find_matrix(f, "attn_q_b", c->q_rank, heads, &out->q_b));
+    PF_TRY(find_matrix(f, "attn_kv", width, d, &out->kv));
+    PF_TRY(find_norm(f, "attn_kv_a_norm", d, &out->kv_norm));
+    PF_TRY(find_matrix(f, "attn_output_a", heads / c->o_groups, low, &out->out_a));
+    PF_TRY(find_matrix(f, "attn_output_b", low, width, &out->out_b));
+    if (ratio == 0) return PF_OK;
+    PF_TRY(find_compressor(f, "attn_compressor", ratio, d, &out->compressor));
+    if (ratio != PF_RATIO_CSA) return PF_OK;
+    PF_TRY(find_matrix(f, "indexer.attn_q_b", c->q_rank, (int64_t)c->index_heads * c->index_dim, &out->index_q));
+    PF_TRY(find_matrix(f, "indexer.proj", width, c->index_heads, &out->index_weights));
+    return find_compressor(f, "indexer_compressor", ratio, c->index_dim, &out->index_compressor);
+}
+
+static pf_status find_token_table(const finder *f, const int32_t **out) {
+    const pf_gguf_tensor *t = NULL;
+    PF_TRY(find(f, "ffn_gate_tid2eid", ".weight", f->config->n_expert_used, f->config->n_vocab, 1, &t));
+    if (t->type != PF_I32) return refuse_type(f, "ffn_gate_tid2eid", ".weight", t, "I32");
+    *out = (const int32_t *)(const void *)t->data;
+    return PF_OK;
+}
+
+static pf_status find_moe(const finder *f, bool hash, pf_moe_weights *out) {
+    const pf_config *c = f->config;
+    const int64_t width = c->n_embd, ff = c->n_ff, n = c->n_expert;
+    PF_TRY(find_norm(f, "ffn_norm", width, &out->norm));
+    PF_TRY(find_matrix(f, "ffn_gate_inp", width, n, &out->router));
+    if (hash) {
+        PF_TRY(find_token_table(f, &out->token_table));
+    } else {
+        PF_TRY(find_f32(f, "exp_probs_b", ".bias", n, 1, &out->router_bias));
+    }
+    PF_TRY(find_matrices(f, "ffn_gate_exps", width, ff, n, &out->gate));
+    PF_TRY(find_matrices(f, "ffn_up_exps", width, ff, n, &out->up));
+    PF_TRY(find_matrices(f, "ffn_down_exps", ff, width, n, &out->down));
+    PF_TRY(find_matrix(f, "ffn_gate_shexp", width, ff, &out->shared_gate));
+    PF_TRY(find_matrix(f, "ffn_up_shexp", width, ff, &out->shared_up));
+    return find_matrix(f, "ffn_down_shexp", ff, width, &out->shared_down);
+}
+
+static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, bool hash, pf_layer_weights *out,
+                            pf_error *err) {
+    const finder f = finder_at(gguf, c, err, layer);
+    const int64_t mixes = (2 + (int64_t)c->n_stream) * c->n_stream;
+    out->ratio = c->ratio[layer];
+    out->hash = hash;
+    out->limit_routed = c->limit_routed[layer];
+    out->limit_shared = c->limit_shared[layer];
+    PF_TRY(find_mhc(&f, "hc_attn", mixes, 3, ".weight", &out->hc_attn));
+    PF_TRY(find_mhc(&f, "hc_ffn", mixes, 3, ".weight", &out->hc_ffn));
+    PF_TRY(find_attention(&f, out->ratio, &out->attn));
+    return find_moe(&f, hash, &out->moe);
+}
+
+/* The MTP block: in llama.cpp's layout (a file of its own, whose output_hc_* are the block's) or a native file's. */
+static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weights *out, pf_error *err) {
+    const finder f = finder_at(gguf, c, err, c->n_layer), root = finder_at(gguf, c, err, -1);
+    const int64_t width = c->n_embd;
+    PF_TRY(find_layer(gguf, c, c->n_layer, false, &out->layer, err));
+    PF_TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
+    PF_TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
+    PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
+    out->joined = !c->native;
+    if (out->joined) {
+        PF_TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
+        PF_TRY(find_mhc(&root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
+    } else {
+        PF_TRY(find_matrix(&f, "nextn.e_proj", width, width, &out->e_proj));
+        PF_TRY(find_matrix(&f, "nextn.h_proj", width, width, &out->h_proj));
+        PF_TRY(find_mhc(&f, "nextn.hc_head", c->n_stream, 1, ".weight", &out->head_mix));
+    }
+    out->present = true;
+    return PF_OK;
+}
+
+/* An MTP file must be of the same model: its block runs with the main file's sizes, and its tensors are checked against
+ * its own. */
+static pf_status check_mtp_config(const pf_config *c, const pf_config *m, pf_error *err) {
+    const bool same_attention = m->n_head == c->n_head && m->head_dim == c->head_dim && m->rope_dim == c->rope_dim &&
+                                m->q_rank == c->q_rank && m->o_groups == c->o_groups && m->o_rank == c->o_rank &&
+                                m->window == c->window;
+    const bool same_experts =
+        m->n_expert == c->n_expert && m->n_expert_used == c->n_expert_used && m->n_ff == c->n_ff;
+    if (m->n_nextn != 1 || m->n_layer != c->n_layer || m->n_embd != c->n_embd || m->n_stream != c->n_stream ||
+        !same_attention || !same_experts) {
+        return pf_fail(err, PF_ERR_FORMAT,
+                       "the MTP file does not belong to this model: convert both from one checkpoint");
+    }
+    return PF_OK;
+}
+
+static pf_status find_vocab(const pf_gguf *gguf, int32_t *n_vocab, pf_error *err) {
+    const pf_gguf_tensor *t = pf_gguf_find_tensor(gguf, "token_embd.weight");
+    if (t == NULL) {
+        return pf_fail(err, PF_ERR_FORMAT, "the file lacks the tensor token_embd.weight: convert the checkpoint again");
+    }
+    if (t->ne[1] < 1 || t->ne[1] > INT32_MAX / 2) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "a vocabulary of %llu tokens is not supported",
+                       (unsigned long long)t->ne[1]);
+    }
+    *n_vocab = (int32_t)t->ne[1];
+    return PF_OK;
+}
+
+static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config,
+                          pf_weights *out, pf_error *err) {
+    PF_TRY(find_vocab(gguf, &config->n_vocab, err));
+    const finder root = finder_at(gguf, config, err, -1);
+    PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
+    PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
+    PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
+    PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
+    for (int l = 0; l < config->n_layer; ++l) {
+        PF_TRY(find_layer(gguf, config, l, l < config->n_hash_layer, &out->layers[l], err));
+    }
+    if (mtp_gguf != NULL) {
+        PF_TRY(check_mtp_config(config, mtp_config, err));
+        return find_mtp(mtp_gguf, mtp_config, &out->mtp, err);
+    }
+    return config->n_nextn > 0 ? find_mtp(gguf, config, &out->mtp, err) : PF_OK;
+}
+
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config,
+                          pf_weights *out, pf_error *err) {
+    memset(out, 0, sizeof *out);
+    out->layers = pf_calloc((size_t)config->n_layer, sizeof *out->layers);
+    if (out->layers == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for the layer table");
+    const pf_status status = load_all(gguf, config, mtp_gguf, mtp_config, out, err);
+    if (status != PF_OK) pf_weights_free(out);
+    return status;
+}
+
+void pf_weights_free(pf_weights *weights) {
+    pf_free(weights->layers);
+    memset(weights, 0, sizeof *weights);
+}
