@@ -16,6 +16,7 @@ import pytest
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.reader import read_gguf
 
+pytestmark = pytest.mark.oracle
 pytest.importorskip("torch", reason="torch is needed to save a fine-tune")
 pytest.importorskip("transformers", reason="transformers is needed to save a fine-tune")
 
