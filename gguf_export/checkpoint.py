@@ -94,7 +94,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _shards_by_name(folder: Path) -> list[str]:
-    """The files that a checkpoint without an index consists of, by Hugging Face's names; [SINGLE] where none is there."""
+    """The files of a checkpoint without an index, by Hugging Face's names; [SINGLE] where none is there."""
     found = [match for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
     counts = sorted({match[2] for match in found})
     if not counts:

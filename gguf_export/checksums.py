@@ -18,7 +18,7 @@ from gguf_export.engine import Io, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.reader import GGUFFile, read_gguf
 from gguf_export.safetensors_file import TensorRef
-from gguf_export.summary import gigabytes
+from gguf_export.units import gigabytes
 from gguf_export.writer import Metadata, TensorInfo, ValueType, encoded_key
 
 HEADER_KEY = "pyflash.checksum.header"

@@ -12,11 +12,13 @@ from typing import Any
 from gguf_export import checksums
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from gguf_export.engine import ProgressFn, check_space, files_beside, run_jobs, write_header
+from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError, first_few
 from gguf_export.hf import export_hf
+from gguf_export.hub_cache import find_checkpoint
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
+from gguf_export.outputs import Place, check_distinct, check_name, find_place, make_room, output_files
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.tensors import OutputTensor, Source, TensorJob, copied
 from gguf_export.values import ValueCheck, ValueWatch
@@ -52,6 +54,8 @@ class ConvertOptions:
             raise ConvertError("the native profile keeps every weight as it is; leave out dense and experts")
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
+        if self.name is not None and not (self.name.strip() and self.name.isprintable()):
+            raise ConvertError(f"the name {self.name!r} must be text that can be shown, on one line")
 
 
 @dataclass
@@ -220,7 +224,7 @@ def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> Conversi
     Raises ConvertError for options that do not fit and for every tensor that is missing or not as config.json says.
     """
     options.check()
-    return _plan(open_checkpoint(checkpoint, allow_absent=True), options)
+    return _plan(open_checkpoint(find_checkpoint(checkpoint), allow_absent=True), options)
 
 
 def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
@@ -300,18 +304,19 @@ def convert(
 ) -> ConvertReport:
     """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
 
-    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known;
-    ready() the checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk, except that
-    several files get their names one after the other at the very end. A killed process leaves .NAME.PID.part files.
+    progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known; ready() the
+    checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk,
+    except that several files get their names one after the other at the very end. A killed process leaves a folder
+    .NAME.TOKEN.part, which the next conversion to that name removes. What replaces what: see gguf_export.outputs.
     """
     started = time.monotonic()
     options.check()
-    out = Path(out)
+    out = Path(check_name(out))
     if out.suffix != ".gguf":
         raise ConvertError(f"{out} does not end in .gguf")
-    if not out.parent.is_dir():
-        raise ConvertError(f"the folder {out.parent} does not exist")
-    plan = _plan(open_checkpoint(checkpoint), options)
+    if options.shard_bytes is None:
+        find_place(out)  # before the checkpoint is read: that can take a while
+    plan = _plan(open_checkpoint(find_checkpoint(checkpoint)), options)
     warnings = _Warnings(warn)
     warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
@@ -319,10 +324,8 @@ def convert(
     written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
-    for target in targets:
-        if target.is_dir():
-            raise ConvertError(f"{target} is a folder, give a new name")
-    check_space(out.parent, total)
+    places = _places(targets, plan.checkpoint)
+    make_room(places, [layout.size for _, layout in written], out.name)
     if ready is not None:
         ready(plan.checkpoint)
     check = ValueCheck(plan.checkpoint, plan.weights)
@@ -330,7 +333,7 @@ def convert(
     check.run(report)
     report.base = check.total_bytes
     warnings.add(*_bf16_warnings(plan, check))
-    with files_beside(targets, [layout.size for _, layout in written]) as paths:
+    with output_files(places, [layout.size for _, layout in written], out.name) as paths:
         watch = ValueWatch(plan.checkpoint.path)
         run_jobs(_jobs(written, paths, watch), total, report)
         watch.check()
@@ -380,6 +383,14 @@ class _Warnings:
         for text in texts:
             if self._warn is not None:
                 self._warn(text)
+
+
+def _places(targets: Sequence[Path], checkpoint: Checkpoint) -> list[Place]:
+    inputs = {ref.path for ref in checkpoint.tensors.values() if ref.path is not None}
+    inputs |= set(checkpoint.path.glob("*.json"))
+    places = [find_place(target, inputs=inputs) for target in targets]
+    check_distinct(places)
+    return places
 
 
 class _Offset:

@@ -165,7 +165,8 @@ def _rope(values: dict[str, Any], parameters: Any) -> None:
         if "rope_theta" in part:
             values[key] = part["rope_theta"]
     if "qk_rope_head_dim" not in values:
-        share, width = compress.get("partial_rotary_factor", values.get("partial_rotary_factor")), values.get("head_dim")
+        share = compress.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+        width = values.get("head_dim")
         if isinstance(share, int | float) and isinstance(width, int) and 0 < share <= 1:
             values["qk_rope_head_dim"] = int(width * share)
 

@@ -7,11 +7,9 @@ another computes. Files are read with plain reads into reused buffers, not mappe
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
-from gguf_export.summary import gigabytes
 
 ProgressFn = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -183,42 +180,6 @@ def run_jobs(
                 worker.join()
     if run.error is not None:
         raise run.error
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """ConvertError when the disk of `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ConvertError(f"{folder} has {gigabytes(free)} free and the output needs {gigabytes(needed)}: free some "
-                           "space or choose another disk")
-
-
-@contextmanager
-def files_beside(targets: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Path]]:
-    """Temporary files beside the targets, at their full size; renamed at the end, removed on any error or Ctrl-C.
-
-    Each rename is atomic; what comes between two of them leaves the targets renamed so far.
-    """
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in targets]
-    created: list[Path] = []
-    try:
-        for path, size in zip(temporary, sizes, strict=True):
-            try:
-                with open(path, "xb") as file:
-                    created.append(path)
-                    file.truncate(size)
-            except OSError as error:
-                raise ConvertError(f"cannot write {path}: {reason(error)}") from None
-        yield temporary
-        renames = list(zip(temporary, targets, strict=True))
-        try:
-            for path, target in renames:
-                os.replace(path, target)
-        except OSError as error:
-            raise ConvertError(f"cannot write {target}: {reason(error)}") from None
-    finally:
-        for path in created:
-            path.unlink(missing_ok=True)
 
 
 def write_header(path: Path, header: bytes) -> None:

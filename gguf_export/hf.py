@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ import numpy as np
 
 from gguf_export.checkpoint import INDEX
 from gguf_export.config import ModelConfig, parse_config, parse_json_object
-from gguf_export.engine import Io, Job, ProgressFn, check_space, run_jobs, write_header
-from gguf_export.errors import ConvertError, reason, several
+from gguf_export.engine import Io, Job, ProgressFn, run_jobs, write_header
+from gguf_export.errors import ConvertError, several
 from gguf_export.inventory import E8M0, Weight, dspark_weights, main_weights, mtp_weights, shard_of, tensors_of
 from gguf_export.metadata import SIDE_FILES, SIDE_PREFIX
 from gguf_export.names import gguf_name, native_scale_name
+from gguf_export.outputs import check_name, check_space, output_folder
 from gguf_export.reader import GGUFFile, read_gguf
 from gguf_export.safetensors_file import TensorRef, build_header, index_json, shard_name
 from quantize import native
@@ -199,32 +199,17 @@ def export_hf(gguf_path: Path | str, dest: Path | str, progress: ProgressFn | No
     """Writes the folder `dest`: safetensors shards in the official layout, the index, config.json and tokenizer files.
 
     Every tensor has the name, dtype, shape and bytes of the checkpoint that the native file was made from; drafting
-    blocks only where they were converted (--mtp). Returns the files. On any error or Ctrl-C `dest` is not there.
+    blocks only where they were converted (--mtp). Returns the files. dest may be an empty folder, which is kept. On any
+    error or Ctrl-C it is as it was.
     """
-    dest = Path(dest)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ConvertError(f"{dest} exists and is not an empty folder; give a new name")
-    if not dest.absolute().parent.is_dir():
-        raise ConvertError(f"the folder {dest.parent} does not exist")
+    dest = Path(check_name(dest))
     export = _Export(Path(gguf_path))
-    work = dest.absolute().with_name(f".{dest.absolute().name}.{os.getpid()}.part")
-    try:
-        work.mkdir()
-    except OSError as error:
-        raise ConvertError(f"cannot write {work}: {reason(error)}") from None
-    try:
-        names = _write_folder(export, work, progress)
-        if dest.exists():
-            dest.rmdir()
-        os.replace(work, dest)
-    except OSError as error:
-        raise ConvertError(f"cannot write {dest}: {reason(error)}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with output_folder(dest) as (work, names):
+        names += _write_folder(export, work, dest, progress)
     return [dest / name for name in names]
 
 
-def _write_folder(export: _Export, work: Path, progress: ProgressFn | None) -> list[str]:
+def _write_folder(export: _Export, work: Path, dest: Path, progress: ProgressFn | None) -> list[str]:
     shards = export.shards()
     targets: dict[str, TensorRef] = {}
     files = []
@@ -237,7 +222,7 @@ def _write_folder(export: _Export, work: Path, progress: ProgressFn | None) -> l
         targets |= {ref.name: ref for ref in refs}
         files.append(path.name)
     total = sum(ref.nbytes for ref in targets.values())
-    check_space(work.parent, total)
+    check_space({os.fspath(dest): total})
     run_jobs(export.jobs(targets), total, progress)
     if len(shards) > 1:
         places = {ref.name: ref.path.name for ref in targets.values() if ref.path is not None}

@@ -10,6 +10,7 @@ from gguf_export.chat_template import chat_template
 from gguf_export.checkpoint import Checkpoint
 from gguf_export.config import ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
+from gguf_export.hub_cache import model_name
 from gguf_export.sampling import RECOMMENDABLE, recommended
 from gguf_export.standins import is_there
 from gguf_export.writer import Metadata, ValueType
@@ -32,7 +33,7 @@ SIDE_PREFIX = "pyflash.hf."
 def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None) -> None:
     metadata.text("general.architecture", ARCH)
     metadata.text("general.type", "model")
-    folder = checkpoint.path.resolve().name.encode("utf-8", "replace").decode()  # a path need not be UTF-8
+    folder = model_name(checkpoint.path).encode("utf-8", "replace").decode()  # a path need not be UTF-8
     metadata.text("general.name", name or folder or "DeepSeek-V4")
     metadata.text("general.version", checkpoint.release)
     if _is_mit(checkpoint.path / "LICENSE"):
@@ -158,7 +159,7 @@ _TURNS = ("<｜User｜>", "<｜Assistant｜>")
 
 
 def _check_ends(config: ModelConfig, tokens: list[str], types: list[int], where: Path) -> None:
-    """Another model's tokenizer has ordinary tokens, or none, where config.json has the ones that begin and end text."""
+    """Another model's tokenizer has ordinary tokens, or none, where config.json has those that begin and end text."""
     for key, token_id in (("bos_token_id", config.bos_token_id), ("eos_token_id", config.eos_token_id)):
         if types[token_id] not in (CONTROL, USER_DEFINED):
             what = f"the ordinary token {tokens[token_id]!r:.40}" if types[token_id] == NORMAL else "no token"
@@ -173,8 +174,8 @@ def _tokenizer_notes(tokens: list[str], types: list[int]) -> list[str]:
     n_used = len(types) - types.count(UNUSED)
     if n_used < len(types):
         notes.append(
-            f"tokenizer.json has {n_used:,} tokens, config.json says {len(types):,}: is it this model's? The others get "
-            "names that no text has"
+            f"tokenizer.json has {n_used:,} tokens, config.json says {len(types):,}: is it this model's? The others "
+            "get names that no text has"
         )
     absent = [marker for marker in _TURNS if marker not in tokens]
     if absent:

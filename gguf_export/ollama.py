@@ -19,14 +19,14 @@ from gguf_export.chat_texts import EFFORTS, release_of
 from gguf_export.engine import ProgressFn
 from gguf_export.errors import ConvertError
 from gguf_export.metadata import ARCH
+from gguf_export.outputs import check_name, output_file
 from gguf_export.placing import (
-    check_replaceable,
     make_folder,
     number_key,
     open_for_programs,
-    pending_file,
     place_files,
     remove_folders,
+    replaceable,
     text_key,
 )
 from gguf_export.reader import GGUFFile
@@ -168,20 +168,21 @@ def export_ollama(
 
     place: "stay" (FROM names the files where they are), "link" (put beside the Modelfile as links, or as copies where
     the file system cannot link) or "copy". ConvertError for files that Ollama cannot run, and for what stands in the
-    way unless force is set. On any error or Ctrl-C there is no new Modelfile.
+    way unless force is set. On any error or Ctrl-C there is no new Modelfile; a pipe or device in its place, which
+    force writes to, may have had some of it.
     """
     gguf, sources = open_for_programs(source, "Ollama")
     chosen = default_name(gguf, source) if name is None else name
     if not _NAME.fullmatch(chosen):
         raise ConvertError(f"{chosen!r} is no name for Ollama; use letters, digits, '-', '_' and '.', then :TAG")
+    dest = Path(check_name(dest))
     target = dest / MODELFILE
-    check_replaceable(target, sources, force)
     paths = [f"./{path.name}" if place != "stay" else os.path.abspath(path) for path in sources]
     text = modelfile(gguf, paths, chosen)
     made = make_folder(dest)
     try:
-        with pending_file(target) as pending:
-            pending.write_bytes(text.encode("utf-8"))
+        with output_file(replaceable(target, sources, force, streams=True)) as file:
+            file.write(text.encode("utf-8"))
             files, how = list(map(Path, paths)), "stay"
             if place != "stay":
                 files, how = place_files(sources, dest, copy=place == "copy", force=force, progress=progress)

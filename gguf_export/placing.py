@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_export.engine import ProgressFn, check_space
+from gguf_export.engine import ProgressFn
 from gguf_export.errors import ConvertError, reason
 from gguf_export.metadata import ARCH
+from gguf_export.outputs import Place, check_name, find_place, make_room, put
 from gguf_export.reader import GGUFFile, read_gguf, shard_paths
+from gguf_export.workplace import Workplace, flush
 
 _COPY_BYTES = 8 << 20
 
@@ -50,21 +52,27 @@ def number_key(gguf: GGUFFile, key: str, default: float) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
-def check_replaceable(target: Path, sources: Sequence[Path], force: bool) -> None:
-    """ConvertError where writing target would replace something that it must not."""
-    place = os.path.join(os.path.realpath(target.parent), target.name)
-    if place in [os.path.realpath(source) for source in sources]:
+def replaceable(target: Path, sources: Sequence[Path], force: bool, *, streams: bool = False) -> Place:
+    """Where target goes. ConvertError where that would replace something that it must not.
+
+    A link, hard or symbolic, to a file to export is how an earlier export may have placed it: the link is replaced.
+    Others are followed.
+    """
+    entry = Place(str(target), os.path.realpath(target.parent), target.name, replaces_link=True)
+    if entry.real in [os.path.realpath(source) for source in sources]:
         raise ConvertError(f"{target} is the file to export itself; choose another place")
-    if target.is_dir() and not target.is_symlink():
-        raise ConvertError(f"{target} is a folder, where a file has to go; remove it or choose another place")
-    if os.path.lexists(target) and not force:
+    if os.path.lexists(target) and not target.is_dir() and not force:
         raise ConvertError(f"{target} exists already; force=True replaces it")
+    with contextlib.suppress(OSError):
+        if any(os.path.samefile(target, source) for source in sources):
+            return entry
+    return find_place(target, streams=streams)
 
 
 def make_folder(folder: Path) -> list[Path]:
     """Makes the folder and those above it. Returns the new ones, the outermost first, for remove_folders()."""
     missing: list[Path] = []
-    current = folder
+    folder = current = Path(os.path.realpath(check_name(folder)))
     while not os.path.lexists(current):
         missing.append(current)
         current = current.parent
@@ -91,21 +99,7 @@ def remove_folders(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-@contextlib.contextmanager
-def pending_file(target: Path) -> Iterator[Path]:
-    """A name beside target to create; it becomes target at the end, or goes on any error."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ConvertError(f"cannot write {target}: {reason(error)}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _try_link(source: Path, target: Path) -> str | None:
+def _try_link(source: Path, target: str) -> str | None:
     """How target came to stand for source: "hard link" or "symlink"; None where the file system has neither."""
     try:
         os.link(os.path.realpath(source), target)
@@ -119,14 +113,17 @@ def _try_link(source: Path, target: Path) -> str | None:
         return None
 
 
-def _copy(source: Path, target: Path, done: int, total: int, progress: ProgressFn | None) -> int:
+def _copy(source: Path, target: str, done: int, total: int, progress: ProgressFn | None) -> int:
     with open(source, "rb") as reader, open(target, "xb") as writer:
         while chunk := reader.read(_COPY_BYTES):
             writer.write(chunk)
             done += len(chunk)
             if progress is not None:
                 progress(done, total)
-    shutil.copystat(source, target)
+    status = os.stat(source)
+    with contextlib.suppress(OSError):  # some file systems have no such things
+        os.chmod(target, stat.S_IMODE(status.st_mode) & 0o777 | stat.S_IWUSR)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     return done
 
 
@@ -140,26 +137,40 @@ def place_files(
     only when all of them are there; until then an error or Ctrl-C leaves nothing.
     """
     targets = [folder / path.name for path in sources]
-    for target in targets:
-        check_replaceable(target, sources, force)
+    places = [replaceable(target, sources, force) for target in targets]
     with contextlib.ExitStack() as stack:
-        pending = [stack.enter_context(pending_file(target)) for target in targets]
-        how = None if copy else _link_all(sources, pending)
-        if how is None:
-            how = "copy"
-            done, total = 0, sum(path.stat().st_size for path in sources)
-            check_space(folder, total)
-            for source, path in zip(sources, pending, strict=True):
-                done = _copy(source, path, done, total, progress)
+        try:
+            works = [stack.enter_context(Workplace(place.folder, place.name)).file(0) for place in places]
+            how = None if copy else _link_all(sources, works)
+            if how is None:
+                how = "copy"
+                _copy_all(sources, works, places, progress)
+            for work, place in zip(works, places, strict=True):
+                put(work, place, is_link=how != "copy")
+        except OSError as error:
+            raise ConvertError(f"cannot put {sources[0].name} into {folder}: {reason(error)}") from None
     return targets, how
 
 
-def _link_all(sources: Sequence[Path], targets: Sequence[Path]) -> str | None:
+def _copy_all(
+    sources: Sequence[Path], works: Sequence[str], places: Sequence[Place], progress: ProgressFn | None
+) -> None:
+    sizes = [path.stat().st_size for path in sources]
+    make_room(places, sizes)
+    done = 0
+    for source, work in zip(sources, works, strict=True):
+        done = _copy(source, work, done, sum(sizes), progress)
+    for work in works:  # before the first has its name: flushing can take minutes
+        flush(work)
+
+
+def _link_all(sources: Sequence[Path], targets: Sequence[str]) -> str | None:
     how = None
     for source, target in zip(sources, targets, strict=True):
         how = _try_link(source, target)
         if how is None:
             for path in targets:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             return None
     return how

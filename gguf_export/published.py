@@ -1,8 +1,8 @@
 """Published checksums of a checkpoint's files, where the hub's client leaves them, and the files checked against them.
 
 In the client's cache a file is a link to a blob that is named by its hash; beside a download into a folder lies
-`.cache/huggingface/download/FILE.metadata` with the hash in its second line. 64 hex digits are the file's SHA-256 (large
-files), 40 are git's SHA-1 of it as a blob (small ones).
+`.cache/huggingface/download/FILE.metadata` with the hash in its second line. 64 hex digits are the file's SHA-256
+(large files), 40 are git's SHA-1 of it as a blob (small ones).
 """
 
 from __future__ import annotations

@@ -138,13 +138,16 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     start = cursor.position + -cursor.position % alignment
     tensors: dict[str, TensorRef] = {}
     position = 0
-    ends = [offset for *_, offset in entries[1:]] + [cursor.size - start]
-    for (name, number, ne, offset), end in zip(entries, ends, strict=True):
+    for index, (name, number, ne, offset) in enumerate(entries):
+        end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
         if not block and not any_type:
             raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
-        if ne[0] % (block or 1) or name in tensors or offset < position:
-            raise cursor.fail(f"tensor {name:.80} overlaps another, appears twice or has a broken row")
+        if block and ne[0] % block:
+            kind = BLOCK_TYPES[number].name
+            raise cursor.fail(f"tensor {name:.80} has rows of {ne[0]} values of type {kind}, whose blocks have {block}")
+        if name in tensors or offset < position:
+            raise cursor.fail(f"tensor {name:.80} overlaps another or appears twice")
         nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")

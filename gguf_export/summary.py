@@ -6,20 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.units import gigabytes
 from gguf_export.writer import FileLayout
 
 if TYPE_CHECKING:
     from gguf_export.convert import ConversionPlan, PlannedFile
 
 _DRAFTS = {"none": "no drafting block", "mtp": "an MTP block", "dspark": "DSpark stages"}
-
-
-def gigabytes(n: int) -> str:
-    """Decimal, as disks count; smaller sizes in MB or kB."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if n >= size:
-            return f"{n / size:,.2f} {unit}"
-    return f"{n / 1000:,.1f} kB"
 
 
 def _file_lines(file: PlannedFile, layouts: list[FileLayout]) -> list[str]:

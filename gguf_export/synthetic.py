@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_export.config import ModelConfig, parse_config
+from gguf_export.errors import ConvertError
 from gguf_export.inventory import E8M0, Weight, draft_weights, main_weights, shard_of, tensors_of
+from gguf_export.outputs import check_name, output_file, write_output
 from gguf_export.safetensors_file import build_header, index_json, shard_name, tensor_bytes
 from gguf_export.synthetic_tokenizer import build_tokenizer, least_vocabulary
 from quantize import codecs
@@ -295,8 +299,8 @@ def write_checkpoint(
     sizes = parse_config(config)
     form = forms[experts]
     weights = [*main_weights(sizes, form), *(draft_weights(sizes, form) if drafts else ())]
-    dest = Path(dest)
-    dest.mkdir(parents=True, exist_ok=True)
+    dest = Path(check_name(dest))
+    os.makedirs(os.path.realpath(dest), exist_ok=True)
     n_values = sum(math.prod(weight.shape) for weight in weights)
     # A small checkpoint gets a small pool, because most of the time would go into drawing it.
     values = _Values(sizes, seed, min(max(n_values // 4 * 2, 1 << 18), 1 << 25))
@@ -309,15 +313,19 @@ def write_checkpoint(
         path = dest / shard_name(index, len(shards))
         total += _write_shard(path, members, values, "F32" if experts == "fp8" else E8M0, places)
     if len(shards) > 1:
-        (dest / "model.safetensors.index.json").write_bytes(index_json(places, total))
-    (dest / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (dest / "generation_config.json").write_text(json.dumps(_GENERATION, indent=2) + "\n")
+        write_output(dest / "model.safetensors.index.json", index_json(places, total), streams=False)
+    _write_json(dest / "config.json", config)
+    _write_json(dest / "generation_config.json", _GENERATION)
     if tokenizer is None:
         tokenizer = sizes.vocab_size >= least_vocabulary()
     if tokenizer:
         for name, value in build_tokenizer(sizes.vocab_size).items():
-            (dest / name).write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+            _write_json(dest / name, value)
     return dest
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_output(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8"), streams=False)
 
 
 def _write_shard(
@@ -328,7 +336,7 @@ def _write_shard(
 
     tensors = [tensor for weight in weights for tensor in tensors_of(weight, scale_dtype(weight))]
     header, _ = build_header(path, tensors)
-    with open(path, "wb") as raw:
+    with output_file(path) as raw:
         raw.write(header)
         for weight in weights:
             written = sum(_write_all(raw, piece) for piece in values.weight(weight))
@@ -358,10 +366,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="KEY=NUMBER", dest="changes",
                         help="another number in config.json; may be given more than once")
     args = parser.parse_args()
+    if os.path.lexists(args.dest) and (not args.dest.is_dir() or any(args.dest.iterdir())):
+        parser.error(f"{args.dest} exists and is not an empty folder; give a new name")  # a real checkpoint, perhaps
     changes = {"num_nextn_predict_layers": 0} if args.no_drafts and args.release != "0731" else {}
     changes |= dict(args.changes)
     config = make_config(args.preset, args.release, args.layers, **changes)
-    write_checkpoint(args.dest, config, seed=args.seed, experts=args.experts, drafts=not args.no_drafts)
+    try:
+        write_checkpoint(args.dest, config, seed=args.seed, experts=args.experts, drafts=not args.no_drafts)
+    except (ConvertError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

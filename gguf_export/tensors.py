@@ -170,7 +170,8 @@ class _Rows:
         if source.form is Form.F32:
             return self._read(io, source.data, self.row * cols * 4, n_values * 4).view(np.float32)
         if source.form is Form.BF16:
-            native.bf16_to_f32(self._read(io, source.data, self.row * cols * 2, n_values * 2).view("<u2"), n_values, out)
+            codes = self._read(io, source.data, self.row * cols * 2, n_values * 2)
+            native.bf16_to_f32(codes.view("<u2"), n_values, out)
         elif source.form is Form.F16:
             out[:] = self._read(io, source.data, self.row * cols * 2, n_values * 2).view("<f2")
         elif source.form is Form.FP4:

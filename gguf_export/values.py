@@ -114,7 +114,7 @@ class ValueCheck:
 
 
 class Unusable(Exception):
-    """What is being converted holds values that no output can be made of: read on, to name the others, but write nothing."""
+    """What is being converted holds values that no output can be made of: read on, to name others, but write nothing."""
 
 
 # By dtype: the words of the array, which of their bits make a number zero or not, and from where on it is no number.

@@ -58,9 +58,11 @@ class Results:
     loads: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
+        from gguf_export.outputs import write_output
+
         rows = [{"engine": engine, "key": key, "rates": rates, "shares": self.shares.get(key, [])}
                 for engine, found in self.rates.items() for key, rates in found.items()]
-        path.write_text(json.dumps({"loads": self.loads, "rows": rows}), encoding="utf-8")
+        write_output(path, json.dumps({"loads": self.loads, "rows": rows}).encode("utf-8"))
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -214,13 +216,15 @@ def processor() -> str:
 
 def update(path: Path, text: str) -> None:
     """Puts the text between the marks of a document."""
+    from gguf_export.outputs import write_output
+
     document = path.read_text(encoding="utf-8")
     begin, end = document.find(BEGIN), document.find(END)
     if begin < 0 or end < begin:
         sys.exit(f"{path} has no lines '{BEGIN} -->' and '<!-- {END}'")
     begin = document.index("\n", begin) + 1
     end = document.rindex("\n", 0, end) + 1
-    path.write_text(f"{document[:begin]}{text}\n{document[end:]}", encoding="utf-8")
+    write_output(path, f"{document[:begin]}{text}\n{document[end:]}".encode(), streams=False)
 
 
 def numbers(text: str) -> list[int]:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def math_digest() -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _math_calls() -> Iterator[tuple[str, type[ctypes.c_float] | type[ctypes.c_double], list[tuple[float, ...]]]]:
+def _math_calls() -> Iterator[tuple[str, type[ctypes.c_float | ctypes.c_double], Sequence[tuple[float, ...]]]]:
     """Arguments like those of a forward pass."""
     spread = [(float(x),) for x in np.linspace(-30, 0, 20011, dtype=np.float32)]
     yield "expf", ctypes.c_float, spread

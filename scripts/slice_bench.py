@@ -60,7 +60,10 @@ def main() -> None:
     args.folder = args.folder.resolve()  # the children start there, away from a source tree that is not built
     args.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, copy, out = (args.folder / name for name in ("checkpoint", "copy", "slice.gguf"))
-    if not (checkpoint / "config.json").exists():
+    if copy.exists():
+        sys.exit(f"{copy} is where the copy goes: remove it or name another folder")
+    made = not checkpoint.exists()
+    if made:
         started = time.monotonic()
         write_checkpoint(checkpoint, make_config("slice", n_layers=args.layers, num_nextn_predict_layers=0))
         print(f"wrote the checkpoint in {time.monotonic() - started:.1f} s", flush=True)
@@ -75,7 +78,7 @@ def main() -> None:
         print(f"cp       {copy_seconds:7.1f} s  {size / copy_seconds / 1e6:6.0f} MB/s  {copy_cpu:6.1f} s of processor")
         print(f"convert  {seconds:7.1f} s  {size / seconds / 1e6:6.0f} MB/s  {cpu:6.1f} s of processor")
         print(f"ratio {seconds / copy_seconds:.2f}, peak memory {int(peak) * 1024 / 1e6:.0f} MB", flush=True)
-    if not args.keep_checkpoint:
+    if made and not args.keep_checkpoint:
         shutil.rmtree(checkpoint)
 
 

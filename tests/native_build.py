@@ -107,21 +107,22 @@ def build(mode: str, *targets: str) -> Path:
     return folder
 
 
-def _commands(folder: Path, target: str) -> list[dict[str, str]]:
-    """How each source of a target is compiled: directory, command, file, output."""
-    commands: list[dict[str, str]] = json.loads((folder / "compile_commands.json").read_text(encoding="utf-8"))
-    return [command for command in commands if f"/{target}.dir/" in f"/{command['output']}"]
+def _commands(folder: Path, target: str) -> dict[Path, list[str]]:
+    """Object: how it is compiled, of each source of a target."""
+    commands = json.loads((folder / "compile_commands.json").read_text(encoding="utf-8"))
+    every = [shlex.split(command["command"]) for command in commands]
+    return {folder / parts[parts.index("-o") + 1]: parts for parts in every
+            if f"/{target}.dir/" in f"/{parts[parts.index('-o') + 1]}"}  # fmt: skip
 
 
 def objects(folder: Path, target: str) -> list[Path]:
     """The objects of a target that build() has made in the folder."""
-    return [folder / command["output"] for command in _commands(folder, target)]
+    return list(_commands(folder, target))
 
 
 def compile_instead(folder: Path, target: str, source: Path, changed: Path, out: Path) -> Path:
     """Compiles `changed` to `out` as the target's `source` is."""
-    command = next(each for each in _commands(folder, target) if Path(each["file"]) == source)
-    parts = shlex.split(command["command"])
+    parts = next(parts for parts in _commands(folder, target).values() if parts[parts.index("-c") + 1] == str(source))
     parts[parts.index("-o") + 1], parts[parts.index("-c") + 1] = str(out), str(changed)
     run(*parts, f"-I{source.parent}", cwd=folder)
     return out

@@ -46,7 +46,7 @@ def test_the_tree_uses_the_installed_library(tree: Path, tiny_model: Path) -> No
     assert run(tree, "-m", "pyflash", "--demo-checkpoint").stdout.strip() == str(tree / "pyflash/demo/model")
     assert str(PACKAGE) in run(tree, "-m", "pyflash", "doctor").stdout
     ran = run(tree, "-m", "pyflash", "run", str(tiny_model), "Hi", "-n", "2")
-    assert ran.returncode == 0 and ran.stderr == "" and ran.stdout
+    assert (ran.returncode, ran.stderr) == (0, "")
     program = "import pyflash.native.library, gguf_export.convert, quantize; print(gguf_export.__file__)"
     assert str(tree) in run(tree, "-c", program).stdout
 

@@ -102,7 +102,7 @@ static pf_status find_matrices(const finder *f, const char *name, int64_t cols, 
         w.type = PF_FP8;
         PF_TRY(find_fp8_scale(f, name, &w));
     } else if (pf_weight_kind(w.type) < 0) {
-        char known[160];
+        char known[320];
         return refuse_type(f, name, ".weight", t, list_weight_types(known, sizeof known));
     }
     uint64_t row_bytes = 0;

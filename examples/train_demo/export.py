@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from model import FP8_NAMES, Params
 from quantise import fp4_codes, fp8_blocks
+
+from gguf_export.outputs import write_output
 
 _FLOAT32 = ("attn_sink", "ape", "gate.bias", "hc_attn_", "hc_ffn_", "hc_head_")
 
@@ -75,14 +77,14 @@ def write_checkpoint(folder: Path, config: dict[str, Any], params: Params) -> No
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in stored(params)}
     file = "model.safetensors"
-    save_file(tensors, folder / file)
+    write_output(folder / file, save(tensors), streams=False)
     size = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), file)}
     generation = {"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 0.3, "top_p": 0.95}
     for name, content in (
         ("model.safetensors.index.json", index), ("config.json", config), ("generation_config.json", generation)
     ):  # fmt: skip
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_output(folder / name, (json.dumps(content, indent=2) + "\n").encode("utf-8"), streams=False)
 
 
 def export(out: Path) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import tasks
 
+from gguf_export.outputs import write_output
+
 
 def conversations(n: int, seed: int) -> str:
     """n of them, kinds and thinking modes in turn, each from its BOS token to its end token."""
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    options.out.write_text(conversations(options.conversations, options.seed), encoding="utf-8")
+    write_output(options.out, conversations(options.conversations, options.seed).encode("utf-8"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import sys
@@ -27,6 +26,8 @@ import tasks
 from tasks import words
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from gguf_export.errors import ConvertError
+from gguf_export.outputs import write_output
 from gguf_export.synthetic_tokenizer import build_tokenizer, byte_alphabet, least_vocabulary, merge_room
 
 Pair = tuple[str, str]
@@ -173,9 +174,8 @@ def write(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Each file complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in files.items():
-        beside = folder / f"{name}.part"
-        beside.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(beside, folder / name)
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+        write_output(folder / name, text.encode("utf-8"), streams=False)
 
 
 def main() -> None:
@@ -187,7 +187,7 @@ def main() -> None:
     try:
         merges = train(args.vocab, args.seed)
         write(args.folder, build_tokenizer(args.vocab, merges))
-    except (OSError, ValueError) as error:
+    except (ConvertError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.vocab} ids with {len(merges)} merges in {args.folder}")
 

@@ -28,6 +28,8 @@ from model import Model, Output, Params, init_params, quantised
 from muon import Optimiser
 from presets import PRESETS
 
+from gguf_export.outputs import output_file
+
 MATRIX_RATE, RATE, DECAY = 0.02, 4e-3, 0.01
 WARM_UP, COOL_FROM = 0.01, 0.45  # shares of the training
 SPARSE_FROM = 0.85  # until then CSA layers see every row, and the indexer learns which they use
@@ -181,9 +183,8 @@ class Worker:
         state = {"params": {name: value.detach() for name, value in self.params.items()},
                  "optimiser": self.optimiser.state_dict(), "step": self.step, "tokens": self.tokens, "seconds": self.seconds(),
                  "config": self.config}  # fmt: skip
-        partial = self.options.out / "state.pt.part"
-        torch.save(state, partial)
-        os.replace(partial, self.options.out / "state.pt")
+        with output_file(self.options.out / "state.pt") as file:
+            torch.save(state, file)
 
 
 def work(rank: int, options: argparse.Namespace) -> None:

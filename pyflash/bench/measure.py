@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import statistics
 import time
@@ -232,7 +233,7 @@ class Bench:
     def _file(self, depth: int) -> Path:
         assert self.plan.session_cache is not None
         info = self.model.info
-        name = re.sub(r"[^\w.-]+", "_", info.name or "model")
+        name = re.sub(r"[^\w.-]+", "_", info.name or "model").encode("utf-8")[:120].decode("utf-8", "ignore")
         return self.plan.session_cache / f"{name}-{info.precision}-{self.plan.cache}-{self.plan.seed}-{depth}.session"
 
     def _load_nearest(self, depth: int) -> None:
@@ -262,7 +263,7 @@ class Bench:
     def _save(self, depth: int) -> None:
         if self.plan.session_cache is not None:
             try:
-                self.plan.session_cache.mkdir(parents=True, exist_ok=True)
+                os.makedirs(os.path.realpath(self.plan.session_cache), exist_ok=True)
             except OSError as error:
                 raise FileError(f"cannot make the folder {self.plan.session_cache}: {error.strerror}") from error
             self._session.save(self._file(depth))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
 from pyflash.bench.measure import Speed
 from pyflash.bench.output import Setting, rate
-from pyflash.native.errors import FileError
 
 _WIDTH, _HEIGHT = 920, 450
 _TOP, _BOTTOM, _LEFT, _GAP = 92, 84, 66, 84
@@ -195,19 +191,3 @@ def svg_text(setting: Setting, speeds: Sequence[Speed]) -> str:
         f'{_FONT}>\n<title>{escape(setting.title)}: speed over context</title>\n'
         f'<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n</svg>\n'
     )
-
-
-def write_svg(path: Path, text: str) -> None:
-    """Writes beside, then renames."""
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".tmp",
-                                         delete=False) as file:
-            temporary = file.name
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""How commands end when the system or Ctrl-C tells them to. Imports nothing that takes time, in which Ctrl-C may come."""
+"""How commands end when the system or Ctrl-C tells them to. Imports nothing slow: Ctrl-C may come in that, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+EXIT_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -25,9 +27,6 @@ def leaving_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-EXIT_INTERRUPTED = 130
 
 
 def end_on_interrupt() -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_export.errors import reason
+from gguf_export.outputs import write_output
 from pyflash.machine.places import cache_dir
 from pyflash.machine.units import format_bytes
 from pyflash.native.errors import Error, FileError
@@ -55,28 +55,31 @@ def _digest(folder: Path) -> str:
 
 
 def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
-    """The demo model's GGUF, converted when it is not there yet. Safe against other processes doing the same.
+    """The demo model's GGUF, converted when it is not there yet or not as it was made. Safe against other processes
+    doing the same.
 
     progress(done, total) gets bytes; say gets lines about what was converted. Neither is called when nothing is.
     Raises Error or FileError with what to do.
     """
     target = file()
-    if target.is_file():
+    if _is_whole(target):
         return target
     from gguf_export.convert import ConvertOptions, convert, plan_conversion
     from gguf_export.errors import ConvertError
 
     source, options = checkpoint(), ConvertOptions(name=NAME)
+    is_damaged = target.is_file() and _note(target).is_file()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="demo-", dir=target.parent) as folder:
-            made = convert(source, Path(folder) / target.name, options, progress=progress)
-            _put(made.files[0], target)
-        lines = _description(plan_conversion(source, options)) if say is not None else []
+        os.makedirs(os.path.realpath(target.parent), exist_ok=True)
+        made = convert(source, target, options, progress=progress)
+        write_output(_note(target), _sums(target), streams=False)
+        lines = _description(plan_conversion(source, options), is_damaged) if say is not None else []
     except OSError as error:
         raise FileError(f"cannot make the demo model in {target.parent}: {reason(error)}; "
                         "set PYFLASH_CACHE to a folder that can be written") from error
     except ConvertError as error:
+        if _is_whole(target):  # Windows replaces no file that is open: another process was faster
+            return target
         raise Error(f"cannot make the demo model in {target.parent}, which PYFLASH_CACHE can change: {error}"
                     ) from error
     if say is not None:
@@ -85,22 +88,33 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
     return target
 
 
-def _put(made: Path, target: Path) -> None:
+def _note(target: Path) -> Path:
+    """Beside the GGUF: its size and checksum when it was made."""
+    return target.with_suffix(".sum")
+
+
+def _sums(target: Path) -> bytes:
+    data = target.read_bytes()
+    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n".encode("ascii")
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the file is as its note says."""
     try:
-        os.replace(made, target)
-    except PermissionError:  # Windows does not replace a file that is open: another process was faster
-        if not target.is_file():
-            raise
+        return target.is_file() and _note(target).is_file() and _note(target).read_bytes() == _sums(target)
+    except OSError:
+        return False
 
 
-def _description(plan: ConversionPlan) -> list[str]:
-    """What was converted, from where, and into which types; two lines."""
+def _description(plan: ConversionPlan, is_damaged: bool) -> list[str]:
+    """What was converted, why, from where, and into which types; two lines."""
     source, config = plan.checkpoint, plan.checkpoint.config
     size = format_bytes(sum(tensor.nbytes for tensor in source.tensors.values()))
     steps = (f"{count} {old} → {new}" if old != new else f"{count} {old} kept"
              for (old, new), count in plan.conversions().most_common())
+    why = "damaged in the cache" if is_damaged else "first use"
     return [
-        f"Demo model, first use: converted {source.path} ({config.n_layers} layers, {config.n_experts} experts, "
+        f"Demo model, {why}: converted {source.path} ({config.n_layers} layers, {config.n_experts} experts, "
         f"{len(source.tensors):,} tensors, {size})",
         f"  weights: {', '.join(steps)}",
     ]

@@ -142,6 +142,9 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
             await _settled(step)
             self.close()
             raise
+        except GeneratorExit:  # the task goes without having ended
+            self.cancel()
+            raise
         except BaseException:
             self._dismiss()
             raise

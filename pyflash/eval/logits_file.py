@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from gguf_export.engine import check_space, files_beside
 from gguf_export.errors import ConvertError, reason
+from gguf_export.outputs import find_place, make_room, output_file
 from pyflash.eval.statistics import Doubles, Tokens32, blocks, log_softmax
 from pyflash.eval.windows import LEAST_CONTEXT, Windows
 from pyflash.native.errors import Error, FileError, FormatError
@@ -144,31 +143,38 @@ class LogitsWriter:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
+        self.written = 0
 
     def add(self, logits: FloatArray) -> None:
         """Scored logits [n, vocab] of the next positions."""
+        self.write(encode_rows(logits).data.cast("B"))
+
+    def write(self, data: bytes | memoryview) -> None:
         try:
-            self._file.write(encode_rows(logits).data.cast("B"))
+            self._file.write(data)
         except OSError as error:
             raise FileError(f"cannot write {self._name}: {reason(error)}") from error
+        self.written += len(data)
 
 
 @contextmanager
-def written_file(path: StrPath, windows: Windows, n_vocab: int) -> Iterator[LogitsWriter]:
-    """A new file for the rows of all windows, which appears under its name when the block ends without an error."""
-    target = Path(path)
+def written_file(
+    path: StrPath, windows: Windows, n_vocab: int, inputs: Iterable[StrPath] = ()
+) -> Iterator[LogitsWriter]:
+    """A new file for the rows of all windows, which appears under its name when the block ends without an error.
+
+    A pipe or device gets them as they come. inputs: files that it must not replace.
+    """
     size = file_bytes(windows.n_ctx, n_vocab, windows.count)
-    if not target.absolute().parent.is_dir():
-        raise FileError(f"cannot write {path}: there is no folder {target.absolute().parent}")
-    if target.exists() and not target.is_file():
-        raise FileError(f"cannot write {path}: it is no regular file; give another name")
     try:
-        check_space(target.absolute().parent, size)
-        with files_beside([target], [size]) as (temporary,), open(temporary, "r+b") as file:
-            file.write(_HEADER.pack(MAGIC, windows.n_ctx, n_vocab, windows.count))
-            file.write(windows.tokens[: windows.count * windows.n_ctx].astype("<i4").tobytes())
-            yield LogitsWriter(file, os.fspath(path))
-            if file.tell() != size:
+        place = find_place(path, streams=True, inputs=inputs)
+        make_room([place], [size])
+        with output_file(place) as file:
+            writer = LogitsWriter(file, os.fspath(path))
+            writer.write(_HEADER.pack(MAGIC, windows.n_ctx, n_vocab, windows.count))
+            writer.write(windows.tokens[: windows.count * windows.n_ctx].astype("<i4").tobytes())
+            yield writer
+            if writer.written != size:
                 raise Error(f"{path} is not complete and was not kept")
     except ConvertError as error:
         raise FileError(str(error)) from error

@@ -210,9 +210,11 @@ def test_as_a_command(converted: Convert, tmp_path: Path, run: Run) -> None:
     assert "truncated" in run("info", "--verify", path).stderr
 
 
-def test_files_without_checksums(tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize("n_tensors", [0, 1])
+def test_files_without_checksums(tmp_path: Path, run: Run, n_tensors: int) -> None:
     writer = GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor("a", np.zeros(4, np.float32))
+    for index in range(n_tensors):
+        writer.add_tensor(f"a{index}", np.zeros(4, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

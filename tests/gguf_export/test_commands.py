@@ -49,7 +49,7 @@ def test_sizes_that_are_none(tmp_path: Path, tiny_checkpoint: Path, run: Run, si
 @pytest.mark.parametrize(
     "arguments, reason",
     [(("convert", "{tmp}", "{tmp}/m.gguf"), "config.json"), (("convert", "{checkpoint}", "{tmp}/m.bin"), ".gguf"),
-     (("convert", "{checkpoint}", "{tmp}/none/m.gguf"), "does not exist"),
+     (("convert", "{checkpoint}", "{tmp}/none/m.gguf"), "there is no folder"),
      (("export", "hf", "{tmp}/none.gguf", "{tmp}/x"), "No such file"),
      (("export", "lmstudio", "{tmp}", "{tmp}/x"), "is a folder")],
 )  # fmt: skip

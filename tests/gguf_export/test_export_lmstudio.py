@@ -14,7 +14,7 @@ import pytest
 from ran import Ran
 from gguf import GGUFReader
 
-from gguf_export import placing
+from gguf_export import outputs
 from gguf_export.errors import ConvertError
 from gguf_export.lmstudio import export_lmstudio, folder_name
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_of_a_copy_that_fails(
         export_lmstudio(tiny_model, tmp_path / "models", copy=True, progress=interrupt)
     assert not (tmp_path / "models").exists()
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(placing.shutil, "disk_usage", lambda _folder: usage._replace(free=1000))
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _folder: usage._replace(free=1000))
     with pytest.raises(ConvertError, match=r"1\.0 kB free and the output needs 2"):
         export_lmstudio(tiny_model, tmp_path / "models", copy=True)
     assert not (tmp_path / "models").exists()

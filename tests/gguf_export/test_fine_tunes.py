@@ -341,11 +341,11 @@ def test_mistakes_are_a_line(
 def test_native_is_refused(tmp_path: Path, published: Path) -> None:
     for index, tensors in enumerate((plain(payloads(published)), stacked(plain(payloads(published))))):
         folder = write(tmp_path / str(index), tensors, as_saved(small_config()), published)
-        with pytest.raises(ConvertError, match="use --profile compat"):
+        with pytest.raises(ConvertError, match='use profile="compat"'):
             convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
     prefixed = {f"model.{name}": value for name, value in payloads(published).items()}
     folder = write(tmp_path / "prefixed", prefixed, small_config(), published)
-    with pytest.raises(ConvertError, match="use --profile compat"):
+    with pytest.raises(ConvertError, match='use profile="compat"'):
         convert(folder, tmp_path / "native.gguf", ConvertOptions(profile="native"))
 
 

@@ -7,15 +7,17 @@ import contextlib
 import errno
 import glob
 import os
+import stat
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import click
 
+from gguf_export.errors import ConvertError
+from gguf_export.outputs import write_output
 from pyflash.cli.streams import say
 from pyflash.cli.text import MAX_TEXT_BYTES, Tell, decode_text, recoded, wide_encoding
 from pyflash.native.errors import FileError, FormatError
@@ -28,28 +30,38 @@ _MAX_ENTRY_CHARACTERS = 20_000
 class History:
     """What was typed, in a file that only its owner may read: an entry a line, the oldest dropped at the start.
 
-    A file that cannot be read or written costs the history, never the chat; one that is no plain file, such as
-    /dev/null, is no history.
+    A file that cannot be read or written costs the history, never the chat. A device or pipe in its place, such as a
+    link to /dev/null, means that none is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.entries: list[str] = []
-        with contextlib.suppress(OSError):
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        with contextlib.suppress(OSError, ConvertError):
+            if not self._is_kept():
+                return
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             lines = [line for line in lines if line]
             self.entries = [_decoded(line) for line in lines[-_MAX_ENTRIES:]]
             if len(lines) > 2 * _MAX_ENTRIES:
-                self._rewrite(lines[-_MAX_ENTRIES:])
+                newest = "".join(line + "\n" for line in lines[-_MAX_ENTRIES:])
+                write_output(path, newest.encode("utf-8"), streams=False, private=True)
+
+    def _is_kept(self) -> bool:
+        """Whether a file is there, or can be made. A pipe would be waited for."""
+        try:
+            return stat.S_ISREG(os.stat(self._path).st_mode)
+        except FileNotFoundError:
+            return True
 
     def add(self, entry: str) -> bool:
         """Appends an entry at once, so that a chat that is killed loses nothing; False when it is not worth it."""
         if not entry.strip() or len(entry) > _MAX_ENTRY_CHARACTERS or self.entries[-1:] == [entry]:
             return False
         self.entries.append(entry)
-        if self._path.exists() and not self._path.is_file():
-            return True
         with contextlib.suppress(OSError):
+            if not self._is_kept():
+                return True
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -57,16 +69,6 @@ class History:
             finally:
                 os.close(file)
         return True
-
-    def _rewrite(self, lines: Sequence[str]) -> None:
-        file, beside = tempfile.mkstemp(dir=self._path.parent, prefix="history-")  # 0600
-        try:
-            with os.fdopen(file, "w", encoding="utf-8") as out:
-                out.writelines(line + "\n" for line in lines)
-            os.replace(beside, self._path)
-        except BaseException:
-            os.unlink(beside)
-            raise
 
 
 def _encoded(entry: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import pyflash
+from gguf_export.outputs import find_place, write_output
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import converter_errors, model_options, open_model, option
 from pyflash.cli.output import Status
@@ -71,8 +71,9 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
 
     if as_json and as_csv:
         raise click.UsageError("choose one of --json and --csv")
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise pyflash.FileError(f"cannot write {plot}: there is no folder {plot.absolute().parent}")
+    if plot is not None:
+        with converter_errors():
+            find_place(plot, streams=True, inputs=[file])
     plan = Plan(options["prompt"], options["gen"], options["depth"], options["repeat"], options["chunk"],
                 options["cache_type"], options["session_cache"])
     model, _ = open_model(file, {**options, "device_context": plan.context})
@@ -91,7 +92,7 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
         elif speeds:
             show(output.table_foot(speeds, run.memory))
     if plot is not None and speeds:
-        _write_plot(plot, setting, speeds)
+        _write_plot(plot, file, setting, speeds)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -115,8 +116,9 @@ def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[l
     return speeds, False
 
 
-def _write_plot(path: Path, setting: Setting, speeds: list[Speed]) -> None:
-    from pyflash.bench.plot import svg_text, write_svg
+def _write_plot(path: Path, file: str, setting: Setting, speeds: list[Speed]) -> None:
+    from pyflash.bench.plot import svg_text
 
-    write_svg(path, svg_text(setting, speeds))
+    with converter_errors():
+        write_output(path, svg_text(setting, speeds).encode("utf-8"), inputs=[file])
     say(f"wrote {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--experts", type=click.Choice(["keep", "q8_0", "bf16", "f32"]), default="keep", show_default=True,
               help="Type of the routed experts; keep: FP4 as MXFP4, without loss.")
 @click.option("--mtp", is_flag=True, help="Write the MTP block too; compat: as a file of its own, mtp-OUT.gguf.")
+@click.option("--name", help="The model's name.  [default: that of the checkpoint's folder or of its repository]")
 @click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
 @click.option("--verify", is_flag=True,
               help="First compare the files with their published checksums, where the hub's client left those: reads "
@@ -41,8 +41,9 @@ def convert(
 ) -> None:
     """Turn a DeepSeek-V4 checkpoint folder into a GGUF file.
 
-    CHECKPOINT holds config.json, the safetensors files and tokenizer.json as published. Files named OUT.gguf are
-    replaced when the new ones are complete; an interrupted conversion leaves nothing.
+    CHECKPOINT holds config.json, the safetensors files and tokenizer.json as published. It may also be a model in the
+    local cache of Hugging Face: ORG/NAME, its folder there, or the cache where it holds one such model. Files named
+    OUT.gguf are replaced when the new ones are complete; an interrupted conversion leaves nothing.
     """
     with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
@@ -51,14 +52,14 @@ def convert(
         settings = converter.ConvertOptions(shard_bytes=shard_bytes, **options)
         checked: dict[str, Any] = {}
         if dry_run:
-            plan = converter.plan_conversion(Path(checkpoint), settings)
+            plan = converter.plan_conversion(checkpoint, settings)
             if verify:
                 checked = _verify(plan.checkpoint)
             print_done({**plan.as_json(), **checked}) if as_json else show(in_options(plan.summary()))
             return
         with Progress("converting", sys.stderr) as progress:
             written = converter.convert(
-                Path(checkpoint), Path(out), settings, progress=progress.update,
+                checkpoint, out, settings, progress=progress.update,
                 warn=lambda warning: progress.say(f"pyflash: warning: {in_options(warning)}"),
                 ready=(lambda found: checked.update(_verify(found))) if verify else None,
             )

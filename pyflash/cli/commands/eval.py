@@ -12,8 +12,9 @@ import click
 
 import pyflash
 from gguf_export.errors import reason
+from gguf_export.outputs import find_place
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import model_options, open_model, option
+from pyflash.cli.options import converter_errors, model_options, open_model, option
 from pyflash.cli.output import Status, log_to_stderr, print_done, print_json
 from pyflash.cli.paths import FilePath
 from pyflash.cli.signals import leaving_on_signals
@@ -80,6 +81,10 @@ def ppl(
 
     if stride is not None and logits is not None:
         raise click.UsageError("--logits has no place for windows with a --stride")
+    inputs = [file] if text == "-" else [file, text]
+    if logits is not None:
+        with converter_errors():
+            find_place(logits, streams=True, inputs=inputs)
     n_ctx = ctx or _DEFAULT_CONTEXT
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
@@ -87,7 +92,7 @@ def ppl(
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
         windows = text_windows(subject, _text(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
-        writer = stack.enter_context(written_file(logits, windows, n_vocab)) if logits else None
+        writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(statistics.result()))
         if latest is not None:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +325,7 @@ def test_a_model_larger_than_memory(tiny_model: Path, monkeypatch: pytest.Monkey
     assert "--cache-type" not in str(refused.exception)  # the reference cache is in use already
     larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
     assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type" not in str(larger.exception)
-    monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own + 1, own + 1, None))
+    monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(own + 1000, own + 1000, None))
     larger = run(tiny_model, "Hello", "-n", 3, "-c", 512, "--cache-type", "f32")
     assert isinstance(larger.exception, pyflash.MemoryLimitError) and "--cache-type reference" in str(larger.exception)
 

@@ -180,6 +180,7 @@ def test_history(tmp_path: Path) -> None:
 
 def test_history_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "history"
+    path.touch(0o600)
     path.write_text("".join(f"{n}\n" for n in range(2500)))
     assert History(path).entries == [str(n) for n in range(1500, 2500)]
     assert len(path.read_text().splitlines()) == 1000

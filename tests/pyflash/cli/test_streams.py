@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +214,19 @@ def homeless(*arguments: object, **env: str) -> tuple[int, str, str]:
     return finished(process)
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for everybody, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
+
+
 @needs_root
-def test_without_a_home(tmp_path: Path, tiny_model: Path, demo_checkpoint: Path) -> None:
+def test_without_a_home(temporary: Path, tiny_model: Path, demo_checkpoint: Path) -> None:
     """A model that is named needs none; the demo's goes among the temporary files, which a line tells."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    temporary.chmod(0o1777)
-    model = tmp_path / "tiny.gguf"
+    model = temporary / "tiny.gguf"
     model.write_bytes(tiny_model.read_bytes())
-    for folder in tmp_path.parents:
-        if tmp_path.parents[-2] != folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    tmp_path.chmod(0o755)
     code, _, err = homeless("run", model, "Hello", *SHORT)
     assert (code, err) == (0, "")
     code, _, err = homeless("run", "Hello", *SHORT, TMPDIR=str(temporary))
@@ -350,5 +353,5 @@ def test_ctrl_c_at_any_time(tiny_model: Path) -> None:
         code, _, err = finished(process)
         timer.join()
         assert code in (0, 130, -signal.SIGINT), (delay, code, err)
-        assert "pyflash" not in err or "Traceback" not in err, (delay, err)  # Python itself may have been starting still
+        assert "pyflash" not in err or "Traceback" not in err, (delay, err)  # else Python was still starting
         assert "Exception ignored" not in err, (delay, err)

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 
-LIMIT = 60  # seconds for a whole scenario, of a second or two
+LIMIT = 200  # seconds for a whole scenario, which takes a second or two on an idle machine
 
 # Scenarios run in a process of their own: `model`, with several threads, and `session`, with a few tokens, stand there.
 PREAMBLE = """
@@ -33,7 +33,7 @@ session_next.eval(TOKENS)
 after = session_next.eval([9])
 
 def child(work):
-    '''Its exit status, 99 when it was still there after 20 s.'''
+    '''Its exit status, 99 when it was still there after 60 s.'''
     pid = os.fork()
     if pid == 0:
         work()
@@ -41,7 +41,7 @@ def child(work):
     return end(pid)
 
 def end(pid):
-    for _ in range(2000):
+    for _ in range(6000):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -242,11 +242,11 @@ def work(token):
     with model.session(context=4096, chunk=64) as s:
         return s.eval([token, *TOKENS]).tobytes()
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    results = pool.map_async(work, [9] * 4).get(30)
+    results = pool.map_async(work, [9] * 4).get(60)
 assert all(r == expected.tobytes() for r in results)
 process = multiprocessing.get_context("fork").Process(target=unharmed)
 process.start()
-process.join(20)
+process.join(60)
 assert process.exitcode == 0
 """,
     "reads experts within a budget": """

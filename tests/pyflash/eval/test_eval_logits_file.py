@@ -195,7 +195,7 @@ def test_nothing_is_left_of_what_fails(tmp_path: Path) -> None:
 
 
 def test_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for target, words in ((tmp_path / "none" / "x", "there is no folder"), (tmp_path, "no regular file")):
+    for target, words in ((tmp_path / "none" / "x", "there is no folder"), (tmp_path, "is a folder")):
         with pytest.raises(pyflash.FileError, match=words), written_file(target, plan(40), 40):
             pass
     huge = Windows(np.zeros(8, dtype=np.int32), 1 << 20, 1 << 20, 1 << 20, 1 << 19)
