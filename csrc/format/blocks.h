@@ -11,6 +11,9 @@
 
 typedef void (*pf_decode_fn)(const uint8_t *blocks, int64_t n_blocks, float *out);
 
+/* The decoder of a type by its number (format/dtypes.h); NULL for types without blocks, and unknown ones. */
+pf_decode_fn pf_block_decoder(uint32_t type);
+
 /* blocks_small.c: blocks of 32 to 256 with one scale, or one and a minimum */
 void pf_decode_q4_0(const uint8_t *blocks, int64_t n_blocks, float *out);
 void pf_decode_q4_1(const uint8_t *blocks, int64_t n_blocks, float *out);

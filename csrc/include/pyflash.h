@@ -578,6 +578,20 @@ PF_API void pf_codec_bf16_to_f32(const uint16_t *in, int64_t n, float *out);
 PF_API void pf_codec_f32_to_q8_0(const float *in, int64_t n_blocks, uint8_t *out);
 PF_API void pf_codec_q8_0_to_f32(const uint8_t *blocks, int64_t n_blocks, float *out);
 
+/* Blocks of any of ggml's quantised types, by its number, to floats; the same bits as ggml's own decoders. UNSUPPORTED for
+ * other types. */
+PF_API pf_status pf_codec_decode(uint32_t type, const uint8_t *blocks, int64_t n_blocks, float *out, pf_error *err);
+
+#define PF_OBJECTIVE_PLAIN 0 /* sum of importance * error^2 */
+#define PF_OBJECTIVE_GGML 1  /* as llama.cpp's quantisers: importance * sqrt(mean square of the super-block + x^2) * error^2 */
+
+/* Rows [n_rows, n_cols] of floats to blocks of a type by its number: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, Q2_K, Q3_K, Q4_K,
+ * Q5_K or Q6_K; n_cols a multiple of 256. importance [n_cols]: what an error of a column weighs, none negative; NULL: all the
+ * same. What is made least is told by the objective. The same bytes on every machine. out holds what the type's blocks take.
+ * ARGUMENT for numbers that are not finite; UNSUPPORTED for other types; MEMORY. Some 500 KB of memory are taken meanwhile. */
+PF_API pf_status pf_codec_quantize(uint32_t type, int32_t objective, const float *x, const float *importance, int64_t n_rows,
+                                   int64_t n_cols, uint8_t *out, pf_error *err);
+
 /* CDEF END */
 
 #ifdef __cplusplus

@@ -1,6 +1,7 @@
 /* Layouts: format/blocks_iq.c. */
 #include "quantize/grid_formats.h"
 
+#include "format/dtypes.h"
 #include "format/iq_grids.h"
 
 #include <stddef.h>
@@ -75,11 +76,11 @@ static const float magnitudes_iq3_xxs[] = {4, 12, 20, 28, 36, 44, 52, 62};
 static const float magnitudes_iq3_s[] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 static const pf_grid_format formats[] = {
-    {16, pf_grid_iq2_xxs, 256, 8, 2, 32, true, 0.125f, magnitudes_iq2, pack_iq2_xxs},
-    {17, pf_grid_iq2_xs, 512, 8, 2, 16, true, 0.125f, magnitudes_iq2, pack_iq2_xs},
-    {22, pf_grid_iq2_s, 1024, 8, 2, 16, false, 0.125f, magnitudes_iq2, pack_iq2_s},
-    {18, pf_grid_iq3_xxs, 256, 4, 3, 32, true, 0.25f, magnitudes_iq3_xxs, pack_iq3_xxs},
-    {21, pf_grid_iq3_s, 512, 4, 3, 32, false, 1.0f, magnitudes_iq3_s, pack_iq3_s},
+    {PF_IQ2_XXS, pf_grid_iq2_xxs, 256, 8, 2, 32, true, 0.125f, magnitudes_iq2, pack_iq2_xxs},
+    {PF_IQ2_XS, pf_grid_iq2_xs, 512, 8, 2, 16, true, 0.125f, magnitudes_iq2, pack_iq2_xs},
+    {PF_IQ2_S, pf_grid_iq2_s, 1024, 8, 2, 16, false, 0.125f, magnitudes_iq2, pack_iq2_s},
+    {PF_IQ3_XXS, pf_grid_iq3_xxs, 256, 4, 3, 32, true, 0.25f, magnitudes_iq3_xxs, pack_iq3_xxs},
+    {PF_IQ3_S, pf_grid_iq3_s, 512, 4, 3, 32, false, 1.0f, magnitudes_iq3_s, pack_iq3_s},
 };
 
 const pf_grid_format *pf_grid_format_of(uint32_t type) {

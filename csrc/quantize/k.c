@@ -1,5 +1,6 @@
 #include "quantize/k.h"
 
+#include "format/dtypes.h"
 #include "format/floats.h"
 #include "quantize/search_loops.h"
 
@@ -112,9 +113,9 @@ static void pack_q6_k(const uint8_t *codes, const int *scales, const int *minima
 }
 
 static const k_format formats[] = {
-    {10, 16, true, 0, 3, 0, 15, pack_q2_k},      {11, 16, false, -4, 3, -32, 31, pack_q3_k},
-    {12, 32, true, 0, 15, 0, 63, pack_q4_k},     {13, 32, true, 0, 31, 0, 63, pack_q5_k},
-    {14, 16, false, -32, 31, -128, 127, pack_q6_k},
+    {PF_Q2_K, 16, true, 0, 3, 0, 15, pack_q2_k},      {PF_Q3_K, 16, false, -4, 3, -32, 31, pack_q3_k},
+    {PF_Q4_K, 32, true, 0, 15, 0, 63, pack_q4_k},     {PF_Q5_K, 32, true, 0, 31, 0, 63, pack_q5_k},
+    {PF_Q6_K, 16, false, -32, 31, -128, 127, pack_q6_k},
 };
 
 static const k_format *format_of(uint32_t type) {
