@@ -44,11 +44,12 @@ def inputs(n_rows: int, n_cols: int, seed: int) -> tuple[dict[str, Floats], dict
 class Ggml:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        for kind in WRITABLE.values():
+            self._library.ggml_quantize_init(kind)  # tables, once a process
 
     def quantise(self, kind: int, rows: Floats, importance: Floats, row_bytes: int) -> npt.NDArray[np.uint8]:
         out = np.zeros((len(rows), row_bytes), dtype=np.uint8)
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out, importance)]
-        self._library.ggml_quantize_init(kind)
         self._library.ggml_quantize_chunk(kind, pointers[0], pointers[1], ctypes.c_int64(0), ctypes.c_int64(rows.shape[0]),
                                           ctypes.c_int64(rows.shape[1]), pointers[2])  # fmt: skip
         return out

