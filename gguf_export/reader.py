@@ -98,9 +98,13 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
 
 
 def _type_problem(number: int) -> str:
-    if number in BLOCK_TYPES:
-        return f"{BLOCK_TYPES[number].name}, which ggml has removed: take a newer file"
-    return f"{number}, which is unknown here: update pyflash, or take another file"
+    known = BLOCK_TYPES.get(number)
+    if known is None:
+        return f"{number}, which is unknown here: update pyflash, or take another file"
+    if known.is_foreign:
+        return (f"ik_llama.cpp's {known.name} ({number}), which only that reads: take a file in llama.cpp's types, or "
+                "convert this one with ik_llama.cpp's llama-quantize --allow-requantize")  # fmt: skip
+    return f"{known.name}, which ggml has removed: take a newer file"
 
 
 def _read_one(path: Path, any_type: bool) -> GGUFFile:
@@ -142,7 +146,7 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
         if not block and not any_type:
-            raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
+            raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {_type_problem(number)}")
         if block and ne[0] % block:
             kind = BLOCK_TYPES[number].name
             raise cursor.fail(f"tensor {name:.80} has rows of {ne[0]} values of type {kind}, whose blocks have {block}")
