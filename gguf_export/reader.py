@@ -19,6 +19,7 @@ from quantize.plan import GGMLType, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
+_NVFP4 = 40
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         if name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another or appears twice")
         nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
+        if number == _NVFP4 and index + 1 < len(entries) and nbytes + -nbytes % alignment != end - offset:
+            raise ConvertError(
+                f"{cursor.path}: tensor {name:.80} has the number of NVFP4 (40) and another size: llama-modchip's own type, "
+                "which only that reads; take a file in llama.cpp's types"
+            )
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
         dtype = BLOCK_TYPES[number].name if number in BLOCK_TYPES else f"type {number}"

@@ -255,14 +255,21 @@ def test_pruned_experts(tmp_path: Path) -> None:
         assert (model.info.n_expert, model.info.n_expert_used) == (11, 3)
 
 
-def test_sixty_one_layers(tmp_path: Path) -> None:
-    ratios = [128 if layer % 2 else 4 for layer in range(61)]
-    tiny = make_tiny_model(tmp_path, num_hidden_layers=61, compress_ratios=[*ratios, 0], n_routed_experts=2,
-                           num_experts_per_tok=1, num_hash_layers=3, moe_intermediate_size=32)
-    parts = read_parts(tiny.path)
+def test_sixty_one_layers(parts: Parts, tmp_path: Path, tokens: np.ndarray) -> None:
+    """As many as V4-Pro's, from the six by turns, with ratios by the tables' shapes."""
+    blocks = {name: tensor for name, tensor in parts.tensors.items() if name.startswith("blk.")}
+    for layer in range(6, 61):
+        prefix = f"blk.{2 + layer % 4}."
+        parts.tensors |= {name.replace(prefix, f"blk.{layer}."): tensor for name, tensor in blocks.items()
+                          if name.startswith(prefix)}  # fmt: skip
+    parts.keys[A + "block_count"] = scalar(Kind.UINT32, 61)
+    for key in ("swiglu_clamp_exp", "swiglu_clamp_shexp"):
+        parts.keys[A + key] = array(Kind.FLOAT32, [10.0] * 61)
     del parts.keys[A + "attention.compress_ratios"]
-    with pyflash.Model.open(parts.write(tmp_path / "other.gguf"), device="cpu") as model:
-        assert model.info.layer_ratios == tuple(ratios)
+    path = parts.write(tmp_path / "other.gguf")
+    assert np.isfinite(logits(path, tokens)).all()
+    with pyflash.Model.open(path, device="cpu") as model:
+        assert model.info.layer_ratios == (0, 0, *((4, 128)[layer % 2] for layer in range(2, 61)))
 
 
 # --- refusals ---
@@ -322,6 +329,17 @@ def test_types_of_others(parts: Parts, tmp_path: Path, number: int, said: str) -
     with pytest.raises(Exception, match="type ") as caught:
         read_gguf(path)
     assert name in str(caught.value) and said.partition(" (")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("block_bytes", [18, 34, 72])
+def test_modchips_type_has_nvfp4s_number(parts: Parts, tmp_path: Path, block_bytes: int) -> None:
+    name = "blk.3.attn_kv.weight"
+    ne = parts.tensors[name].ne
+    parts.tensors[name] = Tensor(40, ne, bytes(ne[0] // 64 * ne[1] * block_bytes))
+    path = parts.write(tmp_path / "other.gguf")
+    assert f"{name}' has the number of NVFP4 (40)" in refused(path, pyflash.UnsupportedError)
+    with pytest.raises(Exception, match="llama-modchip"):
+        read_gguf(path)
 
 
 def _arch(name: str) -> Change:
