@@ -104,7 +104,7 @@ def _type_problem(number: int) -> str:
         return f"{number}, which is unknown here: update pyflash, or take another file"
     if known.is_foreign:
         return (f"ik_llama.cpp's {known.name} ({number}), which only that reads: take a file in llama.cpp's types, or "
-                "convert this one with ik_llama.cpp's llama-quantize --allow-requantize")  # fmt: skip
+                "convert this one with ik_llama.cpp's llama-quantize")  # fmt: skip
     return f"{known.name}, which ggml has removed: take a newer file"
 
 

@@ -1,5 +1,6 @@
 #include "arch/config.h"
 
+#include "arch/file_kind.h"
 #include "arch/keys.h"
 
 #include <float.h>
@@ -245,6 +246,7 @@ static pf_status read_moe(const pf_keys *k, pf_config *c) {
 pf_status pf_config_read(const pf_gguf *gguf, pf_config *out, pf_error *err) {
     pf_keys k = {gguf, 0, err};
     pf_config c = {0};
+    PF_TRY(pf_file_kind_check(gguf, err));
     PF_TRY(read_layers(&k, &c));
     PF_TRY(pf_keys_int(&k, "embedding_length", 32, 1 << 20, &c.n_embd));
     PF_TRY(pf_keys_float(&k, "attention.layer_norm_rms_epsilon", 0.0, 1.0, &c.norm_eps));

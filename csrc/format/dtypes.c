@@ -48,8 +48,7 @@ const char *pf_dtype_name(uint32_t type, char out[PF_DTYPE_NAME_BYTES]) {
 const char *pf_dtype_way_out(uint32_t type) {
     const pf_dtype_info *info = find(type);
     if (info && (info->uses & PF_TYPE_FOREIGN)) {
-        return "take a file in llama.cpp's types, or convert this one with ik_llama.cpp's llama-quantize "
-               "--allow-requantize";
+        return "take a file in llama.cpp's types, or convert this one with ik_llama.cpp's llama-quantize";
     }
     if (info && (info->uses & PF_TYPE_REMOVED)) return "ggml has removed it, so take a newer file";
     return "update pyflash, or take another file";

@@ -1,6 +1,5 @@
 #include "runtime/model.h"
 
-#include "arch/file_kind.h"
 #include "base/cpus.h"
 #include "base/memory.h"
 #include "base/params.h"
@@ -45,11 +44,9 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
 
 static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *err) {
     pf_config *config = &model->net.config, mtp_config = {0};
-    PF_TRY(pf_file_kind_check(model->gguf, err));
     PF_TRY(pf_config_read(model->gguf, config, err));
     if (mtp_path != NULL) {
         PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
-        PF_TRY(pf_file_kind_check(model->mtp_gguf, err));
         PF_TRY(pf_config_read(model->mtp_gguf, &mtp_config, err));
     }
     if (config->n_nextn > 0 && pf_gguf_find_tensor(model->gguf, "blk.0.attn_norm.weight") == NULL) {

@@ -325,7 +325,7 @@ def test_types_of_others(parts: Parts, tmp_path: Path, number: int, said: str) -
     path = parts.write(tmp_path / "other.gguf")
     message = refused(path, pyflash.UnsupportedError)
     assert name in message and said in message
-    assert ("llama-quantize --allow-requantize" in message) == ("ik_llama.cpp" in said)
+    assert ("with ik_llama.cpp's llama-quantize" in message) == ("ik_llama.cpp" in said)
     with pytest.raises(Exception, match="type ") as caught:
         read_gguf(path)
     assert name in str(caught.value) and said.partition(" (")[0] in str(caught.value)
