@@ -40,12 +40,14 @@ pf_status pf_keys_by_layer(const pf_keys *keys, const char *name, int32_t n, dou
     uint64_t len = 1;
     const bool is_array = pf_gguf_array_len(keys->gguf, full_key(name, key), &len);
     if (len != 1 && len < (uint64_t)keys->n_layer) {
-        return pf_fail(keys->err, PF_ERR_FORMAT, "the key %s has %llu entries for %d layers: take another file, or convert "
-                       "the checkpoint again", key, (unsigned long long)len, keys->n_layer);
+        return pf_fail(keys->err, PF_ERR_FORMAT, "the key %s has %llu entries for %d layers: take another file, or "
+                       "convert the checkpoint again", key, (unsigned long long)len, keys->n_layer);
     }
     for (int32_t l = 0; l < n; ++l) {
         const uint64_t at = (uint64_t)l < len ? (uint64_t)l : len - 1;
-        if (!entry(keys->gguf, key, is_array, at, &out[l])) return bad_key(keys, key, "a number, or one for each layer");
+        if (!entry(keys->gguf, key, is_array, at, &out[l])) {
+            return bad_key(keys, key, "a number, or one for each layer");
+        }
     }
     return PF_OK;
 }
@@ -64,8 +66,8 @@ static pf_status read_number(const pf_keys *keys, const char *name, const char *
     for (int32_t l = 1; l < keys->n_layer && len > 1; ++l) {
         if (!entry(keys->gguf, key, is_array, (uint64_t)l, &other)) return bad_key(keys, key, wants);
         if (other == first) continue;
-        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s is %g in layer 0 and %g in layer %d: only models whose layers "
-                       "are alike in it are supported", key, first, other, l);
+        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s is %g in layer 0 and %g in layer %d: only models whose "
+                       "layers are alike in it are supported", key, first, other, l);
     }
     *out = first;
     return PF_OK;
@@ -78,8 +80,8 @@ pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_
     full_key(name, key);
     if (value != floor(value)) return bad_key(keys, key, "an integer");
     if (value < (double)low || value > (double)high) {
-        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %.0f is outside the supported range %d..%d", key, value, low,
-                       high);
+        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %.0f is outside the supported range %d..%d", key, value,
+                       low, high);
     }
     *out = (int32_t)value;
     return PF_OK;
