@@ -37,14 +37,15 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
         (12, "has type Q4_K: F32 or F16 or BF16 or Q8_0 or MXFP4 is needed"),
         (14, "has type Q6_K: "),
         (32, "has type Q4_0_4_8, which this version cannot read"),
-        (139, "has type 139 (unknown), which this version cannot read"),
+        (139, "has type ik_llama.cpp's IQ4_K (139), which this version cannot read"),
+        (77, "has type 77 (unknown), which this version cannot read"),
         (1000, "has type 1000 (unknown)"),  # this project's own mark for FP8
     ],
 )
 @pytest.mark.parametrize("tensor", ["token_embd.weight", "output_norm.weight"])
 def test_types_are_told_by_name(tiny_model: Path, tmp_path: Path, number: int, said: str, tensor: str) -> None:
     data = bytearray(tiny_model.read_bytes())
-    at = data.index(tensor.encode()) + len(tensor)
+    at = data.rindex(tensor.encode()) + len(tensor)
     (n_dims,) = struct.unpack_from("<I", data, at)
     struct.pack_into("<I", data, at + 4 + 8 * n_dims, number)
     path = tmp_path / "other.gguf"
