@@ -83,7 +83,11 @@ static pf_status open_tokenizer(pf_model *model, pf_error *err) {
 static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_error *err) {
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
-    if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
+    if (model->pool == NULL) {
+        return pf_fail(err, PF_ERR_MEMORY,
+                       "cannot start %d threads: ask for fewer, or allow more memory (ulimit -v) or processes (ulimit -u)",
+                       threads);
+    }
     if (params->pin_threads && !pf_pool_pin(model->pool)) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "this system does not keep threads on processors: do without pinning");
     }
