@@ -146,7 +146,8 @@ typedef struct pf_model_params {
 PF_API void pf_model_params_init(pf_model_params *params);
 
 /* Maps the GGUF at path (its first shard when it is sharded; the others are found by llama.cpp's naming),
- * checks its directory, configuration and every tensor's shape and type. Does not read the weights. */
+ * checks its directory, configuration and every tensor's shape and type. Of the weights it reads those alone that it
+ * widens to float32 (pf_model_info.widened_bytes). */
 PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, pf_model **out, pf_error *err);
 PF_API pf_model *pf_model_retain(pf_model *model);
 /* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
@@ -212,6 +213,8 @@ typedef struct pf_model_info {
     const char *name;          /* general.name or "", owned by the model */
     const char *profile;       /* "compat" or "native", static */
     const char *cpu_isa;       /* kernel set in use, static */
+    uint64_t widened_bytes;    /* of memory beside the weights: vectors and small tables that the file does not have in
+                                  float32, as they are computed with */
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);

@@ -63,6 +63,7 @@ class ModelInfo:
     name: str
     profile: str
     cpu_isa: str
+    widened_bytes: int
     layer_ratios: tuple[int, ...]
 
 

@@ -100,13 +100,14 @@ static void linears(const pf_backend *backend, const pf_backend *scalar) {
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
             if (!pf_backend_takes(backend, gate_types[kind])) continue;
+            /* A device has its own kernels for all that it takes. */
+            const bool is_generic = backend->weight_kinds == scalar->weight_kinds &&
+                                    gate_is_generic(backend->kernels, scalar->kernels, kind);
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
                 const int64_t rows = shapes[s][0], cols = gate_whole(gate_types[kind], shapes[s][1]);
                 for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
                     if (cols > 4096 && n > 3) continue;
-                    if (gate_is_generic(backend->kernels, scalar->kernels, kind) && (acts == EXACT || s % 2 == 0 || n % 8 != 1)) {
-                        continue;
-                    }
+                    if (is_generic && (acts == EXACT || s % 2 == 0 || n % 8 != 1)) continue;
                     gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
                                  form_names[acts], (long long)rows, (long long)cols, (long long)n);
                     test_weight w = gate_weight(gate_types[kind], rows, cols, 1, n % 2, false, (place)(n % PLACES));
@@ -350,7 +351,7 @@ static void check_experts(runner **r, const experts_case *c, form acts) {
         difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
     }
     expected_free(want);
-    /* A few roundings that fall together, as those of one token's x do in all rows, are no mean. */
+    /* 1.3 times the error expected was seen: few roundings, as those of one token, are no mean. */
     CHECK(error <= 9.0 * variance, "error %g of what is expected", sqrt(error / variance));
     CHECK(scalar_error <= 9.0 * variance, "scalar error %g of what is expected", sqrt(scalar_error / variance));
     CHECK(difference <= 9.0 * variance, "differs from scalar by %g of the error expected", sqrt(difference / variance));
