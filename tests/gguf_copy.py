@@ -16,10 +16,11 @@ _WRITTEN_BY_ITSELF = "general.architecture"
 
 
 def copy_gguf(
-    source: Path, dest: Path, recode: Callable[[str, Array], tuple[GGMLQuantizationType, Array] | None]
+    source: Path, dest: Path, recode: Callable[[str, Array], tuple[GGMLQuantizationType, Array] | None],
+    more: Mapping[str, Array] | None = None,
 ) -> Path:
     """Writes dest with source's metadata and tensors. recode gets each one's name and values, float32 [..., columns], and
-    returns another type with its bytes [..., bytes of a row]; None keeps the tensor. Tables of integers stay."""
+    returns another type with its bytes [..., bytes of a row]; None keeps the tensor. Tables of integers stay. more: further tensors."""
     reader = GGUFReader(source)
     writer = GGUFWriter(dest, arch=reader.fields[_WRITTEN_BY_ITSELF].contents())
     for field in reader.fields.values():
@@ -33,6 +34,8 @@ def copy_gguf(
         other = recode(tensor.name, quants.dequantize(tensor.data, tensor.tensor_type)) if is_real else None
         kind, data = other or (tensor.tensor_type, tensor.data)
         writer.add_tensor(tensor.name, data, raw_dtype=None if kind in _PLAIN else kind)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

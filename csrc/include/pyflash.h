@@ -172,6 +172,9 @@ typedef struct pf_placement_info {
     uint64_t stream_bytes;  /* taken for sending experts, and as many page-locked ones of the host's; 0: none are sent */
     uint64_t hot_bytes;     /* taken for the most used experts; 0: none are held. A session that finds no memory on the
                                device takes these, from which time on no expert is held */
+    char kept[192];         /* what stays with the processor because the device has no kernels for its types, where the
+                               numbers of layers and experts were left open: "the output, 2 layers, the routed experts of
+                               6: no kernels for Q6_K IQ2_XXS"; else empty. Zero-terminated */
 } pf_placement_info;
 PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
@@ -519,6 +522,7 @@ typedef struct pf_device_info {
     uint64_t total_bytes;  /* of its memory */
     uint64_t free_bytes;
     char name[128];        /* zero-terminated */
+    uint64_t weight_types; /* that it has kernels for: bit i is the type at place i of pf_type_get_info() */
 } pf_device_info;
 
 /* How many devices of a kind ("cuda") can be used: loads the plugin library of that kind, which lies beside this one.
