@@ -146,7 +146,8 @@ typedef struct pf_model_params {
 PF_API void pf_model_params_init(pf_model_params *params);
 
 /* Maps the GGUF at path (its first shard when it is sharded; the others are found by llama.cpp's naming),
- * checks its directory, configuration and every tensor's shape and type. Does not read the weights. */
+ * checks its directory, configuration and every tensor's shape and type. Of the weights it reads those alone that it
+ * widens to float32 (pf_model_info.widened_bytes). */
 PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, pf_model **out, pf_error *err);
 PF_API pf_model *pf_model_retain(pf_model *model);
 /* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
@@ -171,6 +172,9 @@ typedef struct pf_placement_info {
     uint64_t stream_bytes;  /* taken for sending experts, and as many page-locked ones of the host's; 0: none are sent */
     uint64_t hot_bytes;     /* taken for the most used experts; 0: none are held. A session that finds no memory on the
                                device takes these, from which time on no expert is held */
+    char kept[192];         /* what stays with the processor because the device has no kernels for its types, where the
+                               numbers of layers and experts were left open: "the output, 2 layers, the routed experts of
+                               6: no kernels for Q6_K IQ2_XXS"; else empty. Zero-terminated */
 } pf_placement_info;
 PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
@@ -212,6 +216,8 @@ typedef struct pf_model_info {
     const char *name;          /* general.name or "", owned by the model */
     const char *profile;       /* "compat" or "native", static */
     const char *cpu_isa;       /* kernel set in use, static */
+    uint64_t widened_bytes;    /* of memory beside the weights: vectors and small tables that the file does not have in
+                                  float32, as they are computed with */
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);
@@ -516,6 +522,7 @@ typedef struct pf_device_info {
     uint64_t total_bytes;  /* of its memory */
     uint64_t free_bytes;
     char name[128];        /* zero-terminated */
+    uint64_t weight_types; /* that it has kernels for: bit i is the type at place i of pf_type_get_info() */
 } pf_device_info;
 
 /* How many devices of a kind ("cuda") can be used: loads the plugin library of that kind, which lies beside this one.

@@ -180,6 +180,7 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
+        .widened_bytes = model->net.weights.widened.bytes,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");

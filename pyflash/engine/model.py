@@ -63,6 +63,7 @@ class ModelInfo:
     name: str
     profile: str
     cpu_isa: str
+    widened_bytes: int
     layer_ratios: tuple[int, ...]
 
 
@@ -111,6 +112,7 @@ class Placement:
     total_bytes: int
     stream_bytes: int
     hot_bytes: int
+    kept: str
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ class Model:
         with self._handle.borrow() as native:
             info = _filled("pf_placement_info", lib.pf_model_get_placement, native)
         values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
-        return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
+        return Placement(**values | {"name": string(info.name), "kept": string(info.kept), "head": bool(info.head)})
 
     @property
     def expert_reads(self) -> ExpertReads:
