@@ -5,7 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-NOUNS = ["order", "user", "sensor", "ticket", "invoice", "packet", "window", "chapter", "route", "token", "reading", "account"]
+NOUNS = [
+    "order",
+    "user",
+    "sensor",
+    "ticket",
+    "invoice",
+    "packet",
+    "window",
+    "chapter",
+    "route",
+    "token",
+    "reading",
+    "account",
+]
 FIELDS = ["price", "length", "weight", "score", "age", "delay", "size", "count", "level", "rate"]
 VERBS = ["collect", "merge", "filter", "rank", "group", "check", "count", "split", "update", "archive"]
 Answer = tuple[str, str, str]  # question, reasoning, answer
@@ -37,14 +50,19 @@ def {verb}_{noun}s({noun}s: list[{noun.capitalize()}], limit: float = {limit}) -
         if each.{field} >= limit:
             totals[each.name] = totals.get(each.name, 0.0) + each.{field}
     return dict(sorted(totals.items(), key=lambda item: -item[1]))'''
-    return (f"Write a Python function that sums the {field} of each {noun} by name, leaving out those below {limit}.",
-            f"A dataclass for the {noun}, a dict of totals, sort by value. Edge: an empty list gives an empty dict.",
-            f"{_block('python', text)}\n\nAn empty list gives an empty result; ties keep the order in which names appeared.")  # fmt: skip
+    return (
+        f"Write a Python function that sums the {field} of each {noun} by name, leaving out those below {limit}.",
+        f"A dataclass for the {noun}, a dict of totals, sort by value. Edge: an empty list gives an empty dict.",
+        (
+            f"{_block('python', text)}\n\nAn empty list gives an empty result; ties keep the order in which names"
+            " appeared."
+        ),
+    )
 
 
 def python_tests(rng: random.Random) -> Answer:
     verb, noun, field, limit = _names(rng)
-    text = f'''import pytest
+    text = f"""import pytest
 
 from shop.{noun}s import {verb}_{noun}s
 
@@ -56,13 +74,17 @@ def test_{verb}(values: list[int], wanted: int) -> None:
 
 def test_negative_{field}_is_refused() -> None:
     with pytest.raises(ValueError, match="{field}"):
-        {verb}_{noun}s([{{"{field}": -1}}])'''
-    return (f"Tests for {verb}_{noun}s, please, with pytest.", "Empty, at the limit, around the limit, and an error.", _block("python", text))
+        {verb}_{noun}s([{{"{field}": -1}}])"""
+    return (
+        f"Tests for {verb}_{noun}s, please, with pytest.",
+        "Empty, at the limit, around the limit, and an error.",
+        _block("python", text),
+    )
 
 
 def c_function(rng: random.Random) -> Answer:
     verb, noun, field, limit = _names(rng)
-    text = f'''#include <stddef.h>
+    text = f"""#include <stddef.h>
 #include <stdint.h>
 
 struct {noun} {{
@@ -78,9 +100,12 @@ ptrdiff_t {verb}_{noun}(const struct {noun} *items, size_t n) {{
         if (best < 0 || items[i].{field} > items[best].{field}) best = (ptrdiff_t)i;
     }}
     return best;
-}}'''
-    return (f"In C: find the {noun} with the largest {field} below {limit}.", "One pass, index of the best, -1 if none. Watch signedness.",
-            f"{_block('c', text)}\n\nIt runs in O(n), takes no memory, and returns the first one among equals.")  # fmt: skip
+}}"""
+    return (
+        f"In C: find the {noun} with the largest {field} below {limit}.",
+        "One pass, index of the best, -1 if none. Watch signedness.",
+        f"{_block('c', text)}\n\nIt runs in O(n), takes no memory, and returns the first one among equals.",
+    )
 
 
 def sql(rng: random.Random) -> Answer:
@@ -94,8 +119,11 @@ GROUP BY {other}.name
 HAVING COUNT(*) > {limit}
 ORDER BY mean_{field} DESC
 LIMIT 10;"""
-    return (f"SQL: the ten {other}s with the highest average {field} of their {noun}s, only those with more than {limit}.",
-            "Join, group, having for the count, order by the average.", _block("sql", text))  # fmt: skip
+    return (
+        f"SQL: the ten {other}s with the highest average {field} of their {noun}s, only those with more than {limit}.",
+        "Join, group, having for the count, order by the average.",
+        _block("sql", text),
+    )
 
 
 def javascript(rng: random.Random) -> Answer:
@@ -109,8 +137,11 @@ def javascript(rng: random.Random) -> Answer:
     .sort((a, b) => b.{field} - a.{field})
     .map(({{ id, {field} }}) => ({{ id, {field} }}));
 }}"""
-    return (f"A JavaScript function that fetches {noun}s and sorts them by {field}.", "fetch, check ok, drop what is no number, sort descending.",
-            f"{_block('js', text)}\n\nPass an `AbortSignal` to cancel it.")  # fmt: skip
+    return (
+        f"A JavaScript function that fetches {noun}s and sorts them by {field}.",
+        "fetch, check ok, drop what is no number, sort descending.",
+        f"{_block('js', text)}\n\nPass an `AbortSignal` to cancel it.",
+    )
 
 
 def rust(rng: random.Random) -> Answer:
@@ -131,8 +162,11 @@ pub fn {verb}(items: &[{noun.capitalize()}]) -> Result<BTreeMap<&str, u64>, Stri
     totals.retain(|_, total| *total >= {limit});
     Ok(totals)
 }}"""
-    return (f"Sum {field} by name in Rust without overflow, dropping totals below {limit}.", "BTreeMap for order, checked_add, borrow the names.",
-            _block("rust", text))  # fmt: skip
+    return (
+        f"Sum {field} by name in Rust without overflow, dropping totals below {limit}.",
+        "BTreeMap for order, checked_add, borrow the names.",
+        _block("rust", text),
+    )
 
 
 def go_server(rng: random.Random) -> Answer:
@@ -152,7 +186,11 @@ def go_server(rng: random.Random) -> Answer:
 	}}
 	json.NewEncoder(w).Encode(map[string]any{{"id": id, "{field}": found}})
 }}"""
-    return (f"A Go handler for GET /{noun}/{{id}} with a timeout of {limit} ms.", "Check the id, context with timeout, 404 for no rows.", _block("go", text))
+    return (
+        f"A Go handler for GET /{noun}/{{id}} with a timeout of {limit} ms.",
+        "Check the id, context with timeout, 404 for no rows.",
+        _block("go", text),
+    )
 
 
 def shell(rng: random.Random) -> Answer:
@@ -166,7 +204,11 @@ for file in /var/log/{noun}/*.log; do
         echo "packed $file"
     fi
 done"""
-    return (f"A shell script that packs the {noun} logs above {limit} kB.", "Loop, size by wc, gzip. Quote names, stop on errors.", _block("sh", text))
+    return (
+        f"A shell script that packs the {noun} logs above {limit} kB.",
+        "Loop, size by wc, gzip. Quote names, stop on errors.",
+        _block("sh", text),
+    )
 
 
 def configuration(rng: random.Random) -> Answer:
@@ -182,8 +224,11 @@ def configuration(rng: random.Random) -> Answer:
     healthcheck:
       test: ["CMD", "curl", "-f", "http://localhost:8080/health"]
       interval: {rng.randint(5, 60)}s"""
-    return (f"Write a compose file for the {noun} worker with MAX_{field.upper()} of {limit}.", "One service, environment, health check.",
-            _block("yaml", text))  # fmt: skip
+    return (
+        f"Write a compose file for the {noun} worker with MAX_{field.upper()} of {limit}.",
+        "One service, environment, health check.",
+        _block("yaml", text),
+    )
 
 
 def traceback_question(rng: random.Random) -> Answer:
@@ -194,10 +239,18 @@ def traceback_question(rng: random.Random) -> Answer:
              ~~~~^^^^^^^^^^^
 KeyError: '{field}'"""
     fixed = f'total += item.get("{field}", 0)'
-    return (f"What does this mean, and what do I change?\n\n{_block('text', text)}",
-            f"A dict without the key {field}. Either the data are incomplete or the key is spelled otherwise. Do not hide a fault.",
-            f"An item has no key `{field}`. If that may be so, count it as zero:\n\n{_block('python', fixed)}\n\nIf it may not, find where "
-            f"the {noun} is made: print `sorted(item)` just before line {limit} and compare the spelling.")  # fmt: skip
+    return (
+        f"What does this mean, and what do I change?\n\n{_block('text', text)}",
+        (
+            f"A dict without the key {field}. Either the data are incomplete or the key is spelled otherwise. Do not"
+            " hide a fault."
+        ),
+        (
+            f"An item has no key `{field}`. If that may be so, count it as zero:\n\n{_block('python', fixed)}\n\nIf it"
+            f" may not, find where the {noun} is made: print `sorted(item)` just before line {limit} and compare the"
+            " spelling."
+        ),
+    )
 
 
 def diff_review(rng: random.Random) -> Answer:
@@ -210,14 +263,30 @@ def diff_review(rng: random.Random) -> Answer:
 +    for item in items:
 +        if item.{field} >= {limit}:
              yield item"""
-    return (f"Review this change:\n\n{_block('diff', text)}", "The loop is simpler, but > became >=: a change of behaviour. Name it.",
-            f"The loop reads better. But `>` has become `>=`, so a {noun} with a {field} of exactly {limit} is now included: was that meant? If it "
-            "was, say so in the message and add a test at the limit; if not, keep `>`.")  # fmt: skip
+    return (
+        f"Review this change:\n\n{_block('diff', text)}",
+        "The loop is simpler, but > became >=: a change of behaviour. Name it.",
+        (
+            f"The loop reads better. But `>` has become `>=`, so a {noun} with a {field} of exactly {limit} is now"
+            " included: was that meant? If it was, say so in the message and add a test at the limit; if not, keep"
+            " `>`."
+        ),
+    )
 
 
 KINDS: list[Callable[[random.Random], Answer]] = [
-    python_function, python_tests, c_function, sql, javascript, rust, go_server, shell, configuration, traceback_question, diff_review,
-]  # fmt: skip
+    python_function,
+    python_tests,
+    c_function,
+    sql,
+    javascript,
+    rust,
+    go_server,
+    shell,
+    configuration,
+    traceback_question,
+    diff_review,
+]
 
 
 def draw(rng: random.Random) -> Answer:

@@ -49,7 +49,8 @@ def test_gguf_py_reads_what_we_write(tmp_path: Path) -> None:
     assert [reader.fields[f"imatrix.{key}"].contents() for key in ("chunk_count", "chunk_size")] == [7, 512]
     tensors = {each.name: each for each in reader.tensors}
     assert [each for each in tensors if "pyflash" not in each] == [
-        "blk.0.attn_q_a.weight.in_sum2", "blk.0.attn_q_a.weight.counts", f"{DOWN}.in_sum2", f"{DOWN}.counts"]  # fmt: skip
+        "blk.0.attn_q_a.weight.in_sum2", "blk.0.attn_q_a.weight.counts", f"{DOWN}.in_sum2", f"{DOWN}.counts",
+    ]  # fmt: skip
     assert tensors[f"{DOWN}.in_sum2"].shape.tolist() == [32, 3] and tensors[f"{DOWN}.counts"].shape.tolist() == [1, 3]
     assert np.array_equal(tensors[f"{DOWN}.in_sum2"].data, down.sums.astype(np.float32))
     assert tensors[f"{DOWN}.counts"].data.reshape(-1).tolist() == [5, 0, 9]
@@ -170,7 +171,7 @@ def test_files_that_are_none(tmp_path: Path, tiny_model: Path) -> None:
     refuses(tmp_path / "absent.gguf", "cannot read")
     refuses(tiny_model, "no importance matrix")
     for name, data in (("empty", b""), ("text", b"hello world, this is text"), ("zero", bytes(8)),
-                       ("negative", struct.pack("<ii", 3, -5)), ("huge", struct.pack("<ii", 1, 2**31 - 1))):  # fmt: skip
+                       ("negative", struct.pack("<ii", 3, -5)), ("huge", struct.pack("<ii", 1, 2**31 - 1))):
         (tmp_path / name).write_bytes(data)
         refuses(tmp_path / name)
     whole = write_old(tmp_path / "whole.dat", {DOWN: (4, squares(1, 3, 32))}, tail=b"").read_bytes()
