@@ -426,7 +426,10 @@ PF_API void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user);
 #define PF_INPUT_EXPERTS 6       /* [E, D] of the routed experts' gate and up */
 #define PF_INPUT_EXPERT_HIDDEN 7 /* [E, F] of their down, without the weight of the route, */
 #define PF_INPUT_EXPERT_HIDDEN_WEIGHTED 8 /* and times that weight, as it counts in the output */
-#define PF_INPUT_HEAD 9          /* [1, D] of the output matrix, for tokens whose logits are asked for; layer -1 */
+#define PF_INPUT_ATTENTION_MIX 9 /* [1, N D] of the attention's hc fn: the streams, normalised, */
+#define PF_INPUT_FFN_MIX 10      /* and the experts' */
+#define PF_INPUT_HEAD 11         /* layer -1, for tokens whose logits are asked for: [1, D] of the output matrix, */
+#define PF_INPUT_HEAD_MIX 12     /* and [1, N D] of the hc fn before it */
 
 /* Sums of squares of what matrix products take, which tell quantisers what columns matter. */
 typedef struct pf_collector pf_collector;

@@ -4,7 +4,7 @@
 #include "base/memory.h"
 #include "runtime/model.h"
 
-enum { N_LAYER_INPUT = PF_INPUT_HEAD }; /* the head's is the only one that is not a layer's */
+enum { N_LAYER_INPUT = PF_INPUT_HEAD }; /* what comes after is the head's */
 enum { LEAST_GRAIN = 256, SMALL_WORK = 32768 }; /* columns; squares that take less time than waking the workers */
 
 /* Sums over the rows that one product took; with several matrices, over each one's. */
@@ -20,7 +20,7 @@ struct pf_collector {
     pf_model *model; /* one reference */
     bool is_torn;
     input_sums *layers; /* [n_layer, N_LAYER_INPUT] */
-    input_sums head;
+    input_sums head, head_mix;
 };
 
 static pf_collector *collector_of(const pf_exec *ex) { return (pf_collector *)(uintptr_t)ex->backend; }
@@ -88,6 +88,73 @@ static pf_status collecting_linear(pf_exec *ex, const pf_weight *w, const float 
         }
     }
     return c->inner->linear(ex, w, x, ldx, n_token, y, ldy);
+}
+
+/* ---- Streams ----------------------------------------------------------------------------------------------- */
+
+enum { ROWS_AT_ONCE = 64 };
+
+typedef struct streams_job {
+    const input_sums *to;
+    const float *x; /* [n_row, n_column] */
+    int64_t n_row;
+    float eps;
+    double *scale;  /* [n_row] 1 / (mean square + eps) */
+} streams_job;
+
+static void find_scales(void *arg, int64_t begin, int64_t end, int worker) {
+    const streams_job *job = arg;
+    const int64_t n = job->to->n_column;
+    (void)worker;
+    for (int64_t r = begin; r < end; ++r) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < n; ++i) sum += (double)job->x[r * n + i] * (double)job->x[r * n + i];
+        job->scale[r] = 1.0 / (sum / (double)n + (double)job->eps);
+    }
+}
+
+static void add_streams_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const streams_job *job = arg;
+    double *sums = job->to->sums;
+    (void)worker;
+    for (int64_t r = 0; r < job->n_row; ++r) {
+        const float *x = job->x + r * job->to->n_column;
+        for (int64_t i = begin; i < end; ++i) sums[i] += (double)x[i] * (double)x[i] * job->scale[r];
+    }
+}
+
+/* Rows divided by their root mean square, which the operation does after its product. */
+static void add_streams(pf_exec *ex, const input_sums *to, const float *x, int64_t n_row, float eps) {
+    double scale[ROWS_AT_ONCE];
+    for (int64_t r = 0; r < n_row; r += ROWS_AT_ONCE) {
+        streams_job job = {to, x + r * to->n_column, pf_min_i64(ROWS_AT_ONCE, n_row - r), eps, scale};
+        pf_pool_run(ex->pool, job.n_row, 4, find_scales, &job);
+        pf_pool_run(ex->pool, to->n_column, grain_of(ex, job.n_row, to->n_column), add_streams_piece, &job);
+    }
+    to->counts[0] += n_row;
+}
+
+static pf_status collecting_mhc_pre(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
+                                    int64_t n_token, float *x, float *post, float *comb) {
+    const pf_collector *c = collector_of(ex);
+    const pf_network *net = &c->model->net;
+    for (int32_t l = 0; l < net->config.n_layer && !ex->dry; ++l) {
+        const pf_layer_weights *lw = &net->weights.layers[l];
+        const int32_t input = site->fn == lw->hc_attn.fn  ? PF_INPUT_ATTENTION_MIX
+                              : site->fn == lw->hc_ffn.fn ? PF_INPUT_FFN_MIX
+                                                          : -1;
+        if (input >= 0) add_streams(ex, layer_input(c, l, input), streams, n_token, shape->norm_eps);
+    }
+    return c->inner->mhc_pre(ex, shape, site, streams, n_token, x, post, comb);
+}
+
+static pf_status collecting_mhc_head(pf_exec *ex, const pf_mhc_shape *shape, const pf_mhc_site *site, const float *streams,
+                                     int64_t n_token, float *x) {
+    const pf_collector *c = collector_of(ex);
+    if (!ex->dry && site->fn == c->model->net.weights.head_mix.fn) {
+        add_streams(ex, &c->head_mix, streams, n_token, shape->norm_eps);
+    }
+    return c->inner->mhc_head(ex, shape, site, streams, n_token, x);
 }
 
 /* ---- Routed experts ---------------------------------------------------------------------------------------- */
@@ -171,14 +238,16 @@ static bool take_sums(input_sums *out, int64_t n_matrix, int64_t n_column) {
 static bool take_layers(pf_collector *c, const pf_config *config) {
     const int64_t n_ff = config->n_ff, n_embd = config->n_embd, groups = config->o_groups, n_expert = config->n_expert;
     const int64_t heads = (int64_t)config->n_head * config->head_dim, low = groups * config->o_rank;
+    const int64_t streams = config->n_stream * n_embd;
     const int64_t shapes[N_LAYER_INPUT][2] = {
         [PF_INPUT_ATTENTION] = {1, n_embd}, [PF_INPUT_QUERY] = {1, config->q_rank},
         [PF_INPUT_OUT_GROUPS] = {groups, heads / groups}, [PF_INPUT_OUT] = {1, low}, [PF_INPUT_FFN] = {1, n_embd},
         [PF_INPUT_SHARED_HIDDEN] = {1, n_ff}, [PF_INPUT_EXPERTS] = {n_expert, n_embd},
         [PF_INPUT_EXPERT_HIDDEN] = {n_expert, n_ff}, [PF_INPUT_EXPERT_HIDDEN_WEIGHTED] = {n_expert, n_ff},
+        [PF_INPUT_ATTENTION_MIX] = {1, streams}, [PF_INPUT_FFN_MIX] = {1, streams},
     };
     c->layers = pf_calloc((size_t)config->n_layer * N_LAYER_INPUT, sizeof *c->layers);
-    if (c->layers == NULL || !take_sums(&c->head, 1, n_embd)) return false;
+    if (c->layers == NULL || !take_sums(&c->head, 1, n_embd) || !take_sums(&c->head_mix, 1, streams)) return false;
     for (int32_t l = 0; l < config->n_layer; ++l) {
         for (int32_t i = 0; i < N_LAYER_INPUT; ++i) {
             if (!take_sums(layer_input(c, l, i), shapes[i][0], shapes[i][1])) return false;
@@ -202,6 +271,8 @@ pf_status pf_collector_open(pf_model *model, pf_collector **out, pf_error *err) 
     c->table = *model->backend;
     c->table.linear = collecting_linear;
     c->table.experts = collecting_experts;
+    c->table.mhc_pre = collecting_mhc_pre;
+    c->table.mhc_head = collecting_mhc_head;
     if (!take_layers(c, &model->net.config)) {
         pf_collector_close(c);
         return pf_fail(err, PF_ERR_MEMORY, "out of memory for the sums of every input");
@@ -221,6 +292,7 @@ void pf_collector_close(pf_collector *collector) {
         free_sums(&collector->layers[i]);
     }
     free_sums(&collector->head);
+    free_sums(&collector->head_mix);
     pf_free(collector->layers);
     pf_model_release(collector->model);
     pf_free(collector);
@@ -232,14 +304,16 @@ pf_status pf_collector_sums(const pf_collector *collector, int32_t input, int32_
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_collector_sums: a collector, and out with its struct_size, are needed");
     }
     const bool is_layers = input >= 0 && input < N_LAYER_INPUT && layer >= 0 && layer < collector->model->net.config.n_layer;
-    if (!is_layers && !(input == PF_INPUT_HEAD && layer == -1)) {
+    if (!is_layers && (layer != -1 || (input != PF_INPUT_HEAD && input != PF_INPUT_HEAD_MIX))) {
         return pf_fail(err, PF_ERR_ARGUMENT, "input %d of layer %d is unknown", input, layer);
     }
     if (collector->is_torn) {
         return pf_fail(err, PF_ERR_ARGUMENT, "a step failed while it was collected, and is in the sums in part: open a new "
                                              "collector");
     }
-    const input_sums *found = is_layers ? layer_input(collector, layer, input) : &collector->head;
+    const input_sums *found = is_layers                ? layer_input(collector, layer, input)
+                              : input == PF_INPUT_HEAD ? &collector->head
+                                                       : &collector->head_mix;
     out->n_matrices = found->n_matrix;
     out->n_columns = found->n_column;
     out->sums = found->sums;

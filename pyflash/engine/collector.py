@@ -26,7 +26,10 @@ class Input(IntEnum):
     EXPERTS = lib.PF_INPUT_EXPERTS
     EXPERT_HIDDEN = lib.PF_INPUT_EXPERT_HIDDEN
     EXPERT_HIDDEN_WEIGHTED = lib.PF_INPUT_EXPERT_HIDDEN_WEIGHTED
+    ATTENTION_MIX = lib.PF_INPUT_ATTENTION_MIX
+    FFN_MIX = lib.PF_INPUT_FFN_MIX
     HEAD = lib.PF_INPUT_HEAD
+    HEAD_MIX = lib.PF_INPUT_HEAD_MIX
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Collector:
         self.handle: Any = handle
 
     def sums(self, kind: Input, layer: int = -1) -> Sums:
-        """Of one input of a layer, or (-1) of the head's. ArgumentError after a step that failed or was cancelled, a part
+        """Of one input of a layer, or (-1) of a HEAD input. ArgumentError after a step that failed or was cancelled, a part
         of which may be in any of them."""
         found, error = ffi.new("pf_input_sums *"), ffi.new("pf_error *")
         found.struct_size = ffi.sizeof("pf_input_sums")

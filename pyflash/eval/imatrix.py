@@ -30,7 +30,7 @@ from pyflash.eval.windows import Windows
 from pyflash.native.errors import FormatError
 from pyflash.native.library import lib
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 1  # of the sums on the disk
 _SAVE_SECONDS = 60.0
 _SAVE_SHARE = 20  # and not before so many times what saving takes has passed
 
@@ -45,8 +45,11 @@ _TAKERS: dict[Input, tuple[str, ...]] = {
     Input.SHARED_HIDDEN: ("ffn_down_shexp",),
     Input.EXPERTS: ("ffn_gate_exps", "ffn_up_exps"),
     Input.EXPERT_HIDDEN: ("ffn_down_exps",),
+    Input.ATTENTION_MIX: ("hc_attn_fn",),
+    Input.FFN_MIX: ("hc_ffn_fn",),
 }  # fmt: skip
-_LAYER_INPUTS = tuple(each for each in Input if each is not Input.HEAD)
+_HEAD_TAKERS = {Input.HEAD: "output", Input.HEAD_MIX: "output_hc_fn"}
+_LAYER_INPUTS = tuple(each for each in Input if each not in _HEAD_TAKERS)
 
 
 # -- what was collected --
@@ -57,7 +60,8 @@ def all_sums(collector: Collector, n_layer: int) -> Iterator[Sums]:
     for layer in range(n_layer):
         for kind in _LAYER_INPUTS:
             yield collector.sums(kind, layer)
-    yield collector.sums(Input.HEAD)
+    for kind in _HEAD_TAKERS:
+        yield collector.sums(kind)
 
 
 def entries(collector: Collector, n_layer: int, gguf: GGUFFile) -> dict[str, Collected]:
@@ -66,11 +70,9 @@ def entries(collector: Collector, n_layer: int, gguf: GGUFFile) -> dict[str, Col
     for layer in range(n_layer):
         for kind, takers in _TAKERS.items():
             entry = _entry(collector, kind, layer)
-            names = (f"blk.{layer}.{taker}.weight" for taker in takers)
-            found |= {name: entry for name in names if name in gguf.tensors}
-    if "output.weight" in gguf.tensors:
-        found["output.weight"] = _entry(collector, Input.HEAD, -1)
-    return {name: entry for name, entry in found.items() if entry.counts.any()}
+            found |= {f"blk.{layer}.{taker}.weight": entry for taker in takers}
+    found |= {f"{taker}.weight": _entry(collector, kind, -1) for kind, taker in _HEAD_TAKERS.items()}
+    return {name: entry for name, entry in found.items() if name in gguf.tensors and entry.counts.any()}
 
 
 def _entry(collector: Collector, kind: Input, layer: int) -> Collected:

@@ -32,6 +32,7 @@ from tiny_models import TinyModel, make_tiny_model  # noqa: E402
 
 CTX = 64
 N_TOKENS = 150
+HEAD = (Input.HEAD, Input.HEAD_MIX)
 Array = np.ndarray[Any, Any]
 
 
@@ -58,8 +59,8 @@ def collected(path: Path, tokens: Array, chunk: int = 512, **options: Any) -> tu
         collector = model.collector()
         session.collect(collector)
         logits = session.eval(tokens, all_logits=True)
-        kinds = [(kind, layer) for layer in range(model.info.n_layer) for kind in Input if kind is not Input.HEAD]
-        return logits, {key: collector.sums(*key).sums.copy() for key in [*kinds, (Input.HEAD, -1)]}
+        kinds = [(kind, layer) for layer in range(model.info.n_layer) for kind in Input if kind not in HEAD]
+        return logits, {key: collector.sums(*key).sums.copy() for key in [*kinds, *((kind, -1) for kind in HEAD)]}
 
 
 class _Watched(Numerics):
@@ -109,7 +110,13 @@ def test_the_sums_are_those_of_the_oracle(tiny: TinyModel) -> None:
                 weighted = wanted.setdefault((Input.EXPERT_HIDDEN_WEIGHTED, layer), np.zeros((n_expert, rows.shape[1])))
                 weighted[expert] = ((rows * weight[:, None]) ** 2).sum(axis=0)
     wanted[Input.HEAD, -1] = (taps.stack("head_norm", -1).astype(float) ** 2).sum(axis=0, keepdims=True)
-    assert wanted.keys() == sums.keys() and len(wanted) == 9 * n_layer + 1
+    streams = [taps.stack("embed", -1)]  # before each site, and in the end the head
+    streams += [taps.stack(name, layer) for layer in range(n_layer) for name in ("attn_X", "ffn_X")]
+    kinds = [(kind, layer) for layer in range(n_layer) for kind in (Input.ATTENTION_MIX, Input.FFN_MIX)]
+    for key, each in zip([*kinds, (Input.HEAD_MIX, -1)], streams, strict=True):
+        squares = each.astype(float) ** 2
+        wanted[key] = (squares / (squares.mean(axis=1, keepdims=True) + tiny.config.rms_norm_eps)).sum(axis=0, keepdims=True)
+    assert wanted.keys() == sums.keys() and len(wanted) == 11 * n_layer + 2
     for key, values in wanted.items():
         np.testing.assert_allclose(sums[key], values, rtol=2e-4, atol=1e-6 * values.max(), err_msg=str(key))
 
@@ -162,8 +169,8 @@ def test_the_command_writes_what_importance_reads(tmp_path: Path, tiny_model: Pa
     read = importance.read(out)
     assert (list(read.datasets), read.chunk_count, read.chunk_size) == ([text.name], 2, CTX)
     for name, ref in model.tensors.items():
-        is_matrix = len(ref.shape) > 1 and re.search(r"\.(attn_|ffn_|indexer)|^output\.", name)
-        if not is_matrix or re.search("norm|sinks|tid2eid|_ape|hc_|bias", name):
+        is_matrix = len(ref.shape) > 1 and re.search(r"\.(attn_|ffn_|indexer|hc_.*fn)|^output", name)
+        if not is_matrix or re.search("norm|sinks|tid2eid|_ape|bias", name):
             assert name not in read.entries
             continue
         found = read.of(name, ref.shape[2] if len(ref.shape) == 3 else 1, ref.shape[0])
