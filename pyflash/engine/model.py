@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_export.chat_texts import release_of
+from pyflash.engine.collector import Collector
 from pyflash.engine.options import CACHES, PRECISIONS, DeviceOptions, chosen
 from pyflash.engine.sampling import SamplingOptions, recommended_sampling
 from pyflash.engine.session import Session
@@ -267,6 +268,13 @@ class Model:
         with self._handle.borrow() as native:
             open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
+
+    def collector(self) -> Collector:
+        """Empty sums of squares of what matrix products take, see Session.collect(). UnsupportedError with a device."""
+        out, error = ffi.new("pf_collector **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_collector_open(native, out, error), out, lib.pf_collector_close, error)
+        return Collector(ffi.gc(out[0], lib.pf_collector_close))
 
     @property
     def placement(self) -> Placement:
