@@ -34,8 +34,11 @@ _STEP_VALUES = 1 << 19
 class ImportanceLike(Protocol):
     """What an error of each column weighs, by tensor."""
 
-    def of(self, tensor_name: str, n_matrices: int, n_columns: int) -> Floats | None:
+    def of(self, name: str, n_matrices: int, n_columns: int) -> Floats | None:
         """[n_matrices, n_columns], or None for a tensor of which nothing is known."""
+
+    def metadata(self) -> dict[str, str | int]:
+        """The keys quantize.imatrix.* of a file that was quantised with it."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type
 OBJECTIVES = {"hessian": Objective.PLAIN, "ggml": Objective.GGML}
 MOST_THREADS = 256
 _RECORD_SECONDS = 15.0
-_IMATRIX = "quantize.imatrix."
 
 
 @dataclass(frozen=True)
@@ -166,30 +165,17 @@ def _metadata(
     weights: dict[str, int] = {}
     for tensor in tensors:
         weights[tensor.info.kind.name] = weights.get(tensor.info.kind.name, 0) + math.prod(tensor.info.ne)
-    new = Metadata()
+    kept, new = dict(file.metadata.pairs), Metadata()
     new.u32("general.file_type", file_type(weights))
     new.u32("general.quantization_version", 2)
     if any(isinstance(tensor, QuantisedTensor) for tensor in tensors):
         new.text("pyflash.quantize.version", __version__)
         new.text("pyflash.quantize.objective", options.objective)
     if importance is not None:
-        _add_imatrix(new, options, importance)
-    kept = file.metadata.pairs
-    if importance is not None:
-        kept = {key: value for key, value in kept.items() if not key.startswith(_IMATRIX)}
+        kept = {key: value for key, value in kept.items() if not key.startswith("quantize.imatrix.")}
+        for key, value in importance.metadata().items():
+            new.text(key, value.encode("utf-8", "replace").decode()) if isinstance(value, str) else new.u32(key, value)
     return Metadata({**kept, **new.pairs})
-
-
-def _add_imatrix(metadata: Metadata, options: QuantizeOptions, importance: Any) -> None:
-    """As llama.cpp's quantiser names them."""
-    metadata.text(f"{_IMATRIX}file", Path(str(options.imatrix)).name.encode("utf-8", "replace").decode())
-    datasets = list(getattr(importance, "datasets", ()))
-    if datasets:
-        metadata.text(f"{_IMATRIX}dataset", str(datasets[0]).encode("utf-8", "replace").decode())
-    for key in ("entries_count", "chunks_count"):
-        count = getattr(importance, key, None)
-        if count:
-            metadata.u32(f"{_IMATRIX}{key}", int(count))
 
 
 def quantize(
