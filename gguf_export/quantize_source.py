@@ -193,8 +193,9 @@ def _open_gguf(path: Path, mtp: bool, name: str | None) -> QuantizeSource:
     if not has_drafts:
         metadata.pairs.pop(f"{ARCH}.nextn_predict_layers", None)
     if name is not None:
-        metadata.pairs.pop("general.name", None)
-        metadata.text("general.name", name)
+        named = Metadata()
+        named.text("general.name", name)
+        metadata.pairs.update(named.pairs)  # where the key stands
     tensors = [tensor for tensor in (_gguf_tensor(gguf, ref) for ref in refs) if tensor is not None]
     paths = shard_paths(path, gguf)
     return QuantizeSource(path, [SourceFile("", metadata, tensors)], paths, _identity(paths, _header(path, gguf)), notes)
