@@ -84,8 +84,8 @@ class QuantisedTensor(OutputTensor):
     def row_bytes(self) -> int:
         return row_bytes(self.info.kind, self.info.ne[0])
 
-    def _weights(self) -> Floats | None:
-        """[matrices, columns]"""
+    def weights(self) -> Floats | None:
+        """[matrices, columns]: what errors weigh. ConvertError where that cannot be."""
         if self.importance is None:
             return None
         n, cols = len(self.matrices), self.info.ne[0]
@@ -93,12 +93,13 @@ class QuantisedTensor(OutputTensor):
         if found is None:
             return None
         if found.shape != (n, cols) or not np.isfinite(found).all() or (found < 0).any():
-            raise ConvertError(f"the importance of {self.info.name} holds numbers that are none or negative: collect it again")
+            what = "numbers that are none, infinite or negative, or of another model's sizes"
+            raise ConvertError(f"the importance of {self.info.name} holds {what}: collect it again")
         return np.ascontiguousarray(found, dtype=np.float32)
 
     def quantise_jobs(self, path: Path, offset: int, watch: ValueWatch, digest: TensorDigest) -> Iterator[Job]:
         output = Output(path, offset, watch, digest)
-        weights = self._weights()
+        weights = self.weights()
         cols = self.info.ne[0]
         step = max(1, _JOB_VALUES // cols)
         spans = [

@@ -16,7 +16,7 @@ from typing import Any
 from gguf_export import checksums
 from gguf_export.convert import PlannedFile, Warnings, WarnFn, write_headers
 from gguf_export.engine import Job, ProgressFn, run_jobs
-from gguf_export.errors import ConvertError, reason
+from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.outputs import Place, check_distinct, check_name, check_space, find_place, resumable_files
 from gguf_export.quantize_jobs import Finished, ImportanceLike, QuantisedTensor, TensorError, tensor_jobs
 from gguf_export.quantize_source import QuantizeSource, SourceFile, SourceTensor, open_source
@@ -205,11 +205,29 @@ def quantize(
     run = _Run(plan, out)
     run.find_room()
     plan.source.check_scales()
+    warnings.add(*_unknown_importance(plan))
     n_resumed = run.write(progress, warnings)
     errors = {name: run.errors[name] for file in plan.files for name in _names(file) if name in run.errors}
-    report = QuantizeReport(run.targets, run.errors_file, plan.total_bytes, time.monotonic() - started, n_resumed,
-                            errors, warnings.texts)  # fmt: skip
-    return report
+    return QuantizeReport(run.targets, run.errors_file, plan.total_bytes, time.monotonic() - started, n_resumed, errors,
+                          warnings.texts)  # fmt: skip
+
+
+def has_left(out: Path | str) -> bool:
+    """Whether an interrupted run for that name has finished tensors that resume=True can go on with."""
+    place = find_place(out)
+    left = left_work(place.folder, place.name)
+    return left is not None and bool(left["done"])
+
+
+def _unknown_importance(plan: QuantizePlan) -> list[str]:
+    """Looks at all importances before hours are spent: an error there is told now. Returns what has none."""
+    changed = [tensor for file in plan.files for tensor in file.tensors if isinstance(tensor, QuantisedTensor)]
+    if not changed or changed[0].importance is None:
+        return []
+    unknown = [each.info.name for each in changed if each.weights() is None and group_of(each.info.name) is not Group.HEAD]
+    if not unknown:
+        return []
+    return [f"the imatrix has nothing of {first_few(unknown, ', ')}: there errors weigh the same in all columns"]
 
 
 def _names(file: PlannedFile) -> list[str]:
@@ -333,7 +351,7 @@ class _Run:
 
     @property
     def _n_threads(self) -> int:
-        return self.plan.options.threads or min(MOST_THREADS, os.cpu_count() or 1)
+        return self.plan.options.threads or min(MOST_THREADS, _n_processors())
 
     def _planned(self, paths: Sequence[Path]) -> Iterator[_Planned]:
         for (file, layout), path in zip(self._layouts, paths, strict=False):
@@ -380,6 +398,11 @@ class _Run:
         from gguf_export.quantize_summary import errors_as_json
 
         return errors_as_json(self.plan, self.errors)
+
+
+def _n_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key(file: PlannedFile, tensor: OutputTensor) -> str:

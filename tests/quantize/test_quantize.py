@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,8 +179,10 @@ def test_importance(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytes
     assert weighted is not None and weighted < 0.8 * plain.errors[gate].plain < uneven.errors[gate].plain
     assert uneven.errors[up] == plain.errors[up]
     half = len(payload(tmp_path / "plain.gguf", gate)) // 4  # the second expert's, of which nothing is known
-    assert payload(tmp_path / "plain.gguf", gate)[half : 2 * half] == payload(tmp_path / "uneven.gguf", gate)[half : 2 * half]
+    without, with_one = (payload(tmp_path / f"{name}.gguf", gate)[half : 2 * half] for name in ("plain", "uneven"))
+    assert without == with_one
     assert ggml.errors[gate] != uneven.errors[gate]
+    assert any("nothing of blk.0.ffn_up_exps.weight" in warning for warning in uneven.warnings)
     keys = read_gguf(tmp_path / "uneven.gguf").keys
     assert (keys["quantize.imatrix.file"], keys["quantize.imatrix.entries_count"]) == ("uneven.gguf", 5)
 
@@ -300,8 +303,8 @@ def test_a_killed_run_goes_on(
     report = quantize(sources["compat"], out, QuantizeOptions(**SMALL, resume=True))
     assert report.n_resumed == len(done) - 1
     assert out.read_bytes() == quantised("compat").read_bytes()
-    errors = out.with_suffix(".quantize.json").read_text()
-    assert json.loads(errors)["tensors"] == json.loads(quantised("compat").with_suffix(".quantize.json").read_text())["tensors"]
+    told, wanted = (json.loads(path.with_suffix(".quantize.json").read_text()) for path in (out, quantised("compat")))
+    assert told["tensors"] == wanted["tensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q.gguf", "q.quantize.json"]
 
 
@@ -315,11 +318,37 @@ def test_interrupted_and_begun_anew(sources: dict[str, Path], tmp_path: Path) ->
         time.sleep(0.02)
     time.sleep(0.7)
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    _, told = process.communicate(timeout=60)
+    assert "--resume goes on" in told
     assert process.returncode == 130 and not out.exists()
     assert (tmp_path / ".q.gguf.partial" / "manifest.json").exists()
     report = quantize(sources["compat"], out, QuantizeOptions(experts="Q2_K", restart=True))
     assert report.n_resumed == 0 and verify(out).state == "intact"
+
+
+def test_too_little_space(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(ConvertError, match=r"has 1.00 MB free and the output needs \d"):
+        quantize(sources["compat"], tmp_path / "q.gguf", QuantizeOptions())
+    assert not list(tmp_path.iterdir())
+
+
+class Broken(Uneven):
+    def of(self, name: str, n_matrices: int, n_columns: int) -> np.ndarray[Any, Any] | None:
+        found = super().of(name, n_matrices, n_columns)
+        if found is not None and name == "blk.2.ffn_down_exps.weight":
+            found[0, 3] = np.nan
+        return found
+
+
+def test_a_broken_importance_is_told_before_anything_is_written(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizing, "_importance", lambda _path: Broken())
+    with pytest.raises(ConvertError, match="the importance of blk.2.ffn_down_exps.weight"):
+        quantize(sources["compat"], tmp_path / "q.gguf", QuantizeOptions(experts="Q2_K"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_sources_leave_nothing(sources: dict[str, Path], tmp_path: Path) -> None:

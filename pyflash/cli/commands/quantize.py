@@ -74,11 +74,16 @@ def quantize(source: str, out: str, split_max_size: str | None, dry_run: bool, a
             plan = quantizing.plan_quantization(source, settings)
             print_done(plan.as_json()) if as_json else show(in_options(plan.summary()))
             return
-        with Progress("quantizing", sys.stderr) as progress:
-            written = quantizing.quantize(
-                source, out, settings, progress=progress.update,
-                warn=lambda warning: progress.say(f"pyflash: warning: {in_options(warning)}"),
-            )
+        try:
+            with Progress("quantizing", sys.stderr) as progress:
+                written = quantizing.quantize(
+                    source, out, settings, progress=progress.update,
+                    warn=lambda warning: progress.say(f"pyflash: warning: {in_options(warning)}"),
+                )
+        except KeyboardInterrupt:
+            if quantizing.has_left(out):
+                say("pyflash: what is finished is kept: the same command with --resume goes on")
+            raise
     groups = group_errors(written.errors)
     if as_json:
         print_done({
