@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from gguf_export.errors import ConvertError, reason
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.standins import HEAD_BYTES, standin_reason
-from gguf_export.writer import MAGIC, SCALAR_FORMATS, ValueType
+from gguf_export.writer import MAGIC, SCALAR_FORMATS, Metadata, ValueType
 from pyflash.native.block_types import BLOCK_TYPES
 from quantize.plan import GGMLType, row_bytes
 
@@ -155,6 +155,24 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         tensors[name] = TensorRef(name, dtype, ne, cursor.path, start + offset, nbytes)
         position = offset + nbytes
     return GGUFFile(keys, tensors)
+
+
+def read_pairs(path: Path) -> Metadata:
+    """The key/value pairs of a file that read_gguf() has read, as its bytes have them."""
+    pairs = Metadata()
+    try:
+        with open(path, "rb") as file:
+            cursor = _Cursor(path, file)
+            cursor.bytes(len(MAGIC) + 4 + 8)
+            for _ in range(cursor.count(13)):
+                key, begin = cursor.string(), cursor.position
+                cursor.value(cursor.kind())
+                size = cursor.position - begin
+                file.seek(begin)
+                pairs.pairs[key] = file.read(size)
+    except OSError as error:
+        raise ConvertError(f"cannot read {path}: {reason(error)}") from None
+    return pairs
 
 
 def shard_paths(path: Path, gguf: GGUFFile) -> list[Path]:
