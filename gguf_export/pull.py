@@ -30,6 +30,7 @@ _REQUEST_BYTES = 4 << 30  # of one request: a content network may have a limit, 
 _NOTE_BYTES = 64 << 20  # the most that a kill loses
 _CHUNK = 1 << 20
 _TRIES = 5  # without a byte between them
+_PAUSE = 1.0  # seconds before the first new try, then doubled
 _PATIENCE = 30.0  # seconds without a byte
 
 
@@ -228,14 +229,14 @@ class _Download:
                     if tries == _TRIES or _is_final(error):
                         raise
                     self._say(f"the connection broke ({_first_line(error)}): trying again")
-                    time.sleep(min(2.0**tries, 10.0) / 2)
+                    time.sleep(_PAUSE * 2 ** (tries - 1))
                 else:
                     if out.tell() == start:
                         raise ConvertError(f"the hub sends nothing of {self._file.path}: pull it again later")
         except self._hub.errors.HTTPError as error:
             self._note(out, work)
             with _hub_errors(self._plan.repository):
-                raise error
+                raise error from None
         except BaseException:
             self._note(out, work)
             raise
