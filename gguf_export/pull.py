@@ -261,7 +261,7 @@ class _Download:
             if not whole and (response.status_code != 206 or not sent.startswith(f"bytes {start}-")):
                 raise ConvertError(f"the hub cannot go on with {self._file.path} from byte {start:,}: pull it again later")
             left = (self._file.size if whole else end) - start
-            for piece in response.iter_bytes(_CHUNK):
+            for piece in response.iter_bytes():
                 if len(piece) > left:
                     raise ConvertError(f"{self._file.path} is longer on the hub than it says: pull it again later")
                 left -= len(piece)

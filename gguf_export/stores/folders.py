@@ -57,7 +57,7 @@ class _Repositories:
                 return [self._stored(found, trees, sets, stem) for stem, each in sets.items() if each in chosen]
         return []
 
-    def list(self) -> Iterator[Stored]:
+    def walk(self) -> Iterator[Stored]:
         for repository, trees in self.repositories():
             sets = _file_sets(trees)
             for stem in sets:

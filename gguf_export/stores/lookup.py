@@ -115,7 +115,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _unknown(name: str, rest: str) -> ConvertError:
-    known = [each.name for store in STORES for each in store.list()]
+    known = [each.name for store in STORES for each in store.walk()]
     split = split_name(rest)
     is_on_hub = split is not None and _split_prefix(name)[0] in ("", HubCache.prefix)
     pull = f"download it with pyflash pull {rest}" if is_on_hub else ""
@@ -146,7 +146,7 @@ def list_models() -> Listing:
     listing = Listing(problems=_locked_folders())
     names: set[str] = set()
     for store in STORES:
-        for stored in store.list():
+        for stored in store.walk():
             if stored.name.lower() in names:  # what the bare name means lies in a store before
                 stored = Stored(f"{store.prefix}:{stored.name}", stored.store, stored.path, stored.files, stored.missing)
             _add(listing, stored, names)

@@ -51,7 +51,7 @@ class Store(Protocol):
     def find(self, name: str) -> list[Stored]:
         """What that name may mean, without the prefix."""
 
-    def list(self) -> Iterator[Stored]:
+    def walk(self) -> Iterator[Stored]:
         """All GGUF files, whatever they hold."""
 
 

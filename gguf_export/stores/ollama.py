@@ -42,7 +42,7 @@ class Ollama:
                 return [stored]
         return []
 
-    def list(self) -> Iterator[Stored]:
+    def walk(self) -> Iterator[Stored]:
         for root in self.folders():
             for manifest in _manifests(root / "manifests"):
                 if stored := self._stored(root, manifest):

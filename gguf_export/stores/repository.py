@@ -72,7 +72,7 @@ def file_sets(paths: Iterable[str]) -> list[FileSet]:
 
 
 def choose(sets: Sequence[FileSet], quant: str) -> list[FileSet]:
-    """Those that QUANT means, of no use for one file unless it is one. "": every model.
+    """The files that QUANT means: one where it is clear. "": every model.
 
     A file's whole name means it, whatever it is. Else a model whose type or folder has that name, or else one that has
     it among the parts of its path; letters in either case.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from hub_stand_in import COMMIT, Hub, serve
 from ran import Ran
 from stores import at_home
 
+from gguf_export import pull as downloads
 from gguf_export.convert import ConvertOptions, convert
+from gguf_export.errors import ConvertError
+from gguf_export.pull import PullPlan
 from pyflash import find_model
 
 Run = Callable[..., Ran]
@@ -25,8 +28,9 @@ pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="looks at links")
 
 # Small enough steps for a small file; what a killed run has noted lies at most a step behind.
-STEPS = ("import gguf_export.pull as p, sys; p._CHUNK = 1 << 12; p._NOTE_BYTES = 1 << 14; p._REQUEST_BYTES = 1 << 19;"
-         " p._PAUSE = 0.01; from pyflash.cli.main import main; main(sys.argv[1:])")
+STEPS = {"_NOTE_BYTES": 1 << 14, "_REQUEST_BYTES": 1 << 19, "_PAUSE": 0.01}
+PULL = ("import gguf_export.pull as p, sys; p._NOTE_BYTES = 1 << 14; from pyflash.cli.main import main;"
+        " main(['pull', *sys.argv[1:]])")
 TOKEN = "a-token"
 
 
@@ -57,13 +61,27 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pull() -> Callable[..., Ran]:
-    def call(*arguments: str) -> Ran:
-        done = subprocess.run([sys.executable, "-c", STEPS, "pull", *arguments], capture_output=True, encoding="utf-8",
-                              timeout=60)
-        return Ran(done.returncode, done.stdout, done.stderr)
+def ask(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], PullPlan]:
+    """plan_pull() in this process, whose library has been told the hub and the cache."""
+    from huggingface_hub import constants
 
-    return call
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache(tmp_path).parent))
+    for name, value in STEPS.items():
+        monkeypatch.setattr(downloads, name, value)
+    return downloads.plan_pull
+
+
+@pytest.fixture
+def pull(ask: Callable[[str], PullPlan]) -> Callable[..., bytes]:
+    """Downloads, and returns the bytes of the file."""
+    return lambda name="org/Flash-GGUF:Q8_0", **rest: downloads.pull(ask(name), **rest).read_bytes()
+
+
+def start_pull() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", PULL, "org/Flash-GGUF:Q8_0"], stderr=subprocess.PIPE)
 
 
 def refused(ran: Ran, *words: str) -> None:
@@ -73,7 +91,7 @@ def refused(ran: Ran, *words: str) -> None:
     assert "Traceback" not in ran.stderr and not ran.stdout
 
 
-def test_a_file(hub: Hub, run: Run, tmp_path: Path) -> None:
+def test_a_file(hub: Hub, run: Run, pull: Callable[..., bytes], tmp_path: Path) -> None:
     told = run("pull", "ORG/flash-gguf:q8_0", "--dry-run", "--json").json()
     assert told["total_bytes"] == told["download_bytes"] == len(hub.files["Flash-Q8_0.gguf"])
     assert told["name"] == "org/Flash-GGUF:Q8_0" and not cache(tmp_path).exists()
@@ -90,8 +108,8 @@ def test_a_file(hub: Hub, run: Run, tmp_path: Path) -> None:
     n = len(hub.ranges)
     again = run("pull", "org/Flash-GGUF:Q8_0")
     assert again.stdout == ran.stdout and "here already" in again.stderr and len(hub.ranges) == n
-    (path.parent / path.name).unlink()
-    assert run("pull", "hf:org/Flash-GGUF:Q8_0").stdout == ran.stdout and len(hub.ranges) == n
+    path.unlink()
+    assert pull("hf:org/Flash-GGUF:Q8_0") == path.read_bytes() and len(hub.ranges) == n
 
 
 def test_what_the_library_takes_for_its_own(hub: Hub, run: Run) -> None:
@@ -102,135 +120,159 @@ def test_what_the_library_takes_for_its_own(hub: Hub, run: Run) -> None:
     assert done.stdout.strip() == path and len(hub.ranges) == n, done.stderr
 
 
-def test_shards(hub: Hub, run: Run) -> None:
-    told = run("pull", "org/Flash-GGUF:ud-iq2_xxs", "--json").json()
+def test_shards(hub: Hub, ask: Callable[..., PullPlan]) -> None:
+    name = "org/Flash-GGUF:ud-iq2_xxs"
+    first = downloads.pull(ask(name))
     shards = [path for path in hub.files if "IQ2" in path]
-    assert [Path(path).read_bytes() for path in told["files"]] == [hub.files[path] for path in shards]
-    assert len(shards) > 1 and str(find_model("org/Flash-GGUF:UD-IQ2_XXS")) == told["files"][0]
-    Path(told["files"][1]).resolve().unlink()
-    told = run("pull", "org/Flash-GGUF:ud-iq2_xxs", "--dry-run", "--json").json()
-    assert told["download_bytes"] == len(hub.files[shards[1]])
-    assert run("pull", "org/Flash-GGUF:ud-iq2_xxs").code == 0 and Path(told["files"][1]).is_file()
+    assert sorted(path.name for path in first.parent.iterdir()) == [path.partition("/")[2] for path in shards]
+    assert all((first.parent / Path(path).name).read_bytes() == hub.files[path] for path in shards)
+    assert len(shards) > 1 and find_model(name) == first
+    (first.parent / Path(shards[1]).name).resolve().unlink()
+    plan = ask(name)
+    assert plan.left_bytes == len(hub.files[shards[1]])
+    downloads.pull(plan)
+    assert ask(name).left_bytes == 0 and find_model(name) == first
 
 
-def test_a_small_file_of_git(hub: Hub, run: Run) -> None:
+def test_a_small_file_of_git(hub: Hub, pull: Callable[..., bytes]) -> None:
     hub.in_git = frozenset(("Flash-Q8_0.gguf",))
-    assert Path(run("pull", "org/Flash-GGUF:Q8_0").stdout.strip()).read_bytes() == hub.files["Flash-Q8_0.gguf"]
+    assert pull() == hub.files["Flash-Q8_0.gguf"]
 
 
-def test_broken_connections(hub: Hub, pull: Callable[..., Ran]) -> None:
+def test_progress(hub: Hub, pull: Callable[..., bytes]) -> None:
+    seen: list[tuple[int, int]] = []
+    pull("org/Flash-GGUF:UD-IQ2_XXS", progress=lambda done, total: seen.append((done, total)))
+    n_bytes = sum(len(data) for path, data in hub.files.items() if "IQ2" in path)
+    assert seen == sorted(seen) and seen[-1] == (n_bytes, n_bytes) and len(seen) > 10
+
+
+def test_broken_connections(hub: Hub, pull: Callable[..., bytes]) -> None:
     hub.cut = [50_000, 0, 0, 70_000, 1, 0, 0, 0]
-    ran = pull("org/Flash-GGUF:Q8_0")
-    assert ran.code == 0 and ran.stderr.count("trying again") == 8, ran
-    assert Path(ran.stdout.strip()).read_bytes() == hub.files["Flash-Q8_0.gguf"]
-    assert hub.ranges[1][1] > 40_000
+    lines: list[str] = []
+    assert pull(say=lines.append) == hub.files["Flash-Q8_0.gguf"]
+    assert len(lines) == 8 and all("trying again" in line for line in lines) and hub.ranges[1][1] == 50_000
 
 
-def test_it_gives_up_and_goes_on_later(hub: Hub, pull: Callable[..., Ran], tmp_path: Path) -> None:
+def test_it_gives_up_and_goes_on_later(hub: Hub, ask: Callable[..., PullPlan], pull: Callable[..., bytes], tmp_path: Path
+                                       ) -> None:
     hub.cut = [100_000, 0, 0, 0, 0]
-    refused(pull("org/Flash-GGUF:Q8_0"), "cannot download from", "what is there is kept")
+    with pytest.raises(ConvertError, match="cannot download from.*what is there is kept"):
+        pull()
+    plan = ask("org/Flash-GGUF:Q8_0")
+    assert plan.left_bytes == plan.n_bytes - 100_000
     hub.ranges.clear()
-    told = Ran(*(lambda ran: (ran.code, ran.stdout, ran.stderr))(pull("org/Flash-GGUF:Q8_0", "--dry-run", "--json"))).json()
-    assert told["download_bytes"] < told["total_bytes"] - 90_000
-    ran = pull("org/Flash-GGUF:Q8_0")
-    assert Path(ran.stdout.strip()).read_bytes() == hub.files["Flash-Q8_0.gguf"] and hub.ranges[0][1] > 90_000
+    assert pull() == hub.files["Flash-Q8_0.gguf"] and hub.ranges[0][1] == 100_000
     assert os.listdir(cache(tmp_path) / "blobs") == [hub.key("Flash-Q8_0.gguf")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_resume_after_a_signal(hub: Hub, pull: Callable[..., Ran], number: signal.Signals) -> None:
+def test_resume_after_a_signal(hub: Hub, pull: Callable[..., bytes], number: signal.Signals) -> None:
     hub.stall_at = 300_000
-    process = subprocess.Popen([sys.executable, "-c", STEPS, "pull", "org/Flash-GGUF:Q8_0"], stderr=subprocess.PIPE)
+    process = start_pull()
     assert hub.stalled.wait(30)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=1)
+        process.communicate(timeout=0.5)
     process.send_signal(number)
     process.communicate(timeout=30)
     hub.stall_at = None
     hub.ranges.clear()
-    ran = pull("org/Flash-GGUF:Q8_0")
-    assert Path(ran.stdout.strip()).read_bytes() == hub.files["Flash-Q8_0.gguf"]
-    assert 300_000 - (1 << 15) < hub.ranges[0][1] <= 300_000
+    assert pull() == hub.files["Flash-Q8_0.gguf"]
+    assert 300_000 - (1 << 17) < hub.ranges[0][1] <= 300_000
 
 
-def test_two_at_once(hub: Hub, pull: Callable[..., Ran]) -> None:
+def test_two_at_once(hub: Hub, pull: Callable[..., bytes]) -> None:
     hub.stall_at = 300_000
-    process = subprocess.Popen([sys.executable, "-c", STEPS, "pull", "org/Flash-GGUF:Q8_0"], stderr=subprocess.PIPE)
+    process = start_pull()
     assert hub.stalled.wait(30)
-    refused(pull("org/Flash-GGUF:Q8_0"), "another process")
+    with pytest.raises(ConvertError, match="another process"):
+        pull()
     process.kill()
     process.communicate(timeout=30)
 
 
-def test_damage_is_noticed(hub: Hub, pull: Callable[..., Ran], tmp_path: Path) -> None:
+def test_damage_is_noticed(hub: Hub, pull: Callable[..., bytes], tmp_path: Path) -> None:
     hub.damage = True
-    refused(pull("org/Flash-GGUF:Q8_0"), "arrived damaged")
+    with pytest.raises(ConvertError, match="arrived damaged"):
+        pull()
     assert not list((cache(tmp_path) / "blobs").glob("[0-9a-f]*")) and not (cache(tmp_path) / "snapshots").exists()
     hub.damage = False
-    assert pull("org/Flash-GGUF:Q8_0").code == 0
-    # what an earlier run left is part of what is compared
-    shutil.rmtree(cache(tmp_path))
     hub.cut = [100_000, 0, 0, 0, 0]
-    assert pull("org/Flash-GGUF:Q8_0").code == 1
+    with pytest.raises(ConvertError, match="cannot download"):
+        pull()
     (partial,) = (cache(tmp_path) / "blobs").glob(".*.partial/0")
-    with open(partial, "r+b") as file:
+    with open(partial, "r+b") as file:  # what an earlier run left is part of what is compared
         file.write(b"X")
-    refused(pull("org/Flash-GGUF:Q8_0"), "arrived damaged")
-    assert pull("org/Flash-GGUF:Q8_0").code == 0
+    with pytest.raises(ConvertError, match="arrived damaged"):
+        pull()
+    assert pull() == hub.files["Flash-Q8_0.gguf"]
 
 
-def test_a_server_without_ranges(hub: Hub, pull: Callable[..., Ran]) -> None:
+def test_a_server_without_ranges(hub: Hub, pull: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     hub.ignore_ranges = True
-    assert pull("org/Flash-GGUF:Q8_0").code == 0
+    assert pull() == hub.files["Flash-Q8_0.gguf"]
     hub.cut = [50_000]
-    refused(pull("org/Flash-GGUF:UD-IQ2_XXS"), "cannot go on")
+    with pytest.raises(ConvertError, match="cannot go on"):
+        pull("org/Flash-GGUF:UD-IQ2_XXS")
 
 
-def test_refusals(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    refused(run("pull", "org/Flash-GGUF"), "holds 2 models", ":Q8_0 (", ":UD-IQ2_XXS (")
-    refused(run("pull", "org/Flash-GGUF:Q2_K"), "has no Q2_K", ":Q8_0 (")
-    refused(run("pull", "org/Other-GGUF:Q2_K"), "the hub has no org/Other-GGUF")
+def test_refusals(hub: Hub, ask: Callable[..., PullPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def refuse(name: str, *words: str) -> None:
+        with pytest.raises(ConvertError) as told:
+            ask(name)
+        assert all(word in str(told.value) for word in words), told.value
+
+    refuse("org/Flash-GGUF", "holds 2 models", ":Q8_0 (", ":UD-IQ2_XXS (")
+    refuse("org/Flash-GGUF:Q2_K", "has no Q2_K", ":Q8_0 (")
+    refuse("org/Flash-GGUF:Flash", "Flash means 2 models", ":Q8_0 (")
+    refuse("org/Other-GGUF:Q2_K", "the hub has no org/Other-GGUF")
+    refuse("org/a--b:Q2_K", "org/a--b is no name on the hub")
     for name in ("flash", "ollama:flash", "a/b/c", "org/x y", "", "../x"):
-        refused(run("pull", name), "ORG/REPO:QUANT")
+        refuse(name, "ORG/REPO:QUANT")
     for status, code, word in ((401, "GatedRepo", "terms"), (403, "GatedRepo", "terms"), (401, "RepoNotFound", "no org/"),
                                (500, "", "cannot download from"), (400, "", "cannot download from")):
         hub.status, hub.error_code = status, code
-        refused(run("pull", "org/Flash-GGUF:Q8_0"), word)
+        refuse("org/Flash-GGUF:Q8_0", word)
     hub.status = 200
     hub.architecture = "llama"
-    refused(run("pull", "org/Flash-GGUF:Q8_0"), "'llama'", "deepseek4")
+    refuse("org/Flash-GGUF:Q8_0", "'llama'", "deepseek4")
     hub.architecture = None
-    hub.files = {"README.md": b""}
-    refused(run("pull", "org/Flash-GGUF"), "no GGUF model")
-    hub.files = {"../../x-Q8_0.gguf": b"GGUF"}
-    refused(run("pull", "org/Flash-GGUF"), "not downloaded")
-    hub.files = {"x-Q8_0-00002-of-00002.gguf": b"GGUF"}
-    refused(run("pull", "org/Flash-GGUF"), "lacks shards")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for path, word in (("README.md", "no GGUF model"), ("../../x-Q8_0.gguf", "not downloaded"),
+                       ("x-Q8_0-00002-of-00002.gguf", "lacks shards")):
+        hub.files = {path: b"GGUF"}
+        refuse("org/Flash-GGUF", word)
     n = hub.n_requests
-    refused(run("pull", "org/Flash-GGUF:Q8_0"), "HF_HUB_OFFLINE")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refuse("org/Flash-GGUF:Q8_0", "HF_HUB_OFFLINE")
     assert hub.n_requests == n and not cache(tmp_path).exists()
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    refused(run("pull", "org/Flash-GGUF:Q8_0"), "cannot download from http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    refuse("org/Flash-GGUF:Q8_0", "cannot download from http://127.0.0.1:1")
 
 
-def test_space_is_checked_first(hub: Hub, tmp_path: Path) -> None:
-    code = ("import shutil, sys; shutil.disk_usage = lambda path: type('U', (), {'free': 1000})();"
-            "from pyflash.cli.main import main; main(sys.argv[1:])")
-    done = subprocess.run([sys.executable, "-c", code, "pull", "org/Flash-GGUF:Q8_0"], capture_output=True, text=True)
-    refused(Ran(done.returncode, done.stdout, done.stderr), "free some space")
+def test_a_file_that_cannot_be_had(hub: Hub, ask: Callable[..., PullPlan]) -> None:
+    plan = ask("org/Flash-GGUF:Q8_0")
+    del hub.files["Flash-Q8_0.gguf"]
+    with pytest.raises(ConvertError, match="cannot download"):
+        downloads.pull(plan)
+    assert hub.n_requests == 2  # asking again gets the same answer
+
+
+def test_space_is_checked_first(hub: Hub, pull: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(ConvertError, match="free some space"):
+        pull()
     assert not hub.ranges
 
 
 def test_without_the_library(hub: Hub) -> None:
-    code = "import sys; sys.modules['huggingface_hub'] = None; from pyflash.cli.main import main; main(sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", code, "pull", "org/Flash-GGUF:Q8_0"], capture_output=True, text=True)
+    code = f"import sys; sys.modules['huggingface_hub'] = None; {PULL}"
+    done = subprocess.run([sys.executable, "-c", code, "org/Flash-GGUF:Q8_0"], capture_output=True, text=True)
     refused(Ran(done.returncode, done.stdout, done.stderr), "pip install huggingface_hub")
 
 
-def test_no_other_command_asks(hub: Hub, run: Run, tmp_path: Path, tiny_model: Path) -> None:
-    for command in (("list",), ("info", "org/Flash-GGUF:Q8_0"), ("run", "org/Flash-GGUF"), ("info", tiny_model)):
+def test_no_other_command_asks(hub: Hub, run: Run, tiny_model: Path) -> None:
+    for command in (("list",), ("run", "org/Flash-GGUF"), ("info", tiny_model)):
         run(*command)
     assert hub.n_requests == 0
-    assert hashlib.sha256(tiny_model.read_bytes()).hexdigest() == hub.key("Flash-Q8_0.gguf")
