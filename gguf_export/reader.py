@@ -21,6 +21,7 @@ from quantize.plan import GGMLType, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
+_NVFP4 = 40
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,13 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
 
 
 def _type_problem(number: int) -> str:
-    if number in BLOCK_TYPES:
-        return f"{BLOCK_TYPES[number].name}, which ggml has removed: take a newer file"
-    return f"{number}, which is unknown here: update pyflash, or take another file"
+    known = BLOCK_TYPES.get(number)
+    if known is None:
+        return f"{number}, which is unknown here: update pyflash, or take another file"
+    if known.is_foreign:
+        return (f"ik_llama.cpp's {known.name} ({number}), which only that reads: take a file in llama.cpp's types, or "
+                "convert this one with ik_llama.cpp's llama-quantize")  # fmt: skip
+    return f"{known.name}, which ggml has removed: take a newer file"
 
 
 @contextlib.contextmanager
@@ -168,13 +173,18 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
         if not block and not any_type:
-            raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
+            raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {_type_problem(number)}")
         if block and ne[0] % block:
             kind = BLOCK_TYPES[number].name
             raise cursor.fail(f"tensor {name:.80} has rows of {ne[0]} values of type {kind}, whose blocks have {block}")
         if name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another or appears twice")
         nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
+        if number == _NVFP4 and index + 1 < len(entries) and nbytes + -nbytes % alignment != end - offset:
+            raise ConvertError(
+                f"{cursor.path}: tensor {name:.80} has the number of NVFP4 (40) and another size: llama-modchip's own type, "
+                "which only that reads; take a file in llama.cpp's types"
+            )
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
         dtype = BLOCK_TYPES[number].name if number in BLOCK_TYPES else f"type {number}"

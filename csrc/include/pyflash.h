@@ -124,10 +124,14 @@ typedef struct pf_model_params {
     int32_t gpu_cache_type; /* and this PF_CACHE_* */
     uint64_t gpu_budget;    /* bytes of the device that may be used; 0: those that are free, less a reserve */
     int32_t stream_experts; /* PF_STREAM_*: layers on the device whose routed experts stay with the processor */
-    int32_t reserved3;
+    int32_t chat_release;   /* PF_CHAT_RELEASE_*: whose rules pf_chat_tokenize() follows */
     uint64_t hot_experts;   /* bytes of the device's memory, at most, for the most used of these experts: PF_HOT_*, or more
                                than the size of one */
 } pf_model_params;
+
+#define PF_CHAT_RELEASE_OF_FILE 0 /* see pf_chat_tokenize() */
+#define PF_CHAT_RELEASE_PREVIEW 1
+#define PF_CHAT_RELEASE_0731 2
 
 #define PF_GPU_AUTO -1
 
@@ -499,8 +503,8 @@ typedef struct pf_chat_message {
  * reasoning up to "</think>" unless think is OFF. The last message is a user's. Or, with PF_CHAT_CONTINUE added to think,
  * it is an assistant's behind a user's: the model goes on with its content, and with reasoning only where that is empty.
  * ARGUMENT for other conversations, in which the model would play the user. BOS included; special tokens in the contents
- * stay text. The rules are those of the file's release: its general.version, or else that whose words its chat template
- * has. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
+ * stay text. The rules are those of the release that the model was opened with, or else of the file's: its general.version,
+ * the one whose words its chat template has, or that of its name; the preview's where nothing tells. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 
@@ -588,13 +592,14 @@ PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, 
 #define PF_TYPE_WRITTEN 4u /* the converter writes it */
 #define PF_TYPE_OWN 8u     /* this project's own mark: no tensor of a file has the number */
 #define PF_TYPE_REMOVED 16u /* ggml has removed it: old files may have it, and nobody reads them */
+#define PF_TYPE_FOREIGN 32u /* ik_llama.cpp's own, which llama.cpp does not read either */
 
 /* What the library knows of a tensor element type: all of ggml's, also those that it does not compute with. Grows at its
  * end only. */
 typedef struct pf_type_info {
     uint32_t struct_size; /* set by the caller to sizeof(pf_type_info) before the call */
     uint32_t number;      /* as it stands in GGUF files */
-    uint32_t block_size;  /* values a block; 0 for removed types */
+    uint32_t block_size;  /* values a block; 0 for removed and foreign types */
     uint32_t block_bytes; /* bytes a block */
     uint32_t uses;        /* PF_TYPE_* */
     uint32_t reserved;

@@ -34,6 +34,7 @@ from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
+from pyflash.engine.options import RELEASES
 from pyflash.machine.models import find_model
 from pyflash.machine.places import homeless, state_dir
 
@@ -53,6 +54,8 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--no-think", is_flag=True, help="Answer at once (default).")
 @option("--think-low", is_flag=True, help="Let the model think a little (release 0731 only).")
 @option("--think-max", is_flag=True, help="Let the model think as hard as it can.")
+@option("--release", type=click.Choice(list(RELEASES)), help="The model's release, whose rules its chats follow. "
+        "[default: what the file tells, else preview]")
 @option("--hide-thinking", is_flag=True, help="Show only that the model thinks, not what.")
 @sampling_options
 @option("--json-object", is_flag=True, help="Make the answer a JSON object.")
@@ -133,6 +136,8 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
             model_path = str(demo.path(progress.update, progress.say))
     model, expert_budget = open_model(model_path, options)
     with model:
+        if not model.release_known:
+            say(f"pyflash: the file does not tell its release; taken to be {model.release}, else give --release 0731")
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
             if warning := warning_of(model, session, expert_budget):
                 say(f"pyflash: warning: {warning}")
