@@ -11,13 +11,14 @@ enum { NAME_SIZE = 96 };
 typedef struct finder {
     const pf_gguf *gguf;
     const pf_config *config;
+    pf_widened *widened;
     pf_error *err;
     char prefix[24];
 } finder;
 
-static finder finder_at(const pf_gguf *gguf, const pf_config *config, pf_error *err, int layer) {
-    finder f = {gguf, config, err, ""};
-    if (layer >= 0) (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
+static finder in_layer(const finder *root, int layer) {
+    finder f = *root;
+    (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
     return f;
 }
 
@@ -51,6 +52,8 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
     return PF_OK;
 }
 
+#define NUMBERS "a type of real numbers, or of blocks of them,"
+
 /* UNSUPPORTED: t, which is called prefix+name+suffix, has another type than is needed. */
 static pf_status refuse_type(const finder *f, const char *name, const char *suffix, const pf_gguf_tensor *t,
                              const char *needed) {
@@ -59,27 +62,18 @@ static pf_status refuse_type(const finder *f, const char *name, const char *suff
                    pf_dtype_name(t->type, type), needed);
 }
 
-/* Those of files that matrices are computed with. */
-static const char *list_weight_types(char *out, size_t size) {
-    size_t used = 0;
-    const pf_dtype_info *info;
-    out[0] = '\0';
-    for (int32_t i = 0; (info = pf_dtype_at(i)) != NULL; ++i) {
-        if (!(info->uses & PF_TYPE_WEIGHT) || (info->uses & PF_TYPE_OWN) || used >= size) continue;
-        const int n = snprintf(out + used, size - used, "%s%s", used > 0 ? " or " : "", info->name);
-        used += n > 0 ? (size_t)n : 0;
-    }
-    return out;
-}
-
-/* A float32 vector or small table; ne1 = 1 for a vector. */
+/* A vector or small table in float32, whatever the file has; ne1 = 1 for a vector. */
 static pf_status find_f32(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1,
                           const float **out) {
     const pf_gguf_tensor *t = NULL;
     PF_TRY(find(f, name, suffix, ne0, ne1, 1, &t));
-    if (t->type != PF_F32) return refuse_type(f, name, suffix, t, "F32");
-    *out = (const float *)(const void *)t->data;
-    return PF_OK;
+    if (t->type != PF_F32) {
+        if (!pf_can_widen(t->type)) return refuse_type(f, name, suffix, t, NUMBERS);
+        *out = pf_widen(f->widened, t);
+    } else {
+        *out = (const float *)(const void *)t->data;
+    }
+    return *out != NULL ? PF_OK : pf_fail(f->err, PF_ERR_MEMORY, "out of memory while opening the model");
 }
 
 /* Block scales of a native FP8 matrix: e8m0 bytes (stored as I8) or F32. */
@@ -94,6 +88,15 @@ static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w)
     return PF_OK;
 }
 
+/* Blocks whose values a tensor beside them scales, as some writers of NVFP4 have it. */
+static pf_status refuse_scale(const finder *f, const char *name) {
+    char full[NAME_SIZE];
+    (void)snprintf(full, sizeof full, "%s%s.scale", f->prefix, name);
+    if (pf_gguf_find_tensor(f->gguf, full) == NULL) return PF_OK;
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED,
+                   "tensor %s scales a whole matrix, which this version cannot compute with: take another file", full);
+}
+
 /* `count` matrices [rows, cols] of any type that kernels multiply. */
 static pf_status find_matrices(const finder *f, const char *name, int64_t cols, int64_t rows, int64_t count,
                                pf_weight *out) {
@@ -104,8 +107,9 @@ static pf_status find_matrices(const finder *f, const char *name, int64_t cols, 
         w.type = PF_FP8;
         PF_TRY(find_fp8_scale(f, name, &w));
     } else if (pf_weight_kind(w.type) < 0) {
-        char known[320];
-        return refuse_type(f, name, ".weight", t, list_weight_types(known, sizeof known));
+        return refuse_type(f, name, ".weight", t, NUMBERS);
+    } else {
+        PF_TRY(refuse_scale(f, name));
     }
     uint64_t row_bytes = 0;
     if (!pf_dtype_row_bytes(w.type, (uint64_t)cols, &row_bytes)) {
@@ -212,9 +216,9 @@ static pf_status find_moe(const finder *f, bool hash, pf_moe_weights *out) {
     return find_matrix(f, "ffn_down_shexp", ff, width, &out->shared_down);
 }
 
-static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, bool hash, pf_layer_weights *out,
-                            pf_error *err) {
-    const finder f = finder_at(gguf, c, err, layer);
+static pf_status find_layer(const finder *root, int layer, bool hash, pf_layer_weights *out) {
+    const finder f = in_layer(root, layer);
+    const pf_config *c = f.config;
     const int64_t mixes = (2 + (int64_t)c->n_stream) * c->n_stream;
     out->ratio = c->ratio[layer];
     out->hash = hash;
@@ -227,10 +231,11 @@ static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, 
 }
 
 /* The MTP block: in llama.cpp's layout (a file of its own, whose output_hc_* are the block's) or a native file's. */
-static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weights *out, pf_error *err) {
-    const finder f = finder_at(gguf, c, err, c->n_layer), root = finder_at(gguf, c, err, -1);
+static pf_status find_mtp(const finder *root, pf_mtp_weights *out) {
+    const pf_config *c = root->config;
+    const finder f = in_layer(root, c->n_layer);
     const int64_t width = c->n_embd;
-    PF_TRY(find_layer(gguf, c, c->n_layer, false, &out->layer, err));
+    PF_TRY(find_layer(root, c->n_layer, false, &out->layer));
     PF_TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
     PF_TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
     out->joined = !c->native;
@@ -241,7 +246,7 @@ static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weight
     else PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
     if (out->joined) {
         PF_TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
-        PF_TRY(find_mhc(&root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
+        PF_TRY(find_mhc(root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
     } else {
         PF_TRY(find_matrix(&f, "nextn.e_proj", width, width, &out->e_proj));
         PF_TRY(find_matrix(&f, "nextn.h_proj", width, width, &out->h_proj));
@@ -284,19 +289,20 @@ static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf 
                           const pf_config *mtp_config,
                           pf_weights *out, pf_error *err) {
     PF_TRY(find_vocab(gguf, &config->n_vocab, err));
-    const finder root = finder_at(gguf, config, err, -1);
+    const finder root = {gguf, config, &out->widened, err, ""};
     PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
     PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
     PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
     PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
     for (int l = 0; l < config->n_layer; ++l) {
-        PF_TRY(find_layer(gguf, config, l, l < config->n_hash_layer, &out->layers[l], err));
+        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
     }
     if (mtp_gguf != NULL) {
         PF_TRY(check_mtp_config(config, mtp_config, err));
-        return find_mtp(mtp_gguf, mtp_config, &out->mtp, err);
+        const finder mtp_root = {mtp_gguf, mtp_config, &out->widened, err, ""};
+        return find_mtp(&mtp_root, &out->mtp);
     }
-    return config->n_nextn > 0 ? find_mtp(gguf, config, &out->mtp, err) : PF_OK;
+    return config->n_nextn > 0 ? find_mtp(&root, &out->mtp) : PF_OK;
 }
 
 pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
@@ -312,5 +318,6 @@ pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf 
 
 void pf_weights_free(pf_weights *weights) {
     pf_free(weights->layers);
+    pf_widened_free(&weights->widened);
     memset(weights, 0, sizeof *weights);
 }

@@ -88,7 +88,11 @@ static pf_status open_tokenizer(pf_model *model, pf_error *err) {
 static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_error *err) {
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
-    if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
+    if (model->pool == NULL) {
+        return pf_fail(err, PF_ERR_MEMORY,
+                       "cannot start %d threads: ask for fewer, or allow more memory (ulimit -v) or processes (ulimit -u)",
+                       threads);
+    }
     if (params->pin_threads && !pf_pool_pin(model->pool)) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "this system does not keep threads on processors: do without pinning");
     }
@@ -182,6 +186,7 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
+        .widened_bytes = model->net.weights.widened.bytes,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_export.chat_texts import Release, told_release
+from pyflash.engine.collector import Collector
 from pyflash.engine.options import CACHES, PRECISIONS, RELEASES, DeviceOptions, chosen
 from pyflash.engine.sampling import SamplingOptions, recommended_sampling
 from pyflash.engine.session import Session
@@ -63,6 +64,7 @@ class ModelInfo:
     name: str
     profile: str
     cpu_isa: str
+    widened_bytes: int
     layer_ratios: tuple[int, ...]
 
 
@@ -111,6 +113,7 @@ class Placement:
     total_bytes: int
     stream_bytes: int
     hot_bytes: int
+    kept: str
 
 
 @dataclass(frozen=True)
@@ -271,13 +274,20 @@ class Model:
             open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
 
+    def collector(self) -> Collector:
+        """Empty sums of squares of what matrix products take, see Session.collect(). UnsupportedError with a device."""
+        out, error = ffi.new("pf_collector **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_collector_open(native, out, error), out, lib.pf_collector_close, error)
+        return Collector(ffi.gc(out[0], lib.pf_collector_close))
+
     @property
     def placement(self) -> Placement:
         """What of the model a device holds."""
         with self._handle.borrow() as native:
             info = _filled("pf_placement_info", lib.pf_model_get_placement, native)
         values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
-        return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
+        return Placement(**values | {"name": string(info.name), "kept": string(info.kept), "head": bool(info.head)})
 
     @property
     def expert_reads(self) -> ExpertReads:

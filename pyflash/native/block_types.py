@@ -21,6 +21,13 @@ class BlockType:
     is_foreign: bool  # ik_llama.cpp's own
 
 
+def names_at(places: int) -> list[str]:
+    """The names of the types at the places of the table whose bits are set: what a device has kernels for."""
+    info = ffi.new("pf_type_info *", {"struct_size": ffi.sizeof("pf_type_info")})
+    return [ffi.string(info.name).decode() for place in range(places.bit_length())
+            if places >> place & 1 and lib.pf_type_get_info(place, info)]  # fmt: skip
+
+
 def _read() -> dict[int, BlockType]:
     types = {}
     info = ffi.new("pf_type_info *", {"struct_size": ffi.sizeof("pf_type_info")})
