@@ -75,7 +75,7 @@ static pf_status read_number(const pf_keys *keys, const char *name, const char *
 
 pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_t high, int32_t *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     PF_TRY(read_number(keys, name, "an integer", &value));
     full_key(name, key);
     if (value != floor(value)) return bad_key(keys, key, "an integer");
@@ -89,7 +89,7 @@ pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_
 
 pf_status pf_keys_double(const pf_keys *keys, const char *name, double low, double high, double *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     PF_TRY(read_number(keys, name, "a number", &value));
     if (!(value >= low && value <= high)) {
         return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %g is outside the supported range %g..%g",
@@ -100,7 +100,7 @@ pf_status pf_keys_double(const pf_keys *keys, const char *name, double low, doub
 }
 
 pf_status pf_keys_float(const pf_keys *keys, const char *name, double low, double high, float *out) {
-    double value;
+    double value = 0.0;
     PF_TRY(pf_keys_double(keys, name, low, high, &value));
     *out = (float)value;
     return PF_OK;
@@ -108,7 +108,7 @@ pf_status pf_keys_float(const pf_keys *keys, const char *name, double low, doubl
 
 pf_status pf_keys_flag(const pf_keys *keys, const char *name, bool *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     if (pf_gguf_get_bool(keys->gguf, full_key(name, key), out)) return PF_OK;
     PF_TRY(read_number(keys, name, "a bool", &value));
     if (value != 0.0 && value != 1.0) return bad_key(keys, key, "a bool");
