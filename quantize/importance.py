@@ -104,7 +104,8 @@ class Importance:
 def _shrunk(sums: Doubles, counts: Doubles) -> Doubles:
     """Means drawn to that of all matrices."""
     if len(counts) == 1:
-        return sums / counts[0]
+        alone: Doubles = sums / counts[0]
+        return alone
     mean = sums.sum(axis=0) / counts.sum()
     means: Doubles = (sums + SHRINKAGE * mean) / (counts[:, np.newaxis] + SHRINKAGE)
     return means
