@@ -63,8 +63,9 @@ def means() -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     tensor = base.ggml_get_first_tensor(context)
     while tensor:
-        values = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), (base.ggml_nelements(tensor),)).copy()
-        found[base.ggml_get_name(tensor).decode()] = values
+        name = base.ggml_get_name(tensor).decode()
+        if name.endswith((".in_sum2", ".counts")):  # the reader puts one beside that holds all of the data
+            found[name] = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), (base.ggml_nelements(tensor),)).copy()
         tensor = base.ggml_get_next_tensor(context, tensor)
     result = {}
     for name in [name.removesuffix(".in_sum2") for name in found if name.endswith(".in_sum2")]:
