@@ -91,7 +91,7 @@ class Importance:
         is_grouped = _GROUPED in name and (n_matrices == 1 or n_groups == 1)
         if rest or n_groups == 0 or (n_groups != n_matrices and not is_grouped):
             raise self._wrong(name, f"{entry.n_values:,} values where the tensor has {n_matrices} x {n_columns:,}")
-        sums = (entry.weighted or entry.sums)().astype(np.float64).reshape(-1, n_columns)
+        sums: Doubles = (entry.weighted or entry.sums)().astype(np.float64).reshape(-1, n_columns)
         for values in (sums, entry.counts):
             if not np.isfinite(values).all() or (values < 0).any():
                 raise self._wrong(name, "values that are no sums of squares")
@@ -104,7 +104,8 @@ class Importance:
 def _shrunk(sums: Doubles, counts: Doubles) -> Doubles:
     """Means drawn to that of all matrices."""
     if len(counts) == 1:
-        return sums / counts[0]
+        alone: Doubles = sums / counts[0]
+        return alone
     mean = sums.sum(axis=0) / counts.sum()
     means: Doubles = (sums + SHRINKAGE * mean) / (counts[:, np.newaxis] + SHRINKAGE)
     return means

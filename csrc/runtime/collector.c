@@ -39,7 +39,7 @@ typedef struct add_job {
     const float *x;
 } add_job;
 
-static void add_squares(double *restrict sums, const float *restrict x, int64_t n) {
+static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sums[i] += (double)x[i] * (double)x[i];
 }
 
