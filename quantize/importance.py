@@ -91,7 +91,7 @@ class Importance:
         is_grouped = _GROUPED in name and (n_matrices == 1 or n_groups == 1)
         if rest or n_groups == 0 or (n_groups != n_matrices and not is_grouped):
             raise self._wrong(name, f"{entry.n_values:,} values where the tensor has {n_matrices} x {n_columns:,}")
-        sums = (entry.weighted or entry.sums)().astype(np.float64).reshape(-1, n_columns)
+        sums: Doubles = (entry.weighted or entry.sums)().astype(np.float64).reshape(-1, n_columns)
         for values in (sums, entry.counts):
             if not np.isfinite(values).all() or (values < 0).any():
                 raise self._wrong(name, "values that are no sums of squares")

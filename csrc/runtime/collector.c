@@ -39,7 +39,7 @@ typedef struct add_job {
     const float *x;
 } add_job;
 
-static void add_squares(double *restrict sums, const float *restrict x, int64_t n) {
+static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sums[i] += (double)x[i] * (double)x[i];
 }
 
@@ -183,7 +183,8 @@ static void add_hidden_piece(void *arg, int64_t begin, int64_t end, int worker) 
     const pf_expert_pairs *pairs = job->pairs;
     (void)worker;
     for (int64_t a = 0; a < pairs->n_active; ++a) {
-        double *hidden = job->hidden + pairs->expert[a] * job->n_ff, *weighted = job->weighted + pairs->expert[a] * job->n_ff;
+        double *hidden = job->hidden + pairs->expert[a] * job->n_ff;
+        double *weighted = job->weighted + pairs->expert[a] * job->n_ff;
         for (int64_t p = pairs->start[a]; p < pairs->start[a + 1]; ++p) {
             const float *h = pairs->h + p * job->n_ff; /* holds the route's weight already */
             const double weight = (double)pairs->weight[p], without = weight != 0.0 ? 1.0 / (weight * weight) : 0.0;
@@ -288,9 +289,8 @@ static void free_sums(input_sums *sums) {
 
 void pf_collector_close(pf_collector *collector) {
     if (collector == NULL) return;
-    for (int64_t i = 0; collector->layers != NULL && i < (int64_t)collector->model->net.config.n_layer * N_LAYER_INPUT; ++i) {
-        free_sums(&collector->layers[i]);
-    }
+    const int64_t n_layer = collector->layers != NULL ? collector->model->net.config.n_layer : 0;
+    for (int64_t i = 0; i < n_layer * N_LAYER_INPUT; ++i) free_sums(&collector->layers[i]);
     free_sums(&collector->head);
     free_sums(&collector->head_mix);
     pf_free(collector->layers);

@@ -69,17 +69,23 @@ def entries(collector: Collector, n_layer: int, gguf: GGUFFile) -> dict[str, Col
     found: dict[str, Collected] = {}
     for layer in range(n_layer):
         for kind, takers in _TAKERS.items():
+            names = [f"blk.{layer}.{taker}.weight" for taker in takers]
             entry = _entry(collector, kind, layer)
-            found |= {f"blk.{layer}.{taker}.weight": entry for taker in takers}
+            if kind is Input.OUT_GROUPS and not _is_stacked(gguf, names[0]):
+                entry = Collected(entry.sums.sum(axis=0, keepdims=True), entry.counts.sum(keepdims=True))
+            found |= dict.fromkeys(names, entry)
     found |= {f"{taker}.weight": _entry(collector, kind, -1) for kind, taker in _HEAD_TAKERS.items()}
     return {name: entry for name, entry in found.items() if name in gguf.tensors and entry.counts.any()}
+
+
+def _is_stacked(gguf: GGUFFile, name: str) -> bool:
+    """Whether the groups of rows lie in the file as matrices of their own, rather than as one."""
+    return name in gguf.tensors and len(gguf.tensors[name].shape) > 2
 
 
 def _entry(collector: Collector, kind: Input, layer: int) -> Collected:
     found = collector.sums(kind, layer)
     sums, counts = found.sums, found.counts.astype(np.float64)
-    if kind is Input.OUT_GROUPS:  # one matrix in files, and the same importance for all of its rows
-        return Collected(sums.sum(axis=0, keepdims=True), counts.sum(keepdims=True))
     if kind is Input.EXPERT_HIDDEN:
         return Collected(sums, counts, collector.sums(Input.EXPERT_HIDDEN_WEIGHTED, layer).sums)
     return Collected(sums, counts)

@@ -1,5 +1,5 @@
-"""In a process of its own: reads an importance matrix as llama-quantize does, by ggml's own reader of GGUF files, and has
-llama.cpp quantise a model with it.
+"""In a process of its own: reads an importance matrix as llama-quantize does, by ggml's own reader of GGUF files, and
+has llama.cpp quantise a model with it.
 
     python quantize_with_imatrix.py FOLDER_OF_LIBRARIES IMATRIX|- MODEL OUT FTYPE
 
@@ -37,8 +37,8 @@ class QuantizeParams(ctypes.Structure):
     _fields_ = [
         ("nthread", ctypes.c_int32), ("ftype", ctypes.c_int32), ("output_type", ctypes.c_int32),
         ("embedding_type", ctypes.c_int32), ("allow_requantize", ctypes.c_bool), ("quantize_output", ctypes.c_bool),
-        ("only_copy", ctypes.c_bool), ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool), ("dry_run", ctypes.c_bool),
-        ("imatrix", ctypes.POINTER(Data)), ("rest", ctypes.c_void_p * 16),
+        ("only_copy", ctypes.c_bool), ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool),
+        ("dry_run", ctypes.c_bool), ("imatrix", ctypes.POINTER(Data)), ("rest", ctypes.c_void_p * 16),
     ]  # fmt: skip
 
 
@@ -63,8 +63,9 @@ def means() -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     tensor = base.ggml_get_first_tensor(context)
     while tensor:
-        values = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), (base.ggml_nelements(tensor),)).copy()
-        found[base.ggml_get_name(tensor).decode()] = values
+        name = base.ggml_get_name(tensor).decode()
+        if name.endswith((".in_sum2", ".counts")):  # the reader puts one beside that holds all of the data
+            found[name] = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), (base.ggml_nelements(tensor),)).copy()
         tensor = base.ggml_get_next_tensor(context, tensor)
     result = {}
     for name in [name.removesuffix(".in_sum2") for name in found if name.endswith(".in_sum2")]:
@@ -80,9 +81,10 @@ load(next(Path(folder).glob("libggml.v*.so")).name)
 llama = load(next(Path(folder).glob("libllama.v*.so")).name)
 llama.llama_model_quantize_default_params.restype = QuantizeParams
 params = llama.llama_model_quantize_default_params()
-data = (Data * (len(entries) + 1))(*(
-    Data(name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size) for name, values in entries.items()
-))
+data = (Data * (len(entries) + 1))()  # the last one has no name
+for place, (name, values) in zip(data, entries.items(), strict=False):
+    place.name, place.size = name.encode(), values.size
+    place.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 params.nthread, params.ftype, params.allow_requantize = 1, int(ftype), True
 params.imatrix = data if entries else None
 llama.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(QuantizeParams)]

@@ -30,7 +30,9 @@ def quantise(llama: LlamaCpp, imatrix: Path | str, model: Path, out: Path) -> su
 
 
 def test_llama_cpp_quantises_with_ours(llama: LlamaCpp, tmp_path: Path) -> None:
-    (model,) = write_model(tmp_path, seed=1, changes={"moe_intermediate_size": 256, "vocab_size": 1024})
+    changes = {"moe_intermediate_size": 256, "n_routed_experts": 8, "num_hidden_layers": 3,
+               "compress_ratios": [0, 4, 128, 0]}
+    (model,) = write_model(tmp_path, seed=1, changes=changes)
     text, ours = tmp_path / "text.txt", tmp_path / "ours.gguf"
     rng = np.random.default_rng(1)
     text.write_text("\n".join(" ".join(rng.choice(["the", "river", "12", "x = y", "sea"], 12)) for _ in range(40)))

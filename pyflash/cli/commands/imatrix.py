@@ -124,7 +124,8 @@ def _report(found: list[Visits], fields: dict[str, Any], as_json: bool) -> None:
     for each in found:
         named = ", ".join(map(str, each.unvisited[:_MOST_NAMED]))
         more = f" ({named}{', …' if len(each.unvisited) > _MOST_NAMED else ''})" if each.unvisited else ""
-        lines.append(f"{each.layer:5d}  {'token ' if each.by_token else 'router'}     {each.least:16,d}  {each.median:10,.1f}  "
+        chosen_by = "token " if each.by_token else "router"
+        lines.append(f"{each.layer:5d}  {chosen_by}     {each.least:16,d}  {each.median:10,.1f}  "
                      f"{len(each.unvisited):13,d}{more}")
     if not found:
         lines[1:] = ["no layer looks its experts up by the token"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import re
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import pyflash
-from gguf_export.reader import read_gguf
+from gguf_export.reader import GGUFFile, read_gguf
 from oracle.core import choices_of, eval_with_taps
 from oracle.model import Oracle
 from oracle.numerics import Numerics
@@ -115,7 +116,8 @@ def test_the_sums_are_those_of_the_oracle(tiny: TinyModel) -> None:
     kinds = [(kind, layer) for layer in range(n_layer) for kind in (Input.ATTENTION_MIX, Input.FFN_MIX)]
     for key, each in zip([*kinds, (Input.HEAD_MIX, -1)], streams, strict=True):
         squares = each.astype(float) ** 2
-        wanted[key] = (squares / (squares.mean(axis=1, keepdims=True) + tiny.config.rms_norm_eps)).sum(axis=0, keepdims=True)
+        mean = squares.mean(axis=1, keepdims=True) + tiny.config.rms_norm_eps
+        wanted[key] = (squares / mean).sum(axis=0, keepdims=True)
     assert wanted.keys() == sums.keys() and len(wanted) == 11 * n_layer + 2
     for key, values in wanted.items():
         np.testing.assert_allclose(sums[key], values, rtol=2e-4, atol=1e-6 * values.max(), err_msg=str(key))
@@ -181,6 +183,24 @@ def test_the_command_writes_what_importance_reads(tmp_path: Path, tiny_model: Pa
     assert keys["pyflash.imatrix.tokens"] == 2 * CTX == told[-1]["tokens"]
     assert keys["pyflash.imatrix.visits_min"] == [layer["visits_min"] for layer in told[-1]["layers"]]
     assert keys["pyflash.imatrix.unvisited"] == [len(layer["unvisited"]) for layer in told[-1]["layers"]]
+
+
+def test_groups_of_the_output_projection_are_as_the_file_has_them(tiny: TinyModel) -> None:
+    """llama-quantize wants a row of values for each matrix of the tensor: one, or one a group."""
+    gguf = read_gguf(tiny.path)
+    name, groups = "blk.0.attn_output_a.weight", tiny.config.o_groups
+    ref = gguf.tensors[name]
+    columns, rows = ref.shape
+    stacked = GGUFFile({}, {name: dataclasses.replace(ref, shape=(columns, rows // groups, groups))})
+    with pyflash.Model.open(tiny.path, device="cpu") as model, model.session(context=32) as session:
+        collector = model.collector()
+        session.collect(collector)
+        session.eval([1, 2, 3])
+        whole = imatrix.entries(collector, 1, gguf)[name]
+        parts = imatrix.entries(collector, 1, stacked)[name]
+    assert (parts.sums.shape, parts.counts.tolist()) == ((groups, columns), [3] * groups)
+    assert (whole.sums.shape, whole.counts.tolist()) == ((1, columns), [3 * groups])
+    assert np.array_equal(whole.sums[0], parts.sums.sum(axis=0))
 
 
 def test_coverage_of_hash_layers_is_what_collecting_counts(tmp_path: Path, tiny_model: Path, text: Path) -> None:
