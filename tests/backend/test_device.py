@@ -123,7 +123,9 @@ def test_doctor(device: dict[str, str]) -> None:
 # ---- A device that lacks a type ----
 
 
-def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path) -> None:
+def test_types_without_kernels(
+    device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path
+) -> None:
     """What a device has no kernels for is refused where the caller's numbers place it there, and else stays with the
     processor, which is told. Experts that stay for their type are not sent for long prompts either."""
     source = (cuda_build.CUDA / "plugin.cu").read_text()
