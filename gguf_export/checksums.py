@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +138,15 @@ class _LeavesJob:
         return size
 
 
+def read_digests(tensors: Iterable[TensorRef], progress: ProgressFn | None = None) -> dict[str, TensorDigest]:
+    """By name, of what lies on the disk."""
+    refs = list(tensors)
+    digests = {ref.name: TensorDigest(ref.nbytes) for ref in refs}
+    jobs = (_LeavesJob(ref, begin, digests[ref.name]) for ref in refs for begin in range(0, ref.nbytes, _JOB_BYTES))
+    run_jobs(jobs, sum(ref.nbytes for ref in refs), progress)
+    return digests
+
+
 def _read_entries(path: Path, gguf: GGUFFile) -> dict[str, tuple[str, str]] | None:
     """name -> (digest, "TYPE NE"); None for a file without checksums."""
     entries = gguf.keys.get(TENSORS_KEY)
@@ -198,14 +207,7 @@ def verify(path: Path | str, progress: ProgressFn | None = None) -> Verification
     difference = _difference(gguf, entries)
     if difference:
         return Verification("rewritten", len(gguf.tensors), total, other_keys=True, why=difference)
-    digests = {name: TensorDigest(ref.nbytes) for name, ref in gguf.tensors.items()}
-
-    def jobs() -> Iterator[_LeavesJob]:
-        for name, ref in gguf.tensors.items():
-            for begin in range(0, ref.nbytes, _JOB_BYTES):
-                yield _LeavesJob(ref, begin, digests[name])
-
-    run_jobs(jobs(), total, progress)
+    digests = read_digests(gguf.tensors.values(), progress)
     damaged = tuple(name for name, digest in digests.items() if digest.hex() != entries[name][0])
     other_keys = _has_other_keys(path, gguf)
     if damaged and other_keys:

@@ -317,7 +317,7 @@ def convert(
     if options.shard_bytes is None:
         find_place(out)  # before the checkpoint is read: that can take a while
     plan = _plan(open_checkpoint(find_checkpoint(checkpoint)), options)
-    warnings = _Warnings(warn)
+    warnings = Warnings(warn)
     warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
         warnings.add(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
@@ -337,8 +337,8 @@ def convert(
         watch = ValueWatch(plan.checkpoint.path)
         run_jobs(_jobs(written, paths, watch), total, report)
         watch.check()
-        _write_headers(plan, out.name, paths)
-    warnings.add(*_zero_warnings(check.zeros(), watch.zeros()))
+        write_headers(plan.files, out.name, options.shard_bytes, paths)
+    warnings.add(*zero_warnings(check.zeros(), watch.zeros()))
     report(total, total)
     return ConvertReport(targets, total, time.monotonic() - started, warnings.texts)
 
@@ -352,17 +352,17 @@ def _jobs(written: list[tuple[PlannedFile, FileLayout]], paths: list[Path], watc
                 yield from tensor.jobs(path, layout.offsets[name], watch, digest)
 
 
-def _write_headers(plan: ConversionPlan, name: str, paths: Sequence[Path]) -> None:
+def write_headers(files: Sequence[PlannedFile], name: str, shard_bytes: int | None, paths: Sequence[Path]) -> None:
     """When all data is written, because the first header holds its checksums."""
     remaining = iter(paths)
-    for file in plan.files:
-        reserved = file.layouts(name, plan.options.shard_bytes)[0].header
+    for file in files:
+        reserved = file.layouts(name, shard_bytes)[0].header
         checksums.seal(file.metadata, reserved, file.infos, file.digests)
-        for layout in file.layouts(name, plan.options.shard_bytes):
+        for layout in file.layouts(name, shard_bytes):
             write_header(next(remaining), layout.header)
 
 
-def _zero_warnings(scales: list[str], weights: list[str]) -> list[str]:
+def zero_warnings(scales: list[str], weights: list[str]) -> list[str]:
     """What can be meant, and can be a download that was never written to the disk."""
     return [
         f"there are only zeros in {first_few(names, ', ')}; if that is not meant, download the checkpoint again"
@@ -371,7 +371,7 @@ def _zero_warnings(scales: list[str], weights: list[str]) -> list[str]:
     ]
 
 
-class _Warnings:
+class Warnings:
     """Kept for the report and told at once."""
 
     def __init__(self, warn: WarnFn | None) -> None:

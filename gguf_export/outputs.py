@@ -290,6 +290,27 @@ def resumable_file(place: Place, size: int, belongs_to: dict[str, Any]) -> Itera
         raise _cannot(place.given, error) from error
 
 
+@contextlib.contextmanager
+def resumable_files(
+    places: Sequence[Place], sizes: Sequence[int], name: str, belongs_to: dict[str, Any]
+) -> Iterator[tuple[list[Path], ResumableWorkplace]]:
+    """As resumable_file(), for a set of files of one folder, called name; they get their names one by one at the end."""
+    folder = places[0].folder
+    for place in places:
+        if place.folder != folder:
+            raise ConvertError(f"{place.given} is a link to another folder, {place.folder}: remove it, or give a name there")
+    try:
+        with ResumableWorkplace(folder, name, belongs_to) as work:
+            paths = [Path(work.file(number)) for number in range(len(places))]
+            for path, size in zip(paths, sizes, strict=True):
+                with open(path, "ab") as file:
+                    file.truncate(size)
+            yield paths, work
+            _put_all(paths, places)
+    except OSError as error:
+        raise _cannot(places[0].given, error) from error
+
+
 def _put_all(paths: Sequence[Path], places: Sequence[Place]) -> None:
     for path in paths:  # before the first has its name: flushing can take minutes
         flush(str(path))

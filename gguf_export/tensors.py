@@ -107,14 +107,14 @@ class TensorJob:
         row_bytes = self.tensor.row_bytes
         for row in range(self.row, self.row + self.n_rows, step):
             n_rows = min(step, self.row + self.n_rows - row)
-            rows = _Rows(self.tensor.info.kind, self.piece, row, n_rows, self.output.watch)
+            rows = Rows(self.tensor.info.kind, self.piece, row, n_rows, self.output.watch)
             with contextlib.suppress(Unusable):
                 self.output.write(io, self.position + (row - self.row) * row_bytes, rows.encode(io))
         return self.n_rows * row_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Rows [row, row + n_rows) of matrices side by side, on their way to one tensor type."""
 
     kind: GGMLType
@@ -138,7 +138,7 @@ class _Rows:
             return ids.astype(np.int32)
         if source.form is Form.FP4 and kind is GGMLType.MXFP4:
             return self._mxfp4(io, source)
-        data = _encode_floats(io, self._floats(io), kind)
+        data = _encode_floats(io, self.floats(io), kind)
         self.watch.look_encoded(source.data.name, kind, data)
         return data
 
@@ -151,7 +151,7 @@ class _Rows:
         native.fp4_to_mxfp4(packed, scales, n_values, out)
         return out
 
-    def _floats(self, io: Io) -> NDArray[np.float32]:
+    def floats(self, io: Io) -> NDArray[np.float32]:
         """[n_rows * cols] of all the sources side by side."""
         if len(self.piece) == 1:
             return self._source_floats(io, self.piece[0])

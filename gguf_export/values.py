@@ -184,6 +184,10 @@ class ValueWatch:
         what = f"{self._where} is damaged, download the checkpoint again (a fine-tune of your own: save it again)"
         return ConvertError(f"{what}: {'; '.join([*named, *more])}")
 
+    @property
+    def has_problems(self) -> bool:
+        return bool(self._problems)
+
     def check(self) -> None:
         """When everything has been read: ConvertError naming the tensors with values that are no numbers."""
         if self._problems:

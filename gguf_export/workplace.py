@@ -177,8 +177,23 @@ class Workplace:
         _remove(self.path, self._lock)
 
 
+def left_work(folder: str, name: str) -> dict[str, Any] | None:
+    """What an unfinished run of a ResumableWorkplace noted: {"belongs_to": ..., "done": ...}."""
+    try:
+        with open(os.path.join(_partial(folder, name), _MANIFEST), encoding="utf-8") as file:
+            found = json.load(file)
+        return {"belongs_to": found["belongs_to"], "done": found["done"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _partial(folder: str, name: str) -> str:
+    return os.path.join(folder, f".{_short(folder, name)}.partial")
+
+
 class ResumableWorkplace(Workplace):
-    """A folder that is kept when the block ends by an error, or is killed, for a later run of the same work.
+    """A folder that is kept when the block ends by an error, or is killed, for a later run of the same work; where nothing
+    has been noted by record() there is nothing to go on from, and an error removes it.
 
     belongs_to: what the work is made from and how, as JSON holds it. What lies there of other work is removed. done:
     what record() noted last, None at the beginning. ConvertError where another process is at it.
@@ -186,7 +201,7 @@ class ResumableWorkplace(Workplace):
 
     def __init__(self, folder: str, name: str, belongs_to: dict[str, Any]) -> None:
         self.folder = folder
-        self.path = os.path.join(folder, f".{_short(folder, name)}.partial")
+        self.path = _partial(folder, name)
         os.makedirs(self.path, 0o700, exist_ok=True)
         lock = _claim(self.path)
         if lock is None:
@@ -194,15 +209,11 @@ class ResumableWorkplace(Workplace):
         self._lock = lock
         self._belongs_to = belongs_to
         self.done: Any = None
-        try:
-            with open(os.path.join(self.path, _MANIFEST), encoding="utf-8") as file:
-                found = json.load(file)
-            if found["belongs_to"] == belongs_to:
-                self.done = found["done"]
-                return
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            pass
-        _empty(self.path)
+        found = left_work(folder, name)
+        if found is not None and found["belongs_to"] == belongs_to:
+            self.done = found["done"]
+        else:
+            _empty(self.path)
 
     def record(self, done: Any) -> None:
         """Notes how far the work is. What it speaks of must be on the disk: flush(path) before."""
@@ -217,7 +228,7 @@ class ResumableWorkplace(Workplace):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or self.done is None:
             _remove(self.path, self._lock)
         else:
             os.close(self._lock)

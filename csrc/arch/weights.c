@@ -22,6 +22,13 @@ static finder in_layer(const finder *root, int layer) {
     return f;
 }
 
+/* UNSUPPORTED: the type's blocks are not known, and whose they are decides what to do. */
+static pf_status refuse_unreadable(const finder *f, const char *full, uint32_t type) {
+    char name[PF_DTYPE_NAME_BYTES];
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s has type %s, which this version cannot read: %s", full,
+                   pf_dtype_name(type, name), pf_dtype_way_out(type));
+}
+
 /* The tensor prefix+name+suffix with shape [ne0, ne1, ne2]; trailing ones may be left out in the file. */
 static pf_status find(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1, int64_t ne2,
                       const pf_gguf_tensor **out) {
@@ -37,12 +44,7 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
                        full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
                        (unsigned long long)t->ne[3], (long long)ne0, (long long)ne1, (long long)ne2);
     }
-    if (t->data == NULL) {
-        char type[PF_DTYPE_NAME_BYTES];
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED,
-                       "tensor %s has type %s, which this version cannot read: update pyflash, or take another file", full,
-                       pf_dtype_name(t->type, type));
-    }
+    if (t->data == NULL) return refuse_unreadable(f, full, t->type);
     if ((uintptr_t)t->data % sizeof(float) != 0) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s is not aligned: convert the checkpoint again", full);
     }
@@ -154,6 +156,19 @@ static pf_status find_compressor(const finder *f, const char *name, int32_t rati
     return find_norm(f, part, width, &out->norm);
 }
 
+/* One matrix of all groups, [in, groups * rank], or one for each, [in, rank, groups]: the same bytes. */
+static pf_status find_output_a(const finder *f, int64_t cols, int64_t low, pf_weight *out) {
+    const pf_config *c = f->config;
+    char full[NAME_SIZE];
+    (void)snprintf(full, sizeof full, "%sattn_output_a.weight", f->prefix);
+    const pf_gguf_tensor *t = pf_gguf_find_tensor(f->gguf, full);
+    if (t == NULL || t->ne[2] == 1 || c->native) return find_matrix(f, "attn_output_a", cols, low, out);
+    PF_TRY(find_matrices(f, "attn_output_a", cols, c->o_rank, c->o_groups, out));
+    out->rows = low;
+    out->count = 1;
+    return PF_OK;
+}
+
 static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_weights *out) {
     const pf_config *c = f->config;
     const int64_t d = c->head_dim, width = c->n_embd, heads = (int64_t)c->n_head * d;
@@ -165,7 +180,7 @@ static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_wei
     PF_TRY(find_matrix(f, "attn_q_b", c->q_rank, heads, &out->q_b));
     PF_TRY(find_matrix(f, "attn_kv", width, d, &out->kv));
     PF_TRY(find_norm(f, "attn_kv_a_norm", d, &out->kv_norm));
-    PF_TRY(find_matrix(f, "attn_output_a", heads / c->o_groups, low, &out->out_a));
+    PF_TRY(find_output_a(f, heads / c->o_groups, low, &out->out_a));
     PF_TRY(find_matrix(f, "attn_output_b", low, width, &out->out_b));
     if (ratio == 0) return PF_OK;
     PF_TRY(find_compressor(f, "attn_compressor", ratio, d, &out->compressor));

@@ -8,6 +8,8 @@
 #ifndef PF_FORMAT_TYPES_H
 #define PF_FORMAT_TYPES_H
 
+#include "format/foreign_types.h"
+
 /* Matrices of these are computed with: every kernel set has an entry for each (backend/cpu/kernels.h), and a device says
  * which it has. FP8 is no type of a file: an I8 tensor of a native file that holds e4m3 bytes, with a scale per 128 x 128
  * block beside it. */
@@ -63,6 +65,6 @@
     X(IQ4_NL_4_8, 37, 0, 0, PF_TYPE_REMOVED)                              \
     X(IQ4_NL_8_8, 38, 0, 0, PF_TYPE_REMOVED)
 
-#define PF_TYPES(X) PF_WEIGHT_TYPES(X) PF_OTHER_TYPES(X) PF_REMOVED_TYPES(X)
+#define PF_TYPES(X) PF_WEIGHT_TYPES(X) PF_OTHER_TYPES(X) PF_REMOVED_TYPES(X) PF_FOREIGN_TYPES(X)
 
 #endif

@@ -14,6 +14,7 @@
 struct pf_model {
     atomic_int references;
     int32_t precision;
+    int32_t chat_release; /* PF_CHAT_RELEASE_* */
     pf_log log;
     pf_gguf *gguf;
     pf_gguf *mtp_gguf;       /* NULL without an MTP file */

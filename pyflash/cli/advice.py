@@ -19,6 +19,8 @@ OPTIONS = {
     'experts="bf16"': "--experts bf16",
     "mtp=True": "--mtp",
     "force=True": "--force",
+    "resume=True": "--resume",
+    "restart=True": "--restart",
     "place='link'": "--link",
 }
 

@@ -37,8 +37,8 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
     ("number", "said"),
     [
         (9, "has type Q8_1: a type of real numbers, or of blocks of them, is needed"),  # ggml's own, for activations
-        (24, "has type I8: a type of real numbers"),
-        (25, "has type I16: a type of real numbers"),
+        (26, "has type I32: a type of real numbers"),
+        (28, "has type F64: a type of real numbers"),
         (32, "has type Q4_0_4_8, which this version cannot read"),
         (139, "has type 139 (unknown), which this version cannot read"),
         (1000, "has type 1000 (unknown)"),  # this project's own mark for FP8
@@ -47,7 +47,7 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tensor", ["token_embd.weight", "output_norm.weight"])
 def test_types_are_told_by_name(tiny_model: Path, tmp_path: Path, number: int, said: str, tensor: str) -> None:
     data = bytearray(tiny_model.read_bytes())
-    at = data.rindex(tensor.encode()) + len(tensor)  # after the keys, some of which name tensors
+    at = data.rindex(tensor.encode()) + len(tensor)  # in the directory; keys may name tensors, too
     (n_dims,) = struct.unpack_from("<I", data, at)
     struct.pack_into("<I", data, at + 4 + 8 * n_dims, number)
     path = tmp_path / "other.gguf"
