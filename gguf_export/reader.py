@@ -182,8 +182,8 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
         if number == _NVFP4 and index + 1 < len(entries) and nbytes + -nbytes % alignment != end - offset:
             raise ConvertError(
-                f"{cursor.path}: tensor {name:.80} has the number of NVFP4 (40) and another size: llama-modchip's own type, "
-                "which only that reads; take a file in llama.cpp's types"
+                f"{cursor.path}: tensor {name:.80} has the number of NVFP4 (40) and another size: llama-modchip's own "
+                "type, which only that reads; take a file in llama.cpp's types"
             )
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")

@@ -16,25 +16,22 @@ static const pf_gguf_tensor *block_tensor(const pf_keys *k, int32_t block, const
     return pf_gguf_find_tensor(k->gguf, full);
 }
 
-/* What the file has of an MTP block in place of this one. */
-typedef enum mtp_extent { MTP_NONE, MTP_PART, MTP_WHOLE } mtp_extent;
-
-static mtp_extent mtp_in(const pf_keys *k, int32_t block) {
-    if (block_tensor(k, block, "nextn.eh_proj") != NULL || block_tensor(k, block, "nextn.e_proj") != NULL) {
-        return MTP_WHOLE;
+/* Whether this block is one of MTP, or what is left of one. */
+static bool is_mtp(const pf_keys *k, int32_t block) {
+    static const char *const own[] = {"eh_proj", "e_proj", "h_proj", "enorm", "hnorm", "shared_head_norm", "embed_tokens",
+                                      "shared_head_head"};
+    for (size_t i = 0; i < sizeof own / sizeof *own; ++i) {
+        char name[32];
+        (void)snprintf(name, sizeof name, "nextn.%s", own[i]);
+        if (block_tensor(k, block, name) != NULL) return true;
     }
-    static const char *const rest[] = {"nextn.h_proj", "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm",
-                                       "nextn.embed_tokens", "nextn.shared_head_head"};
-    for (size_t i = 0; i < sizeof rest / sizeof *rest; ++i) {
-        if (block_tensor(k, block, rest[i]) != NULL) return MTP_PART;
-    }
-    return MTP_NONE;
+    return false;
 }
 
 /* The layers and the MTP block. The tensors decide what is there, not nextn_predict_layers: files keep that key when
  * their MTP blocks have gone elsewhere, and block_count counts the blocks in some files (llama.cpp's MTP files) and not
- * in others (native ones). Without eh_proj a block drafts nothing, and is left out as llama.cpp does. Of several blocks
- * the first is the one that the model's own last layer feeds. */
+ * in others (native ones). Without its projection a block drafts nothing, and is left out as llama.cpp does. Of several
+ * blocks the first is the one that the model's own last layer feeds. */
 static pf_status read_layers(pf_keys *k, pf_config *c) {
     int32_t blocks, declared = 0;
     PF_TRY(pf_keys_int(k, "block_count", 1, PF_MAX_LAYERS, &blocks));
@@ -44,13 +41,13 @@ static pf_status read_layers(pf_keys *k, pf_config *c) {
     c->native = pf_gguf_has(k->gguf, "pyflash.fp8");
     c->n_layer = blocks;
     if (!c->native) {
-        while (c->n_layer > 0 && mtp_in(k, c->n_layer - 1) != MTP_NONE) --c->n_layer;
+        while (c->n_layer > 0 && is_mtp(k, c->n_layer - 1)) --c->n_layer;
         const bool counted = c->n_layer == blocks; /* and then perhaps without a tensor of its own */
         while (counted && declared-- > 0 && c->n_layer > 1 && block_tensor(k, c->n_layer - 1, "attn_norm") == NULL) {
             --c->n_layer;
         }
     }
-    c->n_nextn = mtp_in(k, c->n_layer) == MTP_WHOLE ? 1 : 0;
+    c->n_nextn = block_tensor(k, c->n_layer, c->native ? "nextn.e_proj" : "nextn.eh_proj") != NULL ? 1 : 0;
     if (c->n_layer < 1 || c->n_layer + c->n_nextn > PF_MAX_LAYERS) {
         return pf_fail(k->err, PF_ERR_UNSUPPORTED, PF_ARCH ".block_count = %d leaves no layer to run", blocks);
     }
@@ -70,8 +67,8 @@ static pf_status ratio_of_table(const pf_keys *k, const pf_config *c, int32_t la
     else if (ape->ne[0] == width && ape->ne[1] == PF_RATIO_HCA) *out = PF_RATIO_HCA;
     else {
         return pf_fail(k->err, PF_ERR_UNSUPPORTED,
-                       "the file lacks " PF_ARCH ".attention.compress_ratios, and blk.%d.attn_compressor_ape.weight of "
-                       "shape [%llu, %llu] tells none: take another file, or convert the checkpoint again",
+                       "the file lacks " PF_ARCH ".attention.compress_ratios, and blk.%d.attn_compressor_ape.weight "
+                       "of shape [%llu, %llu] tells none: take another file, or convert the checkpoint again",
                        layer, (unsigned long long)ape->ne[0], (unsigned long long)ape->ne[1]);
     }
     return PF_OK;
@@ -92,17 +89,17 @@ static pf_status read_ratios(const pf_keys *k, pf_config *c, bool *has_csa, bool
         }
         if (ratio[l] == 0 && ape != NULL) {
             return pf_fail(k->err, PF_ERR_FORMAT,
-                           "layer %d has tensors of a compressor, and " PF_ARCH ".%s says that it has none: take another "
-                           "file, or convert the checkpoint again", l, name);
+                           "layer %d has tensors of a compressor, and " PF_ARCH ".%s says that it has none: take "
+                           "another file, or convert the checkpoint again", l, name);
         }
         c->ratio[l] = (int32_t)ratio[l];
         *has_csa |= c->ratio[l] == PF_RATIO_CSA;
         *has_compressed |= c->ratio[l] != 0;
     }
-    /* An MTP block attends to its window, whatever an entry for it says; see find_mtp() for what it must have. */
+    /* The MTP block has no compressor, whatever an entry for it says. */
     if (c->n_nextn > 0 && block_tensor(k, c->n_layer, "attn_compressor_ape") != NULL) {
-        return pf_fail(k->err, PF_ERR_UNSUPPORTED, "the MTP block (blk.%d) has a compressor: only blocks without are known",
-                       c->n_layer);
+        return pf_fail(k->err, PF_ERR_UNSUPPORTED, "the MTP block, blk.%d, has a compressor, and only those without are "
+                       "known: take another file", c->n_layer);
     }
     return PF_OK;
 }
@@ -116,7 +113,7 @@ static pf_status read_limits(const pf_keys *k, const char *name, const pf_config
         if (!(limit[l] >= 0.0)) {
             return pf_fail(k->err, PF_ERR_UNSUPPORTED, PF_ARCH ".%s: %g is no SwiGLU limit", name, limit[l]);
         }
-        out[l] = limit[l] > 0.0 ? (float)limit[l] : FLT_MAX;
+        out[l] = limit[l] > 0.0 && limit[l] < (double)FLT_MAX ? (float)limit[l] : FLT_MAX;
     }
     return PF_OK;
 }
@@ -131,20 +128,21 @@ static pf_status read_compressed_rope(const pf_keys *k, pf_config *c) {
     size_t used = 0;
     for (size_t i = 0; i < sizeof needed / sizeof *needed; ++i) {
         if (pf_keys_has(k, needed[i])) continue;
-        const int n = snprintf(missing + used, sizeof missing - used, "%s" PF_ARCH ".%s", used > 0 ? ", " : "", needed[i]);
+        const int n = snprintf(missing + used, sizeof missing - used, "%s" PF_ARCH ".%s", used > 0 ? ", " : "",
+                               needed[i]);
         used += n > 0 ? (size_t)n : 0;
     }
     if (used > 0) {
         return pf_fail(k->err, PF_ERR_FORMAT,
-                       "the file lacks %s: its compressed layers would give wrong text; take another file, or convert the "
-                       "checkpoint again", missing);
+                       "the file lacks %s: its compressed layers would give wrong text; take another file, or convert "
+                       "the checkpoint again", missing);
     }
     pf_gguf_string type = {"yarn", 4};
     if (pf_keys_has(k, "rope.scaling.type") &&
         (!pf_gguf_get_string(k->gguf, PF_ARCH ".rope.scaling.type", &type) || type.len != 4 ||
          memcmp(type.data, "yarn", 4) != 0)) {
-        return pf_fail(k->err, PF_ERR_UNSUPPORTED, PF_ARCH ".rope.scaling.type is not \"yarn\": its compressed layers would "
-                       "give wrong text; take another file, or convert the checkpoint again");
+        return pf_fail(k->err, PF_ERR_UNSUPPORTED, PF_ARCH ".rope.scaling.type is not \"yarn\": its compressed layers "
+                       "would give wrong text; take another file, or convert the checkpoint again");
     }
     pf_rope_config *rope = &c->rope_compressed;
     int32_t original;

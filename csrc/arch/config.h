@@ -53,8 +53,8 @@ typedef struct pf_config {
 } pf_config;
 
 /* Reads and checks, in any program's dialect of keys. FORMAT: a key is missing or of the wrong kind; UNSUPPORTED: a
- * well-formed model of another architecture or outside the supported set, or no model (arch/file_kind.h). Messages name the
- * key, or what the file is. */
+ * well-formed model of another architecture or outside the supported set, or no model (arch/file_kind.h). Messages name
+ * the key, or what the file is. */
 pf_status pf_config_read(const pf_gguf *gguf, pf_config *out, pf_error *err);
 
 /* Frequencies f_i, i < rope_dim/2, in radians a position. */

@@ -33,7 +33,8 @@ static const char *name_accessory(const pf_gguf *gguf, pf_gguf_string arch) {
         return "an importance matrix (imatrix), which quantisers take, not a model: " GIVE_MODEL;
     }
     if (key_is(gguf, "general.type", "adapter") || pf_gguf_has(gguf, "adapter.type")) {
-        return "an adapter (LoRA), not a model, and pyflash applies none: merge it into the checkpoint and convert that";
+        return "an adapter (LoRA), not a model, and pyflash applies none: merge it into the checkpoint, and convert "
+               "that";
     }
     if (key_is(gguf, "general.type", "mmproj") || equals(arch, "clip") || pf_gguf_has(gguf, "clip.projector_type")) {
         return "a vision projector (mmproj), not a model, and pyflash reads text only: " GIVE_MODEL;
@@ -44,8 +45,8 @@ static const char *name_accessory(const pf_gguf *gguf, pf_gguf_string arch) {
 
 /* Models that only draft for another one. Files of ours and of others may hold such tensors beside the model's. */
 static const char *name_draft(const pf_gguf *gguf, pf_gguf_string arch) {
-    static const char dspark[] = "a DSpark draft model, which goes beside a model and is not usable here yet: " GIVE_MODEL
-                                 ", which runs without it";
+    static const char dspark[] = "a DSpark draft model, which goes beside a model and is not usable here yet: "
+                                 GIVE_MODEL ", which runs without it";
     if (equals(arch, "dflash") && pf_gguf_has(gguf, "dflash.hyper_connection.count")) return dspark;
     if (equals(arch, "dflash")) return "a DFlash draft model, which goes beside another model: " GIVE_MODEL;
     if (equals(arch, PF_ARCH "-dspark") || equals(arch, PF_ARCH "_dspark")) return dspark;
@@ -84,15 +85,15 @@ pf_status pf_file_kind_check(const pf_gguf *gguf, pf_error *err) {
     }
     if (!equals(arch, PF_ARCH)) {
         const int shown = arch.len < 40 ? (int)arch.len : 40;
-        const char *way_out = equals(arch, PF_ARCH "1") ? "take a file of DeepSeek-V4, or run this one with a program that "
-                                                          "knows it"
-                                                        : "run it with llama.cpp, Ollama or LM Studio";
+        const char *way_out = "run it with llama.cpp, Ollama or LM Studio";
+        if (equals(arch, PF_ARCH "1")) way_out = "take a file of V4, or run this one with a program that knows it";
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "the file holds a model of architecture \"%.*s\"%s, and pyflash runs " PF_ARCH
                        " (DeepSeek-V4) only: %s", shown, arch.data, other_deepseek(arch), way_out);
     }
     if (pf_gguf_n_tensors(gguf) == 0) {
-        return pf_fail(err, PF_ERR_FORMAT, "the file has no tensors, only a model's vocabulary and settings: " GIVE_MODEL);
+        return pf_fail(err, PF_ERR_FORMAT,
+                       "the file has no tensors, only a model's vocabulary and settings: " GIVE_MODEL);
     }
     return PF_OK;
 }

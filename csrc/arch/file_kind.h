@@ -4,8 +4,8 @@
 
 #include "format/gguf.h"
 
-/* OK for a file with the keys of a model of this architecture, also one that holds only its MTP block. Else UNSUPPORTED, or
- * FORMAT where general.architecture is missing, with what the file is and what to do. */
+/* OK for a file of this architecture, also one that holds only a model's MTP block. Else UNSUPPORTED, or FORMAT where
+ * general.architecture or all tensors are missing, with what the file is and what to do. */
 pf_status pf_file_kind_check(const pf_gguf *gguf, pf_error *err);
 
 #endif

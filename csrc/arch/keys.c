@@ -40,12 +40,14 @@ pf_status pf_keys_by_layer(const pf_keys *keys, const char *name, int32_t n, dou
     uint64_t len = 1;
     const bool is_array = pf_gguf_array_len(keys->gguf, full_key(name, key), &len);
     if (len != 1 && len < (uint64_t)keys->n_layer) {
-        return pf_fail(keys->err, PF_ERR_FORMAT, "the key %s has %llu entries for %d layers: take another file, or convert "
-                       "the checkpoint again", key, (unsigned long long)len, keys->n_layer);
+        return pf_fail(keys->err, PF_ERR_FORMAT, "the key %s has %llu entries for %d layers: take another file, or "
+                       "convert the checkpoint again", key, (unsigned long long)len, keys->n_layer);
     }
     for (int32_t l = 0; l < n; ++l) {
         const uint64_t at = (uint64_t)l < len ? (uint64_t)l : len - 1;
-        if (!entry(keys->gguf, key, is_array, at, &out[l])) return bad_key(keys, key, "a number, or one for each layer");
+        if (!entry(keys->gguf, key, is_array, at, &out[l])) {
+            return bad_key(keys, key, "a number, or one for each layer");
+        }
     }
     return PF_OK;
 }
@@ -64,8 +66,8 @@ static pf_status read_number(const pf_keys *keys, const char *name, const char *
     for (int32_t l = 1; l < keys->n_layer && len > 1; ++l) {
         if (!entry(keys->gguf, key, is_array, (uint64_t)l, &other)) return bad_key(keys, key, wants);
         if (other == first) continue;
-        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s is %g in layer 0 and %g in layer %d: only models whose layers "
-                       "are alike in it are supported", key, first, other, l);
+        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s is %g in layer 0 and %g in layer %d: only models whose "
+                       "layers are alike in it are supported", key, first, other, l);
     }
     *out = first;
     return PF_OK;
@@ -73,13 +75,13 @@ static pf_status read_number(const pf_keys *keys, const char *name, const char *
 
 pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_t high, int32_t *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     PF_TRY(read_number(keys, name, "an integer", &value));
     full_key(name, key);
     if (value != floor(value)) return bad_key(keys, key, "an integer");
     if (value < (double)low || value > (double)high) {
-        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %.0f is outside the supported range %d..%d", key, value, low,
-                       high);
+        return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %.0f is outside the supported range %d..%d", key, value,
+                       low, high);
     }
     *out = (int32_t)value;
     return PF_OK;
@@ -87,7 +89,7 @@ pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_
 
 pf_status pf_keys_double(const pf_keys *keys, const char *name, double low, double high, double *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     PF_TRY(read_number(keys, name, "a number", &value));
     if (!(value >= low && value <= high)) {
         return pf_fail(keys->err, PF_ERR_UNSUPPORTED, "%s = %g is outside the supported range %g..%g",
@@ -98,7 +100,7 @@ pf_status pf_keys_double(const pf_keys *keys, const char *name, double low, doub
 }
 
 pf_status pf_keys_float(const pf_keys *keys, const char *name, double low, double high, float *out) {
-    double value;
+    double value = 0.0;
     PF_TRY(pf_keys_double(keys, name, low, high, &value));
     *out = (float)value;
     return PF_OK;
@@ -106,7 +108,7 @@ pf_status pf_keys_float(const pf_keys *keys, const char *name, double low, doubl
 
 pf_status pf_keys_flag(const pf_keys *keys, const char *name, bool *out) {
     char key[KEY_SIZE];
-    double value;
+    double value = 0.0;
     if (pf_gguf_get_bool(keys->gguf, full_key(name, key), out)) return PF_OK;
     PF_TRY(read_number(keys, name, "a bool", &value));
     if (value != 0.0 && value != 1.0) return bad_key(keys, key, "a bool");

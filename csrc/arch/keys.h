@@ -1,5 +1,5 @@
-/* The keys of a model's configuration as the programs that write files differ in them: a number as any integer or float,
- * alone or once for each layer. Names are given without "deepseek4."; messages name the whole key. */
+/* The keys of a model's configuration, as the programs that write files differ in them: a number as any integer or
+ * float, alone or once for each layer. Names are given without "deepseek4."; messages name the whole key. */
 #ifndef PF_ARCH_KEYS_H
 #define PF_ARCH_KEYS_H
 
@@ -18,8 +18,8 @@ typedef struct pf_keys {
 
 bool pf_keys_has(const pf_keys *keys, const char *name);
 
-/* One value for all layers, within [low, high]. FORMAT: missing, of the wrong kind or with too few entries; UNSUPPORTED:
- * out of the range, or another from layer to layer. */
+/* One value for all layers, within [low, high]. FORMAT: missing, of the wrong kind or with too few entries;
+ * UNSUPPORTED: out of the range, or another from layer to layer. */
 pf_status pf_keys_int(const pf_keys *keys, const char *name, int32_t low, int32_t high, int32_t *out);
 pf_status pf_keys_float(const pf_keys *keys, const char *name, double low, double high, float *out);
 pf_status pf_keys_double(const pf_keys *keys, const char *name, double low, double high, double *out);

@@ -238,8 +238,12 @@ static pf_status find_mtp(const finder *root, pf_mtp_weights *out) {
     PF_TRY(find_layer(root, c->n_layer, false, &out->layer));
     PF_TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
     PF_TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
-    PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
     out->joined = !c->native;
+    char own_norm[NAME_SIZE];
+    (void)snprintf(own_norm, sizeof own_norm, "%snextn.shared_head_norm.weight", f.prefix);
+    const bool lends_norm = out->joined && pf_gguf_find_tensor(root->gguf, own_norm) == NULL; /* as in llama.cpp */
+    if (lends_norm) PF_TRY(find_norm(root, "output_norm", width, &out->norm));
+    else PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
     if (out->joined) {
         PF_TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
         PF_TRY(find_mhc(root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));

@@ -472,8 +472,8 @@ static pf_status pf_place_tensor(const pf_reader *reader, uint64_t alignment, ui
     return PF_OK;
 }
 
-/* No two tensors share a byte. One of unknown extent counts as one byte. llama-modchip's own type has NVFP4's number with
- * blocks of another size, which the room up to the next tensor tells: writers leave none between. */
+/* No two tensors share a byte. One of unknown extent counts as one byte. llama-modchip's own type has NVFP4's number
+ * with blocks of another size, which the room up to the next tensor tells: writers leave none between. */
 static pf_status pf_check_overlap(const pf_reader *reader, uint64_t alignment, pf_span *spans, uint64_t n) {
     bool sorted = true;
     for (uint64_t i = 1; i < n && sorted; i++) sorted = spans[i - 1].offset <= spans[i].offset;
@@ -484,8 +484,8 @@ static pf_status pf_check_overlap(const pf_reader *reader, uint64_t alignment, p
         if (before->type == PF_NVFP4 && (!pf_align_u64(before->bytes, alignment, &padded) || gap != padded)) {
             pf_shown shown;
             return pf_reader_fail(reader, PF_ERR_UNSUPPORTED,
-                                  "tensor '%s' has the number of NVFP4 (40) and another size: llama-modchip's own type, "
-                                  "which only that reads; take a file in llama.cpp's types",
+                                  "tensor '%s' has the number of NVFP4 (40) and another size: llama-modchip's own "
+                                  "type, which only that reads; take a file in llama.cpp's types",
                                   pf_show(before->name, &shown));
         }
         if (gap < (before->bytes ? before->bytes : 1)) {

@@ -503,8 +503,9 @@ typedef struct pf_chat_message {
  * reasoning up to "</think>" unless think is OFF. The last message is a user's. Or, with PF_CHAT_CONTINUE added to think,
  * it is an assistant's behind a user's: the model goes on with its content, and with reasoning only where that is empty.
  * ARGUMENT for other conversations, in which the model would play the user. BOS included; special tokens in the contents
- * stay text. The rules are those of the release that the model was opened with, or else of the file's: its general.version,
- * the one whose words its chat template has, or that of its name; the preview's where nothing tells. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
+ * stay text. The rules are those of the release that the model was opened with, or else of the file's: its
+ * general.version, the one whose words its chat template has, or that of its name; the preview's where nothing tells.
+ * Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 

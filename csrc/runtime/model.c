@@ -36,8 +36,8 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
                        out->stream_experts);
     }
     if (out->chat_release < PF_CHAT_RELEASE_OF_FILE || out->chat_release > PF_CHAT_RELEASE_0731) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "chat_release %d is unknown: use the file's (0), preview (1) or 0731 (2)",
-                       out->chat_release);
+        return pf_fail(err, PF_ERR_ARGUMENT, "chat_release %d is unknown: use the file's (0), preview (1) or "
+                       "0731 (2)", out->chat_release);
     }
     return PF_OK;
 }

@@ -95,7 +95,7 @@ static void test_dtypes(void) {
     CHECK(pf_dtype_of_file(PF_FP8) == NULL && pf_dtype_lookup(PF_FP8) != NULL);
     CHECK(strcmp(pf_dtype_name(PF_FP8, name), "1000 (unknown)") == 0); /* never a file's */
     for (int32_t i = 0; i < PF_W_COUNT; i++) CHECK(pf_weight_kind(pf_dtype_at(i)->type) == i);
-    CHECK(pf_weight_kind(PF_Q4_K) == -1 && pf_weight_kind(PF_I32) == -1);
+    CHECK(pf_weight_kind(PF_Q8_1) == -1 && pf_weight_kind(PF_I32) == -1);
     CHECK(pf_dtype_row_bytes(PF_MXFP4, 4096, &out) && out == 4096 / 32 * 17);
     CHECK(pf_dtype_row_bytes(PF_Q8_0, 64, &out) && out == 68);
     CHECK(pf_dtype_row_bytes(PF_BF16, 3, &out) && out == 6);

@@ -37,8 +37,9 @@ def tokens(tiny: TinyModel) -> np.ndarray:
 
 
 def logits(path: Path, tokens: np.ndarray) -> np.ndarray:
-    with pyflash.Model.open(path, device="cpu", threads=1) as model, model.session(context=N_TOKENS, chunk=50) as session:
-        return session.eval(tokens, all_logits=True)
+    with pyflash.Model.open(path, device="cpu", threads=1) as model:
+        with model.session(context=N_TOKENS, chunk=50) as session:
+            return session.eval(tokens, all_logits=True)
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +235,30 @@ def test_mtp_block_in_the_main_file(tiny: TinyModel, parts: Parts, tmp_path: Pat
     assert open_for_programs(path, "llama.cpp")[1] == [path]
 
 
-def test_mtp_block_without_its_projection(tiny: TinyModel, parts: Parts, tmp_path: Path, tokens: np.ndarray,
-                                          expected: np.ndarray) -> None:
+def test_mtp_block_without_a_norm(tiny: TinyModel, parts: Parts, tmp_path: Path) -> None:
+    """llama.cpp takes the model's own."""
+    drafts = []
     whole = _with_mtp(parts, tiny)
-    del whole.tensors["blk.6.nextn.eh_proj.weight"]
+    norm = "blk.6.nextn.shared_head_norm.weight"
+    for own in (parts.tensors["output_norm.weight"], None):
+        whole.tensors |= {norm: own} if own else {}
+        if own is None:
+            del whole.tensors[norm]
+        with pyflash.Model.open(whole.write(tmp_path / "whole.gguf"), device="cpu") as model:
+            with model.session(context=8) as session:
+                session.eval([1, 2, 3])
+                drafts.append(session.draft(4))
+    np.testing.assert_array_equal(*drafts)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_mtp_block_without_its_projection(tiny: TinyModel, parts: Parts, tmp_path: Path, tokens: np.ndarray,
+                                          expected: np.ndarray, halves: bool) -> None:
+    """halves: as the checkpoint has it, which llama.cpp leaves out likewise."""
+    whole = _with_mtp(parts, tiny)
+    projection = whole.tensors.pop("blk.6.nextn.eh_proj.weight")
+    if halves:
+        whole.tensors["blk.6.nextn.e_proj.weight"] = projection
     whole.keys |= {A + "block_count": scalar(Kind.UINT32, 7), A + "nextn_predict_layers": scalar(Kind.UINT32, 1)}
     path = whole.write(tmp_path / "whole.gguf")
     np.testing.assert_array_equal(logits(path, tokens), expected)
@@ -315,8 +336,9 @@ def test_keys_are_named(parts: Parts, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "said"), [
-    (145, "ik_llama.cpp's IQ2_KS (145)"), (158, "ik_llama.cpp's IQ1_KT (158)"), (218, "ik_llama.cpp's IQ3_XXS_R4 (218)"),
-    (97, "ik_llama.cpp's Q8_0_X4 (97)"), (399, "ik_llama.cpp's Q8_K_R8 (399)"), (77, "77 (unknown)"),
+    (145, "ik_llama.cpp's IQ2_KS (145)"), (158, "ik_llama.cpp's IQ1_KT (158)"),
+    (218, "ik_llama.cpp's IQ3_XXS_R4 (218)"), (97, "ik_llama.cpp's Q8_0_X4 (97)"),
+    (399, "ik_llama.cpp's Q8_K_R8 (399)"), (77, "77 (unknown)"),
     (31, "Q4_0_4_4"),
 ])  # fmt: skip
 def test_types_of_others(parts: Parts, tmp_path: Path, number: int, said: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_copy import copy_gguf
+from gguf_parts import Tensor, read_parts
 from tiny_models import make_tiny_model
 
 import pyflash
+from pyflash.native.block_types import BLOCK_TYPES
 
 
 def test_model_without_a_tokenizer(tmp_path: Path) -> None:
@@ -40,20 +42,20 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
         (24, "has type I8: a type of real numbers"),
         (25, "has type I16: a type of real numbers"),
         (32, "has type Q4_0_4_8, which this version cannot read"),
-        (139, "has type 139 (unknown), which this version cannot read"),
+        (139, "has type ik_llama.cpp's IQ4_K (139), which this version cannot read"),
+        (77, "has type 77 (unknown), which this version cannot read"),
         (1000, "has type 1000 (unknown)"),  # this project's own mark for FP8
     ],
 )
 @pytest.mark.parametrize("tensor", ["token_embd.weight", "output_norm.weight"])
 def test_types_are_told_by_name(tiny_model: Path, tmp_path: Path, number: int, said: str, tensor: str) -> None:
-    data = bytearray(tiny_model.read_bytes())
-    at = data.rindex(tensor.encode()) + len(tensor)  # in the directory; keys may name tensors, too
-    (n_dims,) = struct.unpack_from("<I", data, at)
-    struct.pack_into("<I", data, at + 4 + 8 * n_dims, number)
-    path = tmp_path / "other.gguf"
-    path.write_bytes(data)
-    with pytest.raises(pyflash.Error, match=r"\.weight has type|multiple of") as error:
-        pyflash.Model.open(path, device="cpu")
+    parts = read_parts(tiny_model)
+    was, kind = parts.tensors[tensor], BLOCK_TYPES.get(number)
+    has_blocks = kind is not None and kind.values > 0
+    size = math.prod(was.ne) // kind.values * kind.bytes if has_blocks else len(was.data)
+    parts.tensors[tensor] = Tensor(number, was.ne, bytes(size))
+    with pytest.raises(pyflash.Error, match=r"\.weight has type") as error:
+        pyflash.Model.open(parts.write(tmp_path / "other.gguf"), device="cpu")
     assert said in str(error.value), error.value
     assert f"type {number}:" not in str(error.value)
 
