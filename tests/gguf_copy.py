@@ -19,8 +19,11 @@ def copy_gguf(
     source: Path, dest: Path, recode: Callable[[str, Array], tuple[GGMLQuantizationType, Array] | None],
     more: Mapping[str, Array] | None = None,
 ) -> Path:
-    """Writes dest with source's metadata and tensors. recode gets each one's name and values, float32 [..., columns], and
-    returns another type with its bytes [..., bytes of a row]; None keeps the tensor. Tables of integers stay. more: further tensors."""
+    """Writes dest with source's metadata and tensors, and `more` of these.
+
+    recode gets each one's name and values, float32 [..., columns], and returns another type with its bytes [..., bytes of
+    a row]; None keeps the tensor. Tables of integers stay.
+    """
     reader = GGUFReader(source)
     writer = GGUFWriter(dest, arch=reader.fields[_WRITTEN_BY_ITSELF].contents())
     for field in reader.fields.values():

@@ -13,7 +13,7 @@ typedef void (*pf_decode_fn)(const uint8_t *blocks, int64_t n_blocks, float *out
 
 /* Every type of blocks that there is a decoder for, and how functions are called after it. X(type, lower case) */
 #define PF_BLOCK_TYPES(X)                                                                                            \
-    /* blocks_small.c: blocks of 32 to 256 with one scale, or one and a minimum. MXFP4's scale byte 255: NaN (OCP MX) */ \
+    /* blocks_small.c: blocks of 32 to 256 with one scale, or one and a minimum. MXFP4's scale 255: NaN (OCP MX) */  \
     X(Q4_0, q4_0) X(Q4_1, q4_1) X(Q5_0, q5_0) X(Q5_1, q5_1) X(Q8_0, q8_0) X(Q1_0, q1_0) X(Q2_0, q2_0)                \
     X(TQ1_0, tq1_0) X(TQ2_0, tq2_0) X(MXFP4, mxfp4) X(NVFP4, nvfp4) X(IQ4_NL, iq4_nl) X(IQ4_XS, iq4_xs)              \
     /* blocks_k.c: super-blocks of 256 with a scale for every 16 or 32 values */                                     \

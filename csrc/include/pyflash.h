@@ -115,9 +115,9 @@ typedef struct pf_model_params {
     uint64_t expert_budget; /* bytes of routed experts kept in memory, the others being read ahead from disk when they
                                are chosen; 0: the system decides. For files larger than memory */
     int32_t n_gpu_layers;   /* layers on the device, counted from the last one, the head being the first of them: at most
-                               layers + 1. PF_GPU_AUTO (the default): as many as fit */
+                               layers + 1. PF_GPU_AUTO (the default): as many as fit and have kernels */
     int32_t n_cpu_moe;      /* layers, counted from the first one, whose routed experts stay with the processor.
-                               PF_GPU_AUTO (the default): as few as do not fit */
+                               PF_GPU_AUTO (the default): as few as have no room, or no kernels */
     int64_t gpu_ctx;        /* what PF_GPU_AUTO leaves room for on the device: a session of so many tokens (0: as
                                pf_session_params), */
     int32_t gpu_chunk;      /* with this chunk (0: as there) */

@@ -119,7 +119,8 @@ static void move_all(mover *m, const pf_config *c, pf_weights *w, const pf_place
 }
 
 /* Measuring writes every pointer back as it was. takes: bits PF_W_*. */
-static mover moved_by(const pf_config *config, const pf_weights *weights, const pf_placement *placement, uint64_t takes) {
+static mover moved_by(const pf_config *config, const pf_weights *weights, const pf_placement *placement,
+                      uint64_t takes) {
     mover m = {.takes = takes};
     pf_weights same = *weights; /* shares the layers */
     move_all(&m, config, &same, placement);
@@ -137,8 +138,8 @@ pf_status pf_placement_check(const pf_config *config, const pf_weights *weights,
     char block[24] = "";
     if (m.of >= 0) (void)snprintf(block, sizeof block, "blk.%d.", m.of);
     return pf_fail(err, PF_ERR_UNSUPPORTED,
-                   "%s has no kernels for weights of type %s, which %s%s.weight has: put fewer layers or experts there, or "
-                   "leave the numbers out", backend->name, pf_dtype_lookup((uint32_t)m.type)->name, block, m.stranger);
+                   "%s has no kernels for weights of type %s, which %s%s.weight has: put fewer layers or experts there, "
+                   "or leave the numbers out", backend->name, pf_dtype_lookup((uint32_t)m.type)->name, block, m.stranger);
 }
 
 /* Whether the device takes a part: the head, a layer, or, with experts, its routed ones. */

@@ -259,7 +259,9 @@ static void tell_kept(pf_model *model, const pf_placement *allowed, uint64_t lac
     const pf_dtype_info *info;
 #define ADD(...) (n += n < size ? (size_t)snprintf(out + n, size - n, __VA_ARGS__) : 0)
     if (!allowed->head) ADD("the output");
-    if (allowed->first_layer > 0) ADD("%s%d layer%s", n > 0 ? ", " : "", allowed->first_layer, allowed->first_layer > 1 ? "s" : "");
+    if (allowed->first_layer > 0) {
+        ADD("%s%d layer%s", n > 0 ? ", " : "", allowed->first_layer, allowed->first_layer > 1 ? "s" : "");
+    }
     if (allowed->first_experts > 0) ADD("%sthe routed experts of %d", n > 0 ? ", " : "", allowed->first_experts);
     for (int32_t i = 0; n > 0 && (info = pf_dtype_at(i)) != NULL; ++i) {
         const int kind = pf_weight_kind(info->type);

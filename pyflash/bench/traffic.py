@@ -6,13 +6,19 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyflash.engine.model import ModelInfo
 from pyflash.engine.options import cache_in_use
 from pyflash.native.values import StrPath
 
+if TYPE_CHECKING:
+    from gguf_export.safetensors_file import TensorRef
+
 # Bytes of a row by cache type: (attention's rows, indexer's rows) from (width, rotary values).
 _SCALE_GROUP, _INDEX_SCALE_GROUP = 64, 32
+# Parts of the names of what is computed with in float32.
+_TABLES = ("hc_", "_ape.", "norm.", "_sinks.", "exp_probs_b.")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,11 @@ def _share(name: str, shape: tuple[int, ...], info: ModelInfo) -> float:
     return info.n_expert_used / info.n_expert if "_exps." in name else 1.0
 
 
+def _read_bytes(name: str, tensor: TensorRef) -> int:
+    """Of a tensor in memory, where tables that are computed with in float32 are, whatever the file has."""
+    return 4 * math.prod(tensor.shape) if any(mark in name for mark in _TABLES) else tensor.nbytes
+
+
 def _rows(info: ModelInfo, cache: str, index_width: int) -> Rows:
     cache = cache_in_use(info.precision, cache)
     if cache == "f32":
@@ -81,7 +92,7 @@ def read_traffic(file: StrPath, info: ModelInfo, cache: str) -> Traffic:
     read = ops = head_ops = 0.0
     for name, tensor in gguf.tensors.items():
         share = _share(name, tensor.shape, info)
-        read += share * tensor.nbytes
+        read += share * _read_bytes(name, tensor)
         if len(tensor.shape) > 1 and "token_embd" not in name and "tid2eid" not in name:
             tensor_ops = 2 * share * math.prod(tensor.shape)
             ops += tensor_ops

@@ -195,7 +195,7 @@ static void expected_free(expected e) {
     free(e.variance);
 }
 
-/* Of a float sum beside the magnitudes it adds up, and of a SwiGLU beside its value: what orders and exponentials cost. */
+/* What orders of sums cost, beside the magnitudes that are added up, and exponentials beside a SwiGLU's value. */
 #define SUM_STEP 0x1p-22
 #define SWIGLU_STEP 0x1p-20
 
@@ -232,7 +232,8 @@ static void reference_swiglu(double weight, expected gate, expected up) {
         const double g = fmin(gate.value[i], LIMIT), u = fmax(-LIMIT, fmin(up.value[i], LIMIT));
         const double sigmoid = 1.0 / (1.0 + exp(-g)), h = weight * g * sigmoid * u;
         const double by_gate = weight * u * sigmoid * (1.0 + g * (1.0 - sigmoid)), by_up = weight * g * sigmoid;
-        gate.variance[i] = by_gate * by_gate * gate.variance[i] + by_up * by_up * up.variance[i] + SWIGLU_STEP * h * SWIGLU_STEP * h;
+        gate.variance[i] = by_gate * by_gate * gate.variance[i] + by_up * by_up * up.variance[i];
+        gate.variance[i] += SWIGLU_STEP * h * SWIGLU_STEP * h;
         gate.value[i] = h;
     }
 }
@@ -255,8 +256,9 @@ static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, fo
             add_rounding(acts, gate.value, F, gate.variance);
             reference_product(k, &c->down.w, e, gate, y);
             for (int i = 0; i < D; ++i) {
-                out.value[t * D + i] += y.value[i];
-                out.variance[t * D + i] += y.variance[i] + SUM_STEP * out.value[t * D + i] * SUM_STEP * out.value[t * D + i];
+                double *sum = &out.value[t * D + i];
+                *sum += y.value[i];
+                out.variance[t * D + i] += y.variance[i] + SUM_STEP * *sum * SUM_STEP * *sum;
             }
         }
         expected_free(x);

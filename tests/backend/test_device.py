@@ -123,15 +123,16 @@ def test_doctor(device: dict[str, str]) -> None:
 # ---- A device that lacks a type ----
 
 
-def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path) -> None:
+def test_types_without_kernels(
+    device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path
+) -> None:
     """What a device has no kernels for is refused where the caller's numbers place it there, and else stays with the
     processor, which is told. Experts that stay for their type are not sent for long prompts either."""
     source = (cuda_build.CUDA / "plugin.cu").read_text()
     assert source.count("= PF_CUDA_WEIGHT_KINDS;") == 1
     (tmp_path / "plugin.cu").write_text(source.replace(
         "= PF_CUDA_WEIGHT_KINDS;", "= PF_CUDA_WEIGHT_KINDS & ~(UINT64_C(1) << PF_W_MXFP4);"))
-    cuda_build.run(cuda_build.cxx(), *cuda_build.FLAGS, "-x", "c++", "-c", tmp_path / "plugin.cu", "-o", tmp_path / "plugin.o")
-    cuda_build.plugin(tmp_path, [path for path in cuda_objects if path.name != "plugin.cu.o"] + [tmp_path / "plugin.o"])
+    cuda_build.plugin(tmp_path, cuda_build.instead(cuda_objects, "cuda_emulated", "plugin.cu", tmp_path / "plugin.cu"))
     library = tmp_path / Path(device["PYFLASH_LIBRARY"]).name
     shutil.copy(device["PYFLASH_LIBRARY"], library)
     lacking = {**device, "PYFLASH_LIBRARY": str(library)}

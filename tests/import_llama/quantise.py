@@ -1,7 +1,7 @@
 """Real llama.cpp's llama_model_quantize(), by ctypes: python quantise.py LIBRARY SOURCE FTYPE=DEST ...
 
-In a process of its own, as llama.cpp ends its process where it meets what it does not expect. All weights get an importance
-matrix of ones and twos, which some types need.
+In a process of its own, as llama.cpp ends its process where it meets what it does not expect. All weights get an
+importance matrix of ones and twos, which some types need.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 class _Params(ctypes.Structure):
     _fields_ = [
-        ("nthread", ctypes.c_int32), ("ftype", ctypes.c_int), ("output_type", ctypes.c_int), ("embedding_type", ctypes.c_int),
-        ("allow_requantize", ctypes.c_bool), ("quantize_output", ctypes.c_bool), ("only_copy", ctypes.c_bool),
+        ("nthread", ctypes.c_int32), ("ftype", ctypes.c_int), ("output_type", ctypes.c_int),
+        ("embedding_type", ctypes.c_int), ("allow_requantize", ctypes.c_bool), ("quantize_output", ctypes.c_bool), ("only_copy", ctypes.c_bool),
         ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool), ("dry_run", ctypes.c_bool),
         ("imatrix", ctypes.c_void_p), ("kv_overrides", ctypes.c_void_p), ("types", ctypes.c_void_p),
         ("prune_layers", ctypes.c_void_p), ("max_buf_size", ctypes.c_size_t),

@@ -1,5 +1,5 @@
-"""Files that real llama.cpp quantised, in every file type that it makes: "exact" against the float64 oracle on the values
-that they hold, and against llama.cpp itself.
+"""Files that real llama.cpp quantised, in every file type that it makes: "exact" against the float64 oracle on the
+values that they hold, and against llama.cpp itself.
 
 llama.cpp's own error is what it says of the file less what it says of a float32 copy: it rounds activations to 8 bits.
 """

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from gguf_copy import Array, copy_gguf, gguf_values
+from oracle.check import check_exact
 from tiny_models import TinyModel, make_tiny_model
 
 import pyflash
-from oracle.check import check_exact
+from pyflash.bench.traffic import read_traffic
 from quantize.blocks import WRITABLE, quantise
 
 WIDE = dict(moe_intermediate_size=256, q_lora_rank=256, o_lora_rank=128, n_routed_experts=4, num_experts_per_tok=2,
@@ -77,8 +78,10 @@ def test_tables_are_widened(tiny: TinyModel, tmp_path: Path, kind: str) -> None:
     path = copy_gguf(tiny.path, tmp_path / "tables.gguf", recode)
     with pyflash.Model.open(path) as model:
         assert model.info.widened_bytes == widened > 100_000
+        traffic = read_traffic(path, model.info, "f16")
     with pyflash.Model.open(tiny.path) as model:
         assert model.info.widened_bytes == 0
+        assert read_traffic(tiny.path, model.info, "f16") == traffic  # what a token reads is what memory has
     values = gguf_values(path, tiny.weights, tiny.config.num_hidden_layers)
     check_exact(path, tiny.config, values, tiny.tokens(40, seed=2))
 

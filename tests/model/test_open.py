@@ -39,8 +39,8 @@ def test_model_without_a_tokenizer(tmp_path: Path) -> None:
     ("number", "said"),
     [
         (9, "has type Q8_1: a type of real numbers, or of blocks of them, is needed"),  # ggml's own, for activations
-        (26, "has type I32: a type of real numbers"),
-        (28, "has type F64: a type of real numbers"),
+        (24, "has type I8: a type of real numbers"),
+        (25, "has type I16: a type of real numbers"),
         (32, "has type Q4_0_4_8, which this version cannot read"),
         (139, "has type ik_llama.cpp's IQ4_K (139), which this version cannot read"),
         (77, "has type 77 (unknown), which this version cannot read"),

@@ -28,8 +28,8 @@ MAY_LACK = frozenset({"idx_q", "idx_w"})
 def check_exact(
     path: Path, config: OracleConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray, **open_options: Any
 ) -> np.ndarray:
-    """Compares "exact" on a file with the oracle on the values that it holds; fails with the first tap that differs when
-    any token's logits are off. Returns the core's logits."""
+    """Compares "exact" on a file with the oracle on the values that it holds; fails with the first tap that differs
+    when any token's logits are off. Returns the core's logits."""
     with pyflash.Model.open(path, precision="exact", **open_options) as model:
         with model.session(context=len(tokens), chunk=256, poison=True) as session:
             logits, actual = eval_with_taps(session, tokens)
