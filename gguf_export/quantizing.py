@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export import checksums
-from gguf_export.convert import PlannedFile, Warnings, WarnFn, write_headers
+from gguf_export.convert import PlannedFile, WarnFn, Warnings, write_headers
 from gguf_export.engine import Job, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.outputs import Place, check_distinct, check_name, check_space, find_place, resumable_files
