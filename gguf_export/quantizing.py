@@ -214,7 +214,10 @@ def quantize(
 
 def has_left(out: Path | str) -> bool:
     """Whether an interrupted run for that name has finished tensors that resume=True can go on with."""
-    place = find_place(out)
+    try:
+        place = find_place(out)
+    except ConvertError:
+        return False
     left = left_work(place.folder, place.name)
     return left is not None and bool(left["done"])
 
