@@ -5,7 +5,10 @@ They are facts of the format: a model has been trained on exactly these bytes, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
+
+Release = Literal["preview", "0731"]
 
 EFFORT_MAXIMUM = """\
 Reasoning Effort: Absolute maximum with no shortcuts permitted.
@@ -64,12 +67,21 @@ You MUST strictly follow the above defined tool name and parameter schemas to in
 RESPONSE_FORMAT = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
 
 
-def release_of(version: str | None, chat_template: str | None) -> Literal["preview", "0731"]:
-    """The release of a model file by its general.version, which the converter writes, and its chat template.
+def told_release(text: Callable[[str], str | None]) -> Release | None:
+    """The release that a model file's keys tell; None where they tell none. text: a key's string value.
 
-    The same rule as pf_chat_release_of() has for C. Files of other programs are known by the template: of the two only
-    0731 has a reasoning effort whose text speaks of "Beyond maximum".
+    general.version says it in the converter's files. Of the two only 0731 has a reasoning effort whose text speaks of
+    "Beyond maximum", so that a chat template tells, and names do where it is the preview's or missing.
     """
-    if version in ("0731", "preview"):
+    if (version := text("general.version")) in ("0731", "preview"):
         return "0731" if version == "0731" else "preview"
-    return "0731" if chat_template and "Beyond maximum" in chat_template else "preview"
+    template = text("tokenizer.chat_template")
+    names = (text(f"general.{key}") or "" for key in ("name", "basename", "finetune"))
+    if "Beyond maximum" in (template or "") or any("0731" in name for name in names):
+        return "0731"
+    return "preview" if template else None
+
+
+def release_of(text: Callable[[str], str | None]) -> Release:
+    """The release of a model file by its keys: the same rule as pf_chat_release_of() has for C."""
+    return told_release(text) or "preview"

@@ -10,7 +10,7 @@ from gguf_export.config import read_json_object
 from gguf_export.errors import ConvertError, several
 from gguf_export.outputs import check_name
 
-_PREFIX = "models--"
+PREFIX = "models--"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"(?:{_PART}/)?{_PART}")
 _COMMIT = re.compile(r"[0-9a-f]{4,64}")
@@ -38,12 +38,12 @@ def find_checkpoint(given: Path | str) -> Path:
         return _by_name(folder)
     if (folder / "config.json").is_file():
         return folder
-    if folder.name.startswith(_PREFIX) or (folder / "snapshots").is_dir():
+    if folder.name.startswith(PREFIX) or (folder / "snapshots").is_dir():
         return _snapshot(folder)
-    if folder.name == "snapshots" and folder.absolute().parent.name.startswith(_PREFIX):
+    if folder.name == "snapshots" and folder.absolute().parent.name.startswith(PREFIX):
         return _snapshot(folder.absolute().parent)
     for root in (folder, folder / "hub"):
-        if models := sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir()):
+        if models := sorted(path for path in root.glob(f"{PREFIX}*") if path.is_dir()):
             return _only_model(root, models)
     return folder
 
@@ -53,7 +53,7 @@ def _by_name(given: Path) -> Path:
     root = cache_root()
     if not _REPOSITORY.fullmatch(name) or "--" in name or ".." in name or root is None or os.path.lexists(given):
         return given
-    folder = root / (_PREFIX + name.replace("/", "--"))
+    folder = root / (PREFIX + name.replace("/", "--"))
     if folder.is_dir():
         return _snapshot(folder)
     if "/" not in name:  # more likely a folder that is not there
@@ -63,17 +63,23 @@ def _by_name(given: Path) -> Path:
 
 
 def _repository(folder: Path) -> str:
-    return folder.name.removeprefix(_PREFIX).replace("--", "/")
+    return folder.name.removeprefix(PREFIX).replace("--", "/")
+
+
+def main_commit(folder: Path) -> str:
+    """The commit that refs/main of a model's folder names, "" where that says nothing."""
+    try:
+        main = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return main if _COMMIT.fullmatch(main) else ""
 
 
 def _snapshot(folder: Path) -> Path:
     """The snapshot that refs/main names, or the only one."""
     snapshots = folder / "snapshots"
-    try:
-        main = (folder / "refs" / "main").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        main = ""
-    if _COMMIT.fullmatch(main) and (snapshots / main).is_dir():
+    main = main_commit(folder)
+    if main and (snapshots / main).is_dir():
         return snapshots / main
     found = sorted(path for path in snapshots.glob("*") if path.is_dir())
     if len(found) == 1:
@@ -106,6 +112,6 @@ def model_name(folder: Path) -> str:
     """What a checkpoint is called: its folder's name, or of a commit in a cache NAME of models--ORG--NAME."""
     folder = folder.resolve()
     above = folder.parent.parent
-    if folder.parent.name == "snapshots" and above.name.startswith(_PREFIX):
+    if folder.parent.name == "snapshots" and above.name.startswith(PREFIX):
         return above.name.split("--")[-1]
     return folder.name

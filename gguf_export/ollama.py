@@ -126,7 +126,7 @@ def _sampling_lines(gguf: GGUFFile) -> list[str]:
 
 def modelfile(gguf: GGUFFile, paths: Sequence[str], name: str) -> str:
     """The text of a Modelfile. paths: the GGUF or its shards, absolute, or relative to the Modelfile and with ./"""
-    release = release_of(text_key(gguf, "general.version"), text_key(gguf, "tokenizer.chat_template"))
+    release = release_of(lambda key: text_key(gguf, key))
     context = int(number_key(gguf, f"{ARCH}.context_length", 0))
     lines = [f"# {name}: DeepSeek-V4 ({release}), for Ollama 0.30.12 or newer. Made by pyflash export ollama."]
     if len(paths) > 1:

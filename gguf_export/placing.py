@@ -32,7 +32,7 @@ def open_for_programs(path: Path, program: str) -> tuple[GGUFFile, list[Path]]:
             f"{path} is of the native profile, which {program} cannot read; "
             'convert the checkpoint with profile="compat"'
         )
-    if f"{ARCH}.nextn_predict_layers" in gguf.keys:
+    if "blk.0.attn_norm.weight" not in gguf.tensors and any(".nextn." in name for name in gguf.tensors):
         raise ConvertError(f"{path} is an MTP file, which is no model by itself; give the model's own file")
     if "tokenizer.ggml.tokens" not in gguf.keys:
         raise ConvertError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,7 @@ from quantize.plan import GGMLType, row_bytes
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MOST_DIMS = 4
+_NVFP4 = 40
 
 
 @dataclass(frozen=True)
@@ -98,23 +101,47 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
 
 
 def _type_problem(number: int) -> str:
-    if number in BLOCK_TYPES:
-        return f"{BLOCK_TYPES[number].name}, which ggml has removed: take a newer file"
-    return f"{number}, which is unknown here: update pyflash, or take another file"
+    known = BLOCK_TYPES.get(number)
+    if known is None:
+        return f"{number}, which is unknown here: update pyflash, or take another file"
+    if known.is_foreign:
+        return (f"ik_llama.cpp's {known.name} ({number}), which only that reads: take a file in llama.cpp's types, or "
+                "convert this one with ik_llama.cpp's llama-quantize")  # fmt: skip
+    return f"{known.name}, which ggml has removed: take a newer file"
 
 
-def _read_one(path: Path, any_type: bool) -> GGUFFile:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """ConvertError for what the system refuses, also within."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for who writes to it
             raise ConvertError(f"{path} is not a regular file: name one that is")
         with open(path, "rb") as file:
-            return _parse(_Cursor(path, file), any_type)
+            yield file
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None
 
 
-def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
+def _read_one(path: Path, any_type: bool) -> GGUFFile:
+    with _opened(path) as file:
+        return _parse(_Cursor(path, file), any_type)
+
+
+def peek_key(path: Path, wanted: str) -> Any:
+    """The value of one key, None without it: reads the header only as far as that. For the others see read_gguf()."""
+    with _opened(path) as file:
+        cursor = _Cursor(path, file)
+        _, n_keys = _start(cursor)
+        for _ in range(n_keys):
+            key, value = cursor.string(), cursor.value(cursor.kind())
+            if key == wanted:
+                return value
+    return None
+
+
+def _start(cursor: _Cursor) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
     standin = standin_reason(cursor.file.read(HEAD_BYTES))
     cursor.file.seek(0)
     if standin:
@@ -124,7 +151,11 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
     version = cursor.unpack("<I")
     if version not in (2, 3):
         raise ConvertError(f"{cursor.path} is GGUF version {version}, only 2 and 3 are supported: update pyflash")
-    n_tensors, n_keys = cursor.count(24), cursor.count(13)
+    return cursor.count(24), cursor.count(13)
+
+
+def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
+    n_tensors, n_keys = _start(cursor)
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
         key = cursor.string()
@@ -142,13 +173,18 @@ def _parse(cursor: _Cursor, any_type: bool) -> GGUFFile:
         end = entries[index + 1][3] if index + 1 < len(entries) else cursor.size - start
         block = BLOCK_TYPES[number].values if number in BLOCK_TYPES else 0
         if not block and not any_type:
-            raise cursor.fail(f"tensor {name:.80} has type {_type_problem(number)}")
+            raise ConvertError(f"{cursor.path}: tensor {name:.80} has type {_type_problem(number)}")
         if block and ne[0] % block:
             kind = BLOCK_TYPES[number].name
             raise cursor.fail(f"tensor {name:.80} has rows of {ne[0]} values of type {kind}, whose blocks have {block}")
         if name in tensors or offset < position:
             raise cursor.fail(f"tensor {name:.80} overlaps another or appears twice")
         nbytes = row_bytes(GGMLType(number), ne[0]) * math.prod(ne[1:]) if block else max(0, end - offset)
+        if number == _NVFP4 and index + 1 < len(entries) and nbytes + -nbytes % alignment != end - offset:
+            raise ConvertError(
+                f"{cursor.path}: tensor {name:.80} has the number of NVFP4 (40) and another size: llama-modchip's own type, "
+                "which only that reads; take a file in llama.cpp's types"
+            )
         if nbytes > cursor.size - start - offset:
             raise ConvertError(f"{cursor.path} is truncated: tensor {name:.80} goes past its end; download it again")
         dtype = BLOCK_TYPES[number].name if number in BLOCK_TYPES else f"type {number}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyflash.engine.session import Session as Session
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
     from pyflash.engine.worker import Worker as Worker
+    from pyflash.machine.models import find_model as find_model
     from pyflash.native.errors import AnswerError as AnswerError
     from pyflash.native.errors import ArgumentError as ArgumentError
     from pyflash.native.errors import BusyError as BusyError
@@ -52,6 +53,7 @@ _NAMES_OF = {
     "engine.session": ("Memory", "Origin", "Session"),
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),
+    "machine.models": ("find_model",),
     "native.errors": (
         "AnswerError", "ArgumentError", "BusyError", "CancelledError", "ClosedError", "ContextFullError",
         "DeviceError", "Error", "FileError", "FormatError", "InternalError", "MemoryLimitError", "RebuildError",

@@ -24,7 +24,7 @@ class GGMLType(IntEnum):
     @classmethod
     def _missing_(cls, value: object) -> Any:
         known = BLOCK_TYPES.get(value) if isinstance(value, int) else None
-        if known is None:
+        if known is None or known.is_foreign:
             return None
         member = int.__new__(cls, known.number)
         member._name_, member._value_ = known.name, known.number

@@ -24,7 +24,7 @@ typedef struct pf_config {
     int32_t n_vocab;
     int32_t n_embd;          /* D */
     int32_t n_layer;         /* L, the MTP block not counted */
-    int32_t n_nextn;         /* MTP blocks in this file, 0 or 1 */
+    int32_t n_nextn;         /* MTP blocks in this file that are used, 0 or 1 */
     bool native;             /* the file follows the native profile */
     int32_t n_head;          /* H */
     int32_t head_dim;        /* d */
@@ -48,12 +48,13 @@ typedef struct pf_config {
     pf_rope_config rope;            /* layers of ratio 0 */
     pf_rope_config rope_compressed; /* layers of ratio 4 and 128 */
     int32_t ratio[PF_MAX_LAYERS];      /* n_layer + n_nextn entries */
-    float limit_routed[PF_MAX_LAYERS]; /* SwiGLU clamps */
+    float limit_routed[PF_MAX_LAYERS]; /* SwiGLU clamps; FLT_MAX: none */
     float limit_shared[PF_MAX_LAYERS];
 } pf_config;
 
-/* Reads and checks. FORMAT: a key is missing or of the wrong kind; UNSUPPORTED: a well-formed model of another
- * architecture or outside the supported set. Messages name the key. */
+/* Reads and checks, in any program's dialect of keys. FORMAT: a key is missing or of the wrong kind; UNSUPPORTED: a
+ * well-formed model of another architecture or outside the supported set, or no model (arch/file_kind.h). Messages name the
+ * key, or what the file is. */
 pf_status pf_config_read(const pf_gguf *gguf, pf_config *out, pf_error *err);
 
 /* Frequencies f_i, i < rope_dim/2, in radians a position. */

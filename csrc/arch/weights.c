@@ -11,14 +11,22 @@ enum { NAME_SIZE = 96 };
 typedef struct finder {
     const pf_gguf *gguf;
     const pf_config *config;
+    pf_widened *widened;
     pf_error *err;
     char prefix[24];
 } finder;
 
-static finder finder_at(const pf_gguf *gguf, const pf_config *config, pf_error *err, int layer) {
-    finder f = {gguf, config, err, ""};
-    if (layer >= 0) (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
+static finder in_layer(const finder *root, int layer) {
+    finder f = *root;
+    (void)snprintf(f.prefix, sizeof f.prefix, "blk.%d.", layer);
     return f;
+}
+
+/* UNSUPPORTED: the type's blocks are not known, and whose they are decides what to do. */
+static pf_status refuse_unreadable(const finder *f, const char *full, uint32_t type) {
+    char name[PF_DTYPE_NAME_BYTES];
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s has type %s, which this version cannot read: %s", full,
+                   pf_dtype_name(type, name), pf_dtype_way_out(type));
 }
 
 /* The tensor prefix+name+suffix with shape [ne0, ne1, ne2]; trailing ones may be left out in the file. */
@@ -36,18 +44,15 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
                        full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
                        (unsigned long long)t->ne[3], (long long)ne0, (long long)ne1, (long long)ne2);
     }
-    if (t->data == NULL) {
-        char type[PF_DTYPE_NAME_BYTES];
-        return pf_fail(f->err, PF_ERR_UNSUPPORTED,
-                       "tensor %s has type %s, which this version cannot read: update pyflash, or take another file", full,
-                       pf_dtype_name(t->type, type));
-    }
+    if (t->data == NULL) return refuse_unreadable(f, full, t->type);
     if ((uintptr_t)t->data % sizeof(float) != 0) {
         return pf_fail(f->err, PF_ERR_UNSUPPORTED, "tensor %s is not aligned: convert the checkpoint again", full);
     }
     *out = t;
     return PF_OK;
 }
+
+#define NUMBERS "a type of real numbers, or of blocks of them,"
 
 /* UNSUPPORTED: t, which is called prefix+name+suffix, has another type than is needed. */
 static pf_status refuse_type(const finder *f, const char *name, const char *suffix, const pf_gguf_tensor *t,
@@ -57,27 +62,18 @@ static pf_status refuse_type(const finder *f, const char *name, const char *suff
                    pf_dtype_name(t->type, type), needed);
 }
 
-/* Those of files that matrices are computed with. */
-static const char *list_weight_types(char *out, size_t size) {
-    size_t used = 0;
-    const pf_dtype_info *info;
-    out[0] = '\0';
-    for (int32_t i = 0; (info = pf_dtype_at(i)) != NULL; ++i) {
-        if (!(info->uses & PF_TYPE_WEIGHT) || (info->uses & PF_TYPE_OWN) || used >= size) continue;
-        const int n = snprintf(out + used, size - used, "%s%s", used > 0 ? " or " : "", info->name);
-        used += n > 0 ? (size_t)n : 0;
-    }
-    return out;
-}
-
-/* A float32 vector or small table; ne1 = 1 for a vector. */
+/* A vector or small table in float32, whatever the file has; ne1 = 1 for a vector. */
 static pf_status find_f32(const finder *f, const char *name, const char *suffix, int64_t ne0, int64_t ne1,
                           const float **out) {
     const pf_gguf_tensor *t = NULL;
     PF_TRY(find(f, name, suffix, ne0, ne1, 1, &t));
-    if (t->type != PF_F32) return refuse_type(f, name, suffix, t, "F32");
-    *out = (const float *)(const void *)t->data;
-    return PF_OK;
+    if (t->type != PF_F32) {
+        if (!pf_can_widen(t->type)) return refuse_type(f, name, suffix, t, NUMBERS);
+        *out = pf_widen(f->widened, t);
+    } else {
+        *out = (const float *)(const void *)t->data;
+    }
+    return *out != NULL ? PF_OK : pf_fail(f->err, PF_ERR_MEMORY, "out of memory while opening the model");
 }
 
 /* Block scales of a native FP8 matrix: e8m0 bytes (stored as I8) or F32. */
@@ -92,6 +88,15 @@ static pf_status find_fp8_scale(const finder *f, const char *name, pf_weight *w)
     return PF_OK;
 }
 
+/* Blocks whose values a tensor beside them scales, as some writers of NVFP4 have it. */
+static pf_status refuse_scale(const finder *f, const char *name) {
+    char full[NAME_SIZE];
+    (void)snprintf(full, sizeof full, "%s%s.scale", f->prefix, name);
+    if (pf_gguf_find_tensor(f->gguf, full) == NULL) return PF_OK;
+    return pf_fail(f->err, PF_ERR_UNSUPPORTED,
+                   "tensor %s scales a whole matrix, which this version cannot compute with: take another file", full);
+}
+
 /* `count` matrices [rows, cols] of any type that kernels multiply. */
 static pf_status find_matrices(const finder *f, const char *name, int64_t cols, int64_t rows, int64_t count,
                                pf_weight *out) {
@@ -102,8 +107,9 @@ static pf_status find_matrices(const finder *f, const char *name, int64_t cols, 
         w.type = PF_FP8;
         PF_TRY(find_fp8_scale(f, name, &w));
     } else if (pf_weight_kind(w.type) < 0) {
-        char known[320];
-        return refuse_type(f, name, ".weight", t, list_weight_types(known, sizeof known));
+        return refuse_type(f, name, ".weight", t, NUMBERS);
+    } else {
+        PF_TRY(refuse_scale(f, name));
     }
     uint64_t row_bytes = 0;
     if (!pf_dtype_row_bytes(w.type, (uint64_t)cols, &row_bytes)) {
@@ -150,6 +156,19 @@ static pf_status find_compressor(const finder *f, const char *name, int32_t rati
     return find_norm(f, part, width, &out->norm);
 }
 
+/* One matrix of all groups, [in, groups * rank], or one for each, [in, rank, groups]: the same bytes. */
+static pf_status find_output_a(const finder *f, int64_t cols, int64_t low, pf_weight *out) {
+    const pf_config *c = f->config;
+    char full[NAME_SIZE];
+    (void)snprintf(full, sizeof full, "%sattn_output_a.weight", f->prefix);
+    const pf_gguf_tensor *t = pf_gguf_find_tensor(f->gguf, full);
+    if (t == NULL || t->ne[2] == 1 || c->native) return find_matrix(f, "attn_output_a", cols, low, out);
+    PF_TRY(find_matrices(f, "attn_output_a", cols, c->o_rank, c->o_groups, out));
+    out->rows = low;
+    out->count = 1;
+    return PF_OK;
+}
+
 static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_weights *out) {
     const pf_config *c = f->config;
     const int64_t d = c->head_dim, width = c->n_embd, heads = (int64_t)c->n_head * d;
@@ -161,7 +180,7 @@ static pf_status find_attention(const finder *f, int32_t ratio, pf_attention_wei
     PF_TRY(find_matrix(f, "attn_q_b", c->q_rank, heads, &out->q_b));
     PF_TRY(find_matrix(f, "attn_kv", width, d, &out->kv));
     PF_TRY(find_norm(f, "attn_kv_a_norm", d, &out->kv_norm));
-    PF_TRY(find_matrix(f, "attn_output_a", heads / c->o_groups, low, &out->out_a));
+    PF_TRY(find_output_a(f, heads / c->o_groups, low, &out->out_a));
     PF_TRY(find_matrix(f, "attn_output_b", low, width, &out->out_b));
     if (ratio == 0) return PF_OK;
     PF_TRY(find_compressor(f, "attn_compressor", ratio, d, &out->compressor));
@@ -197,9 +216,9 @@ static pf_status find_moe(const finder *f, bool hash, pf_moe_weights *out) {
     return find_matrix(f, "ffn_down_shexp", ff, width, &out->shared_down);
 }
 
-static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, bool hash, pf_layer_weights *out,
-                            pf_error *err) {
-    const finder f = finder_at(gguf, c, err, layer);
+static pf_status find_layer(const finder *root, int layer, bool hash, pf_layer_weights *out) {
+    const finder f = in_layer(root, layer);
+    const pf_config *c = f.config;
     const int64_t mixes = (2 + (int64_t)c->n_stream) * c->n_stream;
     out->ratio = c->ratio[layer];
     out->hash = hash;
@@ -212,17 +231,18 @@ static pf_status find_layer(const pf_gguf *gguf, const pf_config *c, int layer, 
 }
 
 /* The MTP block: in llama.cpp's layout (a file of its own, whose output_hc_* are the block's) or a native file's. */
-static pf_status find_mtp(const pf_gguf *gguf, const pf_config *c, pf_mtp_weights *out, pf_error *err) {
-    const finder f = finder_at(gguf, c, err, c->n_layer), root = finder_at(gguf, c, err, -1);
+static pf_status find_mtp(const finder *root, pf_mtp_weights *out) {
+    const pf_config *c = root->config;
+    const finder f = in_layer(root, c->n_layer);
     const int64_t width = c->n_embd;
-    PF_TRY(find_layer(gguf, c, c->n_layer, false, &out->layer, err));
+    PF_TRY(find_layer(root, c->n_layer, false, &out->layer));
     PF_TRY(find_norm(&f, "nextn.enorm", width, &out->e_norm));
     PF_TRY(find_norm(&f, "nextn.hnorm", width, &out->h_norm));
     PF_TRY(find_norm(&f, "nextn.shared_head_norm", width, &out->norm));
     out->joined = !c->native;
     if (out->joined) {
         PF_TRY(find_matrix(&f, "nextn.eh_proj", 2 * width, width, &out->eh_proj));
-        PF_TRY(find_mhc(&root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
+        PF_TRY(find_mhc(root, "output_hc", c->n_stream, 1, ".weight", &out->head_mix));
     } else {
         PF_TRY(find_matrix(&f, "nextn.e_proj", width, width, &out->e_proj));
         PF_TRY(find_matrix(&f, "nextn.h_proj", width, width, &out->h_proj));
@@ -265,19 +285,20 @@ static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf 
                           const pf_config *mtp_config,
                           pf_weights *out, pf_error *err) {
     PF_TRY(find_vocab(gguf, &config->n_vocab, err));
-    const finder root = finder_at(gguf, config, err, -1);
+    const finder root = {gguf, config, &out->widened, err, ""};
     PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
     PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
     PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
     PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
     for (int l = 0; l < config->n_layer; ++l) {
-        PF_TRY(find_layer(gguf, config, l, l < config->n_hash_layer, &out->layers[l], err));
+        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
     }
     if (mtp_gguf != NULL) {
         PF_TRY(check_mtp_config(config, mtp_config, err));
-        return find_mtp(mtp_gguf, mtp_config, &out->mtp, err);
+        const finder mtp_root = {mtp_gguf, mtp_config, &out->widened, err, ""};
+        return find_mtp(&mtp_root, &out->mtp);
     }
-    return config->n_nextn > 0 ? find_mtp(gguf, config, &out->mtp, err) : PF_OK;
+    return config->n_nextn > 0 ? find_mtp(&root, &out->mtp) : PF_OK;
 }
 
 pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
@@ -293,5 +314,6 @@ pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf 
 
 void pf_weights_free(pf_weights *weights) {
     pf_free(weights->layers);
+    pf_widened_free(&weights->widened);
     memset(weights, 0, sizeof *weights);
 }

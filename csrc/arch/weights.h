@@ -1,11 +1,13 @@
-/* Weights: GGUF names to typed views, looked up and checked once. Nothing is copied: every view points into the map, or,
- * once placed on a device (placement.h), into its memory. */
+/* Weights: GGUF names to typed views, looked up and checked once. Matrices are never copied: every view points into the map, or,
+ * once placed on a device (placement.h), into its memory. Vectors and small tables are float32: those that a file has in
+ * another type are widened as they are found (widen.h). */
 #ifndef PF_ARCH_WEIGHTS_H
 #define PF_ARCH_WEIGHTS_H
 
 #include "backend/backend.h"
 #include "format/gguf.h"
 #include "arch/config.h"
+#include "arch/widen.h"
 
 /* A compressor's weights; width w is head_dim, or index_dim inside the indexer. c = 2 for ratio 4, else 1. */
 typedef struct pf_compressor_weights {
@@ -72,6 +74,7 @@ typedef struct pf_weights {
     bool head_on_device;    /* head, norm and head_mix */
     pf_layer_weights *layers; /* n_layer; owned */
     pf_mtp_weights mtp;
+    pf_widened widened;     /* owned */
 } pf_weights;
 
 /* Fills *out from the model's GGUF and sets config->n_vocab. mtp_gguf, which may be NULL, is a file that holds the MTP

@@ -171,6 +171,20 @@ typedef struct pf_route_args {
     float *weight;        /* [T, A] */
 } pf_route_args;
 
+struct pf_experts_args;
+
+/* What experts computes on the way, for who gathers statistics: pairs of a token and an expert that it chose, by expert. */
+typedef struct pf_expert_pairs {
+    int64_t n_active;
+    const int32_t *expert; /* [n_active] ascending */
+    const int64_t *start;  /* [n_active + 1] where each one's pairs begin */
+    const int32_t *token;  /* [n_pair], ascending within an expert */
+    const float *weight;   /* [n_pair] the route's */
+    const float *h;        /* [n_pair, F] weight * SwiGLU, before it is made integers */
+} pf_expert_pairs;
+typedef void (*pf_watch_experts_fn)(void *user, pf_exec *ex, const struct pf_experts_args *args,
+                                    const pf_expert_pairs *pairs);
+
 typedef struct pf_experts_args {
     const pf_weight *gate, *up, *down; /* count = E */
     const float *x;        /* [T, D] */
@@ -185,6 +199,9 @@ typedef struct pf_experts_args {
                               count stays E */
     const int32_t *held_at; /* [E] which matrix is an expert's, negative where it is not there: then it is not used.
                                NULL: they follow each other from held_first on */
+    pf_watch_experts_fn watch; /* NULL, or called before down, on parts of the range one after the other; the processor
+                                  only */
+    void *watch_user;
 } pf_experts_args;
 
 typedef struct pf_backend {

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define PF_PLUGIN_ABI 5
+#define PF_PLUGIN_ABI 6
 
 enum { PF_SLOTS = 2 }; /* pf_plugin.send */
 enum { PF_LANES = 2 }; /* pf_plugin.deliver */

@@ -68,6 +68,8 @@ void pf_codec_mxfp4_to_fp4(const uint8_t *blocks, int64_t n_blocks, uint8_t *pac
     }
 }
 
+/* Unlike pf_decode_mxfp4(), which has ggml's values, this keeps the sign of a zero: what is written from it has the
+ * checkpoint's bits. */
 void pf_codec_mxfp4_to_f32(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; i++) {
         const uint8_t *block = blocks + i * MX_BYTES;

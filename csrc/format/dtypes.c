@@ -10,7 +10,8 @@
 
 #define WEIGHT_ROW(name, number, values, bytes, uses) {PF_##name, #name, values, bytes, (uses) | PF_TYPE_WEIGHT},
 #define OTHER_ROW(name, number, values, bytes, uses) {PF_##name, #name, values, bytes, uses},
-static const pf_dtype_info table[] = {PF_WEIGHT_TYPES(WEIGHT_ROW) PF_OTHER_TYPES(OTHER_ROW) PF_REMOVED_TYPES(OTHER_ROW)};
+static const pf_dtype_info table[] = {PF_WEIGHT_TYPES(WEIGHT_ROW) PF_OTHER_TYPES(OTHER_ROW) PF_REMOVED_TYPES(OTHER_ROW)
+                                      PF_FOREIGN_TYPES(OTHER_ROW)};
 enum { N_TYPE = sizeof table / sizeof table[0] };
 
 const pf_dtype_info *pf_dtype_at(int32_t index) { return index >= 0 && index < N_TYPE ? &table[index] : NULL; }
@@ -34,9 +35,23 @@ const pf_dtype_info *pf_dtype_of_file(uint32_t type) {
 
 const char *pf_dtype_name(uint32_t type, char out[PF_DTYPE_NAME_BYTES]) {
     const pf_dtype_info *info = find(type);
-    if (info && !(info->uses & PF_TYPE_OWN)) (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%s", info->name);
-    else (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%" PRIu32 " (unknown)", type);
+    if (info && (info->uses & PF_TYPE_FOREIGN)) {
+        (void)snprintf(out, PF_DTYPE_NAME_BYTES, "ik_llama.cpp's %s (%" PRIu32 ")", info->name, type);
+    } else if (info && !(info->uses & PF_TYPE_OWN)) {
+        (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%s", info->name);
+    } else {
+        (void)snprintf(out, PF_DTYPE_NAME_BYTES, "%" PRIu32 " (unknown)", type);
+    }
     return out;
+}
+
+const char *pf_dtype_way_out(uint32_t type) {
+    const pf_dtype_info *info = find(type);
+    if (info && (info->uses & PF_TYPE_FOREIGN)) {
+        return "take a file in llama.cpp's types, or convert this one with ik_llama.cpp's llama-quantize";
+    }
+    if (info && (info->uses & PF_TYPE_REMOVED)) return "ggml has removed it, so take a newer file";
+    return "update pyflash, or take another file";
 }
 
 bool pf_dtype_row_bytes(pf_dtype type, uint64_t n, uint64_t *out) {

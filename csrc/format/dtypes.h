@@ -41,7 +41,7 @@ static inline int pf_weight_kind(pf_dtype type) {
 typedef struct pf_dtype_info {
     pf_dtype type;
     const char *name;     /* "MXFP4" */
-    uint32_t block_size;  /* values a block; 0: a removed type */
+    uint32_t block_size;  /* values a block; 0: a removed type, or another program's own */
     uint32_t block_bytes; /* bytes a block */
     uint32_t uses;        /* PF_TYPE_* */
 } pf_dtype_info;
@@ -55,9 +55,11 @@ const pf_dtype_info *pf_dtype_lookup(uint32_t type);
 /* The same for a number of a file: NULL also for this project's own marks. */
 const pf_dtype_info *pf_dtype_of_file(uint32_t type);
 
-#define PF_DTYPE_NAME_BYTES 32
-/* A file's type for messages: its name, or "139 (unknown)". Returns `out`. */
+#define PF_DTYPE_NAME_BYTES 48
+/* A file's type for messages: its name, "ik_llama.cpp's IQ2_KS (145)", or "77 (unknown)". Returns `out`. */
 const char *pf_dtype_name(uint32_t type, char out[PF_DTYPE_NAME_BYTES]);
+/* What to do about a type whose blocks are not in the table, as a message ends. */
+const char *pf_dtype_way_out(uint32_t type);
 
 /* Bytes of a row of n values; false when n is no multiple of the block or on overflow. */
 bool pf_dtype_row_bytes(pf_dtype type, uint64_t n, uint64_t *out);

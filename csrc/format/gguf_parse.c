@@ -472,14 +472,22 @@ static pf_status pf_place_tensor(const pf_reader *reader, uint64_t alignment, ui
     return PF_OK;
 }
 
-/* No two tensors share a byte. One of unknown extent counts as one byte. */
-static pf_status pf_check_overlap(const pf_reader *reader, pf_span *spans, uint64_t n) {
+/* No two tensors share a byte. One of unknown extent counts as one byte. llama-modchip's own type has NVFP4's number with
+ * blocks of another size, which the room up to the next tensor tells: writers leave none between. */
+static pf_status pf_check_overlap(const pf_reader *reader, uint64_t alignment, pf_span *spans, uint64_t n) {
     bool sorted = true;
     for (uint64_t i = 1; i < n && sorted; i++) sorted = spans[i - 1].offset <= spans[i].offset;
     if (!sorted) qsort(spans, (size_t)n, sizeof *spans, pf_span_order);
     for (uint64_t i = 1; i < n; i++) {
         const pf_gguf_tensor *before = spans[i - 1].tensor;
-        uint64_t gap = spans[i].offset - spans[i - 1].offset;
+        uint64_t gap = spans[i].offset - spans[i - 1].offset, padded;
+        if (before->type == PF_NVFP4 && (!pf_align_u64(before->bytes, alignment, &padded) || gap != padded)) {
+            pf_shown shown;
+            return pf_reader_fail(reader, PF_ERR_UNSUPPORTED,
+                                  "tensor '%s' has the number of NVFP4 (40) and another size: llama-modchip's own type, "
+                                  "which only that reads; take a file in llama.cpp's types",
+                                  pf_show(before->name, &shown));
+        }
         if (gap < (before->bytes ? before->bytes : 1)) {
             pf_shown shown[2];
             return pf_reader_fail(reader, PF_ERR_FORMAT,
@@ -509,7 +517,7 @@ static pf_status pf_parse_tensors(pf_reader *reader, uint64_t alignment, pf_gguf
         status = pf_place_tensor(reader, alignment, data_start, before, entry);
         spans[i] = (pf_span){entry->offset, &entry->tensor};
     }
-    if (status == PF_OK) status = pf_check_overlap(reader, spans, n);
+    if (status == PF_OK) status = pf_check_overlap(reader, alignment, spans, n);
     pf_free(spans);
     return status;
 }

@@ -124,10 +124,14 @@ typedef struct pf_model_params {
     int32_t gpu_cache_type; /* and this PF_CACHE_* */
     uint64_t gpu_budget;    /* bytes of the device that may be used; 0: those that are free, less a reserve */
     int32_t stream_experts; /* PF_STREAM_*: layers on the device whose routed experts stay with the processor */
-    int32_t reserved3;
+    int32_t chat_release;   /* PF_CHAT_RELEASE_*: whose rules pf_chat_tokenize() follows */
     uint64_t hot_experts;   /* bytes of the device's memory, at most, for the most used of these experts: PF_HOT_*, or more
                                than the size of one */
 } pf_model_params;
+
+#define PF_CHAT_RELEASE_OF_FILE 0 /* see pf_chat_tokenize() */
+#define PF_CHAT_RELEASE_PREVIEW 1
+#define PF_CHAT_RELEASE_0731 2
 
 #define PF_GPU_AUTO -1
 
@@ -146,7 +150,8 @@ typedef struct pf_model_params {
 PF_API void pf_model_params_init(pf_model_params *params);
 
 /* Maps the GGUF at path (its first shard when it is sharded; the others are found by llama.cpp's naming),
- * checks its directory, configuration and every tensor's shape and type. Does not read the weights. */
+ * checks its directory, configuration and every tensor's shape and type. Of the weights it reads those alone that it
+ * widens to float32 (pf_model_info.widened_bytes). */
 PF_API pf_status pf_model_open(const char *path, const pf_model_params *params, pf_model **out, pf_error *err);
 PF_API pf_model *pf_model_retain(pf_model *model);
 /* Drops one reference; the last one frees the model. Sessions hold a reference of their own. NULL is allowed. */
@@ -171,6 +176,9 @@ typedef struct pf_placement_info {
     uint64_t stream_bytes;  /* taken for sending experts, and as many page-locked ones of the host's; 0: none are sent */
     uint64_t hot_bytes;     /* taken for the most used experts; 0: none are held. A session that finds no memory on the
                                device takes these, from which time on no expert is held */
+    char kept[192];         /* what stays with the processor because the device has no kernels for its types, where the
+                               numbers of layers and experts were left open: "the output, 2 layers, the routed experts of
+                               6: no kernels for Q6_K IQ2_XXS"; else empty. Zero-terminated */
 } pf_placement_info;
 PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err);
 
@@ -212,6 +220,8 @@ typedef struct pf_model_info {
     const char *name;          /* general.name or "", owned by the model */
     const char *profile;       /* "compat" or "native", static */
     const char *cpu_isa;       /* kernel set in use, static */
+    uint64_t widened_bytes;    /* of memory beside the weights: vectors and small tables that the file does not have in
+                                  float32, as they are computed with */
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);
@@ -414,6 +424,48 @@ typedef void (*pf_tap_fn)(void *user, const char *name, int32_t layer, int64_t p
                           int64_t n, int32_t is_int);
 PF_API void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user);
 
+/* ---- Importance -------------------------------------------------------------------------------------------- */
+
+/* Which input of matrix products a sum is of. Weights that take the same one are not told apart. */
+#define PF_INPUT_ATTENTION 0     /* [1, D] of the queries' and the rows' first projections, compressors, indexer's weights */
+#define PF_INPUT_QUERY 1         /* [1, Rq] of the queries' second one, and the indexer's */
+#define PF_INPUT_OUT_GROUPS 2    /* [G, H d / G] of the first output projection, each group's */
+#define PF_INPUT_OUT 3           /* [1, G Ro] of the second one */
+#define PF_INPUT_FFN 4           /* [1, D] of the router and of the shared expert's gate and up */
+#define PF_INPUT_SHARED_HIDDEN 5 /* [1, F] of the shared expert's down */
+#define PF_INPUT_EXPERTS 6       /* [E, D] of the routed experts' gate and up */
+#define PF_INPUT_EXPERT_HIDDEN 7 /* [E, F] of their down, without the weight of the route, */
+#define PF_INPUT_EXPERT_HIDDEN_WEIGHTED 8 /* and times that weight, as it counts in the output */
+#define PF_INPUT_ATTENTION_MIX 9 /* [1, N D] of the attention's hc fn: the streams, normalised, */
+#define PF_INPUT_FFN_MIX 10      /* and the experts' */
+#define PF_INPUT_HEAD 11         /* layer -1, for tokens whose logits are asked for: [1, D] of the output matrix, */
+#define PF_INPUT_HEAD_MIX 12     /* and [1, N D] of the hc fn before it */
+
+/* Sums of squares of what matrix products take, which tell quantisers what columns matter. */
+typedef struct pf_collector pf_collector;
+
+/* Grows at its end only. */
+typedef struct pf_input_sums {
+    uint32_t struct_size; /* set by the caller to sizeof(pf_input_sums) before the call */
+    uint32_t reserved;
+    int64_t n_matrices;
+    int64_t n_columns;
+    double *sums;    /* [n_matrices, n_columns] over all tokens that a matrix was used for, in their order: the same bits
+                        for any number of threads and any split into steps */
+    int64_t *counts; /* [n_matrices] of them */
+} pf_input_sums;
+
+/* Eight bytes a value; pages that nothing is added to take no memory. UNSUPPORTED for a model with a device. */
+PF_API pf_status pf_collector_open(pf_model *model, pf_collector **out, pf_error *err);
+PF_API void pf_collector_close(pf_collector *collector); /* once no session has it; NULL is allowed */
+/* From now on pf_session_eval() adds to it; NULL: no longer. Results are the same bits as without. One session may have
+ * it at a time. The MTP block's are not collected. ARGUMENT for another model's. */
+PF_API pf_status pf_session_set_collector(pf_session *session, pf_collector *collector, pf_error *err);
+/* Where the sums of a PF_INPUT_* lie; layer from 0. Valid until the collector is closed, and may be set between steps, to
+ * go on with earlier ones. ARGUMENT also after a step that failed or was cancelled, since part of it may be in them. */
+PF_API pf_status pf_collector_sums(const pf_collector *collector, int32_t input, int32_t layer, pf_input_sums *out,
+                                   pf_error *err);
+
 /* ---- Text -------------------------------------------------------------------------------------------------- */
 
 #define PF_TOKENIZE_SPECIAL 1u /* text that spells a special token becomes that token; otherwise never */
@@ -451,8 +503,8 @@ typedef struct pf_chat_message {
  * reasoning up to "</think>" unless think is OFF. The last message is a user's. Or, with PF_CHAT_CONTINUE added to think,
  * it is an assistant's behind a user's: the model goes on with its content, and with reasoning only where that is empty.
  * ARGUMENT for other conversations, in which the model would play the user. BOS included; special tokens in the contents
- * stay text. The rules are those of the file's release: its general.version, or else that whose words its chat template
- * has. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
+ * stay text. The rules are those of the release that the model was opened with, or else of the file's: its general.version,
+ * the one whose words its chat template has, or that of its name; the preview's where nothing tells. Tools and the other roles are the Python side's (pyflash/chat), whose output this equals. Sizes as pf_tokenize. */
 PF_API pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages,
                                   int32_t think, int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err);
 
@@ -516,6 +568,7 @@ typedef struct pf_device_info {
     uint64_t total_bytes;  /* of its memory */
     uint64_t free_bytes;
     char name[128];        /* zero-terminated */
+    uint64_t weight_types; /* that it has kernels for: bit i is the type at place i of pf_type_get_info() */
 } pf_device_info;
 
 /* How many devices of a kind ("cuda") can be used: loads the plugin library of that kind, which lies beside this one.
@@ -539,13 +592,14 @@ PF_API pf_status pf_model_read_bandwidth(const pf_model *model, uint64_t bytes, 
 #define PF_TYPE_WRITTEN 4u /* the converter writes it */
 #define PF_TYPE_OWN 8u     /* this project's own mark: no tensor of a file has the number */
 #define PF_TYPE_REMOVED 16u /* ggml has removed it: old files may have it, and nobody reads them */
+#define PF_TYPE_FOREIGN 32u /* ik_llama.cpp's own, which llama.cpp does not read either */
 
 /* What the library knows of a tensor element type: all of ggml's, also those that it does not compute with. Grows at its
  * end only. */
 typedef struct pf_type_info {
     uint32_t struct_size; /* set by the caller to sizeof(pf_type_info) before the call */
     uint32_t number;      /* as it stands in GGUF files */
-    uint32_t block_size;  /* values a block; 0 for removed types */
+    uint32_t block_size;  /* values a block; 0 for removed and foreign types */
     uint32_t block_bytes; /* bytes a block */
     uint32_t uses;        /* PF_TYPE_* */
     uint32_t reserved;

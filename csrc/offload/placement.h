@@ -18,9 +18,14 @@ typedef struct pf_placement {
 uint64_t pf_placement_bytes(const pf_config *config, const pf_weights *weights, const pf_placement *placement);
 
 /* UNSUPPORTED, with nothing changed, where one of the weights that a placement brings to the device has a type that the
- * device's table does not take: says which. */
+ * device's table does not take: names it. */
 pf_status pf_placement_check(const pf_config *config, const pf_weights *weights, const pf_placement *placement,
                              const pf_backend *backend, pf_error *err);
+
+/* The most that can be there, for the types that the device's table takes: first_layer and first_experts each by itself.
+ * *lacking: bits PF_W_* of the types in the way. */
+pf_placement pf_placement_most(const pf_config *config, const pf_weights *weights, const pf_backend *backend,
+                               uint64_t *lacking);
 
 /* Sets the weights' flags by which the forward pass chooses sides; pointers stay. */
 void pf_placement_mark(const pf_config *config, pf_weights *weights, const pf_placement *placement);

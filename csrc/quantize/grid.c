@@ -2,6 +2,7 @@
 
 #include "format/floats.h"
 #include "quantize/grid_formats.h"
+#include "quantize/normalise.h"
 #include "quantize/search_loops.h"
 
 #include <math.h>
@@ -227,17 +228,6 @@ static void find_signs(const pf_grid_search *s, const choice *c, const float *x,
     }
 }
 
-/* A power of two about as large as the largest of n values, within what keeps all of this normal. */
-static float power_of(const float *values, int n) {
-    float most = 0.0f;
-    for (int i = 0; i < n; ++i) {
-        if (fabsf(values[i]) > most) most = fabsf(values[i]);
-    }
-    int exponent;
-    frexpf(most, &exponent);
-    return ldexpf(1.0f, most == 0.0f ? 0 : exponent < -100 ? -100 : exponent);
-}
-
 /* Scales and points for x and w, largest values about 1; d is a half times `power`. */
 static uint16_t search_block(pf_grid_search *s, const float *x, const float *w, float power, choice *best) {
     const pf_grid_format *f = s->format;
@@ -292,12 +282,9 @@ static uint16_t search_block(pf_grid_search *s, const float *x, const float *w, 
 }
 
 void pf_grid_search_block(pf_grid_search *s, const float *x, const float *weights, uint8_t *block) {
-    const float of_x = power_of(x, VALUES), of_w = power_of(weights, VALUES);
     float scaled_x[VALUES], scaled_w[VALUES];
-    for (int i = 0; i < VALUES; ++i) {
-        scaled_x[i] = x[i] / of_x;
-        scaled_w[i] = weights[i] / of_w;
-    }
+    const float of_x = pf_normalise(x, VALUES, scaled_x);
+    pf_normalise(weights, VALUES, scaled_w);
     choice c;
     uint8_t signs[VALUES / 8];
     const uint16_t half = search_block(s, scaled_x, scaled_w, of_x, &c);

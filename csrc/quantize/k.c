@@ -2,6 +2,7 @@
 
 #include "format/dtypes.h"
 #include "format/floats.h"
+#include "quantize/normalise.h"
 #include "quantize/search_loops.h"
 
 #include <math.h>
@@ -343,24 +344,11 @@ static void search_block(search *s, float power, choice *best, halves *h) {
     }
 }
 
-static float power_of(const float *values, int n) {
-    float most = 0.0f;
-    for (int i = 0; i < n; ++i) {
-        if (fabsf(values[i]) > most) most = fabsf(values[i]);
-    }
-    int exponent;
-    frexpf(most, &exponent);
-    return ldexpf(1.0f, most == 0.0f ? 0 : exponent < -100 ? -100 : exponent);
-}
-
 void pf_quantize_k_block(uint32_t type, const float *x, const float *weights, uint8_t *block) {
     search s = {.format = format_of(type), .loops = pf_search_loops_best()};
-    const float of_x = power_of(x, VALUES), of_w = power_of(weights, VALUES);
     float scaled_x[VALUES], scaled_w[VALUES];
-    for (int i = 0; i < VALUES; ++i) {
-        scaled_x[i] = x[i] / of_x;
-        scaled_w[i] = weights[i] / of_w;
-    }
+    const float of_x = pf_normalise(x, VALUES, scaled_x);
+    pf_normalise(weights, VALUES, scaled_w);
     s.n_sub = VALUES / s.format->sub;
     for (int k = 0; k < s.n_sub; ++k) {
         s.subs[k].x = scaled_x + k * s.format->sub;

@@ -6,6 +6,7 @@
 #include "runtime/self_test.h"
 #include "runtime/session.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { KIND_BYTES = 16 };
@@ -29,6 +30,7 @@ typedef struct planner {
     uint64_t most;       /* and that a caller's numbers may take */
     int32_t n_layer;
     int32_t most_layers; /* that are chosen without the caller's word, the head being the first of them */
+    pf_placement allowed; /* what is there at most: of numbers that the caller leaves open, what the device has kernels for */
     pf_error *err;
 } planner;
 
@@ -98,9 +100,10 @@ static pf_status find_demand(planner *p, const pf_placement *placement, demand *
 /* n_gpu_layers counts the head first. n_cpu_moe: see pyflash.h. */
 static pf_placement placement_of(const planner *p, int32_t n_gpu_layers, int32_t n_cpu_moe) {
     const int32_t first = pf_max_i32(0, p->n_layer + 1 - n_gpu_layers);
-    const int32_t first_layer = first < p->n_layer ? first : p->n_layer;
-    const int32_t first_experts = pf_min_i32(p->n_layer, pf_max_i32(first_layer, n_cpu_moe));
-    return (pf_placement){.first_layer = first_layer, .first_experts = first_experts, .head = n_gpu_layers > 0};
+    const int32_t first_layer = pf_max_i32(p->allowed.first_layer, first < p->n_layer ? first : p->n_layer);
+    const int32_t least = pf_max_i32(p->allowed.first_experts, n_cpu_moe);
+    const int32_t first_experts = pf_min_i32(p->n_layer, pf_max_i32(first_layer, least));
+    return (pf_placement){first_layer, first_experts, n_gpu_layers > 0 && p->allowed.head};
 }
 
 /* The smallest n from low to high with which `at(n)` fits; high where none does. More of n never takes more memory. */
@@ -247,6 +250,38 @@ static pf_status take_hot(planner *p, const pf_placement *placement, demand *tak
     return find_demand(p, placement, taken);
 }
 
+/* "the output, 2 layers, the routed experts of 6: no kernels for Q6_K IQ2_XXS", into model->kept_home. */
+static void tell_kept(pf_model *model, const pf_placement *allowed, uint64_t lacking) {
+    char *out = model->kept_home;
+    const size_t size = sizeof model->kept_home;
+    size_t n = 0;
+    const char *before = ": no kernels for";
+    const pf_dtype_info *info;
+#define ADD(...) (n += n < size ? (size_t)snprintf(out + n, size - n, __VA_ARGS__) : 0)
+    if (!allowed->head) ADD("the output");
+    if (allowed->first_layer > 0) ADD("%s%d layer%s", n > 0 ? ", " : "", allowed->first_layer, allowed->first_layer > 1 ? "s" : "");
+    if (allowed->first_experts > 0) ADD("%sthe routed experts of %d", n > 0 ? ", " : "", allowed->first_experts);
+    for (int32_t i = 0; n > 0 && (info = pf_dtype_at(i)) != NULL; ++i) {
+        const int kind = pf_weight_kind(info->type);
+        if (kind < 0 || (lacking >> kind & 1) == 0) continue;
+        ADD("%s %s", before, info->name);
+        before = "";
+    }
+#undef ADD
+}
+
+/* What the caller has not said goes by what the device has kernels for. */
+static void set_allowed(planner *p, const pf_model_params *params) {
+    pf_model *model = p->model;
+    uint64_t lacking;
+    const pf_placement most =
+        pf_placement_most(&model->net.config, &model->net.weights, pf_link_backend(model->link), &lacking);
+    const bool layers_open = params->n_gpu_layers == PF_GPU_AUTO, experts_open = params->n_cpu_moe == PF_GPU_AUTO;
+    p->allowed = (pf_placement){layers_open ? most.first_layer : 0, experts_open ? most.first_experts : 0,
+                                layers_open ? most.head : true};
+    tell_kept(model, &p->allowed, lacking);
+}
+
 static void set_limits(planner *p, const pf_device_info *device, uint64_t budget) {
     const uint64_t reserve = device->total_bytes / 50 > least_reserve ? device->total_bytes / 50 : least_reserve;
     p->most = budget > 0 && budget < device->free_bytes ? budget : device->free_bytes;
@@ -263,6 +298,7 @@ static pf_status open_planner(pf_model *model, const pf_model_params *params, pl
     *out = (planner){.model = model, .formats = pf_choose_formats(model->precision, session.cache_type),
                      .n_layer = model->net.config.n_layer, .most_layers = model->net.config.n_layer + 1, .err = err};
     set_limits(out, pf_link_info(model->link), params->gpu_budget);
+    set_allowed(out, params);
     return pf_cache_open(&model->net.config, model->net.weights.mtp.present, out->formats, session.n_ctx,
                          session.n_chunk, 0, NULL, &out->shape, err);
 }
@@ -289,12 +325,16 @@ static pf_status place(pf_model *model, const pf_model_params *params, pf_error 
     pf_cache_close(&p.shape);
     PF_TRY(status);
     if (taken.weights == 0) {
-        pf_log_line(&model->log, PF_LOG_WARNING, "nothing of the model fits on %s: the processor computes all of it",
-                    pf_link_info(model->link)->name);
+        const bool is_kept = p.allowed.first_layer == p.n_layer && !p.allowed.head;
+        pf_log_line(&model->log, PF_LOG_WARNING, "nothing of the model %s on %s: the processor computes all of it",
+                    is_kept ? "can be computed" : "fits", pf_link_info(model->link)->name);
     } else {
         pf_log_line(&model->log, PF_LOG_INFO, "on %s: %d of %d layers%s, the routed experts of %d",
                     pf_link_info(model->link)->name, p.n_layer - placement.first_layer, p.n_layer,
                     placement.head ? " and the output" : "", p.n_layer - placement.first_experts);
+    }
+    if (model->kept_home[0] != '\0') {
+        pf_log_line(&model->log, PF_LOG_INFO, "not on %s: %s", pf_link_info(model->link)->name, model->kept_home);
     }
     atomic_store(&model->is_sent, pf_transfer_done(model->transfer)); /* nothing */
     model->placement = placement;
@@ -379,6 +419,7 @@ pf_status pf_model_upload(pf_model *model, uint64_t *n_done, uint64_t *n_total, 
 pf_status pf_model_get_placement(const pf_model *model, pf_placement_info *info, pf_error *err) {
     pf_placement_info full = {.struct_size = sizeof full};
     if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_placement: a model is needed");
+    memcpy(full.kept, model->kept_home, sizeof full.kept);
     if (model->link != NULL) {
         const pf_device_info *device = pf_link_info(model->link);
         full.n_layer = model->net.config.n_layer - model->placement.first_layer;

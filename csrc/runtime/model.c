@@ -35,6 +35,10 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
         return pf_fail(err, PF_ERR_ARGUMENT, "stream_experts %d is unknown: use auto (0), off (1) or on (2)",
                        out->stream_experts);
     }
+    if (out->chat_release < PF_CHAT_RELEASE_OF_FILE || out->chat_release > PF_CHAT_RELEASE_0731) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "chat_release %d is unknown: use the file's (0), preview (1) or 0731 (2)",
+                       out->chat_release);
+    }
     return PF_OK;
 }
 
@@ -44,7 +48,8 @@ static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *e
     if (mtp_path != NULL) {
         PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
         PF_TRY(pf_config_read(model->mtp_gguf, &mtp_config, err));
-    } else if (config->n_nextn > 0 && !config->native) {
+    }
+    if (config->n_nextn > 0 && pf_gguf_find_tensor(model->gguf, "blk.0.attn_norm.weight") == NULL) {
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
@@ -83,7 +88,11 @@ static pf_status open_tokenizer(pf_model *model, pf_error *err) {
 static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_error *err) {
     const int threads = params->n_threads > 0 ? params->n_threads : pf_cpu_count();
     model->pool = pf_pool_new(threads);
-    if (model->pool == NULL) return pf_fail(err, PF_ERR_MEMORY, "cannot start %d threads: ask for fewer", threads);
+    if (model->pool == NULL) {
+        return pf_fail(err, PF_ERR_MEMORY,
+                       "cannot start %d threads: ask for fewer, or allow more memory (ulimit -v) or processes (ulimit -u)",
+                       threads);
+    }
     if (params->pin_threads && !pf_pool_pin(model->pool)) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "this system does not keep threads on processors: do without pinning");
     }
@@ -135,6 +144,7 @@ pf_status pf_model_open(const char *path, const pf_model_params *given, pf_model
     if (model == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
     atomic_init(&model->references, 1);
     model->precision = params.precision;
+    model->chat_release = params.chat_release;
     model->log = (pf_log){params.log, params.log_user};
     const pf_status status = open_parts(model, path, &params, err);
     if (status != PF_OK) {
@@ -176,6 +186,7 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
+        .widened_bytes = model->net.weights.widened.bytes,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");
@@ -219,8 +230,10 @@ pf_status pf_detokenize(const pf_model *model, const int32_t *tokens, int64_t n_
 pf_status pf_chat_tokenize(const pf_model *model, const pf_chat_message *messages, int64_t n_messages, int32_t think,
                            int32_t *tokens, int64_t capacity, int64_t *n_tokens, pf_error *err) {
     PF_TRY(need_tokenizer(model, err));
-    return pf_chat_encode(model->tokenizer, pf_chat_release_of(model->gguf), messages, n_messages, think, tokens,
-                          capacity, n_tokens, err);
+    const pf_chat_release release = model->chat_release == PF_CHAT_RELEASE_OF_FILE ? pf_chat_release_of(model->gguf)
+                                    : model->chat_release == PF_CHAT_RELEASE_0731  ? PF_RELEASE_0731
+                                                                                   : PF_RELEASE_PREVIEW;
+    return pf_chat_encode(model->tokenizer, release, messages, n_messages, think, tokens, capacity, n_tokens, err);
 }
 
 int32_t pf_token_id(const pf_model *model, const char *text, size_t len) {

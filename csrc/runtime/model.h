@@ -14,6 +14,7 @@
 struct pf_model {
     atomic_int references;
     int32_t precision;
+    int32_t chat_release; /* PF_CHAT_RELEASE_* */
     pf_log log;
     pf_gguf *gguf;
     pf_gguf *mtp_gguf;       /* NULL without an MTP file */
@@ -25,6 +26,7 @@ struct pf_model {
     pf_transfer *transfer;   /* NULL without a device */
     atomic_bool is_sent;     /* all of it is there */
     bool chose_device;       /* which nobody named: the first evaluation sends what has not been sent */
+    char kept_home[192];     /* pf_placement_info.kept */
     uint64_t placed_bytes;   /* of the device's memory, for weights */
     uint64_t stream_bytes;   /* there, for sending experts (net.upload) */
     uint64_t hot_bytes;      /* there, for the most used ones (net.hot) */

@@ -179,6 +179,14 @@ void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user) {
     session->tap_user = user;
 }
 
+pf_status pf_session_set_collector(pf_session *session, pf_collector *collector, pf_error *err) {
+    if (collector != NULL && !pf_collector_fits(collector, session->model)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "the collector belongs to another model: open one of the session's");
+    }
+    session->collector = collector;
+    return PF_OK;
+}
+
 /* One line for the failures that carry no message of their own, and the cancel request taken when it was heard. */
 static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
     if (status == PF_ERR_CANCELLED) {
@@ -275,10 +283,12 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     pf_cache_begin_write(cache, n);
     do { /* another time writes the same rows */
         begin(session, &evaluation, tokens, n, err);
+        if (session->collector != NULL) evaluation.host_exec.backend = pf_collector_backend(session->collector);
         status = pf_evaluate(&evaluation, n_out, logits);
         end(session);
     } while (status == PF_ERR_MEMORY && make_room(session->model));
     if (status != PF_OK) pf_cache_abort_write(cache, n);
+    if (status != PF_OK && session->collector != NULL) pf_collector_note_failure(session->collector);
     status = pf_session_leave(session, status, err);
     if (status != PF_OK) return finish(session, status, err);
     /* They may be the session's own, which were rolled back. */

@@ -4,6 +4,7 @@
 
 #include "base/output.h"
 #include "kv/cache.h"
+#include "runtime/collector.h"
 #include "runtime/evaluation.h"
 #include "runtime/model.h"
 #include "step/recording.h"
@@ -46,6 +47,7 @@ struct pf_session {
     pf_origin origin;
     pf_tap_fn tap;
     void *tap_user;
+    pf_collector *collector; /* NULL: none */
 };
 
 /* given, which may be NULL, checked and completed with the defaults. */

@@ -31,17 +31,26 @@ static bool equals(pf_gguf_string text, const char *word) {
     return text.len == strlen(word) && memcmp(text.data, word, strlen(word)) == 0;
 }
 
+static bool contains(pf_gguf_string text, const char *word) {
+    const uint64_t len = strlen(word);
+    for (uint64_t i = 0; i + len <= text.len; i++) {
+        if (memcmp(text.data + i, word, (size_t)len) == 0) return true;
+    }
+    return false;
+}
+
 pf_chat_release pf_chat_release_of(const pf_gguf *gguf) {
-    static const char mark[] = "Beyond maximum";
-    const uint64_t mark_len = sizeof mark - 1;
+    static const char *const names[] = {"general.name", "general.basename", "general.finetune"};
     pf_gguf_string text;
     if (pf_gguf_get_string(gguf, "general.version", &text)) {
         if (equals(text, "preview")) return PF_RELEASE_PREVIEW;
         if (equals(text, "0731")) return PF_RELEASE_0731;
     }
-    if (!pf_gguf_get_string(gguf, "tokenizer.chat_template", &text)) return PF_RELEASE_PREVIEW;
-    for (uint64_t i = 0; i + mark_len <= text.len; i++) {
-        if (memcmp(text.data + i, mark, (size_t)mark_len) == 0) return PF_RELEASE_0731;
+    if (pf_gguf_get_string(gguf, "tokenizer.chat_template", &text) && contains(text, "Beyond maximum")) {
+        return PF_RELEASE_0731;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (pf_gguf_get_string(gguf, names[i], &text) && contains(text, "0731")) return PF_RELEASE_0731;
     }
     return PF_RELEASE_PREVIEW;
 }

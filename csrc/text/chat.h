@@ -14,8 +14,9 @@ typedef enum pf_chat_release {
 
 /* The release of a model file: what general.version says, where it is "preview" or "0731", as in the converter's files.
  * Else, of the two only 0731 has a reasoning effort whose text speaks of "Beyond maximum": a file is of it when its
- * tokenizer.chat_template has these words, as those have that llama.cpp ships for it, and of the preview when it has
- * another template or none. gguf_export/chat_texts.py has the same rule for Python. */
+ * tokenizer.chat_template has these words, as those have that llama.cpp ships for it, or when its name, basename or
+ * finetune has "0731", as files have that took the preview's template or none. Else it is of the preview.
+ * gguf_export/chat_texts.py has the same rule for Python. */
 pf_chat_release pf_chat_release_of(const pf_gguf *gguf);
 
 /* As pf_chat_tokenize(). Errors: ARGUMENT (no messages, a role or thinking mode that there is not, a conversation that

@@ -86,6 +86,7 @@ def read_traffic(file: StrPath, info: ModelInfo, cache: str) -> Traffic:
             tensor_ops = 2 * share * math.prod(tensor.shape)
             ops += tensor_ops
             head_ops += tensor_ops if name.startswith("output") else 0
-    index_width = int(gguf.keys.get("deepseek4.attention.indexer.key_length", 0))
+    index_width = gguf.keys.get("deepseek4.attention.indexer.key_length", 0)
+    index_width = int(index_width[0] if isinstance(index_width, list) else index_width)  # some have one for each layer
     return Traffic(round(read), round(ops), round(ops - head_ops), _rows(info, cache, index_width),
                    info.layer_ratios, info.window, info.index_topk)

@@ -22,7 +22,10 @@ from pyflash.cli.commands.convert import convert
 from pyflash.cli.commands.doctor import doctor
 from pyflash.cli.commands.eval import evaluate
 from pyflash.cli.commands.export import export
+from pyflash.cli.commands.imatrix import imatrix
 from pyflash.cli.commands.info import info
+from pyflash.cli.commands.list import list_models
+from pyflash.cli.commands.pull import pull
 from pyflash.cli.commands.quantize import quantize
 from pyflash.cli.commands.run import run
 from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
@@ -96,6 +99,6 @@ def _let_be_verbose(command: click.Command) -> None:
                      help=f"Show where an error that nobody foresaw comes from; {_VERBOSE}=1 does, too.")(command)
 
 
-for _command in (bench, completion, convert, doctor, evaluate, export, info, quantize, run):
+for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run):
     _let_be_verbose(_command)
     cli.add_command(_command)

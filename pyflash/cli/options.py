@@ -100,10 +100,22 @@ def device_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_options(command: _F) -> _F:
     """How a model is opened and run."""
+    return _add_model_options(command, device_options())
+
+
+def processor_options(command: _F) -> _F:
+    """The same for what runs on the processor only; open_model() is given WITHOUT_DEVICE beside."""
+    return _add_model_options(command, ())
+
+
+WITHOUT_DEVICE: Mapping[str, Any] = {"device": "cpu", "gpu_layers": None, "n_cpu_moe": None, "cpu_moe": False}
+
+
+def _add_model_options(command: _F, device: Sequence[Callable[[Any], Any]]) -> _F:
     options = (
         option("--threads", "-t", type=click.IntRange(1, MAX_THREADS), metavar="N",
                help="Worker threads.  [default: one a core]"),
-        *device_options(),
+        *device,
         option("--precision", type=click.Choice(list(PRECISIONS)), default="fast", show_default=True,
                help="exact: float32 activations and, by itself, cache; int8: 8-bit activations, quicker and less accurate."),
         option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
@@ -166,7 +178,7 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget, **device,
+            expert_budget=expert_budget, release=options.get("release"), **device,
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
+from gguf_export.stores.lookup import is_name
 from pyflash.native.errors import Error
 
 _PREFIX = "PYFLASH_"
@@ -68,5 +69,5 @@ def _odd_variables(cli: click.Group, ours: Mapping[str, str]) -> Iterator[str]:
         hint = f", did you mean {_PREFIX}{near[0]}" if near else ""
         yield f"{name} has no effect: pyflash knows no such variable{hint}"
     model = ours.get("PYFLASH_MODEL")
-    if model and not os.path.isfile(os.path.expanduser(model)):
+    if model and not os.path.isfile(os.path.expanduser(model)) and not is_name(model):  # a name has been looked up
         yield f"PYFLASH_MODEL names {model!r}, which is no file: change or unset it"

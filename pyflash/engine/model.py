@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf_export.chat_texts import release_of
-from pyflash.engine.options import CACHES, PRECISIONS, DeviceOptions, chosen
+from gguf_export.chat_texts import Release, told_release
+from pyflash.engine.collector import Collector
+from pyflash.engine.options import CACHES, PRECISIONS, RELEASES, DeviceOptions, chosen
 from pyflash.engine.sampling import SamplingOptions, recommended_sampling
 from pyflash.engine.session import Session
 from pyflash.engine.tokenizer import Tokenizer
@@ -63,6 +64,7 @@ class ModelInfo:
     name: str
     profile: str
     cpu_isa: str
+    widened_bytes: int
     layer_ratios: tuple[int, ...]
 
 
@@ -111,6 +113,7 @@ class Placement:
     total_bytes: int
     stream_bytes: int
     hot_bytes: int
+    kept: str
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,18 @@ class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
     info: what the file is. tokenizer: its vocabulary. release: the rules of its chats, "preview" or "0731".
+    release_known: whether open() was given the release or the file tells it; else it is taken to be the preview.
     """
 
-    def __init__(self, handle: ModelHandle) -> None:
+    def __init__(self, handle: ModelHandle, release: Release | None = None) -> None:
         """Not for callers: use Model.open()."""
         self._handle = handle
         with handle.borrow() as native:
             self.info = _read_info(native)
         self.tokenizer = Tokenizer(handle)
-        self.release = release_of(self.metadata("general.version"), self.metadata("tokenizer.chat_template"))
+        told = release or told_release(self.metadata)
+        self.release: Release = told or "preview"
+        self.release_known = told is not None
         self._sampling = recommended_sampling(self._number)
 
     @classmethod
@@ -161,7 +167,7 @@ class Model:
         cls, path: StrPath, device: str | DeviceOptions = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
-        upload: bool = True, **more: Unpack[DeviceKeywords],
+        upload: bool = True, release: Release | None = None, **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
@@ -175,6 +181,7 @@ class Model:
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
         A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,
         and nothing can be evaluated: for looking at the placement and at what sessions take.
+        release: the rules of chats, "preview" or "0731"; None for the file's, as far as it tells.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if isinstance(device, DeviceOptions):
@@ -199,7 +206,8 @@ class Model:
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.log = _forward_log
         params.pin_threads = bool(pin)
-        model = cls(_open_handle(path, params))
+        params.chat_release = 0 if release is None else chosen("release", release, RELEASES)
+        model = cls(_open_handle(path, params), release)
         try:
             if upload:
                 model._upload(progress)
@@ -266,13 +274,20 @@ class Model:
             open_handle(lambda: lib.pf_session_open(native, params, out, error), out, lib.pf_session_close, error)
         return Session(self, ffi.gc(out[0], lib.pf_session_close))
 
+    def collector(self) -> Collector:
+        """Empty sums of squares of what matrix products take, see Session.collect(). UnsupportedError with a device."""
+        out, error = ffi.new("pf_collector **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_collector_open(native, out, error), out, lib.pf_collector_close, error)
+        return Collector(ffi.gc(out[0], lib.pf_collector_close))
+
     @property
     def placement(self) -> Placement:
         """What of the model a device holds."""
         with self._handle.borrow() as native:
             info = _filled("pf_placement_info", lib.pf_model_get_placement, native)
         values = {name: getattr(info, name) for name in Placement.__dataclass_fields__}
-        return Placement(**values | {"name": string(info.name), "head": bool(info.head)})
+        return Placement(**values | {"name": string(info.name), "kept": string(info.kept), "head": bool(info.head)})
 
     @property
     def expert_reads(self) -> ExpertReads:

@@ -14,6 +14,7 @@ PRECISIONS = {"fast": lib.PF_PRECISION_FAST, "exact": lib.PF_PRECISION_EXACT, "i
 CACHES = {
     "auto": lib.PF_CACHE_AUTO, "f16": lib.PF_CACHE_F16, "reference": lib.PF_CACHE_REFERENCE, "f32": lib.PF_CACHE_F32,
 }
+RELEASES = {"preview": lib.PF_CHAT_RELEASE_PREVIEW, "0731": lib.PF_CHAT_RELEASE_0731}
 STREAMING = {"auto": lib.PF_STREAM_AUTO, "off": lib.PF_STREAM_OFF, "on": lib.PF_STREAM_ON}
 
 _MOST_INT32, _MOST_INT64 = 2**31 - 1, 2**63 - 1

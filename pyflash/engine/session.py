@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyflash.chat import Message
     from pyflash.chat.reply import Reply
+    from pyflash.engine.collector import Collector
     from pyflash.engine.grammar import Grammar
     from pyflash.engine.model import Model
     from pyflash.engine.stream import Cancellation
@@ -103,6 +104,7 @@ class Session:
         self._silent: list[int] = []  # positions, see hide_last()
         self._cancel_asked = False  # by cancel(), and no call has heard it yet
         self._tap: _TapCall | None = None
+        self._collector: Collector | None = None  # kept while the library may write to it
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
         forks.watch(self)
@@ -423,6 +425,15 @@ class Session:
             call = None if tap is None else _TapCall(tap, handle)
             lib.pf_session_set_tap(handle, ffi.NULL if call is None else call.callback, ffi.NULL)
             self._tap = call
+
+    def collect(self, collector: Collector | None) -> None:
+        """Adds to the collector what eval() evaluates from now on; None: no longer. The results are the same bits."""
+        error = ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            given = ffi.NULL if collector is None else collector.handle
+            check(lib.pf_session_set_collector(handle, given, error), error)
+            self._collector = collector
 
     # -- generation --
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pyflash.native.block_types import names_at
 from pyflash.native.library import ffi, lib
 
 _BEST_FIRST = ("amx", "avx512", "avx2", "neon", "scalar")
@@ -77,7 +78,8 @@ def _device_state(kind: str) -> str:
             continue
         problem = device_test(kind, index)
         result = "self-test passed" if problem is None else f"not to be used: {problem}"
-        found.append(f"{_text(info.name)}, {info.total_bytes / 2**30:.0f} GiB, {result}")
+        found.append(f"{_text(info.name)}, {info.total_bytes / 2**30:.0f} GiB, {result}, weights of "
+                     f"{' '.join(names_at(info.weight_types))}")
     return f"experimental: {'; '.join(found)}"
 
 

@@ -74,7 +74,7 @@ def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: st
         read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
         sampling = model.sampling
         plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
-        placement = model.placement if model.placement.total_bytes else None
+        placement = model.placement if model.placement.total_bytes or model.placement.kept else None
     return Report(os.fsdecode(file), model.info, sampling, parts, plan, placement)
 
 
@@ -113,6 +113,8 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         *([("sampling", sampling)] if sampling else []),
         ("weights", format_bytes(model.weight_bytes)),
         *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
+        *([("widened", f"{format_bytes(plan.widened_bytes)}: small tables of the file, in float32 for computing")]
+          if plan.widened_bytes else []),
         ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),
         ("buffers", format_bytes(plan.cost.buffer_bytes)),
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
@@ -129,6 +131,9 @@ def _device_rows(report: Report) -> list[tuple[str, str]]:
     placed = report.placement
     if placed is None:
         return []
+    kept = [("not there", placed.kept)] if placed.kept else []
+    if not placed.total_bytes:
+        return [("on the device", "nothing"), *kept]
     together = placed.weight_bytes + placed.cache_bytes + placed.buffer_bytes + placed.stream_bytes + placed.hot_bytes
     sending = f", for sending experts {format_bytes(placed.stream_bytes)}" if placed.stream_bytes else ""
     hot = f", for often used experts {format_bytes(placed.hot_bytes)}" if placed.hot_bytes else ""
@@ -139,6 +144,7 @@ def _device_rows(report: Report) -> list[tuple[str, str]]:
         ("", f"weights {format_bytes(placed.weight_bytes)}, cache {format_bytes(placed.cache_bytes)}, buffers "
              f"{format_bytes(placed.buffer_bytes)}{sending}{hot}"),
         ("", f"together {format_bytes(together)} of {format_bytes(placed.free_bytes)} free on {placed.name}"),
+        *kept,
     ]
 
 

@@ -39,7 +39,7 @@ class Cost:
 @dataclass(frozen=True)
 class Plan:
     """Memory in bytes of running one model file with one precision and cache type. weight_bytes: those that no device
-    holds.
+    holds. widened_bytes: copies in float32 of the small tables that the file has in another type.
 
     program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
     fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
@@ -53,6 +53,7 @@ class Plan:
     cost: Cost
     contexts: tuple[Cost, ...]
     weight_bytes: int
+    widened_bytes: int
     program_bytes: int
     read_bytes: int
     expert_bytes: int
@@ -131,7 +132,7 @@ def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> t
     after = hardware.process_memory()
     program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
     if before is not None and after is not None:
-        program += before.resident + max(0, after.private - before.private)
+        program += before.resident + max(0, after.private - before.private - model.info.widened_bytes)
     return model, program
 
 
@@ -139,13 +140,14 @@ def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, r
     """Plans a context of n_ctx tokens; None: the default. The others: see Plan."""
     memory = hardware.memory()
     weight_bytes = _host_weights(model)
-    base = _Base(model, program_bytes + weight_bytes, memory.usable)
+    base = _Base(model, program_bytes + model.info.widened_bytes + weight_bytes, memory.usable)
     cost = base.cost(n_ctx, cache)
-    more = cost.needed_bytes - program_bytes  # the program has its share already
+    more = cost.needed_bytes - program_bytes - model.info.widened_bytes  # these have their share already
     with_reference = cache in ("f16", "f32")
     return Plan(
         cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=weight_bytes,
-        program_bytes=program_bytes, read_bytes=read_bytes, expert_bytes=model.expert_reads.expert_bytes,
+        widened_bytes=model.info.widened_bytes, program_bytes=program_bytes, read_bytes=read_bytes,
+        expert_bytes=model.expert_reads.expert_bytes,
         expert_budget=_expert_budget(cost.needed_bytes, model.expert_reads.expert_bytes, memory.usable),
         memory=memory, fits=cost.fits,
         fits_now=None if memory.available is None else more <= memory.available,

@@ -161,9 +161,20 @@ const pf_dtype gate_types[PF_W_COUNT] = {PF_WEIGHT_TYPES(OF_TYPE)};
 
 bool gate_fits(pf_dtype type, int64_t cols) { return gate_whole(type, cols) == cols; }
 
+bool gate_is_generic(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, int kind) {
+    const pf_dtype_info *type = pf_dtype_lookup((uint32_t)gate_types[kind]);
+    return type->block_size > 1 && (type->uses & PF_TYPE_INTEGER) == 0 && k->gemm_f32[kind] == scalar->gemm_f32[kind];
+}
+
 int64_t gate_whole(pf_dtype type, int64_t cols) {
     const int64_t block = pf_dtype_lookup((uint32_t)type)->block_size;
     return (cols + block - 1) / block * block;
+}
+
+/* The half floats that stand `at` so many bytes from the beginning of every block. */
+static void moderate_halves(pf_dtype type, uint8_t *data, int64_t bytes, int64_t at) {
+    const int64_t block = pf_dtype_lookup((uint32_t)type)->block_bytes;
+    for (int64_t i = at + 1; i < bytes; i += block) data[i] = (uint8_t)((data[i] & 0x83) | 0x10);
 }
 
 /* Makes random bytes into moderate numbers: exponents are pulled near one. */
@@ -178,14 +189,31 @@ static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
     case PF_BF16:
         for (int64_t i = 1; i < bytes; i += 2) data[i] = (uint8_t)((data[i] & 0x80) | 0x3e);
         break;
-    case PF_Q8_0:
-        for (int64_t i = 1; i < bytes; i += PF_Q8_0_BYTES) data[i] = (uint8_t)((data[i] & 0x83) | 0x10);
-        break;
     case PF_MXFP4:
         for (int64_t i = 0; i < bytes; i += PF_MXFP4_BYTES) data[i] = (uint8_t)(120 + data[i] % 8);
         break;
     case PF_FP8:
         for (int64_t i = 0; i < bytes; ++i) data[i] = (data[i] & 0x7f) == 0x7f ? 0 : data[i];
+        break;
+    case PF_IQ1_M: /* the half's high nibble is the last scale's */
+        for (int64_t i = 55; i < bytes; i += PF_IQ1_M_BYTES) data[i] = (uint8_t)((data[i] & 0x8f) | 0x20);
+        break;
+    case PF_NVFP4: break; /* all scales there are */
+    case PF_Q4_1: case PF_Q5_1: case PF_Q4_K: case PF_Q5_K:
+        moderate_halves(type, data, bytes, 0);
+        moderate_halves(type, data, bytes, 2);
+        break;
+    case PF_Q2_K:
+        moderate_halves(type, data, bytes, 80);
+        moderate_halves(type, data, bytes, 82);
+        break;
+    case PF_Q3_K: moderate_halves(type, data, bytes, 108); break;
+    case PF_Q6_K: moderate_halves(type, data, bytes, 208); break;
+    case PF_TQ1_0: moderate_halves(type, data, bytes, 52); break;
+    case PF_TQ2_0: moderate_halves(type, data, bytes, 64); break;
+    case PF_Q4_0: case PF_Q5_0: case PF_Q8_0: case PF_Q1_0: case PF_Q2_0: case PF_IQ4_NL: case PF_IQ4_XS:
+    case PF_IQ1_S: case PF_IQ2_XXS: case PF_IQ2_XS: case PF_IQ2_S: case PF_IQ3_XXS: case PF_IQ3_S:
+        moderate_halves(type, data, bytes, 0);
         break;
     default: gate_fail("nobody has said how weights of type %d become moderate: gate.c", (int)type); break;
     }

@@ -84,6 +84,9 @@ typedef struct weight {
 } test_weight;
 
 extern const pf_dtype gate_types[PF_W_COUNT];
+/* Whether a set has no kernel of its own for a block format: then it decodes rows as scalar does (which
+ * tests/quantize/test_blocks.py compares with other programs), and the loop over them is tested with a few shapes. */
+bool gate_is_generic(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, int kind);
 /* Whether rows of so many columns are whole blocks. */
 bool gate_fits(pf_dtype type, int64_t cols);
 /* So many columns, or the next whole blocks. */

@@ -44,6 +44,7 @@ static void dequant(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
             const int64_t cols = widths[i], rows = 131, count = 2;
             if (!gate_fits(gate_types[kind], cols)) continue;
+            if (gate_is_generic(k, scalar, kind) && cols != 256) continue;
             for (int form = 0; form < (gate_types[kind] == PF_FP8 ? 2 : 1) * PLACES; ++form) {
                 gate_context("%s dequant of type %d, %lld columns, form %d", k->name, (int)gate_types[kind],
                              (long long)cols, form);
@@ -215,6 +216,7 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
     static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     int turn = 0;
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        const bool is_generic = gate_is_generic(k, scalar, kind);
         CHECK(!gemm_of(k, form)[kind] == !gemm_of(scalar, form)[kind], "type %d is missing", kind);
         if (!gemm_of(k, form)[kind]) continue;
         for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i) {
@@ -222,6 +224,7 @@ static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
             if (!gate_fits(gate_types[kind], cols)) continue;
             for (size_t j = 0; j < sizeof batches / sizeof *batches; ++j, ++turn) {
                 const int64_t n = batches[j], rows = cols > 4096 ? 19 : heights[turn % 5];
+                if (is_generic && (cols != 256 || (n != 1 && n != 7))) continue;
                 gate_context("%s gemm_%s of type %d, %lld x %lld, %lld tokens", k->name, form_names[form],
                              (int)gate_types[kind], (long long)rows, (long long)cols, (long long)n);
                 /* Integer products equal scalar's whatever the scales, so they get any bytes. */

@@ -100,10 +100,14 @@ static void linears(const pf_backend *backend, const pf_backend *scalar) {
         runners_new(r, backend, scalar, (form)acts);
         for (int kind = 0; kind < PF_W_COUNT; ++kind) {
             if (!pf_backend_takes(backend, gate_types[kind])) continue;
+            /* A device has its own kernels for all that it takes. */
+            const bool is_generic = backend->weight_kinds == scalar->weight_kinds &&
+                                    gate_is_generic(backend->kernels, scalar->kernels, kind);
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
                 const int64_t rows = shapes[s][0], cols = gate_whole(gate_types[kind], shapes[s][1]);
                 for (int64_t n = 1; n <= 33; n = n == 3 ? 9 : n == 9 ? 33 : n + 1) {
                     if (cols > 4096 && n > 3) continue;
+                    if (is_generic && (acts == EXACT || s % 2 == 0 || n % 8 != 1)) continue;
                     gate_context("linear type %d %s, %lld x %lld, %lld tokens", (int)gate_types[kind],
                                  form_names[acts], (long long)rows, (long long)cols, (long long)n);
                     test_weight w = gate_weight(gate_types[kind], rows, cols, 1, n % 2, false, (place)(n % PLACES));
@@ -175,37 +179,91 @@ typedef struct experts_case {
     int32_t *chosen;
 } experts_case;
 
-static void reference_product(const pf_cpu_kernels *k, const pf_weight *w, int32_t matrix, const double *x, double *y) {
+/* Values, and how far from them a run may be: their variance. */
+typedef struct expected {
+    double *value, *variance;
+} expected;
+
+static expected expected_new(int64_t n) {
+    const expected e = {calloc((size_t)n, sizeof(double)), calloc((size_t)n, sizeof(double))};
+    if (!e.value || !e.variance) exit(2);
+    return e;
+}
+
+static void expected_free(expected e) {
+    free(e.value);
+    free(e.variance);
+}
+
+/* Of a float sum beside the magnitudes it adds up, and of a SwiGLU beside its value: what orders and exponentials cost. */
+#define SUM_STEP 0x1p-22
+#define SWIGLU_STEP 0x1p-20
+
+/* Adds what rounding x to integers costs: to so many steps of the largest value of every 32, evenly distributed. */
+static void add_rounding(form acts, const double *x, int64_t n, double *variance) {
+    const double most = acts == FAST ? PF_Q16_MAX : PF_Q8_MAX;
+    for (int64_t i = 0; i < n && acts != EXACT; ++i) {
+        double top = 0.0;
+        for (int64_t j = i / 32 * 32; j < n && j < i / 32 * 32 + 32; ++j) top = fmax(top, fabs(x[j]));
+        variance[i] += top / most * (top / most) / 12.0;
+    }
+}
+
+static void reference_product(const pf_cpu_kernels *k, const pf_weight *w, int32_t matrix, expected x, expected y) {
     float *row = malloc((size_t)w->cols * sizeof *row);
     if (!row) exit(2);
     for (int64_t r = 0; r < w->rows; ++r) {
         k->dequant[pf_weight_kind(w->type)](w, matrix, r, row);
-        y[r] = 0.0;
-        for (int64_t c = 0; c < w->cols; ++c) y[r] += (double)row[c] * x[c];
+        double magnitude = 0.0;
+        y.value[r] = y.variance[r] = 0.0;
+        for (int64_t c = 0; c < w->cols; ++c) {
+            y.value[r] += (double)row[c] * x.value[c];
+            y.variance[r] += (double)row[c] * (double)row[c] * x.variance[c];
+            magnitude += fabs((double)row[c] * x.value[c]);
+        }
+        y.variance[r] += SUM_STEP * magnitude * SUM_STEP * magnitude;
     }
     free(row);
 }
 
+/* h = weight * silu(min(gate, limit)) * clamp(up, -limit, limit), into gate. */
+static void reference_swiglu(double weight, expected gate, expected up) {
+    for (int i = 0; i < F; ++i) {
+        const double g = fmin(gate.value[i], LIMIT), u = fmax(-LIMIT, fmin(up.value[i], LIMIT));
+        const double sigmoid = 1.0 / (1.0 + exp(-g)), h = weight * g * sigmoid * u;
+        const double by_gate = weight * u * sigmoid * (1.0 + g * (1.0 - sigmoid)), by_up = weight * g * sigmoid;
+        gate.variance[i] = by_gate * by_gate * gate.variance[i] + by_up * by_up * up.variance[i] + SWIGLU_STEP * h * SWIGLU_STEP * h;
+        gate.value[i] = h;
+    }
+}
+
 /* The definition, in double: out += sum_e w2 (weight * silu(min(w1 x, limit)) * clamp(w3 x, limit)). */
-static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, double *out) {
+static void reference_experts(const pf_cpu_kernels *k, const experts_case *c, form acts, expected out) {
+    const expected gate = expected_new(F), up = expected_new(F), y = expected_new(D);
     for (int64_t t = 0; t < c->n; ++t) {
-        double x[D], gate[F], up[F], y[D];
+        const expected x = expected_new(D);
         for (int i = 0; i < D; ++i) {
-            x[i] = (double)c->x[t * D + i];
-            out[t * D + i] = (double)c->before[t * D + i];
+            x.value[i] = (double)c->x[t * D + i];
+            out.value[t * D + i] = (double)c->before[t * D + i];
         }
+        add_rounding(acts, x.value, D, x.variance);
         for (int a = 0; a < A; ++a) {
             const int32_t e = c->chosen[t * A + a];
             reference_product(k, &c->gate.w, e, x, gate);
             reference_product(k, &c->up.w, e, x, up);
-            for (int i = 0; i < F; ++i) {
-                const double g = fmin(gate[i], LIMIT), u = fmax(-LIMIT, fmin(up[i], LIMIT));
-                gate[i] = (double)c->weight[t * A + a] * g / (1.0 + exp(-g)) * u;
-            }
+            reference_swiglu((double)c->weight[t * A + a], gate, up);
+            add_rounding(acts, gate.value, F, gate.variance);
             reference_product(k, &c->down.w, e, gate, y);
-            for (int i = 0; i < D; ++i) out[t * D + i] += y[i];
+            for (int i = 0; i < D; ++i) {
+                out.value[t * D + i] += y.value[i];
+                out.variance[t * D + i] += y.variance[i] + SUM_STEP * out.value[t * D + i] * SUM_STEP * out.value[t * D + i];
+            }
         }
+        expected_free(x);
     }
+    expected_free(gate);
+    expected_free(up);
+    expected_free(y);
 }
 
 /* What is left of the weights without the experts before `first`. */
@@ -283,24 +341,20 @@ static void check_experts(runner **r, const experts_case *c, form acts) {
         run_experts(r[i], c, 0, c->n, E, &y[i]);
     }
     CHECK(gate_same(y[0].y, y[1].y, c->n * D) && gate_same(y[0].y, y[2].y, c->n * D), "threads change the result");
-    double *want = malloc((size_t)(c->n * D) * sizeof *want);
-    if (!want) exit(2);
-    reference_experts(r[SCALAR]->ex.backend->kernels, c, want);
-    double norm = 0.0, error = 0.0, scalar_error = 0.0, difference = 0.0;
+    const expected want = expected_new(c->n * D);
+    reference_experts(r[SCALAR]->ex.backend->kernels, c, acts, want);
+    double variance = 0.0, error = 0.0, scalar_error = 0.0, difference = 0.0;
     for (int64_t i = 0; i < c->n * D; ++i) {
-        norm += want[i] * want[i];
-        error += pow(want[i] - (double)y[0].y[i], 2);
-        scalar_error += pow(want[i] - (double)y[SCALAR].y[i], 2);
+        variance += want.variance[i];
+        error += pow(want.value[i] - (double)y[0].y[i], 2);
+        scalar_error += pow(want.value[i] - (double)y[SCALAR].y[i], 2);
         difference += pow((double)y[0].y[i] - (double)y[SCALAR].y[i], 2);
     }
-    /* Two stages of 16-bit activations cost up to 1e-4 on data like this, of 8-bit ones 256 times as much, and a
-     * rounding that falls otherwise less. Floats: a single token has nothing beside it that a sum near zero is small
-     * against (with FP8 weights 1.16e-5 was seen). */
-    const double limit = acts == EXACT ? (c->n == 1 ? 10.0 : 1.0) * FLOAT_ERROR : acts == FAST ? 2.5e-8 : 65536 * 2.5e-8;
-    CHECK(error <= limit * norm, "error %g", sqrt(error / norm));
-    CHECK(scalar_error <= limit * norm, "scalar error %g", sqrt(scalar_error / norm));
-    CHECK(difference <= limit * norm, "differs from scalar by %g", sqrt(difference / norm));
-    free(want);
+    expected_free(want);
+    /* 1.3 times the error expected was seen: few roundings, as those of one token, are no mean. */
+    CHECK(error <= 9.0 * variance, "error %g of what is expected", sqrt(error / variance));
+    CHECK(scalar_error <= 9.0 * variance, "scalar error %g of what is expected", sqrt(scalar_error / variance));
+    CHECK(difference <= 9.0 * variance, "differs from scalar by %g of the error expected", sqrt(difference / variance));
     for (int64_t t = 0; t < c->n; ++t) {
         output one = gate_output(D);
         run_experts(r[t % 3], c, t, 1, E, &one);
@@ -322,6 +376,7 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
     static const pf_dtype types[][3] = {
         {PF_MXFP4, PF_MXFP4, PF_MXFP4}, {PF_Q8_0, PF_Q8_0, PF_Q8_0}, {PF_BF16, PF_F16, PF_F32},
         {PF_FP8, PF_FP8, PF_FP8},       {PF_MXFP4, PF_BF16, PF_Q8_0}, {PF_Q8_0, PF_MXFP4, PF_BF16},
+        {PF_Q5_1, PF_Q8_0, PF_IQ4_NL}, {PF_MXFP4, PF_MXFP4, PF_Q4_1},
     };
     for (int acts = 0; acts < FORMS; ++acts) {
         runner *r[RUNNERS];

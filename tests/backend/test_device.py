@@ -12,6 +12,8 @@ from pathlib import Path
 
 import native_build
 import pytest
+from gguf import GGMLQuantizationType, quants
+from gguf_copy import copy_gguf
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 
@@ -122,8 +124,8 @@ def test_doctor(device: dict[str, str]) -> None:
 
 
 def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path], tiny_model: Path, tmp_path: Path) -> None:
-    """What a device has no kernels for is refused when a model is placed there, and computed by the processor where nobody
-    asked for the device. Routed experts of another type may stay, and are not sent for long prompts."""
+    """What a device has no kernels for is refused where the caller's numbers place it there, and else stays with the
+    processor, which is told. Experts that stay for their type are not sent for long prompts either."""
     source = (cuda_build.CUDA / "plugin.cu").read_text()
     assert source.count("= PF_CUDA_WEIGHT_KINDS;") == 1
     (tmp_path / "plugin.cu").write_text(source.replace(
@@ -134,18 +136,40 @@ def test_types_without_kernels(device: dict[str, str], cuda_objects: list[Path],
     shutil.copy(device["PYFLASH_LIBRARY"], library)
     lacking = {**device, "PYFLASH_LIBRARY": str(library)}
 
-    assert "self-test passed" in pyflash(lacking, "doctor").stdout  # of the types that it has
+    told = pyflash(lacking, "doctor").stdout
+    assert "self-test passed, weights of F32 F16 BF16 Q8_0" in told and "Q8_0 MXFP4" in told.split("weight types")[1]
     question = ("run", tiny_model, "Hi", "-n", 1, "--temp", 0, "-c", 64)
     on_cpu = pyflash(lacking, *question, "--device", "cpu")
     assert on_cpu.returncode == 0, on_cpu.stderr
-    refused = pyflash(lacking, *question, "--device", "cuda")
-    assert refused.returncode == 1 and "cuda has no kernels for weights of type MXFP4" in refused.stderr, refused.stderr
-    by_itself = pyflash(lacking, *question, "--verbose")
-    assert by_itself.returncode == 0 and by_itself.stdout == on_cpu.stdout
-    assert "the processor computes everything: cuda has no kernels for weights of type MXFP4" in by_itself.stderr
+    refused = pyflash(lacking, *question, "--device", "cuda", "-ngl", 3, "--n-cpu-moe", 0)
+    assert refused.returncode == 1, refused.stderr
+    assert "cuda has no kernels for weights of type MXFP4, which blk.4.ffn_gate_exps.weight has" in refused.stderr
+    kept = "the routed experts of 6: no kernels for MXFP4"
+    for by_itself in (["--device", "cuda"], []):
+        done = pyflash(lacking, *question, *by_itself, "--verbose")
+        assert done.returncode == 0 and done.stdout == on_cpu.stdout, done.stderr
+        assert "6 of 6 layers and the output, the routed experts of 0" in done.stderr
+        assert f"not on emulation: {kept}" in done.stderr
+    assert kept in pyflash(lacking, "info", tiny_model).stdout
     apart = pyflash(lacking, *question, "--device", "cuda", "--cpu-moe", "--hot-experts", "1M", "--verbose")
     assert apart.returncode == 0 and apart.stdout == on_cpu.stdout, apart.stderr
     assert "6 of 6 layers and the output, the routed experts of 0" in apart.stderr
+
+
+def test_layers_and_output_without_kernels(device: dict[str, str], tiny_model: Path, tmp_path: Path) -> None:
+    """They stay with the processor by themselves: the output, and all layers up to the last one with such a type."""
+    others = {"output.weight": GGMLQuantizationType.Q5_0, "blk.1.attn_q_a.weight": GGMLQuantizationType.Q4_0}
+    path = copy_gguf(tiny_model, tmp_path / "others.gguf", lambda name, values: None if name not in others else (
+        others[name], quants.quantize(values, others[name])))
+    question = ("run", path, "Hi", "-n", 2, "--temp", 0, "-c", 64)
+    on_cpu = pyflash(device, *question, "--device", "cpu")
+    done = pyflash(device, *question, "--verbose")
+    assert done.returncode == 0 and done.stdout == on_cpu.stdout, done.stderr
+    assert "on emulation: 4 of 6 layers, the routed experts of 4" in done.stderr
+    kept = "the output, 2 layers: no kernels for Q4_0 Q5_0"
+    assert f"not on emulation: {kept}" in done.stderr and kept in pyflash(device, "info", path).stdout
+    refused = pyflash(device, *question, "-ngl", 3)
+    assert refused.returncode == 1 and "of type Q5_0, which output.weight has" in refused.stderr
 
 
 # ---- A device that computes something else ----

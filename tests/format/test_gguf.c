@@ -88,7 +88,8 @@ static void put_padding(bytes *b, size_t multiple) {
 static void test_dtypes(void) {
     uint64_t out = 5;
     char name[PF_DTYPE_NAME_BYTES];
-    CHECK(pf_dtype_lookup(139) == NULL && strcmp(pf_dtype_name(139, name), "139 (unknown)") == 0);
+    CHECK(pf_dtype_lookup(145) == NULL && strcmp(pf_dtype_name(145, name), "ik_llama.cpp's IQ2_KS (145)") == 0);
+    CHECK(pf_dtype_lookup(77) == NULL && strcmp(pf_dtype_name(77, name), "77 (unknown)") == 0);
     CHECK(strcmp(pf_dtype_name(39, name), "MXFP4") == 0 && strcmp(pf_dtype_name(12, name), "Q4_K") == 0);
     CHECK(strcmp(pf_dtype_name(31, name), "Q4_0_4_4") == 0 && pf_dtype_lookup(31) == NULL); /* removed */
     CHECK(pf_dtype_of_file(PF_FP8) == NULL && pf_dtype_lookup(PF_FP8) != NULL);

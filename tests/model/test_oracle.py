@@ -1,8 +1,4 @@
-"""Gate 1: the C core in "exact" against the float64 oracle on the weights of the same checkpoint.
-
-Wherever the core chose other experts or rows than the oracle, the oracle is run with the core's choices, and each one
-must have been a tie up to float32 rounding. What is left is then compared for every token, not on average.
-"""
+"""Gate 1: the C core in "exact" against the float64 oracle on the weights of the same checkpoint (oracle/check.py)."""
 
 from __future__ import annotations
 
@@ -14,17 +10,14 @@ import pyflash
 import pytest
 from tiny_models import TinyModel, make_tiny_model
 
-from oracle.compare import first_difference, near_ties, relative_l2
+from oracle.check import MAY_LACK, NEAR_TIE, check_exact
+from oracle.compare import near_ties, relative_l2
 from oracle.core import choices_of, eval_with_taps
 from oracle.model import Oracle
 from oracle.random_model import tiny_config
 from oracle.shapes import SHAPES
 from oracle.taps import HEAD_TAPS, LAYER_TAPS, Taps
 
-NEAR_TIE = 1e-4  # gap of a choice that may flip, relative to the token's largest score
-TAP_TOLERANCE = 1e-4
-# The core needs no indexer query while every row is kept, and folds the scale of idx_w into the scores.
-MAY_LACK = frozenset({"idx_q", "idx_w"})
 
 # Every way the converter can store the weights, spread over the shapes.
 STORAGE: tuple[dict[str, Any], ...] = (
@@ -40,24 +33,7 @@ CASES = [(name, *SHAPES[name], STORAGE[i % len(STORAGE)]) for i, name in enumera
 
 
 def compare(tiny: TinyModel, tokens: np.ndarray, **open_options: Any) -> None:
-    """Fails with the first tap that differs when any token's logits are off."""
-    with pyflash.Model.open(tiny.path, precision="exact", **open_options) as model:
-        with model.session(context=len(tokens), chunk=256, poison=True) as session:
-            logits, actual = eval_with_taps(session, tokens)
-    oracle = Oracle(tiny.config, tiny.weights)
-    expected = Taps()
-    reference = oracle.forward(tokens, expected, choices_of(actual, tiny.config, len(tokens)))
-    error = relative_l2(logits, reference)
-    difference = first_difference(actual, expected, TAP_TOLERANCE, MAY_LACK)
-    assert difference == "no tap differs", f"{difference}; logits differ by {np.median(error):.2e} (median)"
-    ties = near_ties(oracle.choices, NEAR_TIE)
-    print(f"\nrelative L2 error: median {np.median(error):.2e}, worst {error.max():.2e}; {len(ties)} near-ties imposed")
-    print("\n".join(ties))
-    if ties:
-        free = relative_l2(logits, oracle.forward(tokens))
-        print(f"without imposing them: median {np.median(free):.2e}, worst {free.max():.2e}")
-    assert np.median(error) < 1e-5
-    assert error.max() < 5e-5
+    check_exact(tiny.path, tiny.config, tiny.weights, tokens, **open_options)
 
 
 @pytest.mark.parametrize("name,changes,count,storage", CASES, ids=[case[0] for case in CASES])

@@ -20,7 +20,13 @@ def test_all_of_ggmls() -> None:
     theirs = {kind.name: (int(kind), *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     assert {name: known[name] for name in theirs} == theirs
     assert known == {**NEWER, **theirs}
-    assert {kind.number: kind.name for kind in BLOCK_TYPES.values() if not kind.values} == REMOVED
+    assert {kind.number: kind.name for kind in BLOCK_TYPES.values() if not kind.values and not kind.is_foreign} == REMOVED
+
+
+def test_foreign_ones_have_no_blocks() -> None:
+    foreign = {kind.number: kind for kind in BLOCK_TYPES.values() if kind.is_foreign}
+    assert foreign[145].name == "IQ2_KS" and foreign[158].name == "IQ1_KT" and foreign[218].name == "IQ3_XXS_R4"
+    assert min(foreign) >= 96 and not any(kind.values or kind.is_weight for kind in foreign.values())
 
 
 def test_what_this_build_computes_with() -> None:
@@ -34,7 +40,7 @@ def test_converters_types() -> None:
     assert {BLOCK_TYPES[kind].name for kind in GGMLType} >= {t.name for t in BLOCK_TYPES.values() if t.is_written}
     assert GGMLType(12).name == "Q4_K" and GGMLType(12) is GGMLType(12) and block_shape(GGMLType(12)) == (256, 144)
     assert row_bytes(GGMLType(14), 512) == 420
-    for number in (139, 1000, -1):
+    for number in (77, 139, 1000, -1):
         with pytest.raises(ValueError, match=str(number)):
             GGMLType(number)
 

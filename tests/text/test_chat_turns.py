@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 import pyflash
-from gguf_export.chat_texts import release_of
+from gguf_export.chat_texts import release_of, told_release
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash import chat
@@ -271,9 +274,71 @@ def test_model_without_a_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> Non
 ])  # fmt: skip
 def test_release_of_a_file(native: Native, small_spec: Spec, tmp_path: Path, version: str | None,
                            template: str | None, release: str) -> None:
-    assert release_of(version, template) == release  # Python and C have the same rule
+    keys = {"general.version": version, "tokenizer.chat_template": template}
+    assert release_of(keys.get) == release  # Python and C have the same rule
     directory = native.ffi.new("pf_gguf **")
     path = small_spec.but(version=version, chat_template=template).write(tmp_path / "spec.gguf")
     native.call("pf_gguf_open", str(path).encode(), directory)
     assert native.lib.pf_chat_release_of(directory[0]) == RELEASES[release]
     native.lib.pf_gguf_close(directory[0])
+
+
+@pytest.mark.parametrize("keys, told", [
+    ({}, None), ({"tokenizer.chat_template": "{{ x }}"}, "preview"), ({"general.name": "DeepSeek-V4-Flash"}, None),
+    ({"general.name": "DeepSeek V4 Flash 0731", "tokenizer.chat_template": "{{ x }}"}, "0731"),
+    ({"general.basename": "DeepSeek-V4-Flash-0731"}, "0731"), ({"general.finetune": "Flash-0731"}, "0731"),
+    ({"general.name": "V4 0731", "general.version": "preview"}, "preview"),
+    ({"general.version": "0731", "tokenizer.chat_template": "{{ x }}"}, "0731"),
+])  # fmt: skip
+def test_release_of_other_programs_files(native: Native, tmp_path: Path, keys: dict[str, str], told: str | None) -> None:
+    assert told_release(keys.get) == told and release_of(keys.get) == (told or "preview")
+    writer = gguf.GGUFWriter(str(tmp_path / "keys.gguf"), "deepseek4")
+    for key, value in keys.items():
+        writer.add_string(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    directory = native.ffi.new("pf_gguf **")
+    native.call("pf_gguf_open", str(tmp_path / "keys.gguf").encode(), directory)
+    assert native.lib.pf_chat_release_of(directory[0]) == RELEASES[told or "preview"]
+    native.lib.pf_gguf_close(directory[0])
+
+
+def untold(source: Path, target: Path) -> Path:
+    """The file without what tells its release: the keys get other names."""
+    data = source.read_bytes()
+    for key in (b"general.version", b"tokenizer.chat_template", b"general.name"):
+        data = data.replace(key, key[:-1] + b"_")
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_release_given_for_a_file_without_a_template(release_files: dict[str, Path], tmp_path: Path, release: str) -> None:
+    """Python's encoder and the library's follow it alike, and need no template."""
+    path = untold(release_files["0731"], tmp_path / "untold.gguf")
+    turns = [("system", "Be brief."), ("user", "1 + 1?")]
+    with pyflash.Model.open(path, threads=1) as model:
+        assert (model.release, model.release_known) == ("preview", False)
+        assert chat_tokenize(model, turns, "max") == model.tokenizer.encode_segments(
+            chat.segments(messages(turns), **python_options("max", "preview"))
+        )
+    with pyflash.Model.open(path, threads=1, release=release) as model:
+        assert (model.release, model.release_known) == (release, True)
+        for think in EFFORTS[release]:
+            pieces = chat.segments(messages(turns), **python_options(think, release))
+            assert chat_tokenize(model, turns, think) == model.tokenizer.encode_segments(pieces)
+    with pytest.raises(pyflash.ArgumentError, match="unknown release '0732'"):
+        pyflash.Model.open(path, release="0732")  # type: ignore[arg-type]
+
+
+def test_run_tells_the_release_it_takes(release_files: dict[str, Path], tmp_path: Path) -> None:
+    path = untold(release_files["0731"], tmp_path / "untold.gguf")
+    command = [sys.executable, "-m", "pyflash", "run", str(path), "x", "--max-tokens", "1"]
+    told = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert told.returncode == 0 and "taken to be preview" in told.stderr and "--release 0731" in told.stderr
+    low = subprocess.run([*command, "--think-low"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert low.returncode == 1
+    given = [*command, "--release", "0731", "--think-low"]
+    quiet = subprocess.run(given, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert quiet.returncode == 0 and "release" not in quiet.stderr

@@ -303,6 +303,11 @@ static pf_status run_range(pf_exec *ex, pf_experts_args *args) {
     pf_status status = prepare(&job);
     if (status == PF_OK) status = pf_parallel(ex, job.x_packed.n_tile, 1, pack_x_piece, &job);
     if (status == PF_OK) status = pf_parallel(ex, job.pairs.n_active * job.blocks, 1, gate_up_piece, &job);
+    if (status == PF_OK && args->watch && !ex->dry) {
+        const pair_list *pairs = &job.pairs;
+        const pf_expert_pairs seen = {pairs->n_active, pairs->expert, pairs->start, pairs->token, pairs->weight, job.gate};
+        args->watch(args->watch_user, ex, args, &seen);
+    }
     if (status == PF_OK) status = pf_parallel(ex, job.h_packed.n_tile, 1, pack_h_piece, &job);
     if (status == PF_OK) {
         const int64_t rows = args->down->rows, share = rows / (4 * pf_pool_threads(ex->pool));

@@ -2,6 +2,7 @@
 #include "backend/cpu/kernels.h"
 
 #include "backend/cpu/blocks.h"
+#include "format/blocks.h"
 #include "format/floats.h"
 
 #include <math.h>
@@ -35,24 +36,12 @@ static void dequant_bf16(const pf_weight *w, int64_t matrix, int64_t row, float 
     for (int64_t i = 0; i < w->cols; ++i) out[i] = pf_bf16_to_f32(pf_load_u16(in + 2 * i));
 }
 
-static void dequant_q8_0(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row);
-    for (int64_t b = 0; b < w->cols / BLOCK; ++b, in += Q8_0_BYTES, out += BLOCK) {
-        const float d = pf_f16_to_f32(pf_load_u16(in));
-        for (int j = 0; j < BLOCK; ++j) out[j] = d * (float)(int8_t)in[2 + j];
+#define OF_BLOCKS(type, lower)                                                                      \
+    static void dequant_##lower(const pf_weight *w, int64_t matrix, int64_t row, float *out) {       \
+        pf_decode_##lower(pf_weight_row(w, matrix, row), w->cols / PF_##type##_VALUES, out);         \
     }
-}
-
-static void dequant_mxfp4(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
-    const uint8_t *in = pf_weight_row(w, matrix, row);
-    for (int64_t b = 0; b < w->cols / BLOCK; ++b, in += MXFP4_BYTES, out += BLOCK) {
-        const float d = pf_e8m0_to_f32(in[0]);
-        for (int j = 0; j < BLOCK / 2; ++j) {
-            out[j] = d * pf_e2m1_to_f32(in[1 + j] & 15u);
-            out[j + BLOCK / 2] = d * pf_e2m1_to_f32(in[1 + j] >> 4);
-        }
-    }
-}
+PF_BLOCK_TYPES(OF_BLOCKS)
+#undef OF_BLOCKS
 
 static void dequant_fp8(const pf_weight *w, int64_t matrix, int64_t row, float *out) {
     const uint8_t *in = pf_weight_row(w, matrix, row);
@@ -336,8 +325,10 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
     *k = (pf_cpu_kernels){
         .dot = dot,
         .axpy = axpy,
+#define OF_BLOCKS(type, lower) [PF_W_##type] = dequant_##lower,
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
-                    [PF_W_Q8_0] = dequant_q8_0, [PF_W_MXFP4] = dequant_mxfp4, [PF_W_FP8] = dequant_fp8},
+                    [PF_W_FP8] = dequant_fp8, PF_BLOCK_TYPES(OF_BLOCKS)},
+#undef OF_BLOCKS
         .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
         .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
         .quantize_q16 = quantize_q16,

@@ -35,6 +35,9 @@ static pf_status failed_call(pf_error *err, const char *what, cudaError_t error)
 
 /* ---- Devices ---- */
 
+/* PF_W_* are the first places of the table of types. */
+static const uint64_t weight_kinds = PF_CUDA_WEIGHT_KINDS;
+
 static pf_status describe(int32_t index, pf_device_info *info, pf_error *err) {
     cudaDeviceProp found;
     size_t free_bytes = 0, total = 0;
@@ -50,6 +53,7 @@ static pf_status describe(int32_t index, pf_device_info *info, pf_error *err) {
     info->n_sm = found.multiProcessorCount;
     info->total_bytes = total;
     info->free_bytes = free_bytes;
+    info->weight_types = weight_kinds;
     std::snprintf(info->name, sizeof info->name, "%.127s", found.name);
     return PF_OK;
 }
@@ -68,7 +72,7 @@ static void close_device(pf_device *device) {
 static void fill_table(pf_device *device) {
     pf_backend &table = device->table;
     table.name = "cuda";
-    table.weight_kinds = PF_CUDA_WEIGHT_KINDS;
+    table.weight_kinds = weight_kinds;
     table.embed = pf_cuda_embed;
     table.linear = pf_cuda_linear;
     table.rms_norm = pf_cuda_rms_norm;

@@ -7,10 +7,14 @@ look for files, because it knows about quotes, tildes and slashes.
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem
 
 from pyflash.cli.paths import FilePath
+from pyflash.machine.models import find_model
 
 _GGUF = "gguf"
 
@@ -99,13 +103,18 @@ _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 class GGUFFile(FilePath):
-    """A parameter that names a GGUF file: completes to such files, and to folders that may hold some.
+    """A parameter that names a GGUF file, by its path or by its name in a local store: completes to such files, and to
+    folders that may hold some.
 
     Whether it is there and can be read is left to who opens it: that is no matter of usage.
     """
 
     def __init__(self) -> None:
         super().__init__(readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        given = super().convert(value, param, ctx)
+        return os.fspath(find_model(given)) if isinstance(given, str) else given
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -90,7 +90,7 @@ def ppl(
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         subject = _open(stack, file, options, n_ctx)
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
-        windows = text_windows(subject, _text(text, special), n_ctx, chunks, stride)
+        windows = text_windows(subject, text_source(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
         writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs)) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
@@ -136,7 +136,7 @@ def kld(
     run = _Run(as_json, options["verbose"])
     with leaving_on_signals(), contextlib.ExitStack() as stack:
         kept = _logits_file(stack, base)
-        read = None if text is None else _text(text, special)
+        read = None if text is None else text_source(text, special)
         if kept is None and read is None:
             raise click.UsageError("missing option '--text': name a text to evaluate")
         if kept is not None and ctx not in (None, kept.windows.n_ctx):
@@ -174,7 +174,7 @@ def _open(stack: contextlib.ExitStack, file: str, options: Mapping[str, Any], n_
     return Subject(stack.enter_context(open_model(file, {**options, "context": n_ctx})[0]), file)
 
 
-def _text(path: str, special: bool) -> Text:
+def text_source(path: str, special: bool) -> Text:
     from pyflash.eval.source import Text
 
     if path != "-":

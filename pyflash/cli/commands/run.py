@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 import pyflash
+from gguf_export.stores.lookup import is_name
 from pyflash import demo
 from pyflash.chat.conversation import Conversation
 from pyflash.cli.advice import LOADING, ways_out
@@ -33,6 +34,8 @@ from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
+from pyflash.engine.options import RELEASES
+from pyflash.machine.models import find_model
 from pyflash.machine.places import homeless, state_dir
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
@@ -41,7 +44,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @click.command()
 @click.argument("model_or_prompt", required=False, metavar="[MODEL]", shell_complete=GGUFFile().shell_complete)
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
-@option("--model", "-m", type=GGUFFile(), help="GGUF file.  [default: the built-in demo model]")
+@option("--model", "-m", type=GGUFFile(), help="GGUF file, or its name in a local store.  [default: the built-in demo model]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=FilePath(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
@@ -51,6 +54,8 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--no-think", is_flag=True, help="Answer at once (default).")
 @option("--think-low", is_flag=True, help="Let the model think a little (release 0731 only).")
 @option("--think-max", is_flag=True, help="Let the model think as hard as it can.")
+@option("--release", type=click.Choice(list(RELEASES)), help="The model's release, whose rules its chats follow. "
+        "[default: what the file tells, else preview]")
 @option("--hide-thinking", is_flag=True, help="Show only that the model thinks, not what.")
 @sampling_options
 @option("--json-object", is_flag=True, help="Make the answer a JSON object.")
@@ -68,8 +73,9 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any) -> None:
     """Answer PROMPT, or chat when there is none. PROMPT "-" is what comes on stdin.
 
-    One argument alone is a MODEL when it names a file or looks like it, as ./m and m.gguf do, else a PROMPT for the
-    built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
+    MODEL is a GGUF file, or one that Hugging Face's client, LM Studio or Ollama keeps on this machine, by its name:
+    ORG/REPO:QUANT, ollama:NAME (`pyflash list` shows them). One argument alone is a MODEL when it names a file or looks
+    like it, as ./m and m.gguf do, or is such a name, else a PROMPT for the built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
     it is given, and --tools.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. It is waited for,
@@ -130,6 +136,8 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
             model_path = str(demo.path(progress.update, progress.say))
     model, expert_budget = open_model(model_path, options)
     with model:
+        if not model.release_known:
+            say(f"pyflash: the file does not tell its release; taken to be {model.release}, else give --release 0731")
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
             if warning := warning_of(model, session, expert_budget):
                 say(f"pyflash: warning: {warning}")
@@ -159,19 +167,19 @@ def _model_and_prompt(
         if _typed("model"):
             raise click.UsageError("the model is given twice: as an argument and with --model")
         assert first is not None
-        model, prompt = expanded(first), second
-    elif first is not None and not _typed("model") and _names_a_file(first):
-        model, prompt = expanded(first), None
+        model, prompt = os.fspath(find_model(expanded(first))), second
+    elif first is not None and not _typed("model") and _names_a_model(first):
+        model, prompt = os.fspath(find_model(expanded(first))), None
     if prompt is not None and _typed("prompt"):
         raise click.UsageError("give the prompt once: as an argument or with --prompt")
     return model, _prompt(prompt, options)
 
 
-def _names_a_file(text: str) -> bool:
+def _names_a_model(text: str) -> bool:
     """Whether it does, or was meant to: a mistyped path is no prompt, and a word that a folder happens to have for its
-    name is one."""
+    name is one. So with names in local stores: "yes/no" is one only where a store has it."""
     is_path = re.match(r"((~|\.{0,2}[/\\]|[A-Za-z]:[/\\])\S*|\.\.?)$", text) is not None
-    return text.endswith(".gguf") or is_path or (os.path.exists(text) and not os.path.isdir(text))
+    return text.endswith(".gguf") or is_path or (os.path.exists(text) and not os.path.isdir(text)) or is_name(text)
 
 
 def _prompt(prompt: str | None, options: dict[str, Any]) -> str | None:

@@ -11,8 +11,8 @@ import pytest
 
 import pyflash
 from gguf_export.chat_template import chat_template
+from gguf_export.chat_texts import release_of
 from pyflash import chat
-from pyflash.engine.model import _release
 
 Say = Callable[..., list[int]]  # the fixture's
 
@@ -217,8 +217,8 @@ def test_thinking_modes_write_the_published_prompts(model: pyflash.Model, sessio
 
 def test_release_is_read_from_the_file(model: pyflash.Model, session: pyflash.Session) -> None:
     assert model.release == "preview"
-    assert _release(chat_template("preview")) == "preview" and _release(chat_template("0731")) == "0731"
-    assert _release(None) == "preview"
+    assert [release_of(None, chat_template(name)) for name in ("preview", "0731")] == ["preview", "0731"]
+    assert release_of(None, None) == "preview"
     list(session.chat(QUESTION, think="max", max_tokens=1))
     text = model.tokenizer.decode(session.tokens)
     model.release = "0731"

@@ -78,10 +78,12 @@ def test_folder_in_place_of_a_model(tmp_path: Path, tiny_checkpoint: Path) -> No
 
 @pytest.mark.parametrize("command", ["hf", "ollama", "lmstudio"])
 def test_export_of_what_is_no_model(tmp_path: Path, command: str) -> None:
+    (tmp_path / "text.gguf").write_bytes(b"a text")
     (tmp_path / "page.gguf").write_bytes(b"<html>")
-    assert_told(run("export", command, "page.gguf", "out", cwd=tmp_path), "page.gguf", "no GGUF file", "convert")
+    assert_told(run("export", command, "text.gguf", "out", cwd=tmp_path), "text.gguf", "no GGUF file", "convert")
+    assert_told(run("export", command, "page.gguf", "out", cwd=tmp_path), "page.gguf", "web page", "download it again")
     assert_told(run("export", command, "none.gguf", "out", cwd=tmp_path), "none.gguf", "check the path")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.gguf", "text.gguf"]
 
 
 def test_convert_of_what_is_no_checkpoint(tmp_path: Path, tiny_model: Path) -> None:
