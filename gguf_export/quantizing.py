@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from gguf_export.writer import FileLayout, Metadata, TensorInfo
 from pyflash.native.library import __version__
 from quantize.blocks import Objective
 from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type, group_of
+from quantize.importance import read as read_importance
 
 OBJECTIVES = {"hessian": Objective.PLAIN, "ggml": Objective.GGML}
 MOST_THREADS = 256
@@ -119,10 +119,7 @@ def plan_quantization(source: Path | str, options: QuantizeOptions) -> QuantizeP
 
 
 def _importance(path: Path | str | None) -> ImportanceLike | None:
-    if path is None:
-        return None
-    found: ImportanceLike = import_module("quantize.importance").read(Path(path))
-    return found
+    return None if path is None else read_importance(Path(path))
 
 
 def _plan(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
