@@ -129,6 +129,8 @@ def open_source(path: Path | str, mtp: bool, name: str | None = None) -> Quantiz
     given = Path(path)
     if given.is_file() and given.name != "config.json":
         return _open_gguf(given, mtp, name)
+    if given.suffix == ".gguf" and not given.exists():
+        raise ConvertError(f"there is no file {given}: check the path")
     return _open_checkpoint(given, mtp, name)
 
 

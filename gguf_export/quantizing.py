@@ -9,12 +9,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gguf_export import checksums
-from gguf_export.convert import PlannedFile, Warnings, WarnFn, write_headers
+from gguf_export.convert import PlannedFile, WarnFn, Warnings, write_headers
 from gguf_export.engine import Job, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.outputs import Place, check_distinct, check_name, check_space, find_place, resumable_files
@@ -28,6 +27,7 @@ from gguf_export.writer import FileLayout, Metadata, TensorInfo
 from pyflash.native.library import __version__
 from quantize.blocks import Objective
 from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type, group_of
+from quantize.importance import read as read_importance
 
 OBJECTIVES = {"hessian": Objective.PLAIN, "ggml": Objective.GGML}
 MOST_THREADS = 256
@@ -119,10 +119,7 @@ def plan_quantization(source: Path | str, options: QuantizeOptions) -> QuantizeP
 
 
 def _importance(path: Path | str | None) -> ImportanceLike | None:
-    if path is None:
-        return None
-    found: ImportanceLike = import_module("quantize.importance").read(Path(path))
-    return found
+    return None if path is None else read_importance(Path(path))
 
 
 def _plan(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
@@ -214,7 +211,10 @@ def quantize(
 
 def has_left(out: Path | str) -> bool:
     """Whether an interrupted run for that name has finished tensors that resume=True can go on with."""
-    place = find_place(out)
+    try:
+        place = find_place(out)
+    except ConvertError:
+        return False
     left = left_work(place.folder, place.name)
     return left is not None and bool(left["done"])
 

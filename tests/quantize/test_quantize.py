@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from gguf_export import quantizing
@@ -185,6 +185,33 @@ def test_importance(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytes
     assert any("nothing of blk.0.ffn_up_exps.weight" in warning for warning in uneven.warnings)
     keys = read_gguf(tmp_path / "uneven.gguf").keys
     assert (keys["quantize.imatrix.file"], keys["quantize.imatrix.entries_count"]) == ("uneven.gguf", 5)
+
+
+def test_an_importance_matrix_of_llama_cpp(sources: dict[str, Path], tmp_path: Path) -> None:
+    path, rng = tmp_path / "wiki.gguf", np.random.default_rng(2)
+    writer = GGUFWriter(path, "deepseek4")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["wiki.txt"])
+    writer.add_uint32("imatrix.chunk_count", 7)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, n_matrices in (("ffn_gate_exps", 4), ("ffn_down_exps", 4), ("attn_q_a", 1)):
+        sums = rng.lognormal(0, 1.5, (n_matrices, 256)).astype(np.float32)
+        writer.add_tensor(f"blk.0.{name}.weight.in_sum2", sums * 50)
+        writer.add_tensor(f"blk.0.{name}.weight.counts", np.full((n_matrices, 1), 50, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    types = (("exps", "keep"), (r"blk\.0\.ffn_.*_exps", "IQ2_XXS"))
+    out = tmp_path / "q.gguf"
+    report = quantize(sources["compat"], out, QuantizeOptions(imatrix=path, tensor_types=types, dense="keep", head="keep"))
+    gate = report.errors["blk.0.ffn_gate_exps.weight"]
+    assert gate.weighted is not None and gate.weighted < 0.7 * gate.plain
+    assert any("nothing of blk.0.ffn_up_exps.weight" in warning for warning in report.warnings)
+    keys = read_gguf(out).keys
+    assert [keys[f"quantize.imatrix.{key}"] for key in ("file", "dataset", "entries_count", "chunks_count")] == [
+        "wiki.gguf", "wiki.txt", 3, 7,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "words"), [
