@@ -63,14 +63,14 @@ def _may_be_name(text: str) -> bool:
     return bool(prefix and rest and not re.search(r"\s", rest)) or split_name(text) is not None
 
 
-def find_model(name: str) -> Path:
-    """The GGUF file, or first shard, that a name in a store means. A path stays what it is: one that is there, and what
-    cannot be a name.
+def find_model(name: str) -> Path | None:
+    """The GGUF file, or first shard, that a name in a store means. None for a path: one that is there, and what cannot
+    be a name.
 
     ConvertError, with what there is, for a name that means nothing, several files, or one of which parts are missing.
     """
     if not _may_be_name(name) or _is_there(name):
-        return Path(name)
+        return None
     prefix, rest = _split_prefix(name)
     partial: list[Stored] = []
     for store in [_PREFIXES[prefix]] if prefix else STORES:

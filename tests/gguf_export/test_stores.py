@@ -18,6 +18,7 @@ from gguf_export.convert import ConvertOptions, convert
 from gguf_export.stores.lookup import is_name, list_models
 from gguf_export.stores.repository import choose, file_sets, label, split_name
 from pyflash import FileError, find_model
+from pyflash.machine.models import model_path
 
 Run = Callable[..., Ran]
 
@@ -180,8 +181,8 @@ def test_a_path_is_the_path(home: Path, tiny_model: Path, tmp_path: Path) -> Non
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "m").write_bytes(b"")
     (tmp_path / "ollama:x").write_bytes(b"")
-    for path in ("org/m", "ollama:x", "nothing.gguf", "org/nothing.gguf", "../x", "/x/y", "x", "", "a b", "x:y", "\0"):
-        assert find_model(path) == Path(path)
+    for path in ("org/m", "ollama:x", "nothing.gguf", "org/nothing.gguf", "../x", "/x/y", "x", "", "a b", "x:y", "./m", "\0"):
+        assert find_model(path) == Path(path) and model_path(path) == path
         assert not is_name(path)
     assert find_model(tmp_path / "org" / "m") == tmp_path / "org" / "m"
 

@@ -34,7 +34,7 @@ from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
-from pyflash.machine.models import find_model
+from pyflash.machine.models import model_path
 from pyflash.machine.places import homeless, state_dir
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
@@ -162,9 +162,9 @@ def _model_and_prompt(
         if _typed("model"):
             raise click.UsageError("the model is given twice: as an argument and with --model")
         assert first is not None
-        model, prompt = os.fspath(find_model(expanded(first))), second
+        model, prompt = model_path(expanded(first)), second
     elif first is not None and not _typed("model") and _names_a_model(first):
-        model, prompt = os.fspath(find_model(expanded(first))), None
+        model, prompt = model_path(expanded(first)), None
     if prompt is not None and _typed("prompt"):
         raise click.UsageError("give the prompt once: as an argument or with --prompt")
     return model, _prompt(prompt, options)
