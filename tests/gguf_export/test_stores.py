@@ -208,6 +208,8 @@ def test_commands_take_names(home: Path, tiny_model: Path, demo_model: Path, run
     assert run("run", "-m", "ollama:demo", "hello", "-n", "2", "--temp", "0").stdout == ran.stdout
     assert run("bench", "org/tiny-gguf", "--prompt", "4", "--gen", "1", "--repeat", "1", "--json").json()
     assert run("export", "ollama", "org/tiny-GGUF", home / "out", "--json").json()["model_files"]
+    done = run("export", "lmstudio", "ollama:demo", home / "lm", "--model", "demo", "--json").json()
+    assert [Path(path).name for path in done["files"]] == ["demo.gguf"]  # which LM Studio looks for
     for command in (("info", "org/tiny-GGUF:Q9"), ("run", "org/tiny-GGUF:Q9"), ("run", "org/tinny-GGUF"),
                     ("run", "ollama:demmo"), ("run", "-m", "ollama:demmo", "hello"), ("bench", "org/tinny-GGUF")):
         ran = run(*command)
@@ -219,6 +221,16 @@ def test_a_prompt_with_a_slash_is_one(home: Path, tiny_model: Path, run: Run, de
     assert is_name("yes/no") and not is_name("and/or") and not is_name("ollama: what is it?")
     assert is_name("some/Model-GGUF") and is_name("ollama:x") and is_name("a/b:c")
     assert run("run", "and/or", "-n", "1").code == 0
+
+
+def test_a_name_in_the_environment(home: Path, tiny_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_hub(home, "org/tiny-GGUF", "tiny-Q8_0.gguf", tiny_model)
+    monkeypatch.setenv("PYFLASH_MODEL", "org/tiny-GGUF")
+    assert "PYFLASH_MODEL" not in run("doctor").stdout
+    assert run("run", "hello", "-n", "1", "--verbose").code == 0
+    monkeypatch.setenv("PYFLASH_MODEL", "org/tinny-GGUF")
+    told = run("doctor")
+    assert told.code == 1 and "PYFLASH_MODEL" in told.stderr and "org/tiny-GGUF" in told.stderr
 
 
 def test_list(home: Path, tiny_model: Path, shards: list[Path], run: Run) -> None:
