@@ -253,6 +253,10 @@ def test_refusals(hub: Hub, ask: Callable[..., PullPlan], tmp_path: Path, monkey
 
 def test_a_file_that_cannot_be_had(hub: Hub, ask: Callable[..., PullPlan]) -> None:
     plan = ask("org/Flash-GGUF:Q8_0")
+    hub.status, hub.error_code = 403, "GatedRepo"  # which the hub tells when a file is wanted
+    with pytest.raises(ConvertError, match="terms"):
+        downloads.pull(plan)
+    hub.status, hub.n_requests = 200, 1
     del hub.files["Flash-Q8_0.gguf"]
     with pytest.raises(ConvertError, match="cannot download"):
         downloads.pull(plan)
