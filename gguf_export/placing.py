@@ -131,7 +131,8 @@ def place_files(
     sources: Sequence[Path], folder: Path, *, copy: bool, force: bool, progress: ProgressFn | None = None,
     names: Sequence[str] | None = None,
 ) -> tuple[list[Path], str]:
-    """Puts the files into an existing folder under their own names, or those given. Returns their new paths and how they got there.
+    """Puts the files into an existing folder under their own names, or those given. Returns their new paths and how
+    they got there.
 
     copy: copy them; else hard link where the file system can, else symlink, else copy ("hard link", "symlink",
     "copy"). progress(done, total) gets the bytes copied. force: replace files that stand there. Each file gets its name

@@ -81,7 +81,8 @@ def test_choice_by_name(paths: list[str], quant: str, stems: list[str]) -> None:
     assert [each.stem for each in choose(file_sets(paths), quant)] == stems
 
 
-@pytest.mark.parametrize("paths", [UNSLOTH, DS4, ["a/x-Q4_0.gguf", "b/x-Q4_0.gguf"], ["model.gguf"], ["Q4_0.gguf", "q4_0/a.gguf"]])
+@pytest.mark.parametrize("paths", [UNSLOTH, DS4, ["a/x-Q4_0.gguf", "b/x-Q4_0.gguf"], ["model.gguf"],
+                                   ["Q4_0.gguf", "q4_0/a.gguf"]])
 def test_every_file_has_a_name_of_its_own(paths: list[str]) -> None:
     sets = file_sets(paths)
     for each in sets:
@@ -89,7 +90,7 @@ def test_every_file_has_a_name_of_its_own(paths: list[str]) -> None:
 
 
 def test_shards_belong_together() -> None:
-    found = file_sets(["m-00002-of-00003.gguf", "m-00001-of-00003.gguf", "m-00001-of-00002.gguf", "m-00009-of-00002.gguf"])
+    found = file_sets([f"m-0000{part}.gguf" for part in ("2-of-00003", "1-of-00003", "1-of-00002", "9-of-00002")])
     assert [(each.stem, len(each.files), each.missing) for each in found] == [
         ("m", 1, 1), ("m", 2, 1), ("m-00009-of-00002", 1, 0)]
 
@@ -189,7 +190,8 @@ def test_a_path_is_the_path(home: Path, tiny_model: Path, tmp_path: Path) -> Non
 
 def test_a_typo_is_told(home: Path, tiny_model: Path) -> None:
     put_in_hub(home, "unsloth/DeepSeek-V4-Flash-GGUF", "F-UD-IQ2_XXS.gguf", tiny_model)
-    for typed in ("unslot/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS", "unsloth/DeepSeek-V4-Flsh-GGUF", "unsloth/deepseekv4flash-gguf"):
+    for typed in ("unslot/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS", "unsloth/DeepSeek-V4-Flsh-GGUF",
+                  "unsloth/deepseekv4flash-gguf"):
         with pytest.raises(FileError, match="did you mean unsloth/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS"):
             find_model(typed)
     with pytest.raises(FileError, match="pyflash list shows .* pyflash pull some/thing"):

@@ -43,7 +43,8 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @click.command()
 @click.argument("model_or_prompt", required=False, metavar="[MODEL]", shell_complete=GGUFFile().shell_complete)
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
-@option("--model", "-m", type=GGUFFile(), help="GGUF file, or its name in a local store.  [default: the built-in demo model]")
+@option("--model", "-m", type=GGUFFile(), help="GGUF file, or its name in a local store.  [default: the built-in demo "
+        "model]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=FilePath(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
@@ -72,8 +73,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
 
     MODEL is a GGUF file, or one that Hugging Face's client, LM Studio or Ollama keeps on this machine, by its name:
     ORG/REPO:QUANT, ollama:NAME (`pyflash list` shows them). One argument alone is a MODEL when it names a file or looks
-    like it, as ./m and m.gguf do, or is such a name, else a PROMPT for the built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
-    it is given, and --tools.
+    like it, as ./m and m.gguf do, or is such a name, else a PROMPT for the built-in demo model. That is tiny, and
+    trained for small talk, sums with and without --think, facts of a text that it is given, and --tools.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. It is waited for,
     however late it comes; with < /dev/null there is none. Without a prompt each line of it is a turn of a chat, which
