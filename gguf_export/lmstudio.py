@@ -59,7 +59,10 @@ def export_lmstudio(
     folder = dest / maker / title
     made = make_folder(folder)
     try:
-        files, how = place_files(sources, folder, copy=copy, force=force, progress=progress)
+        names = [path.name for path in sources]
+        if len(names) == 1 and not names[0].lower().endswith(".gguf"):  # a blob of Ollama's: LM Studio would not see it
+            names = [f"{title}.gguf"]
+        files, how = place_files(sources, folder, copy=copy, force=force, progress=progress, names=names)
     except BaseException:
         remove_folders(made)
         raise

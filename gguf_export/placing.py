@@ -128,15 +128,17 @@ def _copy(source: Path, target: str, done: int, total: int, progress: ProgressFn
 
 
 def place_files(
-    sources: Sequence[Path], folder: Path, *, copy: bool, force: bool, progress: ProgressFn | None = None
+    sources: Sequence[Path], folder: Path, *, copy: bool, force: bool, progress: ProgressFn | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[Path], str]:
-    """Puts the files into an existing folder under their own names. Returns their new paths and how they got there.
+    """Puts the files into an existing folder under their own names, or those given. Returns their new paths and how
+    they got there.
 
     copy: copy them; else hard link where the file system can, else symlink, else copy ("hard link", "symlink",
     "copy"). progress(done, total) gets the bytes copied. force: replace files that stand there. Each file gets its name
     only when all of them are there; until then an error or Ctrl-C leaves nothing.
     """
-    targets = [folder / path.name for path in sources]
+    targets = [folder / name for name in names or [path.name for path in sources]]
     places = [replaceable(target, sources, force) for target in targets]
     with contextlib.ExitStack() as stack:
         try:

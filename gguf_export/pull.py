@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,12 @@ def plan_pull(name: str) -> PullPlan:
         raise ConvertError(f"the hub names no commit of {repository}: it is not downloaded")
     cache = Path(hub.constants.HF_HUB_CACHE).expanduser().absolute()
     folder = cache / (PREFIX + repository.replace("/", "--"))
-    plan = PullPlan(f"{repository}:{label(chosen, file_sets(files))}", repository, info.sha, wanted, folder, frozenset(), 0)
+    called = f"{repository}:{label(chosen, file_sets(files))}"
+    plan = PullPlan(called, repository, info.sha, wanted, folder, frozenset(), 0)
     here = frozenset(file.path for file in wanted if _size(plan.place(file)) == file.size)
     left = sum(file.size - max(_size(_blob(plan, file)), _begun(plan, file))
                for file in wanted if file.path not in here)
-    return PullPlan(plan.name, repository, info.sha, wanted, folder, here, left)
+    return replace(plan, here=here, left_bytes=left)
 
 
 def _remote(sibling: Any) -> RemoteFile:
@@ -122,9 +123,10 @@ def _one(repository: str, quant: str, sets: list[FileSet], sizes: dict[str, int]
     models = chosen or choose(sets, "")
     if not models:
         raise ConvertError(f"{repository} holds no GGUF model: take a repository that does")
-    what = f"{quant} means {len(chosen)} models" if chosen and quant else f"holds {len(models)} models" if not quant else (
-        f"has no {quant}")
-    raise several(f"{repository} {what}; give one of these", labels(models, sets, sizes))
+    what = f"{repository} holds {len(models)} models"
+    if quant:
+        what = f"{quant} means {len(chosen)} models of {repository}" if chosen else f"{repository} has no {quant}"
+    raise several(f"{what}; give one of these", labels(models, sets, sizes))
 
 
 def _size(path: Path) -> int:
@@ -195,8 +197,8 @@ class _Download:
                 if digest.hexdigest() != self._file.key:
                     out.truncate(0)
                     work.record(0)
-                    raise ConvertError(f"{self._file.path} arrived damaged: its checksum is another than the hub's; pull "
-                                       "it again")
+                    raise ConvertError(f"{self._file.path} arrived damaged: its checksum is another than the hub's; "
+                                       "pull it again")
             flush(path)
             os.replace(path, blob)
 
@@ -259,7 +261,7 @@ class _Download:
             sent = response.headers.get("Content-Range", "")
             whole = response.status_code == 200 and start == 0
             if not whole and (response.status_code != 206 or not sent.startswith(f"bytes {start}-")):
-                raise ConvertError(f"the hub cannot go on with {self._file.path} from byte {start:,}: pull it again later")
+                raise ConvertError(f"the hub cannot go on with {self._file.path} from byte {start:,}: pull it later")
             left = (self._file.size if whole else end) - start
             for piece in response.iter_bytes():
                 if len(piece) > left:
@@ -296,5 +298,5 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise ConvertError(f"{repository} is no name on the hub: {_first_line(error)}") from None
     except (errors.HTTPError, ConnectionError, errors.LocalEntryNotFoundError, errors.FileMetadataError) as error:
         endpoint = _hub().constants.ENDPOINT
-        raise ConvertError(f"cannot download from {endpoint}: {_first_line(error).rstrip('.')}; try again, what is there "
-                           "is kept") from None
+        raise ConvertError(f"cannot download from {endpoint}: {_first_line(error).rstrip('.')}; try again, what is "
+                           "there is kept") from None

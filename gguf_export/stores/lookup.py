@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gguf_export.errors import ConvertError, first_few, several
@@ -31,7 +31,7 @@ class Listing:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be meant for a model's name: STORE:NAME, ORG/REPO:QUANT or ORG/REPO, and no file that is there.
+    """Whether a text can be meant for a model's name (STORE:NAME, ORG/REPO:QUANT or ORG/REPO) and names no file.
 
     Of ORG/REPO that is only so where a store has it, or it looks like a repository of models: other words have a slash.
     """
@@ -63,14 +63,14 @@ def _may_be_name(text: str) -> bool:
     return bool(prefix and rest and not re.search(r"\s", rest)) or split_name(text) is not None
 
 
-def find_model(name: str) -> Path:
-    """The GGUF file, or first shard, that a name in a store means. A path stays what it is: one that is there, and what
-    cannot be a name.
+def find_model(name: str) -> Path | None:
+    """The GGUF file, or first shard, that a name in a store means. None for a path: one that is there, and what cannot
+    be a name.
 
     ConvertError, with what there is, for a name that means nothing, several files, or one of which parts are missing.
     """
     if not _may_be_name(name) or _is_there(name):
-        return Path(name)
+        return None
     prefix, rest = _split_prefix(name)
     partial: list[Stored] = []
     for store in [_PREFIXES[prefix]] if prefix else STORES:
@@ -84,8 +84,8 @@ def find_model(name: str) -> Path:
             raise several(f"{name} is not one model of {store.title}; give one of these", [each.name for each in whole])
         partial += found
     if partial:
-        raise ConvertError(f"{partial[0].name} in {partial[0].store} {_lacking(partial[0])}: download them (pyflash pull "
-                           f"{partial[0].name})")
+        lost = partial[0]
+        raise ConvertError(f"{lost.name} in {lost.store} {_lacking(lost)}: download them (pyflash pull {lost.name})")
     raise _unknown(name, rest)
 
 
@@ -148,7 +148,7 @@ def list_models() -> Listing:
     for store in STORES:
         for stored in store.walk():
             if stored.name.lower() in names:  # what the bare name means lies in a store before
-                stored = Stored(f"{store.prefix}:{stored.name}", stored.store, stored.path, stored.files, stored.missing)
+                stored = replace(stored, name=f"{store.prefix}:{stored.name}")
             _add(listing, stored, names)
     return listing
 

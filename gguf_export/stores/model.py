@@ -82,7 +82,7 @@ def architecture(path: Path) -> str:
 
 
 def inspect(stored: Stored) -> Model | str:
-    """The model, or the architecture of a file that is another's; a draft is its own. ConvertError for a broken file."""
+    """The model, or the architecture of a file that is another's; a draft is its own. ConvertError: a broken file."""
     found = architecture(stored.path)
     if found != ARCH:
         return found

@@ -15,10 +15,16 @@ def find_model(name: StrPath) -> Path:
 
     A path stays what it is. FileError, with what there is, where a name means no file or several. Uses no network.
     """
+    return Path(model_path(os.fsdecode(name)))
+
+
+def model_path(text: str) -> str:
+    """The same for texts: what is no name is returned as it was given."""
     from gguf_export.errors import ConvertError
     from gguf_export.stores import lookup
 
     try:
-        return lookup.find_model(os.fsdecode(name))
+        found = lookup.find_model(text)
     except ConvertError as error:
         raise FileError(str(error)) from error
+    return text if found is None else os.fspath(found)

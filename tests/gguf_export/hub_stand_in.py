@@ -116,7 +116,8 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 
         def send(self, path: str) -> None:
             data = bytes(len(hub.files[path])) if hub.damage else hub.files[path]
-            first, last = (int(part or -1) for part in self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-"))
+            wanted = self.headers.get("Range", "bytes=0-").removeprefix("bytes=")
+            first, last = (int(part or -1) for part in wanted.split("-"))
             hub.ranges.append((path, first))
             self.send_response(200 if hub.ignore_ranges else 206)
             if hub.ignore_ranges:

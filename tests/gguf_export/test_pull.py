@@ -115,7 +115,8 @@ def test_a_file(hub: Hub, run: Run, pull: Callable[..., bytes], tmp_path: Path) 
 def test_what_the_library_takes_for_its_own(hub: Hub, run: Run) -> None:
     path = run("pull", "org/Flash-GGUF:Q8_0").stdout.strip()
     n = len(hub.ranges)
-    code = "import huggingface_hub as h; print(h.hf_hub_download('org/Flash-GGUF', 'Flash-Q8_0.gguf', local_files_only=True))"
+    code = ("import huggingface_hub as hub;"
+            "print(hub.hf_hub_download('org/Flash-GGUF', 'Flash-Q8_0.gguf', local_files_only=True))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.strip() == path and len(hub.ranges) == n, done.stderr
 
@@ -225,7 +226,7 @@ def test_refusals(hub: Hub, ask: Callable[..., PullPlan], tmp_path: Path, monkey
 
     refuse("org/Flash-GGUF", "holds 2 models", ":Q8_0 (", ":UD-IQ2_XXS (")
     refuse("org/Flash-GGUF:Q2_K", "has no Q2_K", ":Q8_0 (")
-    refuse("org/Flash-GGUF:Flash", "Flash means 2 models", ":Q8_0 (")
+    refuse("org/Flash-GGUF:Flash", "Flash means 2 models of org/", ":Q8_0 (")
     refuse("org/Other-GGUF:Q2_K", "the hub has no org/Other-GGUF")
     refuse("org/a--b:Q2_K", "org/a--b is no name on the hub")
     for name in ("flash", "ollama:flash", "a/b/c", "org/x y", "", "../x"):
@@ -253,6 +254,10 @@ def test_refusals(hub: Hub, ask: Callable[..., PullPlan], tmp_path: Path, monkey
 
 def test_a_file_that_cannot_be_had(hub: Hub, ask: Callable[..., PullPlan]) -> None:
     plan = ask("org/Flash-GGUF:Q8_0")
+    hub.status, hub.error_code = 403, "GatedRepo"  # which the hub tells when a file is wanted
+    with pytest.raises(ConvertError, match="terms"):
+        downloads.pull(plan)
+    hub.status, hub.n_requests = 200, 1
     del hub.files["Flash-Q8_0.gguf"]
     with pytest.raises(ConvertError, match="cannot download"):
         downloads.pull(plan)

@@ -18,6 +18,7 @@ from gguf_export.convert import ConvertOptions, convert
 from gguf_export.stores.lookup import is_name, list_models
 from gguf_export.stores.repository import choose, file_sets, label, split_name
 from pyflash import FileError, find_model
+from pyflash.machine.models import model_path
 
 Run = Callable[..., Ran]
 
@@ -80,7 +81,8 @@ def test_choice_by_name(paths: list[str], quant: str, stems: list[str]) -> None:
     assert [each.stem for each in choose(file_sets(paths), quant)] == stems
 
 
-@pytest.mark.parametrize("paths", [UNSLOTH, DS4, ["a/x-Q4_0.gguf", "b/x-Q4_0.gguf"], ["model.gguf"], ["Q4_0.gguf", "q4_0/a.gguf"]])
+@pytest.mark.parametrize("paths", [UNSLOTH, DS4, ["a/x-Q4_0.gguf", "b/x-Q4_0.gguf"], ["model.gguf"],
+                                   ["Q4_0.gguf", "q4_0/a.gguf"]])
 def test_every_file_has_a_name_of_its_own(paths: list[str]) -> None:
     sets = file_sets(paths)
     for each in sets:
@@ -88,7 +90,7 @@ def test_every_file_has_a_name_of_its_own(paths: list[str]) -> None:
 
 
 def test_shards_belong_together() -> None:
-    found = file_sets(["m-00002-of-00003.gguf", "m-00001-of-00003.gguf", "m-00001-of-00002.gguf", "m-00009-of-00002.gguf"])
+    found = file_sets([f"m-0000{part}.gguf" for part in ("2-of-00003", "1-of-00003", "1-of-00002", "9-of-00002")])
     assert [(each.stem, len(each.files), each.missing) for each in found] == [
         ("m", 1, 1), ("m", 2, 1), ("m-00009-of-00002", 1, 0)]
 
@@ -180,15 +182,16 @@ def test_a_path_is_the_path(home: Path, tiny_model: Path, tmp_path: Path) -> Non
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "m").write_bytes(b"")
     (tmp_path / "ollama:x").write_bytes(b"")
-    for path in ("org/m", "ollama:x", "nothing.gguf", "org/nothing.gguf", "../x", "/x/y", "x", "", "a b", "x:y", "\0"):
-        assert find_model(path) == Path(path)
+    for path in ("org/m", "ollama:x", "nothing.gguf", "org/nothing.gguf", "../x", "/x/y", "x", "", "a b", "x:y", "./m", "\0"):
+        assert find_model(path) == Path(path) and model_path(path) == path
         assert not is_name(path)
     assert find_model(tmp_path / "org" / "m") == tmp_path / "org" / "m"
 
 
 def test_a_typo_is_told(home: Path, tiny_model: Path) -> None:
     put_in_hub(home, "unsloth/DeepSeek-V4-Flash-GGUF", "F-UD-IQ2_XXS.gguf", tiny_model)
-    for typed in ("unslot/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS", "unsloth/DeepSeek-V4-Flsh-GGUF", "unsloth/deepseekv4flash-gguf"):
+    for typed in ("unslot/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS", "unsloth/DeepSeek-V4-Flsh-GGUF",
+                  "unsloth/deepseekv4flash-gguf"):
         with pytest.raises(FileError, match="did you mean unsloth/DeepSeek-V4-Flash-GGUF:UD-IQ2_XXS"):
             find_model(typed)
     with pytest.raises(FileError, match="pyflash list shows .* pyflash pull some/thing"):
@@ -207,6 +210,8 @@ def test_commands_take_names(home: Path, tiny_model: Path, demo_model: Path, run
     assert run("run", "-m", "ollama:demo", "hello", "-n", "2", "--temp", "0").stdout == ran.stdout
     assert run("bench", "org/tiny-gguf", "--prompt", "4", "--gen", "1", "--repeat", "1", "--json").json()
     assert run("export", "ollama", "org/tiny-GGUF", home / "out", "--json").json()["model_files"]
+    done = run("export", "lmstudio", "ollama:demo", home / "lm", "--model", "demo", "--json").json()
+    assert [Path(path).name for path in done["files"]] == ["demo.gguf"]  # which LM Studio looks for
     for command in (("info", "org/tiny-GGUF:Q9"), ("run", "org/tiny-GGUF:Q9"), ("run", "org/tinny-GGUF"),
                     ("run", "ollama:demmo"), ("run", "-m", "ollama:demmo", "hello"), ("bench", "org/tinny-GGUF")):
         ran = run(*command)
@@ -218,6 +223,16 @@ def test_a_prompt_with_a_slash_is_one(home: Path, tiny_model: Path, run: Run, de
     assert is_name("yes/no") and not is_name("and/or") and not is_name("ollama: what is it?")
     assert is_name("some/Model-GGUF") and is_name("ollama:x") and is_name("a/b:c")
     assert run("run", "and/or", "-n", "1").code == 0
+
+
+def test_a_name_in_the_environment(home: Path, tiny_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_hub(home, "org/tiny-GGUF", "tiny-Q8_0.gguf", tiny_model)
+    monkeypatch.setenv("PYFLASH_MODEL", "org/tiny-GGUF")
+    assert not re.search("warning +PYFLASH_MODEL|problem +PYFLASH_MODEL", run("doctor").stdout)
+    assert run("run", "hello", "-n", "1", "--verbose").code == 0
+    monkeypatch.setenv("PYFLASH_MODEL", "org/tinny-GGUF")
+    told = run("doctor")
+    assert told.code == 1 and "PYFLASH_MODEL" in told.stderr and "org/tiny-GGUF" in told.stderr
 
 
 def test_list(home: Path, tiny_model: Path, shards: list[Path], run: Run) -> None:

@@ -7,14 +7,13 @@ look for files, because it knows about quotes, tildes and slashes.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from pyflash.cli.paths import FilePath
-from pyflash.machine.models import find_model
+from pyflash.machine.models import model_path
 
 _GGUF = "gguf"
 
@@ -114,7 +113,7 @@ class GGUFFile(FilePath):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         given = super().convert(value, param, ctx)
-        return os.fspath(find_model(given)) if isinstance(given, str) else given
+        return model_path(given) if isinstance(given, str) else given
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -32,7 +32,8 @@ def list_models(as_json: bool) -> None:
     if as_json:
         print_done(_as_json(listing))
         return
-    rows = [(each.stored.name, each.types, format_bytes(each.n_bytes), str(each.stored.path)) for each in listing.models]
+    rows = [(each.stored.name, each.types, format_bytes(each.n_bytes), str(each.stored.path))
+            for each in listing.models]
     if rows:
         show(_columns([("name", "types", "size", "path"), *rows]))
     if listing.n_other:

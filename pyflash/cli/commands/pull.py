@@ -33,10 +33,11 @@ def pull(name: str, dry_run: bool, as_json: bool) -> None:
         from gguf_export import pull as downloads
 
         plan = downloads.plan_pull(name)
-        fields = {"name": plan.name, "commit": plan.commit, "total_bytes": plan.n_bytes, "download_bytes": plan.left_bytes,
-                  "files": [str(plan.place(file)) for file in plan.files]}
-        what = (f"{plan.name}: {format_bytes(plan.n_bytes)} in {len(plan.files)} file{'s' if len(plan.files) > 1 else ''}, "
-                f"{format_bytes(plan.left_bytes)} to download")
+        fields = {"name": plan.name, "commit": plan.commit, "total_bytes": plan.n_bytes,
+                  "download_bytes": plan.left_bytes, "files": [str(plan.place(file)) for file in plan.files]}
+        count = f"{len(plan.files)} file{'s' if len(plan.files) > 1 else ''}"
+        left = f"{format_bytes(plan.left_bytes)} to download"
+        what = f"{plan.name}: {format_bytes(plan.n_bytes)} in {count}, {left}"
         if dry_run:
             print_done(fields) if as_json else show(what)
             return

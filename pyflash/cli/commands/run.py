@@ -34,8 +34,12 @@ from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
+<<<<<<< HEAD
 from pyflash.engine.options import RELEASES
 from pyflash.machine.models import find_model
+=======
+from pyflash.machine.models import model_path
+>>>>>>> h-hub
 from pyflash.machine.places import homeless, state_dir
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
@@ -44,7 +48,8 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @click.command()
 @click.argument("model_or_prompt", required=False, metavar="[MODEL]", shell_complete=GGUFFile().shell_complete)
 @click.argument("prompt_argument", required=False, metavar="[PROMPT]")
-@option("--model", "-m", type=GGUFFile(), help="GGUF file, or its name in a local store.  [default: the built-in demo model]")
+@option("--model", "-m", type=GGUFFile(), help="GGUF file, or its name in a local store.  [default: the built-in demo "
+        "model]")
 @option("--prompt", "-p", help="Prompt.")
 @option("--file", "-f", type=FilePath(), help="Put this text file after the prompt; alone it is the prompt.")
 @option("--ctx", "-c", "context", type=click.IntRange(1), metavar="N",
@@ -75,8 +80,8 @@ def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any
 
     MODEL is a GGUF file, or one that Hugging Face's client, LM Studio or Ollama keeps on this machine, by its name:
     ORG/REPO:QUANT, ollama:NAME (`pyflash list` shows them). One argument alone is a MODEL when it names a file or looks
-    like it, as ./m and m.gguf do, or is such a name, else a PROMPT for the built-in demo model. That is tiny, and trained for small talk, sums with and without --think, facts of a text that
-    it is given, and --tools.
+    like it, as ./m and m.gguf do, or is such a name, else a PROMPT for the built-in demo model. That is tiny, and
+    trained for small talk, sums with and without --think, facts of a text that it is given, and --tools.
 
     Text that is piped in goes after the prompt: `pyflash run model.gguf "Sum this up:" < report.txt`. It is waited for,
     however late it comes; with < /dev/null there is none. Without a prompt each line of it is a turn of a chat, which
@@ -167,9 +172,9 @@ def _model_and_prompt(
         if _typed("model"):
             raise click.UsageError("the model is given twice: as an argument and with --model")
         assert first is not None
-        model, prompt = os.fspath(find_model(expanded(first))), second
+        model, prompt = model_path(expanded(first)), second
     elif first is not None and not _typed("model") and _names_a_model(first):
-        model, prompt = os.fspath(find_model(expanded(first))), None
+        model, prompt = model_path(expanded(first)), None
     if prompt is not None and _typed("prompt"):
         raise click.UsageError("give the prompt once: as an argument or with --prompt")
     return model, _prompt(prompt, options)
