@@ -34,12 +34,8 @@ from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
-<<<<<<< HEAD
 from pyflash.engine.options import RELEASES
-from pyflash.machine.models import find_model
-=======
 from pyflash.machine.models import model_path
->>>>>>> h-hub
 from pyflash.machine.places import homeless, state_dir
 
 _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max": "max"}
