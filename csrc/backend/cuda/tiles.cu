@@ -7,7 +7,9 @@
  *
  * A warp takes 16 rows of the weight and 32 tokens; lane 4 g + q has columns 4 q to 4 q + 3 and 16 more of rows g and g + 8
  * and of tokens g, and the sums of tokens 2 q and 2 q + 1 (PTX ISA, "Matrix Fragments for mma.m16n8k32"). Weights come
- * straight from where they lie: what a warp takes of a row next is in the same lines, and in the first cache. */
+ * straight from where they lie: what a warp takes of a row next is in the same lines, and in the first cache.
+ *
+ * By count of instructions, not measured: 800 products a cycle and multiprocessor of an A100, where dp4a does 128. */
 #include "backend/cuda/matmul.cuh"
 
 enum { ROWS = 16, TOKENS = 32, NARROW = TOKENS / 8 /* products side by side */, LEVELS = 4, STEP = 2 /* blocks at once */ };
