@@ -14,7 +14,10 @@
  *
  * An instruction takes 16 rows, 8 tokens and 16 columns. Lane 4 g + q has rows g and g + 8 and token g, four columns of
  * each, and the sums of tokens 2 q and 2 q + 1 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). Which columns of a span
- * those are is free where weights and activations agree: they are chosen for what a lane loads to lie together. */
+ * those are is free where weights and activations agree: they are chosen for what a lane loads to lie together.
+ *
+ * By count of instructions, not measured: 64 tokens by 128 rows by 32 columns are 768 cycles of an A100's multiprocessor, so
+ * at most 340 products a cycle. */
 #include "backend/cuda/matmul.cuh"
 
 enum { ROWS = 16, TOKENS = 8, STEPS = 2, CHUNK = 16 * STEPS, SPAN = PF_FP8_BLOCK, CHUNKS = SPAN / CHUNK };

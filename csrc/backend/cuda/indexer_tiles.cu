@@ -12,7 +12,10 @@
  * a tile, or a head or weight of the block's tokens, is out of bounds, groups are summed as the rule is written.
  *
  * A block has its tokens' heads in shared memory; its warps go through tiles of rows, which come straight from where
- * they lie and stay in registers. */
+ * they lie and stay in registers.
+ *
+ * By count of instructions, not measured: at most 1,750 products a cycle and multiprocessor of an A100 for a prompt, limited by
+ * its tensor cores (dp4a: 256). A token alone is limited by issuing instructions: 45 to 60 % of the memory's bandwidth. */
 #include "backend/cuda/indexer.cuh"
 
 enum { GROUPS = 4, WORDS = GROUPS * PF_IDX_GROUP / 4, QUAD = 4 };
