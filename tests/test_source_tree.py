@@ -22,7 +22,10 @@ pytestmark = pytest.mark.skipif(PACKAGE.parent == ROOT, reason="an editable inst
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env={**os.environ, **environment}, timeout=120,
+    """By itself, as if no test ran it: neither as a worker of this run nor allowed what this run may be."""
+    inherited = {name: value for name, value in os.environ.items()
+                 if not name.startswith("PYTEST_") and name != installed_tree.ALLOW}  # fmt: skip
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env={**inherited, **environment}, timeout=120,
                           capture_output=True, encoding="utf-8")  # fmt: skip
 
 
