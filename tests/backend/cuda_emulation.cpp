@@ -261,8 +261,8 @@ static void run_block(bool reversed) {
 
 enum { ALIGNMENT = 256 };
 
-/* PF_EMULATED_STRICT: costs a system call a kernel, whose time grows with the memory in use, where the processor has no
- * protection keys. */
+/* PF_EMULATED_STRICT. Where the processor has no protection keys that takes a system call a kernel, whose time grows with the
+ * memory in use: there memory is closed after one kernel in LEFT_OPEN only, and after every graph in as many. */
 static const bool strict = std::getenv("PF_EMULATED_STRICT") != nullptr;
 
 /* One range of addresses; when strict, closed to everybody but kernels and copies. */
@@ -293,21 +293,33 @@ static device_memory &device() {
 
 /* While one lives, the memory can be touched. */
 struct opened {
-    opened() { change(PROT_READ | PROT_WRITE); }
-    ~opened() { change(PROT_NONE); }
+    opened() {
+        if (strict && depth++ == 0) change(PROT_READ | PROT_WRITE);
+    }
+    ~opened() {
+        if (strict && --depth == 0) change(PROT_NONE);
+    }
 
   private:
+    enum { LEFT_OPEN = 16 };
+    static thread_local int depth;
+
     static void change(int access) {
-        if (!strict) return;
+        static bool is_open = false;
+        static unsigned turn = 0;
 #if defined(PKEY_DISABLE_ACCESS)
         if (device().key >= 0) {
             pkey_set(device().key, access == PROT_NONE ? PKEY_DISABLE_ACCESS : 0);
             return;
         }
 #endif
+        if (access == PROT_NONE && ++turn % LEFT_OPEN != 0) return;
+        if (is_open == (access != PROT_NONE)) return;
+        is_open = !is_open;
         mprotect(device().base, device().bytes, access);
     }
 };
+thread_local int opened::depth = 0;
 
 void *device_alloc(size_t bytes) {
     device_memory &d = device();
@@ -497,6 +509,7 @@ int launch_graph(const graph *g) {
     if (is_lost()) return cudaErrorLaunchFailure;
     ++pf_emulated_graphs.launched;
     in_graph = true;
+    const opened memory;
     for (const auto &work : g->work) work();
     in_graph = false;
     return cudaSuccess;

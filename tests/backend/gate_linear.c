@@ -385,6 +385,10 @@ static void experts(const pf_backend *backend, const pf_backend *scalar) {
         runners_new(r, backend, scalar, (form)acts);
         for (size_t i = 0; i < sizeof types / sizeof *types; ++i) {
             static const int64_t counts[] = {1, 4, 33, 35, 90};
+            if (!pf_backend_takes(backend, types[i][0]) || !pf_backend_takes(backend, types[i][1]) ||
+                !pf_backend_takes(backend, types[i][2])) {
+                continue;
+            }
             for (size_t k = 0; k < sizeof counts / sizeof *counts; ++k) {
                 const int64_t n = counts[k];
                 if (n == 90 && (types[i][0] != PF_FP8 || acts != FAST)) continue;
