@@ -344,8 +344,9 @@ static void search_block(search *s, float power, choice *best, halves *h) {
     }
 }
 
-void pf_quantize_k_block(uint32_t type, const float *x, const float *weights, uint8_t *block) {
-    search s = {.format = format_of(type), .loops = pf_search_loops_best()};
+void pf_quantize_k_block(uint32_t type, const pf_search_loops *loops, const float *x, const float *weights,
+                         uint8_t *block) {
+    search s = {.format = format_of(type), .loops = loops};
     float scaled_x[VALUES], scaled_w[VALUES];
     const float of_x = pf_normalise(x, VALUES, scaled_x);
     pf_normalise(weights, VALUES, scaled_w);

@@ -8,11 +8,14 @@
 #ifndef PF_QUANTIZE_K_H
 #define PF_QUANTIZE_K_H
 
+#include "quantize/search_loops.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
 bool pf_quantize_k_knows(uint32_t type);
-/* x [256] and weights [256] >= 0, all finite, to one block of a type that it knows. */
-void pf_quantize_k_block(uint32_t type, const float *x, const float *weights, uint8_t *block);
+/* x [256] and weights [256] >= 0, all finite, to one block of a type that it knows, by loops of this machine. */
+void pf_quantize_k_block(uint32_t type, const pf_search_loops *loops, const float *x, const float *weights,
+                         uint8_t *block);
 
 #endif

@@ -67,12 +67,13 @@ pf_status pf_codec_quantize(uint32_t type, int32_t objective, const float *x, co
         if (search == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for a search of quantised values");
     }
     const uint32_t block_bytes = pf_dtype_lookup(type)->block_bytes;
+    const pf_search_loops *loops = pf_search_loops_best(); /* asks the processor: once, not for every block */
     float weights[VALUES];
     for (int64_t row = 0; row < n_rows; ++row) {
         for (int64_t at = 0; at < n_cols; at += VALUES, x += VALUES, out += block_bytes) {
             find_weights(x, importance != NULL ? importance + at : NULL, objective, weights);
             if (search != NULL) pf_grid_search_block(search, x, weights, out);
-            else pf_quantize_k_block(type, x, weights, out);
+            else pf_quantize_k_block(type, loops, x, weights, out);
         }
     }
     pf_grid_search_delete(search);
