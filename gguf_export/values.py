@@ -159,10 +159,13 @@ class ValueWatch:
             self._nonzero.add(name)
         if limit is None or largest < limit:
             return
+        is_infinity = largest == limit and not is_finite
+        self._add(name, "infinity" if is_infinity else "NaN")
+
+    def _add(self, name: str, what: str) -> None:
         with self._lock:
-            is_infinity = largest == limit and not is_finite
-            if not is_infinity or name not in self._problems:
-                self._problems[name] = "infinity" if is_infinity else "NaN"
+            if len(self._problems) < MOST_NAMED and (what == "NaN" or name not in self._problems):
+                self._problems[name] = what
             if len(self._problems) >= MOST_NAMED:
                 raise self._error(["perhaps others: the rest was not read"])
 
@@ -175,8 +178,7 @@ class ValueWatch:
         else:
             return
         if int((words & 0x7FFF).max(initial=0)) >= limit:
-            with self._lock:
-                self._problems.setdefault(name, f"numbers too large for {kind.name}")
+            self._add(name, f"numbers too large for {kind.name}")
             raise Unusable
 
     def _error(self, more: Sequence[str] = ()) -> ConvertError:

@@ -80,15 +80,19 @@ enum { PREFIX_BYTES = 64 };
 
 static char prefix[PREFIX_BYTES];
 static bool is_terminal; /* where the line goes */
+static atomic_flag said = ATOMIC_FLAG_INIT;
 
 static void put(const char *text);
 
-static void say_which(const char *path) {
+/* Once: threads that read the same file fault together, and their lines would run into each other. */
+static bool say_which(const char *path) {
+    if (atomic_flag_test_and_set(&said)) return false;
     if (is_terminal) put("\r\x1b[0m\x1b[K"); /* a bar may stand in the line, and colours be on */
     put(prefix);
     put("cannot read '");
     put(path);
     put("': the file has become shorter, or its disk fails, while it was in use: check it, and start again\n");
+    return true;
 }
 
 /* ---- Windows ----------------------------------------------------------------------------------------------- */
@@ -107,7 +111,7 @@ static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
     if (record->ExceptionCode != EXCEPTION_IN_PAGE_ERROR || record->NumberParameters < 2) return EXCEPTION_CONTINUE_SEARCH;
     const char *path = file_at((uintptr_t)record->ExceptionInformation[1]);
     if (!path) return EXCEPTION_CONTINUE_SEARCH;
-    say_which(path);
+    if (!say_which(path)) Sleep(INFINITE); /* until the thread that speaks ends the process */
     TerminateProcess(GetCurrentProcess(), 1);
     return EXCEPTION_CONTINUE_SEARCH;
 }
@@ -175,7 +179,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const int saved = errno;
     const char *path = info->si_code > 0 ? file_at((uintptr_t)info->si_addr) : NULL;
     if (path) {
-        say_which(path);
+        while (!say_which(path)) pause(); /* until the thread that speaks ends the process */
         if (terminal_fd >= 0) tcsetattr(terminal_fd, TCSANOW, &terminal);
         _exit(1);
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -229,9 +230,10 @@ def test_without_a_home(temporary: Path, tiny_model: Path, demo_checkpoint: Path
     model.write_bytes(tiny_model.read_bytes())
     code, _, err = homeless("run", model, "Hello", *SHORT)
     assert (code, err) == (0, "")
-    code, _, err = homeless("run", "Hello", *SHORT, TMPDIR=str(temporary))
+    demo = shutil.copytree(demo_checkpoint, temporary / "demo")  # this environment may lie where others cannot look
+    code, _, err = homeless("run", "Hello", *SHORT, TMPDIR=str(temporary), PYFLASH_DEMO=str(demo))
     assert code == 0 and "no home folder" in err and "PYFLASH_CACHE" in err, err
-    code, out, _ = homeless("doctor", TMPDIR=str(temporary))
+    code, out, _ = homeless("doctor", TMPDIR=str(temporary), PYFLASH_DEMO=str(demo))
     assert code == 0 and f"{temporary}/pyflash-{NOBODY}" in out and "no home folder" in out
     assert_told(homeless("info", "~nosuchuser/m.gguf"), "~nosuchuser", "check the p")
 
