@@ -26,16 +26,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from compare_llama import PACKAGE, VERSION, Results, lines_of, processor, warm_file
+from compare_llama import VERSION, Results, lines_of, processor, warm_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def build(folder: Path) -> None:
     """llama_depth against the libraries that compare_llama.py built there, and made_up_context against this source."""
-    source = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp"), None)
-    libraries = sorted(map(str, (folder / "build").rglob("lib*.a")))
-    if source is None or not libraries:
+    source = folder / "llama.cpp"
+    libraries = sorted(map(str, (folder / "llama-native").rglob("lib*.a")))
+    if not source.exists() or not libraries:
         sys.exit(f"there is no llama.cpp in {folder}: run `python scripts/compare_llama.py build {folder}` first")
     compiler = os.environ.get("CXX") or shutil.which("c++") or sys.exit("there is no C++ compiler: install g++")
     group = ["-Wl,--start-group", *libraries, "-Wl,--end-group"] if sys.platform == "linux" else libraries
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
                     warm_file(args.file)
                     engine(args, depth, results)
                     print(f"round {turn + 1}, {engine.__name__[4:]} at {depth:,}", file=sys.stderr, flush=True)
-    print(f"{time.strftime('%Y-%m-%d')}, {processor()}, {args.threads} threads; llama.cpp of {PACKAGE} {VERSION} without "
+    print(f"{time.strftime('%Y-%m-%d')}, {processor()}, {args.threads} threads; llama.cpp of {VERSION} without "
           f"repacking; contexts that were not evaluated. Tokens/s, medians (lowest to highest):\n\n{results.table()}")
     for depth in args.depth[1:]:
         for key, rates in sorted(results.rates["pyflash"].items()):

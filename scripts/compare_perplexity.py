@@ -1,7 +1,7 @@
 """Runs `pyflash eval` and llama.cpp's perplexity tool on the same files and text, and prints their figures in tables.
 
-    cmake --build LLAMA/build --target llama-perplexity   # LLAMA: where compare_llama.py's `build` put llama.cpp
-    python scripts/compare_perplexity.py LLAMA/build/bin/llama-perplexity [--text FILE] [--chunks N]
+    cmake --build LLAMA/llama-native --target llama-perplexity   # LLAMA: where compare_llama.py's `build` put llama.cpp
+    python scripts/compare_perplexity.py LLAMA/llama-native/bin/llama-perplexity [--text FILE] [--chunks N]
     python scripts/compare_perplexity.py PROGRAM --base F32.gguf --model Q8_0.gguf --text FILE
 
 Without --base and --model a random model is made: once with all weights in float32, where both programs compute the
