@@ -466,6 +466,33 @@ PF_API pf_status pf_session_set_collector(pf_session *session, pf_collector *col
 PF_API pf_status pf_collector_sums(const pf_collector *collector, int32_t input, int32_t layer, pf_input_sums *out,
                                    pf_error *err);
 
+/* Where the time of evaluating goes: a clock around every operation of the processor's. */
+typedef struct pf_profiler pf_profiler;
+
+/* One operation, or one weight's products, over all layers. Grows at its end only. */
+typedef struct pf_profile_row {
+    uint32_t struct_size; /* set by the caller to sizeof(pf_profile_row) before the call */
+    uint32_t reserved;
+    const char *operation; /* "linear", "experts", "sparse_attn", ... static */
+    const char *weight;    /* for products the tensor's name without its layer; else "" */
+    int64_t calls;
+    int64_t tokens;       /* rows that went through it */
+    int64_t matrices;     /* linear: calls; experts: different ones that were used, a call after the other */
+    int64_t weight_bytes; /* of these */
+    double products;      /* multiplications with a weight */
+    double seconds;
+} pf_profile_row;
+
+/* UNSUPPORTED for a model with a device. */
+PF_API pf_status pf_profiler_open(pf_model *model, pf_profiler **out, pf_error *err);
+PF_API void pf_profiler_close(pf_profiler *profiler); /* once no session has it; NULL is allowed */
+/* From now on pf_session_eval() adds to it; NULL: no longer. Results are the same bits as without. One session may have
+ * it at a time, and not together with a collector. ARGUMENT for another model's. */
+PF_API pf_status pf_session_set_profiler(pf_session *session, pf_profiler *profiler, pf_error *err);
+PF_API int32_t pf_profiler_rows(void); /* how many there are */
+PF_API pf_status pf_profiler_row(const pf_profiler *profiler, int32_t index, pf_profile_row *out, pf_error *err);
+PF_API void pf_profiler_reset(pf_profiler *profiler); /* all to zero */
+
 /* ---- Text -------------------------------------------------------------------------------------------------- */
 
 #define PF_TOKENIZE_SPECIAL 1u /* text that spells a special token becomes that token; otherwise never */

@@ -183,7 +183,21 @@ pf_status pf_session_set_collector(pf_session *session, pf_collector *collector,
     if (collector != NULL && !pf_collector_fits(collector, session->model)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "the collector belongs to another model: open one of the session's");
     }
+    if (collector != NULL && session->profiler != NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "the session has a profiler: take that away before it collects");
+    }
     session->collector = collector;
+    return PF_OK;
+}
+
+pf_status pf_session_set_profiler(pf_session *session, pf_profiler *profiler, pf_error *err) {
+    if (profiler != NULL && !pf_profiler_fits(profiler, session->model)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "the profiler belongs to another model: open one of the session's");
+    }
+    if (profiler != NULL && session->collector != NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "the session collects: take its collector away before it is timed");
+    }
+    session->profiler = profiler;
     return PF_OK;
 }
 
@@ -284,6 +298,7 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     do { /* another time writes the same rows */
         begin(session, &evaluation, tokens, n, err);
         if (session->collector != NULL) evaluation.host_exec.backend = pf_collector_backend(session->collector);
+        if (session->profiler != NULL) evaluation.host_exec.backend = pf_profiler_backend(session->profiler);
         status = pf_evaluate(&evaluation, n_out, logits);
         end(session);
     } while (status == PF_ERR_MEMORY && make_room(session->model));

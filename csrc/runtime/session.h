@@ -5,6 +5,7 @@
 #include "base/output.h"
 #include "kv/cache.h"
 #include "runtime/collector.h"
+#include "runtime/profiler.h"
 #include "runtime/evaluation.h"
 #include "runtime/model.h"
 #include "step/recording.h"
@@ -48,6 +49,7 @@ struct pf_session {
     pf_tap_fn tap;
     void *tap_user;
     pf_collector *collector; /* NULL: none */
+    pf_profiler *profiler;   /* NULL: none; never with a collector */
 };
 
 /* given, which may be NULL, checked and completed with the defaults. */

@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.bench import steps
+from pyflash.bench.steps import StepSpeed
 from pyflash.bench.traffic import Traffic
 from pyflash.engine.model import Model
+from pyflash.engine.profiler import Operation
+from pyflash.engine.session import Session
 from pyflash.machine import hardware
 from pyflash.native.errors import ArgumentError, Error, FileError
 
@@ -28,9 +32,9 @@ Note = Callable[[str, int, int], None]  # (what is going on, tokens done, tokens
 
 @dataclass(frozen=True)
 class Plan:
-    """prompts: tokens to prefill, one test for each; gen: tokens to decode; 0 leaves a test out. chunk: most tokens
-    evaluated at once, None for the session's default. session_cache: a folder where sessions filled to a depth are
-    kept.
+    """prompts: tokens to prefill, one test for each; gen: tokens to decode; 0 leaves a test out. batches: tokens of steps
+    whose logits are all wanted, after the tests of each depth. chunk: most tokens evaluated at once, None for the
+    session's default. session_cache: a folder where sessions filled to a depth are kept. profile: operations are timed.
     """
 
     prompts: tuple[int, ...] = (512,)
@@ -41,10 +45,12 @@ class Plan:
     cache: str = "auto"
     session_cache: Path | None = None
     seed: int = 1
+    batches: tuple[int, ...] = ()
+    profile: bool = False
 
     @property
     def context(self) -> int:
-        return max(self.depths) + max(*self.prompts, self.gen + _WARM_TOKENS, 1)
+        return max(self.depths) + max(*self.prompts, *self.batches, self.gen + _WARM_TOKENS, 1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Speed:
     """One test at one depth. seconds: of each repetition. bandwidth: bytes/s that the machine could read, measured just
     before each of them. token_bytes: what a decoded token reads, weights and cache; None for prefill, and where a device
     reads some of it. ops:
-    multiplications and additions of one token with weights.
+    multiplications and additions of one token with weights. operations: of all repetitions, where the plan asks for it.
     """
 
     test: str
@@ -63,6 +69,7 @@ class Speed:
     token_bytes: int | None
     cache_bytes: int | None
     ops: int
+    operations: tuple[Operation, ...] = ()
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -105,8 +112,8 @@ class MemoryUse:
 
 
 def check_plan(plan: Plan, n_ctx_train: int) -> None:
-    if not any(plan.prompts) and not plan.gen:
-        raise ArgumentError("there is nothing to measure: give a prompt or tokens to generate")
+    if not any(plan.prompts) and not plan.gen and not plan.batches:
+        raise ArgumentError("there is nothing to measure: give a prompt, tokens to generate or a batch")
     if plan.context > n_ctx_train:
         raise ArgumentError(f"depth and test together are {plan.context} tokens; this model takes {n_ctx_train}")
     if plan.session_cache is not None and plan.session_cache.exists() and not plan.session_cache.is_dir():
@@ -134,6 +141,7 @@ class Bench:
         self._way = np.random.default_rng(self.plan.seed).integers(
             0, self.model.info.n_vocab, max(self.plan.depths), dtype=np.int32)
         self._random = np.random.default_rng(self.plan.seed + 1)
+        self._profiler = self.model.profiler() if self.plan.profile else None
         self._session = self.model.session(context=self.plan.context, chunk=self.plan.chunk, cache=self.plan.cache,
                                            checkpoints=_CHECKPOINTS)
         self._bandwidth_bytes = max(_LEAST_BANDWIDTH_BYTES, 4 * hardware.outer_cache_bytes())
@@ -148,10 +156,14 @@ class Bench:
         self._session.close()
 
     @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
     def chunk(self) -> int:
         return self._session.chunk
 
-    def run(self) -> Iterator[Speed]:
+    def run(self) -> Iterator[Speed | StepSpeed]:
         tests = [("prefill", n) for n in self.plan.prompts if n]
         if self.plan.gen:
             tests.append(("decode", self.plan.gen))
@@ -161,16 +173,18 @@ class Bench:
                 self._evaluate(min(max(self.plan.prompts) or 1, _WARM_PROMPT), "warming up")
             for test, n_tokens in tests:
                 yield from self._repeat(test, depth, n_tokens)
+            if self.plan.batches:
+                yield from steps.run(self, depth)
 
     # -- tests --
 
-    def _tokens(self, n: int) -> npt.NDArray[np.int32]:
+    def tokens(self, n: int) -> npt.NDArray[np.int32]:
         return self._random.integers(0, self.model.info.n_vocab, n, dtype=np.int32)
 
     def _evaluate(self, n: int, what: str) -> None:
         """n tokens from here, and back."""
         start = self._session.position
-        self._session.eval(self._tokens(n), progress=lambda done, total: self.note(what, done, total))
+        self._session.eval(self.tokens(n), progress=lambda done, total: self.note(what, done, total))
         self._session.rollback(self._session.position - start)
 
     def _repeat(self, test: str, depth: int, n_tokens: int) -> Iterator[Speed]:
@@ -182,8 +196,14 @@ class Bench:
         token_bytes = None if cache_bytes is None or on_device else traffic.decode_bytes + cache_bytes
         ops = traffic.decode_ops if test == "decode" else traffic.prefill_ops
 
+        profiler = self._profiler
+
         def result() -> Speed:
-            return Speed(test, depth, n_tokens, tuple(seconds), tuple(bandwidth), token_bytes, cache_bytes, ops)
+            operations = () if profiler is None else tuple(profiler.operations())
+            return Speed(test, depth, n_tokens, tuple(seconds), tuple(bandwidth), token_bytes, cache_bytes, ops, operations)
+
+        if profiler is not None:
+            profiler.reset()
 
         try:
             for number in range(self.plan.repeat):
@@ -202,19 +222,29 @@ class Bench:
         yield result()
 
     def _prefill(self, n_tokens: int) -> float:
-        tokens = self._tokens(n_tokens)
-        started = time.perf_counter()
-        self._session.eval(tokens)
-        return time.perf_counter() - started
+        tokens = self.tokens(n_tokens)
+        with self._profiled():
+            started = time.perf_counter()
+            self._session.eval(tokens)
+            return time.perf_counter() - started
 
     def _decode(self, n_tokens: int) -> float:
-        tokens = self._tokens(n_tokens + _WARM_TOKENS)
+        tokens = self.tokens(n_tokens + _WARM_TOKENS)
         for token in tokens[:_WARM_TOKENS]:
             self._session.eval([int(token)])
-        started = time.perf_counter()
-        for token in tokens[_WARM_TOKENS:]:
-            self._session.eval([int(token)])
-        return time.perf_counter() - started
+        with self._profiled():
+            started = time.perf_counter()
+            for token in tokens[_WARM_TOKENS:]:
+                self._session.eval([int(token)])
+            return time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def _profiled(self) -> Iterator[None]:
+        self._session.profile(self._profiler)
+        try:
+            yield
+        finally:
+            self._session.profile(None)
 
     # -- depths --
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyflash.bench.measure import MemoryUse, Speed
+from pyflash.bench.steps import StepSpeed
 from pyflash.engine.model import ModelInfo
 from pyflash.engine.options import cache_in_use
 from pyflash.machine import processor
@@ -106,6 +107,47 @@ def table_foot(speeds: Sequence[Speed], memory: MemoryUse) -> str:
     return "\n".join(lines)
 
 
+_STEP_COLUMNS = (("depth", 8), ("tokens", 14), ("ms", 9), ("lowest", 9), ("V", 9), ("tok/s", 9), ("experts/layer", 14),
+                 ("read/step", 11), ("of bandwidth", 14))  # fmt: skip
+
+
+def step_line(cells: Sequence[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _STEP_COLUMNS, strict=True)).rstrip()
+
+
+def step_head() -> str:
+    return "\n" + step_line([name for name, _ in _STEP_COLUMNS])
+
+
+def step_row(step: StepSpeed) -> str:
+    share = step.bandwidth_share
+    return step_line([
+        str(step.depth), str(step.n_tokens), rate(1e3 * step.typical), rate(1e3 * min(step.seconds)), f"{step.v:.2f}",
+        rate(step.n_tokens / step.typical), "" if step.experts is None else f"{step.experts:.1f}",
+        "" if step.weight_bytes is None else format_bytes(step.weight_bytes), "" if share is None else f"{share:.0%}",
+    ])
+
+
+_OPERATION_COLUMNS = (("ms", 10), ("share", 7), ("calls", 8), ("Gmac/s", 9), ("read/s", 11))
+
+
+def profile_text(speed: Speed) -> str:
+    """A table of where the time of one repetition went, the longest first; what is between operations last."""
+    n, total = len(speed.seconds), sum(speed.seconds)
+    rows = sorted(speed.operations, key=lambda each: -each.seconds)
+    lines = ["", f"{speed.test} {speed.n_tokens} at depth {speed.depth}, by operation:",
+             " ".join(f"{name:>{width}}" for name, width in _OPERATION_COLUMNS) + "  operation"]
+    for each in rows:
+        cells = [rate(1e3 * each.seconds / n), f"{each.seconds / total:.1%}", str(each.calls // n),
+                 rate(each.products / each.seconds / 1e9) if each.products else "",
+                 format_bytes(round(each.weight_bytes / each.seconds)) + "/s" if each.weight_bytes else ""]
+        lines.append(" ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _OPERATION_COLUMNS, strict=True))
+                     + f"  {each.name}{' ' if each.weight else ''}{each.weight}")
+    rest = total - sum(each.seconds for each in rows)
+    lines.append(f"{rate(1e3 * rest / n):>10} {rest / total:>7.1%} {'':>29}  between operations")
+    return "\n".join(lines)
+
+
 # -- for programs --
 
 
@@ -120,8 +162,19 @@ def as_record(speed: Speed) -> dict[str, Any]:
     }
 
 
-def json_line(speed: Speed) -> str:
-    return json_text(as_record(speed))
+def json_line(speed: Speed | StepSpeed) -> str:
+    if isinstance(speed, StepSpeed):
+        return json_text(step_record(speed))
+    operations = [asdict(each) for each in speed.operations]
+    return json_text(as_record(speed) | ({"operations": operations} if operations else {}))
+
+
+def step_record(step: StepSpeed) -> dict[str, Any]:
+    return {
+        "test": "step", "depth": step.depth, "tokens": step.n_tokens, "tok_s": step.n_tokens / step.typical,
+        "seconds": list(step.seconds), "v": step.v, "experts_per_layer": step.experts, "weight_bytes": step.weight_bytes,
+        "bandwidth": step.bandwidth, "bandwidth_share": step.bandwidth_share,
+    }
 
 
 def json_end(setting: Setting, memory: MemoryUse, finished: bool) -> str:

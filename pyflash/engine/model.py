@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_export.chat_texts import Release, told_release
 from pyflash.engine.collector import Collector
 from pyflash.engine.options import CACHES, PRECISIONS, RELEASES, DeviceOptions, chosen
+from pyflash.engine.profiler import Profiler
 from pyflash.engine.sampling import SamplingOptions, recommended_sampling
 from pyflash.engine.session import Session
 from pyflash.engine.tokenizer import Tokenizer
@@ -280,6 +281,13 @@ class Model:
         with self._handle.borrow() as native:
             open_handle(lambda: lib.pf_collector_open(native, out, error), out, lib.pf_collector_close, error)
         return Collector(ffi.gc(out[0], lib.pf_collector_close))
+
+    def profiler(self) -> Profiler:
+        """A clock for every operation, see Session.profile(). UnsupportedError with a device."""
+        out, error = ffi.new("pf_profiler **"), ffi.new("pf_error *")
+        with self._handle.borrow() as native:
+            open_handle(lambda: lib.pf_profiler_open(native, out, error), out, lib.pf_profiler_close, error)
+        return Profiler(ffi.gc(out[0], lib.pf_profiler_close))
 
     @property
     def placement(self) -> Placement:

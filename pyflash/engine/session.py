@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyflash.chat import Message
     from pyflash.chat.reply import Reply
     from pyflash.engine.collector import Collector
+    from pyflash.engine.profiler import Profiler
     from pyflash.engine.grammar import Grammar
     from pyflash.engine.model import Model
     from pyflash.engine.stream import Cancellation
@@ -105,6 +106,7 @@ class Session:
         self._cancel_asked = False  # by cancel(), and no call has heard it yet
         self._tap: _TapCall | None = None
         self._collector: Collector | None = None  # kept while the library may write to it
+        self._profiler: Profiler | None = None  # likewise
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
         forks.watch(self)
@@ -434,6 +436,16 @@ class Session:
             given = ffi.NULL if collector is None else collector.handle
             check(lib.pf_session_set_collector(handle, given, error), error)
             self._collector = collector
+
+    def profile(self, profiler: Profiler | None) -> None:
+        """Times the operations of what eval() evaluates from now on; None: no longer. The results are the same bits.
+        ArgumentError while the session collects."""
+        error = ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            given = ffi.NULL if profiler is None else profiler.handle
+            check(lib.pf_session_set_profiler(handle, given, error), error)
+            self._profiler = profiler
 
     # -- generation --
 

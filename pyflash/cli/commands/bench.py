@@ -18,6 +18,7 @@ from pyflash.cli.streams import say, show, show_for_programs
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.bench.measure import Bench, Speed
+    from pyflash.bench.steps import StepSpeed
     from pyflash.bench.output import Setting
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
@@ -32,7 +33,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if isinstance(value, tuple):
             return value
         found = []
-        for part in str(value).split(","):
+        for part in str(value).split(",") if value else ():
             match = re.fullmatch(r"(\d{1,9})([KM]?)", part.strip(), re.IGNORECASE)
             if match is None:
                 self.fail(f"{part.strip()!r} is no number of tokens; write 512, 16K or 0,4K,64K", param, ctx)
@@ -46,6 +47,9 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @option("--gen", type=click.IntRange(0), default=32, show_default=True, help="Tokens to decode; 0: none.")
 @option("--depth", type=Counts(), default="0", show_default=True, help="Tokens in the context before each test.")
 @option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")
+@option("--batch", type=Counts(), metavar="N,...", default="",
+        help="Also steps of so many tokens, all logits: 1,2,4,8.")
+@option("--profile", is_flag=True, help="Show where the time goes, by operation.")
 @option("--chunk", type=click.IntRange(1, 1 << 16), default=512, show_default=True,
         help="Tokens evaluated at once; more need more memory.")
 @option("--session-cache", type=FilePath(file_okay=False, path_type=Path), metavar="FOLDER",
@@ -63,7 +67,8 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
     1,024 and 1,048,576 tokens.
 
     "of bandwidth" holds what decoding reads, weights and cache, against the speed at which the same threads read plain
-    memory, measured before each repetition. Ctrl-C ends the run and keeps what is measured.
+    memory, measured before each repetition. --batch measures steps that verify drafts or serve several chats: V is the time
+    over that of one token, "experts/layer" how many different ones the tokens of a step chose. Ctrl-C ends the run and keeps what is measured.
     """
     from pyflash.bench import output
     from pyflash.bench.measure import Bench, Plan, check_plan
@@ -71,11 +76,15 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
 
     if as_json and as_csv:
         raise click.UsageError("choose one of --json and --csv")
+    if as_csv and (options["batch"] or options["profile"]):
+        raise click.UsageError("--batch and --profile have columns of their own: use --json")
+    if 0 in options["batch"]:
+        raise click.UsageError("--batch takes steps of one token and more: 1,2,4,8")
     if plot is not None:
         with converter_errors():
             find_place(plot, streams=True, inputs=[file])
     plan = Plan(options["prompt"], options["gen"], options["depth"], options["repeat"], options["chunk"],
-                options["cache_type"], options["session_cache"])
+                options["cache_type"], options["session_cache"], batches=options["batch"], profile=options["profile"])
     model, _ = open_model(file, {**options, "device_context": plan.context})
     with model:
         check_plan(plan, model.info.n_ctx_train)
@@ -91,6 +100,9 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
             show_for_programs(output.csv_text(setting, speeds, run.memory).rstrip("\n"))
         elif speeds:
             show(output.table_foot(speeds, run.memory))
+            for speed in speeds:
+                if speed.operations:
+                    show(output.profile_text(speed))
     if plot is not None and speeds:
         _write_plot(plot, file, setting, speeds)
     if interrupted:
@@ -100,16 +112,27 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
 def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[list[Speed], bool]:
     """Prints results as they come. (results, whether Ctrl-C ended it)."""
     from pyflash.bench import output
+    from pyflash.bench.measure import Speed
+    from pyflash.bench.steps import StepSpeed
 
     speeds: list[Speed] = []
+    before: Speed | StepSpeed | None = None
     if form == "table":
         show(output.table_head(setting))
     try:
         for speed in run.run():
-            speeds.append(speed)
             status.clear()
-            if form != "csv":
-                click.echo(output.json_line(speed) if form == "json" else output.table_row(speed))
+            if form == "json":
+                click.echo(output.json_line(speed))
+            elif form == "table" and isinstance(speed, StepSpeed):
+                if not isinstance(before, StepSpeed):
+                    show(output.step_head())
+                show(output.step_row(speed))
+            elif form == "table" and isinstance(speed, Speed):
+                click.echo(output.table_row(speed))
+            if isinstance(speed, Speed):
+                speeds.append(speed)
+            before = speed
     except KeyboardInterrupt:
         status.clear()
         return speeds, True
