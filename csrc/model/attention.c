@@ -81,22 +81,23 @@ typedef struct selection {
 /* Compressed rows that a share's last token sees. */
 static int64_t rows_seen(const pf_share *share) { return (share->position + share->n) / PF_RATIO_CSA; }
 
-/* Queries q [n, heads dim] and weights [n, heads] of the indexer. */
+/* Queries q [n, heads dim] and weights [n, heads] of the indexer, as each share's pool takes them. */
 static pf_status index_queries(const pf_step *s, int32_t layer, const pf_attention_weights *w, const float *x,
-                               const float *q_low, pf_row_format format, float *q, float *weights) {
+                               const float *q_low, float *q, float *weights) {
     const pf_config *c = &s->net->config;
     const pf_backend *be = s->ex->backend;
     const int64_t heads = c->index_heads, dim = c->index_dim;
     PF_TRY(be->linear(s->ex, &w->index_q, q_low, c->q_rank, s->n, q, heads * dim));
     PF_TRY(be->rope_tail(s->ex, q, s->n, heads, dim, &s->rope_compressed, false));
-    if (format == PF_ROW_IDX_FP4) {
-        PF_TRY(be->hadamard(s->ex, q, s->n * heads, dim));
-        PF_TRY(be->round_fp4(s->ex, q, s->n * heads, dim));
-    }
     PF_TRY(be->linear(s->ex, &w->index_weights, x, c->n_embd, s->n, weights, heads));
     for (PF_EACH_SHARE(s, share)) {
+        float *own = q + share->first * heads * dim;
+        if (share->cache->layers[layer].index_pool.format == PF_ROW_IDX_FP4) {
+            PF_TRY(be->hadamard(s->ex, own, share->n * heads, dim));
+            PF_TRY(be->round_fp4(s->ex, own, share->n * heads, dim));
+        }
         if (rows_seen(share) <= c->index_topk) continue;
-        pf_share_tap(s, share, "idx_q", layer, share->position, q + share->first * heads * dim, share->n, heads * dim);
+        pf_share_tap(s, share, "idx_q", layer, share->position, own, share->n, heads * dim);
     }
     return PF_OK;
 }
@@ -140,11 +141,10 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
     bool is_needed = false;
     for (PF_EACH_SHARE(s, share)) is_needed = is_needed || rows_seen(share) > c->index_topk;
     if (is_needed) {
-        const pf_row_format format = s->shares->cache->layers[layer].index_pool.format;
         q = pf_arena_alloc(s->ex->arena, (size_t)(s->n * heads * dim) * sizeof *q);
         weights = pf_arena_alloc(s->ex->arena, (size_t)(s->n * heads) * sizeof *weights);
         if (q == NULL || weights == NULL) return PF_ERR_MEMORY;
-        PF_TRY(index_queries(s, layer, w, x, q_low, format, q, weights));
+        PF_TRY(index_queries(s, layer, w, x, q_low, q, weights));
     }
     for (PF_EACH_SHARE(s, share)) {
         const float *own_q = is_needed ? q + share->first * heads * dim : NULL;

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <string.h>
 
+_Static_assert(PF_STEP_WAITING <= PF_COMPRESS_BLOCK, "what waits fits into the frontiers' slack");
+
 /* A caller's share on its way. */
 typedef struct work {
     pf_step_share given; /* as far as this library knows it */
@@ -222,22 +224,29 @@ static bool is_for_itself(const pf_session *session) {
     return session->model->link != NULL || session->collector != NULL;
 }
 
+/* Enters the sessions of a group; those that cannot drop out of it. Returns how many are left. */
+static int64_t enter_all(work **group, int64_t n) {
+    int64_t n_entered = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        group[n_entered] = group[i];
+        if (pf_session_enter(group[i]->given.session, group[i]->error) == PF_OK) ++n_entered;
+    }
+    return n_entered;
+}
+
 /* Those that have passed the checks. group has room for all. */
 static void run_all(work *works, int64_t n, work **group) {
     int64_t n_group = 0;
     for (int64_t i = 0; i < n; ++i) {
         work *w = &works[i];
         if (w->error->code != PF_OK) continue;
-        if (n == 1 || is_for_itself(w->given.session)) run_alone(w);
+        if (is_for_itself(w->given.session)) run_alone(w);
         else group[n_group++] = w;
     }
-    int64_t n_entered = 0;
-    for (int64_t i = 0; i < n_group && n_group > 1; ++i) {
-        group[n_entered] = group[i];
-        if (pf_session_enter(group[i]->given.session, group[i]->error) == PF_OK) ++n_entered;
+    if (n_group > 1) {
+        n_group = enter_all(group, n_group);
+        if (n_group == 0 || run_together(group, n_group)) return;
     }
-    if (n_group > 1) n_group = n_entered;
-    if (n_entered > 0 && run_together(group, n_group)) return;
     for (int64_t i = 0; i < n_group; ++i) run_alone(group[i]);
 }
 
