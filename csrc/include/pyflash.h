@@ -353,7 +353,8 @@ typedef struct pf_step_share {
  * struct_size are missing, ARGUMENT, and nothing was written.
  *
  * For the length of the call it is a call of every session in it: on one thread at a time. Sessions with a collector, and
- * all of a model with a device, are evaluated one after the other within the call, not together. */
+ * all of a model with a device, are evaluated one after the other within the call, not together. Scratch for all is one of
+ * the sessions': it holds more memory from then on where they have more rows than it planned for. */
 PF_API pf_status pf_step_eval(pf_step_share *shares, int32_t n_share, pf_error *err);
 
 /* Keeps the first n of the tokens that wait, 0 to all; the others never were. Takes no time. What the session is then is

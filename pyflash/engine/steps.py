@@ -51,7 +51,14 @@ class _Share:
 
 def _shares(work: Work, mode: int, keep: bool) -> list[_Share]:
     """The work, checked as far as that concerns all of it."""
-    shares = [_Share(session, token_array(tokens)) for session, tokens in work]
+    try:
+        pairs = [(session, tokens) for session, tokens in work]
+    except (TypeError, ValueError):
+        raise ArgumentError("what is to be evaluated must be pairs of a session and its tokens") from None
+    for session, _ in pairs:
+        if not isinstance(session, Session):
+            raise ArgumentError(f"{session!r:.40} is not a session")
+    shares = [_Share(session, token_array(tokens)) for session, tokens in pairs]
     if len({id(share.session) for share in shares}) < len(shares):
         raise ArgumentError("a session is named twice: give it its tokens together")
     for share in shares:

@@ -460,7 +460,7 @@ def test_misuse_evaluates_nothing(model: Any, plain: Any, texts: list[np.ndarray
     with open_session(model, 0) as one, open_session(model, 1) as two, plain.session(context=64) as foreign:
         for wrong in (
             [(one, [1]), (one, [2])], [(one, [1]), (foreign, [2])], [(one, [1]), (two, [])], [(one, [1]), (two, [N_VOCAB])],
-            [(one, [1]), (two, [-1])],
+            [(one, [1]), (two, [-1])], [(one, [1]), two], [(one, [1]), (None, [2])], [(one, [1]), (two, "ab")], 5,
         ):
             with pytest.raises(pyflash.ArgumentError):
                 pyflash.eval_many(wrong)
