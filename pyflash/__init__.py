@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyflash.engine.session import Memory as Memory
     from pyflash.engine.session import Origin as Origin
     from pyflash.engine.session import Session as Session
+    from pyflash.engine.steps import eval_many as eval_many
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
     from pyflash.engine.worker import Worker as Worker
     from pyflash.machine.models import find_model as find_model
@@ -51,6 +52,7 @@ _NAMES_OF = {
     "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
     "engine.session": ("Memory", "Origin", "Session"),
+    "engine.steps": ("eval_many",),
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),
     "machine.models": ("find_model",),

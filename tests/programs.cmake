@@ -30,6 +30,7 @@ endfunction()
 pf_test_part(base_part "^csrc/(base|format)/")
 pf_test_part(kernels_part "^csrc/backend/cpu/")
 pf_test_part(text_part "^csrc/text/|^csrc/runtime/(logits|sampler)[.]c$")
+pf_test_part(library_part "^csrc/")
 pf_test_part(choices_part "^csrc/offload/(hot|upload)_choice[.]c$")
 
 set(pf_gate tests/backend/gate.c tests/backend/gate_linear.c tests/backend/gate_model.c)
@@ -41,6 +42,10 @@ pf_test_library(choices PARTS choices_part SOURCES tests/model/choice_size.c)
 pf_test_program(test_format PARTS base_part SOURCES tests/format/test_format.c tests/format/test_gguf.c)
 file(GLOB_RECURSE pf_gguf_fuzz CONFIGURE_DEPENDS csrc/*/gguf_fuzz.c)
 pf_test_program(gguf_driver PARTS base_part SOURCES tests/format/gguf_driver.c ${pf_gguf_fuzz})
+
+pf_test_program(steps PARTS library_part SOURCES tests/model/steps.c)
+target_compile_definitions(steps PRIVATE STEPS_OUT_OF_MEMORY) # refuses scratch on demand
+target_link_options(steps PRIVATE -Wl,--wrap=pf_arena_alloc)
 
 # --- the CUDA plugin's kernels as C++, over an emulation of the device; linked by tests/backend/cuda_build.py ---
 

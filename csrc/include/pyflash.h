@@ -321,13 +321,57 @@ PF_API const int32_t *pf_session_tokens(const pf_session *session);
 PF_API pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t logits_mode,
                                  float *logits, int64_t logits_capacity, int64_t *n_done, pf_error *err);
 
+#define PF_STEP_KEEP 1u     /* of pf_step_share.flags: the tokens are kept at once, as pf_session_eval() keeps them */
+#define PF_STEP_WAITING 128 /* most tokens of a share that can wait to be kept */
+
+/* What a session brings to a step. Grows at its end only. */
+typedef struct pf_step_share {
+    uint32_t struct_size;    /* set by the caller to sizeof(pf_step_share) before the call */
+    int32_t logits_mode;     /* PF_LOGITS_* */
+    pf_session *session;
+    const int32_t *tokens;   /* [n_tokens] that follow the session's own */
+    int64_t n_tokens;        /* 1 to its chunk, and at most PF_STEP_WAITING without PF_STEP_KEEP: all or none are evaluated */
+    float *logits;           /* has room for logits_capacity floats; NULL with PF_LOGITS_NONE */
+    int64_t logits_capacity;
+    uint32_t flags;          /* PF_STEP_* */
+    uint32_t reserved;
+    pf_error error;          /* written by the call: what became of this share, code PF_OK for evaluated */
+} pf_step_share;
+
+/* Evaluates tokens of several sessions of one model together: one bounded step, in which every weight is read once for all
+ * of them. A session's logits and cache are the same bits as of a step that it takes alone.
+ *
+ * Computing and keeping are two calls. Without PF_STEP_KEEP the session stays where it was, and its tokens wait until
+ * pf_session_keep() says how many of them it goes on with: so it can be decided by the logits. Until then the session's
+ * other calls that evaluate, move, save, load or checkpoint it are refused (ARGUMENT); those that tell of it tell what it
+ * was before, and it may be closed. Other sessions are free.
+ *
+ * Every share gets its own error, and what one has touches no other: ARGUMENT (also for a session that the step has
+ * already, or of another model than the first one), CONTEXT_FULL, CANCELLED, FORMAT, MEMORY: its session is as before, but
+ * for what pf_session_rollback() says of failed steps of more than 128 tokens. pf_session_cancel() takes that session's
+ * rows out of the step and leaves the others. Returns the first failed share's status, with its error; where shares or a
+ * struct_size are missing, ARGUMENT, and nothing was written.
+ *
+ * For the length of the call it is a call of every session in it: on one thread at a time. Sessions with a collector, and
+ * all of a model with a device, are evaluated one after the other within the call, not together. Scratch for all is one of
+ * the sessions': it holds more memory from then on where they have more rows than it planned for. */
+PF_API pf_status pf_step_eval(pf_step_share *shares, int32_t n_share, pf_error *err);
+
+/* Keeps the first n of the tokens that wait, 0 to all; the others never were. Takes no time. What the session is then is
+ * the same bits as after evaluating those n alone, and pf_session_rollback_limit() too. ARGUMENT for more than wait. */
+PF_API pf_status pf_session_keep(pf_session *session, int64_t n, pf_error *err);
+/* Tokens that wait to be kept; 0: none. */
+PF_API int64_t pf_session_waiting(const pf_session *session);
+
 /* Drafts with the MTP block: logits [vocab] for position + 1, given the token that will stand at position.
  * Does not move the session. UNSUPPORTED without an MTP block, ARGUMENT on an empty session. */
 PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                                   pf_error *err);
 
 /* Drops the last n tokens. The last 256 evaluated can always be dropped, less those dropped already, and so can all
- * (n = position), and whatever leads back to a checkpoint; pf_session_rollback_limit() says how many of the last now.
+ * (n = position), and whatever leads back to a checkpoint; pf_session_rollback_limit() says how many of the last now. So
+ * a chunk of 512 cannot be dropped as a whole where others came before it, and what may have to go again is better left
+ * waiting (pf_step_eval()), which takes nothing from the limit.
  * After a failed or cancelled step of more than 128 tokens the limit is 0 until more have been evaluated. REBUILD for
  * any other n, and nothing has changed. */
 PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err);
@@ -369,8 +413,8 @@ typedef struct pf_session_origin {
 } pf_session_origin;
 PF_API pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err);
 
-/* From any thread: the running pf_session_eval or pf_session_draft, or else the next one, returns PF_ERR_CANCELLED;
- * that consumes the request. */
+/* From any thread: the running pf_session_eval, pf_step_eval or pf_session_draft, or else the next one, says
+ * PF_ERR_CANCELLED of this session; that consumes the request. */
 PF_API void pf_session_cancel(pf_session *session);
 
 /* Remembers the current position, so that rollback can come back to it, or to up to 16 tokens before it (as far as
@@ -487,7 +531,8 @@ typedef struct pf_profile_row {
 PF_API pf_status pf_profiler_open(pf_model *model, pf_profiler **out, pf_error *err);
 PF_API void pf_profiler_close(pf_profiler *profiler); /* once no session has it; NULL is allowed */
 /* From now on pf_session_eval() adds to it; NULL: no longer. Results are the same bits as without. One session may have
- * it at a time, and not together with a collector. ARGUMENT for another model's. */
+ * it at a time, and not together with a collector; of a step of several sessions all is timed. ARGUMENT for another
+ * model's. */
 PF_API pf_status pf_session_set_profiler(pf_session *session, pf_profiler *profiler, pf_error *err);
 PF_API int32_t pf_profiler_rows(void); /* how many there are */
 PF_API pf_status pf_profiler_row(const pf_profiler *profiler, int32_t index, pf_profile_row *out, pf_error *err);

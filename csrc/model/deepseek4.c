@@ -2,7 +2,12 @@
  * about speed lives in the backend. */
 #include "model/deepseek4.h"
 
+#include "base/arith.h"
 #include "step/recording.h"
+
+#include <string.h>
+
+enum { HEAD_ROWS = 32 }; /* whose logits are in scratch at once, where several shares ask for some */
 
 static pf_mhc_shape mhc_shape(const pf_config *c) {
     return (pf_mhc_shape){.n_stream = c->n_stream, .sinkhorn_iters = c->sinkhorn_iters, .n_embd = c->n_embd,
@@ -82,48 +87,96 @@ static pf_status project_vocabulary(const pf_step *s, const float *x, int64_t n_
     return pf_link_download(side->link, logits, output, bytes);
 }
 
-pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
-                  float *logits) {
-    const pf_config *c = &s->net->config;
-    const pf_backend *be = s->ex->backend;
-    const pf_mhc_shape shape = mhc_shape(c);
-    const int64_t width = c->n_embd, skip = s->n - n_out;
-    pf_step last = *s; /* taps see the tokens whose logits are asked for */
-    last.n = n_out;
-    last.position += skip;
-    PF_SCRATCH(float, x, s, n_out * width);
-    PF_TRY(be->mhc_head(s->ex, &shape, mix, streams + skip * c->n_stream * width, n_out, x));
-    pf_step_tap(&last, "head_in", -1, x, width);
-    PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
-    pf_step_tap(&last, "head_norm", -1, x, width);
-    PF_TRY(project_vocabulary(s, x, n_out, logits));
-    last.link = NULL; /* that is where the logits are */
-    pf_step_tap(&last, "logits", -1, logits, c->n_vocab);
+/* Reports rows x [n_out, width] of a side, which are those that logits are asked for. */
+static void tap_outputs(const pf_step *s, const char *name, const float *x, int64_t width) {
+    for (PF_EACH_SHARE(s, share)) {
+        pf_share_tap(s, share, name, -1, share->position + share->n - share->n_out, x, share->n_out, width);
+        x += share->n_out * width;
+    }
+}
+
+/* Logits of rows x [n_out, D], which several shares asked for, on the host: the head is read once for all of them, or for
+ * as many as there is scratch for at once. */
+static pf_status project_for_shares(const pf_step *s, const float *x, int64_t n_out) {
+    const int64_t n_vocab = s->net->config.n_vocab, most = pf_min_i64(n_out, HEAD_ROWS);
+    const pf_share *share = pf_step_next(s, NULL);
+    int64_t row = 0; /* of the share's */
+    PF_SCRATCH(float, logits, s, most * n_vocab);
+    for (int64_t begin = 0; begin < n_out; begin += most) {
+        const int64_t n = pf_min_i64(most, n_out - begin);
+        PF_TRY(project_vocabulary(s, x + begin * s->net->config.n_embd, n, logits));
+        for (int64_t i = 0; i < n; ++i, ++row) {
+            for (; row == share->n_out; row = 0) share = pf_step_next(s, share);
+            memcpy(share->logits + row * n_vocab, logits + i * n_vocab, (size_t)n_vocab * sizeof *logits);
+        }
+    }
     return PF_OK;
 }
 
-pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits) {
+pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams) {
+    const pf_config *c = &s->net->config;
+    const pf_backend *be = s->ex->backend;
+    const pf_mhc_shape shape = mhc_shape(c);
+    const int64_t width = c->n_embd;
+    int64_t n_out = 0, at = 0;
+    for (PF_EACH_SHARE(s, share)) n_out += share->n_out;
+    if (n_out == 0) return PF_OK;
+    PF_SCRATCH(float, x, s, n_out * width);
+    for (PF_EACH_SHARE(s, share)) {
+        const int64_t skip = share->n - share->n_out;
+        if (share->n_out == 0) continue;
+        PF_TRY(be->mhc_head(s->ex, &shape, mix, streams + (share->first + skip) * c->n_stream * width, share->n_out,
+                            x + at * width));
+        at += share->n_out;
+    }
+    tap_outputs(s, "head_in", x, width);
+    PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
+    tap_outputs(s, "head_norm", x, width);
+    if (s->n_share == 1) PF_TRY(project_vocabulary(s, x, n_out, s->shares->logits));
+    else PF_TRY(project_for_shares(s, x, n_out));
+    for (PF_EACH_SHARE(s, share)) {
+        pf_share_tap(s->host, share, "logits", -1, share->position + share->n - share->n_out, share->logits, share->n_out,
+                     c->n_vocab);
+    }
+    return PF_OK;
+}
+
+/* The layers over streams, which lie on *side, and where they lie then. */
+static pf_status run_layers(pf_step *s, void **streams, const pf_step **side) {
+    const pf_config *c = &s->net->config;
+    const pf_weights *w = &s->net->weights;
+    const int64_t width = (int64_t)c->n_stream * c->n_embd;
+    const pf_step *at = s;
+    for (int32_t l = 0; l < c->n_layer; ++l) {
+        const pf_step *next = pf_step_side(s, w->layers[l].on_device);
+        if (s->n_share > 1) PF_TRY(pf_step_drop_cancelled(s, *streams, width));
+        PF_TRY(pf_step_carry(at, next, *streams, (size_t)(s->n * width) * sizeof(float), streams));
+        if (next != at) PF_TRY(pf_piece_begin(next, l, PF_PIECE_LAYER));
+        at = next;
+        PF_TRY(pf_layer(at, l, &w->layers[l], *streams));
+    }
+    *side = at;
+    return s->n_share > 1 ? pf_step_drop_cancelled(s, *streams, width) : PF_OK;
+}
+
+pf_status pf_forward(pf_step *s) {
     const pf_config *c = &s->net->config;
     const pf_weights *w = &s->net->weights;
     const int64_t stream_floats = (int64_t)c->n_stream * c->n_embd;
-    const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
     const pf_step *at = s; /* the side where the streams are */
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
     void *moved = streams;
+    bool has_logits = false;
     PF_TRY(s->ex->backend->embed(s->ex, &w->embed, s->tokens, s->n, c->n_stream, streams));
     pf_step_tap(s, "embed", -1, streams, stream_floats);
-    for (int32_t l = 0; l < c->n_layer; ++l) {
-        const pf_step *side = pf_step_side(s, w->layers[l].on_device);
-        PF_TRY(pf_step_carry(at, side, moved, bytes, &moved));
-        if (side != at) PF_TRY(pf_piece_begin(side, l, PF_PIECE_LAYER));
-        at = side;
-        PF_TRY(pf_layer(at, l, &w->layers[l], moved));
-    }
-    if (n_out > 0) {
+    PF_TRY(run_layers(s, &moved, &at));
+    const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
+    for (PF_EACH_SHARE(s, share)) has_logits = has_logits || share->n_out > 0;
+    if (has_logits) {
         const pf_step *head = pf_step_side(s, w->head_on_device);
         void *there;
         PF_TRY(pf_step_carry(at, head, moved, bytes, &there));
-        PF_TRY(pf_head(head, &w->head_mix, w->norm, there, n_out, logits));
+        PF_TRY(pf_head(head, &w->head_mix, w->norm, there));
     }
     PF_TRY(pf_piece_end(at));
     if (!w->mtp.present) return PF_OK;

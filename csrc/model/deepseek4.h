@@ -20,20 +20,20 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *w, con
 pf_status pf_layer(const pf_step *s, int32_t layer, const pf_layer_weights *w, float *streams);
 /* Only the layer's window rows, which is all that later tokens need of it. */
 pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights *w, const float *streams);
-/* Streams to logits [n_out, vocab] of the last n_out tokens. mix, norm and streams are on the step's side, logits are the
- * host's. */
-pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams, int64_t n_out,
-                  float *logits);
-/* The whole network, begun on the host's side: extends the cache by the step's tokens (the caller commits) and writes the
- * logits of the last n_out tokens, [n_out, vocab]. Both sides have been prepared. */
-pf_status pf_forward(const pf_step *s, int64_t n_out, float *logits);
+/* Streams [n, N D] to the logits that the shares ask for. mix, norm and streams are on the step's side. */
+pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams);
+/* The whole network, begun on the host's side: extends the caches by the shares' tokens (the caller commits) and writes
+ * their logits. Both sides have been prepared. In a step of several shares those of cancelled sessions lose their rows
+ * between two layers, and the others go on. */
+pf_status pf_forward(pf_step *s);
 
 /* mtp.c */
 
 /* Brings the MTP block's window rows up to the step: they need each token's successor, so they lag by one. streams are
  * the step's final streams. */
-pf_status pf_mtp_follow(const pf_step *s, const float *streams);
-/* Logits [vocab] of the MTP block for the cache's last token, followed by `next`. */
-pf_status pf_mtp_draft(pf_step *s, int32_t next, float *logits);
+pf_status pf_mtp_follow(const pf_step *s, float *streams);
+/* The logits that a step of one token asks for, of the MTP block: the token is what stands behind the one at the share's
+ * position, which the cache has. */
+pf_status pf_mtp_draft(pf_step *s);
 
 #endif

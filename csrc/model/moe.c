@@ -15,7 +15,7 @@ static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_w
         return PF_OK;
     }
     PF_SCRATCH(int32_t, chosen, s->host, s->n * n_used);
-    PF_TRY(pf_step_hash_experts(s, layer, w, chosen));
+    pf_step_hash_experts(s, w, chosen);
     void *there;
     PF_TRY(pf_step_carry(s->host, s, chosen, (size_t)(s->n * n_used) * sizeof *chosen, &there));
     *out = there;
@@ -176,7 +176,11 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
     };
     PF_TRY(be->route(s->ex, &route));
     pf_step_tap(s, "router", layer, scores, n_expert);
-    for (int64_t t = 0; t < n; ++t) pf_step_tap_ints(s, "experts", layer, t, chosen + t * n_used, n_used);
+    for (PF_EACH_SHARE(s, share)) {
+        for (int64_t t = 0; t < share->n; ++t) {
+            pf_share_tap_ints(s, share, "experts", layer, share->position + t, chosen + (share->first + t) * n_used, n_used);
+        }
+    }
     pf_step_tap(s, "expert_w", layer, weight, n_used);
 
     pf_experts_args experts = {

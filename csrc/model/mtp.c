@@ -33,28 +33,55 @@ static pf_status enter(const pf_step *s, const pf_mtp_weights *w, float *hidden,
     return be->linear(s->ex, &w->eh_proj, joined, 2 * width, rows, streams, width);
 }
 
-pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
+/* Final streams of n tokens from a position on: into the cache's ring from `streams`, or back. */
+static void copy_streams(const pf_step *s, const pf_share *share, int64_t position, int64_t n, float *streams, bool to_ring) {
+    const size_t floats = (size_t)share->cache->stream_floats;
+    for (int64_t t = 0; t < n && !s->ex->dry; ++t) {
+        float *slot = stream_slot(share->cache, position + t), *row = streams + (size_t)t * floats;
+        memcpy(to_ring ? slot : row, to_ring ? row : slot, floats * sizeof *streams);
+    }
+}
+
+/* The shares' positions whose successor is one of the step's tokens, with these: *lag is a step over them. Older ones than
+ * window and rollback reach are not read. */
+static pf_status lag_behind(const pf_step *s, pf_step *lag) {
+    const int64_t reach = s->net->config.window + PF_ROLLBACK;
+    PF_SCRATCH(pf_share, shares, s, s->n_share);
+    PF_SCRATCH(int32_t, tokens, s, s->n);
+    *lag = *s;
+    lag->shares = shares;
+    lag->n_share = lag->n = 0;
+    lag->tokens = tokens;
+    for (PF_EACH_SHARE(s, share)) {
+        const int64_t end = share->position + share->n - 1;
+        const int64_t begin = pf_max_i64(pf_max_i64(0, share->position - 1), end - reach);
+        if (end <= begin) continue;
+        shares[lag->n_share++] = (pf_share){.cache = share->cache, .first = lag->n, .n = end - begin, .position = begin};
+        if (!s->ex->dry) {
+            memcpy(tokens + lag->n, s->tokens + share->first + (begin + 1 - share->position),
+                   (size_t)(end - begin) * sizeof *tokens);
+        }
+        lag->n += end - begin;
+    }
+    return PF_OK;
+}
+
+pf_status pf_mtp_follow(const pf_step *s, float *streams) {
     const pf_config *c = &s->net->config;
     const pf_mtp_weights *w = &s->net->weights.mtp;
-    pf_cache *cache = s->cache;
-    const size_t floats = (size_t)cache->stream_floats, mark = pf_arena_mark(s->ex->arena);
-    for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
-        memcpy(stream_slot(cache, s->position + t), streams + (size_t)t * floats, floats * sizeof(float));
+    const int64_t floats = (int64_t)c->n_stream * c->n_embd;
+    const size_t mark = pf_arena_mark(s->ex->arena);
+    pf_step lag;
+    for (PF_EACH_SHARE(s, share)) {
+        copy_streams(s, share, share->position, share->n, streams + share->first * floats, true);
     }
-    /* Positions whose successor is one of the step's tokens; older ones than window and rollback reach are not read. */
-    const int64_t end = s->position + s->n - 1;
-    const int64_t begin = pf_max_i64(pf_max_i64(0, s->position - 1), end - c->window - PF_ROLLBACK);
-    if (end <= begin) return PF_OK;
-    pf_step lag = *s;
-    lag.tap = NULL;
-    lag.n = end - begin;
-    lag.position = begin;
-    lag.tokens = s->tokens + (begin + 1 - s->position);
+    PF_TRY(lag_behind(s, &lag));
+    if (lag.n == 0) return PF_OK;
     PF_TRY(pf_step_prepare(&lag));
-    PF_SCRATCH(float, hidden, s, lag.n * cache->stream_floats);
-    PF_SCRATCH(float, inner, s, lag.n * cache->stream_floats);
-    for (int64_t t = 0; t < lag.n && !s->ex->dry; ++t) {
-        memcpy(hidden + (size_t)t * floats, stream_slot(cache, begin + t), floats * sizeof(float));
+    PF_SCRATCH(float, hidden, s, lag.n * floats);
+    PF_SCRATCH(float, inner, s, lag.n * floats);
+    for (PF_EACH_SHARE(&lag, share)) {
+        copy_streams(s, share, share->position, share->n, hidden + share->first * floats, false);
     }
     PF_TRY(enter(&lag, w, hidden, inner));
     PF_TRY(pf_layer_rows(&lag, c->n_layer, &w->layer, inner));
@@ -62,20 +89,16 @@ pf_status pf_mtp_follow(const pf_step *s, const float *streams) {
     return PF_OK;
 }
 
-pf_status pf_mtp_draft(pf_step *s, int32_t next, float *logits) {
+pf_status pf_mtp_draft(pf_step *s) {
     const pf_config *c = &s->net->config;
     const pf_mtp_weights *w = &s->net->weights.mtp;
-    const pf_cache *cache = s->cache;
-    s->n = 1;
-    s->position = cache->position - 1;
-    s->tokens = &next;
+    const pf_share *share = s->shares;
+    const int64_t floats = (int64_t)c->n_stream * c->n_embd;
     PF_TRY(pf_step_prepare(s));
-    PF_SCRATCH(float, hidden, s, cache->stream_floats);
-    PF_SCRATCH(float, inner, s, cache->stream_floats);
-    if (!s->ex->dry) {
-        memcpy(hidden, stream_slot(cache, s->position), (size_t)cache->stream_floats * sizeof(float));
-    }
+    PF_SCRATCH(float, hidden, s, floats);
+    PF_SCRATCH(float, inner, s, floats);
+    copy_streams(s, share, share->position, 1, hidden, false);
     PF_TRY(enter(s, w, hidden, inner));
     PF_TRY(pf_layer(s, c->n_layer, &w->layer, inner));
-    return pf_head(s, &w->head_mix, w->norm, inner, 1, logits);
+    return pf_head(s, &w->head_mix, w->norm, inner);
 }

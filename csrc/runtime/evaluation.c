@@ -7,51 +7,67 @@
 /* More than any scratch, of the device's memory that does not exist: one block makes an arena's peak exact. */
 static const size_t plenty = SIZE_MAX / 4;
 
-void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cache, pf_arenas arenas,
-                        const atomic_int *cancel, const int32_t *tokens, int64_t n, int64_t position, pf_error *err) {
+void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_arenas arenas, pf_share *shares, int64_t n_share,
+                        const int32_t *tokens, pf_error *err) {
     const pf_link *link = model->link;
-    out->host_exec = (pf_exec){.backend = model->backend, .pool = model->pool, .arena = arenas.host, .cancel = cancel,
+    int64_t n = 0;
+    for (int64_t i = 0; i < n_share; ++i) {
+        shares[i].first = n;
+        n += shares[i].n;
+    }
+    /* Where there are several, their cancelled ones are looked for between layers. */
+    out->host_exec = (pf_exec){.backend = model->backend, .pool = model->pool, .arena = arenas.host,
+                               .cancel = n_share == 1 ? shares->cancel : NULL,
                                .exact = model->precision == PF_PRECISION_EXACT,
                                .int8 = model->precision == PF_PRECISION_INT8};
     out->device_exec = out->host_exec;
     out->device_exec.arena = arenas.device;
     out->device_exec.pool = NULL;
     if (link != NULL) out->device_exec.backend = pf_link_backend(link);
-    out->host = (pf_step){.net = &model->net, .cache = cache, .ex = &out->host_exec, .host = &out->host,
-                          .device = link != NULL ? &out->device : NULL, .err = err, .tokens = tokens, .n = n,
-                          .position = position};
+    out->host = (pf_step){.net = &model->net, .ex = &out->host_exec, .host = &out->host,
+                          .device = link != NULL ? &out->device : NULL, .err = err, .shares = shares, .n_share = n_share,
+                          .tokens = tokens, .n = n};
     out->device = out->host;
     out->device.ex = &out->device_exec;
     out->device.link = model->link;
 }
 
-pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits) {
+pf_status pf_evaluate(pf_evaluation *evaluation) {
     PF_TRY(pf_step_prepare(&evaluation->host));
     if (evaluation->host.device != NULL) {
-        if (pf_frame_suits(&evaluation->device)) return pf_frame_run(&evaluation->device, pf_forward, n_out, logits);
+        if (pf_frame_suits(&evaluation->device)) {
+            return pf_frame_run(&evaluation->device, &evaluation->host, pf_forward);
+        }
         PF_TRY(pf_step_prepare(&evaluation->device));
     }
-    return pf_forward(&evaluation->host, n_out, logits);
+    return pf_forward(&evaluation->host);
 }
 
 /* A step of n tokens at the end of the context; *out for what comes after it. */
-static pf_status step_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens, int64_t n,
+static pf_status step_dry(const pf_model *model, pf_share *share, pf_arenas arenas, const int32_t *tokens, int64_t n,
                           pf_evaluation *out) {
-    pf_evaluation_init(out, model, cache, arenas, NULL, tokens, n, cache->n_ctx - n, NULL);
+    *share = (pf_share){.cache = share->cache, .n = n, .position = share->cache->n_ctx - n, .n_out = 1};
+    pf_evaluation_init(out, model, arenas, share, 1, tokens, NULL);
     out->host_exec.dry = true;
     out->device_exec.dry = true;
     pf_arena_reset(arenas.host, 0);
     pf_arena_reset(arenas.device, 0);
-    return pf_evaluate(out, 1, NULL);
+    return pf_evaluate(out);
+}
+
+static pf_status draft_dry(pf_evaluation *evaluation, pf_share *share, pf_arenas arenas) {
+    pf_arena_reset(arenas.host, 0);
+    pf_arena_reset(arenas.device, 0);
+    evaluation->host.n = share->n = 1;
+    return pf_mtp_draft(&evaluation->host);
 }
 
 static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens) {
     pf_evaluation evaluation;
-    if (model->link != NULL) PF_TRY(step_dry(model, cache, arenas, tokens, 1, &evaluation)); /* not as longer ones */
-    PF_TRY(step_dry(model, cache, arenas, tokens, cache->n_chunk, &evaluation));
-    pf_arena_reset(arenas.host, 0);
-    pf_arena_reset(arenas.device, 0);
-    return model->net.weights.mtp.present ? pf_mtp_draft(&evaluation.host, 0, NULL) : PF_OK;
+    pf_share share = {.cache = cache};
+    if (model->link != NULL) PF_TRY(step_dry(model, &share, arenas, tokens, 1, &evaluation)); /* not as longer ones */
+    PF_TRY(step_dry(model, &share, arenas, tokens, cache->n_chunk, &evaluation));
+    return model->net.weights.mtp.present ? draft_dry(&evaluation, &share, arenas) : PF_OK;
 }
 
 pf_status pf_measure_scratch(const pf_model *model, pf_cache *cache, uint64_t *host, uint64_t *device) {

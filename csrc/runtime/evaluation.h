@@ -13,13 +13,13 @@ typedef struct pf_evaluation {
     pf_step host, device;
 } pf_evaluation;
 
-/* Fills *out, which must stay where it is, for n tokens from `position` on. cancel and tokens may be NULL where nothing
- * is computed. */
-void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_cache *cache, pf_arenas arenas,
-                        const atomic_int *cancel, const int32_t *tokens, int64_t n, int64_t position, pf_error *err);
+/* Fills *out, which must stay where it is, for the shares' tokens [n of all of them]; sets their `first`. tokens may be NULL
+ * where nothing is computed. With a device there is one share. */
+void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_arenas arenas, pf_share *shares, int64_t n_share,
+                        const int32_t *tokens, pf_error *err);
 
 /* pf_step_prepare() and pf_forward(). */
-pf_status pf_evaluate(pf_evaluation *evaluation, int64_t n_out, float *logits);
+pf_status pf_evaluate(pf_evaluation *evaluation);
 
 /* Scratch in bytes, on the host and on the device, of the longest step at the fullest context and of a draft. cache is
  * one of the session's shape; it is not touched. */

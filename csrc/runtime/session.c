@@ -4,7 +4,6 @@
 #include "base/fork.h"
 #include "base/memory.h"
 #include "base/params.h"
-#include "model/deepseek4.h"
 #include "text/align.h"
 
 #include <string.h>
@@ -66,8 +65,15 @@ static bool is_cut_short(pf_session *session) {
     return running != 0 && running != pf_fork_generation() + 1;
 }
 
+pf_status pf_session_check_kept(const pf_session *session, pf_error *err) {
+    if (session->n_waiting == 0) return PF_OK;
+    return pf_fail(err, PF_ERR_ARGUMENT, "%lld tokens of a step wait to be kept: call pf_session_keep first",
+                   (long long)session->n_waiting);
+}
+
 pf_status pf_session_enter(pf_session *session, pf_error *err) {
     pf_link *link = session->model->link;
+    PF_TRY(pf_session_check_kept(session, err));
     if (is_cut_short(session)) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "the session was at work on another thread when this process was forked: "
                                                 "open a new session, or open the model after forking");
@@ -112,9 +118,7 @@ static pf_status open_parts(pf_session *session, const pf_session_params *params
     return PF_OK;
 }
 
-/* Spare memory of the device that holds experts is for whoever needs it. False when there is none. With the device
- * held. */
-static bool make_room(const pf_model *model) {
+bool pf_session_make_room(const pf_model *model) {
     if (!pf_hot_experts_give_back(model->net.hot)) return false;
     pf_log_line(&model->log, PF_LOG_INFO, "the memory of %s that held often used experts is needed for a session",
                 pf_link_info(model->link)->name);
@@ -145,7 +149,7 @@ pf_status pf_session_open(pf_model *model, const pf_session_params *given, pf_se
     const pf_status status = open_session(model, &params, out, err);
     if (status != PF_ERR_MEMORY || model->link == NULL) return status;
     pf_link_lock(model->link);
-    const bool has_room = make_room(model);
+    const bool has_room = pf_session_make_room(model);
     pf_link_unlock(model->link);
     return has_room ? open_session(model, &params, out, err) : status;
 }
@@ -201,53 +205,7 @@ pf_status pf_session_set_profiler(pf_session *session, pf_profiler *profiler, pf
     return PF_OK;
 }
 
-/* One line for the failures that carry no message of their own, and the cancel request taken when it was heard. */
-static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
-    if (status == PF_ERR_CANCELLED) {
-        atomic_store(&session->cancel, 0);
-        return pf_fail(err, status, "cancelled");
-    }
-    if (status == PF_ERR_MEMORY) {
-        return pf_fail(err, status, "out of memory while evaluating: use a smaller chunk or context");
-    }
-    if (status == PF_ERR_INTERNAL) return pf_fail(err, status, "internal error while evaluating: please report it");
-    return status;
-}
-
-static bool take_cancel(pf_session *session) { return atomic_exchange(&session->cancel, 0) != 0; }
-
-/* Programs that name no device need not know of one. */
-static pf_status send_weights(pf_session *session, pf_error *err) {
-    for (uint64_t n_done = 1; n_done > 0;) {
-        if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
-        PF_TRY(pf_model_upload(session->model, &n_done, NULL, err));
-    }
-    return PF_OK;
-}
-
-static pf_status check_weights(pf_session *session, pf_error *err) {
-    pf_model *model = session->model;
-    if (model->transfer == NULL || atomic_load_explicit(&model->is_sent, memory_order_acquire)) return PF_OK;
-    if (model->chose_device) return send_weights(session, err);
-    return pf_fail(err, PF_ERR_ARGUMENT, "the device does not have its weights yet: call pf_model_upload first");
-}
-
-static void begin(pf_session *session, pf_evaluation *out, const int32_t *tokens, int64_t n, pf_error *err) {
-    pf_evaluation_init(out, session->model, &session->cache, session->arenas, &session->cancel, tokens, n,
-                       session->cache.position, err);
-    out->device.recorder = session->recorder;
-    out->host.tap = session->tap;
-    out->host.tap_user = session->tap_user;
-    out->device.tap = session->tap;
-    out->device.tap_user = session->tap_user;
-}
-
-static void end(pf_session *session) {
-    pf_arena_reset(session->arenas.host, 0);
-    if (session->arenas.device != NULL) pf_arena_reset(session->arenas.device, 0);
-}
-
-static pf_status check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err) {
+pf_status pf_session_check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err) {
     const int32_t n_vocab = session->model->net.config.n_vocab;
     for (int64_t i = 0; i < n; ++i) {
         if (tokens[i] >= 0 && tokens[i] < n_vocab) continue;
@@ -255,85 +213,6 @@ static pf_status check_tokens(const pf_session *session, const int32_t *tokens, 
                        (long long)i, n_vocab);
     }
     return PF_OK;
-}
-
-/* Logits rows that a step of n of n_tokens tokens writes. */
-static pf_status count_logits(const pf_session *session, int32_t mode, int64_t n, int64_t n_tokens, const float *logits,
-                              int64_t capacity, int64_t *n_out, pf_error *err) {
-    switch (mode) {
-    case PF_LOGITS_NONE: *n_out = 0; break;
-    case PF_LOGITS_LAST: *n_out = n == n_tokens ? 1 : 0; break;
-    case PF_LOGITS_ALL: *n_out = n; break;
-    default: return pf_fail(err, PF_ERR_ARGUMENT, "logits mode %d is unknown", mode);
-    }
-    const int64_t n_vocab = session->model->net.config.n_vocab;
-    if (*n_out > 0 && (logits == NULL || capacity / n_vocab < *n_out)) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld logits, %lld x %lld are written", (long long)capacity,
-                       (long long)*n_out, (long long)n_vocab);
-    }
-    return PF_OK;
-}
-
-pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_tokens, int32_t logits_mode,
-                          float *logits, int64_t logits_capacity, int64_t *n_done, pf_error *err) {
-    pf_cache *cache = &session->cache;
-    if (tokens == NULL || n_tokens < 1 || n_done == NULL) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_eval: at least one token and n_done are needed");
-    }
-    const int64_t n = pf_min_i64(n_tokens, cache->n_chunk);
-    int64_t n_out = 0;
-    PF_TRY(count_logits(session, logits_mode, n, n_tokens, logits, logits_capacity, &n_out, err));
-    PF_TRY(check_tokens(session, tokens, n, err));
-    PF_TRY(check_weights(session, err));
-    if (n > cache->n_ctx - cache->position) {
-        return pf_fail(err, PF_ERR_CONTEXT_FULL,
-                       "the context of %lld tokens is full at %lld: open a session with a larger one",
-                       (long long)cache->n_ctx, (long long)cache->position);
-    }
-    if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
-    PF_TRY(pf_session_enter(session, err));
-    pf_evaluation evaluation;
-    pf_status status;
-    pf_cache_begin_write(cache, n);
-    do { /* another time writes the same rows */
-        begin(session, &evaluation, tokens, n, err);
-        if (session->collector != NULL) evaluation.host_exec.backend = pf_collector_backend(session->collector);
-        if (session->profiler != NULL) evaluation.host_exec.backend = pf_profiler_backend(session->profiler);
-        status = pf_evaluate(&evaluation, n_out, logits);
-        end(session);
-    } while (status == PF_ERR_MEMORY && make_room(session->model));
-    if (status != PF_OK) pf_cache_abort_write(cache, n);
-    if (status != PF_OK && session->collector != NULL) pf_collector_note_failure(session->collector);
-    status = pf_session_leave(session, status, err);
-    if (status != PF_OK) return finish(session, status, err);
-    /* They may be the session's own, which were rolled back. */
-    memmove(session->tokens + cache->position, tokens, (size_t)n * sizeof *tokens);
-    pf_cache_commit_write(cache, n);
-    *n_done = n;
-    return PF_OK;
-}
-
-pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
-                           pf_error *err) {
-    const pf_network *net = &session->model->net;
-    int64_t n_out = 0;
-    if (!net->weights.mtp.present) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED,
-                       "the model was opened without an MTP block: pyflash convert --mtp writes one");
-    }
-    if (session->cache.position == 0) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
-    }
-    PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, 1, logits, logits_capacity, &n_out, err));
-    PF_TRY(check_tokens(session, &next_token, 1, err));
-    PF_TRY(check_weights(session, err));
-    if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
-    PF_TRY(pf_session_enter(session, err));
-    pf_evaluation evaluation;
-    begin(session, &evaluation, NULL, 0, err);
-    const pf_status status = pf_mtp_draft(&evaluation.host, next_token, logits);
-    end(session);
-    return finish(session, pf_session_leave(session, status, err), err);
 }
 
 static void note_dropped(pf_session *session) {
@@ -387,7 +266,7 @@ pf_status pf_session_align_answers(const pf_session *session, const int64_t *sil
         return pf_fail(err, PF_ERR_ARGUMENT, "room for %lld tokens, up to %lld are written", (long long)capacity,
                        (long long)(n_tokens + position));
     }
-    PF_TRY(check_tokens(session, tokens, n_tokens, err));
+    PF_TRY(pf_session_check_tokens(session, tokens, n_tokens, err));
     if (session->model->tokenizer == NULL) {
         memcpy(out, tokens, (size_t)n_tokens * sizeof *out);
         *n_out = n_tokens;

@@ -41,7 +41,8 @@ struct pf_session {
     pf_recorder *recorder; /* NULL: nothing is recorded */
     atomic_int cancel; /* set by any thread, taken by the evaluating one */
     atomic_uint running; /* 0, or within enter and leave the number of the process: its fork generation + 1 */
-    int32_t *tokens;   /* [n_ctx], the first cache.position of them valid */
+    int32_t *tokens;   /* [n_ctx], the first cache.position of them valid, then those that wait to be kept */
+    int64_t n_waiting; /* rows of a step that wait for pf_session_keep() */
     void *note;        /* the caller's own bytes */
     size_t note_len;
     pf_session_files files;
@@ -56,11 +57,20 @@ struct pf_session {
 pf_status pf_session_take_params(const pf_session_params *given, const pf_model *model, pf_session_params *out,
                                  pf_error *err);
 
+/* ARGUMENT while rows wait to be kept. */
+pf_status pf_session_check_kept(const pf_session *session, pf_error *err);
+
 /* Around every call that reaches the cache's rows: holds the device, if there is one, from enter on, and says in the end
  * whether it failed. In a forked child whose parent was within such a call on another thread, what the session holds is
- * half done: UNSUPPORTED. */
+ * half done: UNSUPPORTED. ARGUMENT while rows wait to be kept. */
 pf_status pf_session_enter(pf_session *session, pf_error *err);
 pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err);
+
+/* Gives memory of the device back that holds experts while nobody needs it; false when there is none. With the device
+ * held. */
+bool pf_session_make_room(const pf_model *model);
+
+pf_status pf_session_check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err);
 
 /* session_file.c: lets go of the file that is held, and forgets the others. */
 void pf_session_forget_files(pf_session *session);

@@ -66,7 +66,7 @@ void pf_recorder_delete(pf_recorder *r) {
 
 bool pf_frame_suits(const pf_step *s) {
     const pf_weights *w = &s->net->weights;
-    return s->n == 1 && s->tap == NULL && w->head_on_device && w->layers[s->net->config.n_layer - 1].on_device;
+    return s->n == 1 && s->shares->tap == NULL && w->head_on_device && w->layers[s->net->config.n_layer - 1].on_device;
 }
 
 void pf_frame_count(const pf_step *s, int32_t ratio) {
@@ -99,9 +99,9 @@ static layout layout_of(const pf_step *s, int32_t first) {
     return at;
 }
 
-static pf_status fill_frame(const pf_step *s, int32_t first, const layout *at, uint8_t *out) {
+static void fill_frame(const pf_step *s, int32_t first, const layout *at, uint8_t *out) {
     const pf_network *net = s->net;
-    const int64_t p = s->position, half = net->config.rope_dim / 2;
+    const int64_t p = s->shares->position, half = net->config.rope_dim / 2;
     const int64_t counters[N_COUNTER] = {p, p / PF_RATIO_CSA, p / PF_RATIO_HCA};
     const double *freq[N_TABLE] = {net->rope_freq, net->rope_freq_compressed, net->rope_freq_compressed,
                                    net->rope_freq_compressed};
@@ -115,19 +115,18 @@ static pf_status fill_frame(const pf_step *s, int32_t first, const layout *at, u
     }
     for (int32_t l = first; l < net->config.n_layer; ++l, experts += net->config.n_expert_used) {
         const pf_layer_weights *w = &net->weights.layers[l];
-        if (w->hash) PF_TRY(pf_step_hash_experts(s, l, &w->moe, experts));
+        if (w->hash) pf_step_hash_experts(s, &w->moe, experts);
     }
-    return PF_OK;
 }
 
 /* Brings a token's frame to the device in one piece. */
-static pf_status send_frame(pf_step *s, bool with_logits, pf_frame *out) {
+static pf_status send_frame(pf_step *s, pf_frame *out) {
     const int64_t half = s->net->config.rope_dim / 2;
     int32_t first = 0;
     while (!s->net->weights.layers[first].on_device) ++first;
     const layout at = layout_of(s, first);
     PF_SCRATCH(uint8_t, filled, s->host, at.bytes);
-    if (!s->ex->dry) PF_TRY(fill_frame(s, first, &at, filled));
+    if (!s->ex->dry) fill_frame(s, first, &at, filled);
     void *there;
     PF_TRY(pf_step_carry(s->host, s, filled, at.bytes, &there));
     uint8_t *base = there;
@@ -135,7 +134,7 @@ static pf_status send_frame(pf_step *s, bool with_logits, pf_frame *out) {
     pf_rope_table rope[N_TABLE];
     for (int i = 0; i < N_TABLE; ++i, tables += 2 * half) rope[i] = (pf_rope_table){tables, tables + half, half};
     *out = (pf_frame){.counters = there, .rope_rows = {rope[2], rope[3]},
-                      .experts = (int32_t *)(void *)(base + at.experts), .first = first, .with_logits = with_logits};
+                      .experts = (int32_t *)(void *)(base + at.experts), .first = first, .with_logits = s->shares->n_out > 0};
     s->rope = rope[0];
     s->rope_compressed = rope[1];
     return PF_OK;
@@ -168,9 +167,9 @@ static bool leave_frame(const pf_step *s, pf_status status) {
     return again;
 }
 
-pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *logits) {
+pf_status pf_frame_run(pf_step *s, pf_step *host, pf_forward_fn forward) {
     pf_frame frame;
-    PF_TRY(send_frame(s, n_out > 0, &frame));
+    PF_TRY(send_frame(s, &frame));
     check_addresses(s, &frame);
     const pf_step_mark mark = pf_step_set_mark(s);
     pf_status status;
@@ -178,7 +177,7 @@ pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *
     do { /* another time writes the same rows */
         pf_step_reset(s, mark);
         pf_frame_count(s, 0);
-        status = forward(s->host, n_out, logits);
+        status = forward(host);
     } while (leave_frame(s, status));
     s->frame = NULL;
     return status;
@@ -189,7 +188,7 @@ pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *
 /* Of the piece that goes on with layer `first`. */
 static uint32_t kind_of(const pf_step *s, int32_t first) {
     const pf_config *c = &s->net->config;
-    const int64_t next = s->position + 1;
+    const int64_t next = s->shares->position + 1;
     const uint32_t of_csa = (next % PF_RATIO_CSA == 0 ? ROW_OF_CSA : 0u) |
                             (next / PF_RATIO_CSA > c->index_topk ? INDEXED : 0u);
     const uint32_t of_hca = next % PF_RATIO_HCA == 0 ? ROW_OF_HCA : 0u;

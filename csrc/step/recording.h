@@ -36,9 +36,9 @@ typedef struct pf_frame {
 /* Whether the step, the device's side of which s is, takes one. */
 bool pf_frame_suits(const pf_step *s);
 /* The forward pass (pf_forward), begun on the host's side. */
-typedef pf_status (*pf_forward_fn)(const pf_step *s, int64_t n_out, float *logits);
+typedef pf_status (*pf_forward_fn)(pf_step *host);
 /* pf_step_prepare() of that side, and the forward pass, in a frame. */
-pf_status pf_frame_run(pf_step *s, pf_forward_fn forward, int64_t n_out, float *logits);
+pf_status pf_frame_run(pf_step *s, pf_step *host, pf_forward_fn forward);
 
 /* What operations add to positions from now on: the number of rows of a ratio, or, with ratio 0, the position. Does
  * nothing without a frame. */

@@ -35,64 +35,116 @@ void pf_rope_fill(const double *freq, int64_t half, int64_t first, int64_t strid
     }
 }
 
+/* cosines [n, half], then sines [n, half], of the host's memory as a table on the step's side. */
+static pf_status carry_table(const pf_step *s, const float *cosines, int64_t n, pf_rope_table *out) {
+    const int64_t half = s->net->config.rope_dim / 2;
+    void *there;
+    PF_TRY(pf_step_carry(s->host, s, cosines, (size_t)(2 * n * half) * sizeof *cosines, &there));
+    const float *table = there;
+    *out = (pf_rope_table){table, table + n * half, half};
+    return PF_OK;
+}
+
 pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
                        pf_rope_table *out) {
     const int64_t half = s->net->config.rope_dim / 2;
     PF_SCRATCH(float, cosines, s->host, 2 * n * half);
-    float *sines = cosines + n * half;
-    if (!s->ex->dry) pf_rope_fill(freq, half, first, stride, n, cosines, sines);
-    void *table;
-    PF_TRY(pf_step_carry(s->host, s, cosines, (size_t)(2 * n * half) * sizeof(float), &table));
-    cosines = table;
-    *out = (pf_rope_table){cosines, cosines + n * half, half};
-    return PF_OK;
+    if (!s->ex->dry) pf_rope_fill(freq, half, first, stride, n, cosines, cosines + n * half);
+    return carry_table(s, cosines, n, out);
+}
+
+/* The same of every row's position. */
+static pf_status rope_of_rows(const pf_step *s, const double *freq, pf_rope_table *out) {
+    const int64_t half = s->net->config.rope_dim / 2;
+    PF_SCRATCH(float, cosines, s->host, 2 * s->n * half);
+    for (PF_EACH_SHARE(s, share)) {
+        float *own = cosines + share->first * half;
+        if (!s->ex->dry) pf_rope_fill(freq, half, share->position, 1, share->n, own, own + s->n * half);
+    }
+    return carry_table(s, cosines, s->n, out);
 }
 
 pf_status pf_step_prepare(pf_step *s) {
-    PF_TRY(pf_step_rope(s, s->net->rope_freq, s->position, 1, s->n, &s->rope));
-    return pf_step_rope(s, s->net->rope_freq_compressed, s->position, 1, s->n, &s->rope_compressed);
+    PF_TRY(rope_of_rows(s, s->net->rope_freq, &s->rope));
+    return rope_of_rows(s, s->net->rope_freq_compressed, &s->rope_compressed);
 }
 
-pf_status pf_step_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen) {
-    const pf_config *c = &s->net->config;
-    const int64_t n_used = c->n_expert_used;
+static bool is_cancelled(const pf_share *share) {
+    return share->cancel != NULL && atomic_load_explicit(share->cancel, memory_order_relaxed) != 0;
+}
+
+pf_status pf_step_drop_cancelled(pf_step *s, float *streams, int64_t width) {
+    bool any = false;
+    for (PF_EACH_SHARE(s, share)) any = any || is_cancelled(share);
+    if (!any) return PF_OK;
+    PF_SCRATCH(int32_t, tokens, s, s->n);
+    int64_t n = 0;
+    for (pf_share *share = s->shares; share < s->shares + s->n_share; ++share) {
+        if (is_cancelled(share)) share->n = share->n_out = 0;
+        memmove(streams + n * width, streams + share->first * width, (size_t)(share->n * width) * sizeof *streams);
+        memcpy(tokens + n, s->tokens + share->first, (size_t)share->n * sizeof *tokens);
+        share->first = n;
+        n += share->n;
+    }
+    s->tokens = tokens;
+    s->n = n;
+    return n > 0 ? pf_step_prepare(s) : PF_ERR_CANCELLED;
+}
+
+void pf_step_hash_experts(const pf_step *s, const pf_moe_weights *w, int32_t *chosen) {
+    const int64_t n_used = s->net->config.n_expert_used;
     for (int64_t t = 0; t < s->n && !s->ex->dry; ++t) {
-        const int32_t *entry = w->token_table + (int64_t)s->tokens[t] * n_used;
-        for (int32_t i = 0; i < n_used; ++i) {
-            if (entry[i] < 0 || entry[i] >= c->n_expert) {
-                return pf_fail(s->err, PF_ERR_FORMAT,
-                               "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert again",
-                               layer, entry[i], c->n_expert, s->tokens[t]);
-            }
+        memcpy(chosen + t * n_used, w->token_table + (int64_t)s->tokens[t] * n_used, (size_t)n_used * sizeof *chosen);
+    }
+}
+
+/* Of one token in one layer. */
+static pf_status check_entry(const pf_config *c, int32_t layer, const int32_t *entry, int32_t token, pf_error *err) {
+    for (int32_t i = 0; i < c->n_expert_used; ++i) {
+        if (entry[i] >= 0 && entry[i] < c->n_expert) continue;
+        return pf_fail(err, PF_ERR_FORMAT, "blk.%d.ffn_gate_tid2eid names expert %d of %d for token %d: convert again",
+                       layer, entry[i], c->n_expert, token);
+    }
+    return PF_OK;
+}
+
+pf_status pf_check_hash_experts(const pf_network *net, const int32_t *tokens, int64_t n, pf_error *err) {
+    const pf_config *c = &net->config;
+    for (int32_t l = 0; l < c->n_layer; ++l) {
+        const pf_layer_weights *w = &net->weights.layers[l];
+        for (int64_t t = 0; t < n && w->hash; ++t) {
+            const int32_t *entry = w->moe.token_table + (int64_t)tokens[t] * c->n_expert_used;
+            PF_TRY(check_entry(c, l, entry, tokens[t], err));
         }
-        memcpy(chosen + t * n_used, entry, (size_t)n_used * sizeof *chosen);
     }
     return PF_OK;
 }
 
 /* One value of a tap, from wherever it lies. */
-static void report(const pf_step *s, const char *name, int32_t layer, int64_t position, const void *data,
-                   int64_t width, bool is_int) {
-    if (s->tap == NULL) return;
+static void report(const pf_step *s, const pf_share *share, const char *name, int32_t layer, int64_t position,
+                   const void *data, int64_t width, bool is_int) {
+    if (share->tap == NULL) return;
     const pf_step_mark mark = pf_step_set_mark(s);
     void *values;
     if (pf_step_carry(s, s->host, data, (size_t)width * 4, &values) == PF_OK) {
-        s->tap(s->tap_user, name, layer, position, values, width, is_int);
+        share->tap(share->tap_user, name, layer, position, values, width, is_int);
     }
     pf_step_reset(s, mark);
 }
 
-void pf_step_tap_row(const pf_step *s, const char *name, int32_t layer, int64_t position, const float *data,
-                     int64_t width) {
-    report(s, name, layer, position, data, width, false);
+void pf_share_tap(const pf_step *s, const pf_share *share, const char *name, int32_t layer, int64_t position,
+                  const float *data, int64_t n, int64_t width) {
+    if (share->tap == NULL) return;
+    for (int64_t t = 0; t < n; ++t) report(s, share, name, layer, position + t, data + t * width, width, false);
+}
+
+void pf_share_tap_ints(const pf_step *s, const pf_share *share, const char *name, int32_t layer, int64_t position,
+                       const int32_t *data, int64_t width) {
+    report(s, share, name, layer, position, data, width, true);
 }
 
 void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float *data, int64_t width) {
-    if (s->tap == NULL) return;
-    for (int64_t t = 0; t < s->n; ++t) pf_step_tap_row(s, name, layer, s->position + t, data + t * width, width);
-}
-
-void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t token, const int32_t *data,
-                      int64_t width) {
-    report(s, name, layer, s->position + token, data, width, true);
+    for (PF_EACH_SHARE(s, share)) {
+        pf_share_tap(s, share, name, layer, share->position, data + share->first * width, share->n, width);
+    }
 }

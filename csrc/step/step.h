@@ -1,5 +1,5 @@
-/* One evaluation step: n consecutive tokens of one session through the network. The parts of the forward pass (csrc/model)
- * share it.
+/* One evaluation step: rows of one or more sessions through the network together, each a token. The parts of the forward
+ * pass (csrc/model) share it.
  *
  * Scratch memory comes from the step's arena; whoever calls a part resets the arena to the mark it took before. */
 #ifndef PF_STEP_STEP_H
@@ -27,28 +27,52 @@ typedef struct pf_network {
 struct pf_frame;    /* recording.h */
 struct pf_recorder; /* recording.h */
 
+/* What a session brings to a step: n consecutive tokens of its timeline, rows first .. first + n - 1 of the step. What
+ * knows only rows computes all of a step's at once; what depends on a timeline goes from share to share. */
+typedef struct pf_share {
+    pf_cache *cache;
+    int64_t first, n;
+    int64_t position;         /* the first token's absolute position */
+    int64_t n_out;            /* logits are asked for of so many of its last tokens */
+    float *logits;            /* [n_out, vocab], the host's */
+    const atomic_int *cancel; /* may be NULL where nothing is computed */
+    pf_tap_fn tap;            /* may be NULL */
+    void *tap_user;
+} pf_share;
+
 /* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a
  * pf_step of its own, and a part of the pass runs on the side of the step that it is given: that step's scratch, its
  * cache rows and weights are all there. Only pf_step_carry() leads across. */
 typedef struct pf_step {
     const pf_network *net;
-    pf_cache *cache;
     pf_exec *ex;           /* of this side */
     pf_link *link;         /* the device whose side it is; NULL on the host's */
     const struct pf_step *host;   /* the host's side, perhaps this one itself */
     const struct pf_step *device; /* the device's; NULL without one */
     pf_error *err;         /* may be NULL */
-    pf_tap_fn tap;         /* may be NULL */
-    void *tap_user;
+    pf_share *shares;      /* [n_share], ascending; one where a device computes. Those without rows are passed over */
+    int64_t n_share;
     const int32_t *tokens; /* [n]; ids have been checked */
-    int64_t n, position;   /* the first token's absolute position */
-    pf_rope_table rope, rope_compressed; /* [n] from position */
+    int64_t n;             /* rows of all shares */
+    pf_rope_table rope, rope_compressed; /* [n] of the rows' positions */
     const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
     struct pf_recorder *recorder;  /* the session's, of the device's side; NULL: nothing is recorded */
 } pf_step;
 
-/* The `position` that operations are given: beside it they add the frame's. */
-static inline int64_t pf_step_place(const pf_step *s) { return s->frame != NULL ? 0 : s->position; }
+/* The share that comes after `share`, or the first one after NULL, that has rows; NULL: there is none. */
+static inline const pf_share *pf_step_next(const pf_step *s, const pf_share *share) {
+    const pf_share *end = s->shares + s->n_share;
+    share = share == NULL ? s->shares : share + 1;
+    while (share < end && share->n == 0) ++share;
+    return share < end ? share : NULL;
+}
+#define PF_EACH_SHARE(step, share) \
+    const pf_share *share = pf_step_next(step, NULL); share != NULL; share = pf_step_next(step, share)
+
+/* The `position` that operations are given for a share: beside it they add the frame's. */
+static inline int64_t pf_step_place(const pf_step *s, const pf_share *share) {
+    return s->frame != NULL ? 0 : share->position;
+}
 
 /* The side that a layer or the head is computed on. */
 static inline const pf_step *pf_step_side(const pf_step *s, bool on_device) { return on_device ? s->device : s->host; }
@@ -76,23 +100,27 @@ void pf_rope_fill(const double *freq, int64_t half, int64_t first, int64_t strid
 /* These of the model's rotary dimensions, into scratch. */
 pf_status pf_step_rope(const pf_step *s, const double *freq, int64_t first, int64_t stride, int64_t n,
                        pf_rope_table *out);
-/* Fills rope and rope_compressed for the step's positions. */
+/* Fills rope and rope_compressed for the rows' positions. */
 pf_status pf_step_prepare(pf_step *s);
+/* Takes the rows of cancelled sessions out of a step of several: out of streams [n, width], and out of the step, which is
+ * prepared anew. Such a share has no rows from then on. CANCELLED when none are left. On the host's side. */
+pf_status pf_step_drop_cancelled(pf_step *s, float *streams, int64_t width);
 
 static inline const pf_rope_table *pf_step_rope_of(const pf_step *s, int32_t ratio) {
     return ratio == 0 ? &s->rope : &s->rope_compressed;
 }
 
-/* Reports data [n, width], which is on the step's side, to the tap, token by token. */
+/* Reports data [n, width], which is on the step's side, to the taps, token by token. */
 void pf_step_tap(const pf_step *s, const char *name, int32_t layer, const float *data, int64_t width);
-void pf_step_tap_ints(const pf_step *s, const char *name, int32_t layer, int64_t token, const int32_t *data,
-                      int64_t width);
-/* Reports one row at an absolute position. */
-void pf_step_tap_row(const pf_step *s, const char *name, int32_t layer, int64_t position, const float *data,
-                     int64_t width);
+/* Reports n rows of a share, at absolute positions from `position` on. */
+void pf_share_tap(const pf_step *s, const pf_share *share, const char *name, int32_t layer, int64_t position,
+                  const float *data, int64_t n, int64_t width);
+void pf_share_tap_ints(const pf_step *s, const pf_share *share, const char *name, int32_t layer, int64_t position,
+                       const int32_t *data, int64_t width);
 
-/* Hash layers look their experts up by token id: chosen [n, A], the host's memory. The table comes from the file, so
- * its ids are checked here. */
-pf_status pf_step_hash_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t *chosen);
+/* Hash layers look their experts up by token id: chosen [n, A], the host's memory. */
+void pf_step_hash_experts(const pf_step *s, const pf_moe_weights *w, int32_t *chosen);
+/* The tables come from the file: checks what they have for n tokens, before a step of these begins. */
+pf_status pf_check_hash_experts(const pf_network *net, const int32_t *tokens, int64_t n, pf_error *err);
 
 #endif

@@ -45,7 +45,8 @@ static void fill_frontier(pf_frontier *frontier) {
 static pf_status fill_session(pf_session *session, int64_t depth, pf_error *err) {
     pf_cache *cache = &session->cache;
     pf_evaluation run;
-    pf_evaluation_init(&run, session->model, cache, session->arenas, NULL, NULL, 1, 0, err);
+    pf_share share = {.cache = cache};
+    pf_evaluation_init(&run, session->model, session->arenas, &share, 1, NULL, err);
     const pf_config *config = &session->model->net.config;
     const int64_t widest = config->head_dim > config->index_dim ? config->head_dim : config->index_dim;
     float *scratch = malloc((size_t)(ROWS_AT_ONCE * widest) * sizeof(float));

@@ -276,6 +276,30 @@ class Session:
             if progress is not None:
                 progress(done, len(ids))
 
+    def _note_step(self) -> None:
+        """After a native call by the handle that may have moved the session."""
+        self.n_moves += 1
+        self._position = int(lib.pf_session_position(self._handle))
+
+    def keep(self, n: int) -> None:
+        """Goes on with the first n of the tokens that wait, 0 to all of them: see eval_many(keep=False).
+
+        The session is then, to the last bit, what it is after evaluating those n alone. Until this is called, eval() and
+        all else that would move or save the session raise ArgumentError.
+        """
+        error = ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            count = integer("the number of tokens to keep", n, 0, 2**63 - 1)
+            check(lib.pf_session_keep(handle, count, error), error)
+            self._note_step()
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens wait for keep(); 0: none."""
+        with self._free():
+            return int(lib.pf_session_waiting(self._native()))
+
     def draft(self, next_token: int) -> FloatArray:
         """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
         logits = np.empty(self._model.info.n_vocab, dtype=np.float32)

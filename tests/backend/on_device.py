@@ -683,3 +683,22 @@ def test_a_device_lost_while_replaying(tiny: TinyModel, monkeypatch: pytest.Monk
             session.eval([1])
         assert session.position == 12
     assert graphs().alive == before.alive
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_steps_of_several_sessions(tiny: TinyModel, placement: str) -> None:
+    """One after the other within the call: each session's bits are its own, whatever is kept."""
+    tokens = [tokens_of(tiny), tokens_of(tiny)[::-1].copy()]
+    with (
+        open_on(tiny, "fast", **PLACEMENTS[placement]) as model,
+        model.session(context=CONTEXT, chunk=CHUNK, poison=True) as one,
+        model.session(context=CONTEXT, chunk=CHUNK, poison=True) as two,
+    ):
+        alone = [logits_of(model, each) for each in tokens]
+        for n, kept in ((1, 1), (20, 13), (1, 0), (1, 1), (5, 4), (1, 1), (60, 60)):
+            starts = [session.position for session in (one, two)]
+            work = [(session, each[session.position : session.position + n]) for session, each in zip((one, two), tokens)]
+            out = pyflash.eval_many(work, "all", keep=False)
+            for session, logits, start, expected in zip((one, two), out, starts, alone):
+                assert np.array_equal(logits, expected[start : start + n])
+                session.keep(kept)

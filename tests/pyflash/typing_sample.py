@@ -16,6 +16,16 @@ def likeliest(session: pyflash.Session, tokens: list[int]) -> int:
     return int(logits.argmax())
 
 
+def together(one: pyflash.Session, two: pyflash.Session) -> npt.NDArray[np.float32]:
+    first, second = pyflash.eval_many([(one, [1, 2]), (two, np.arange(3))], "all", keep=False)
+    for session in (one, two):
+        session.keep(min(1, session.waiting))
+    results = pyflash.eval_many([(one, [1]), (two, [2])], return_errors=True)
+    if any(isinstance(result, pyflash.CancelledError) for result in results):
+        one.rollback(1)
+    return first + second
+
+
 def words(session: pyflash.Session, prompt: npt.NDArray[np.int32]) -> Iterator[str]:
     options: pyflash.SamplingOptions = {"temperature": 0.7, "top_k": 40, "seed": None}
     pieces = session.generate(prompt, max_tokens=5, stop=["\n"], logprobs=2, **options)

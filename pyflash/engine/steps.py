@@ -1,0 +1,202 @@
+"""Steps of several sessions: their tokens go through the model together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.engine.options import chosen
+from pyflash.engine.session import Session
+from pyflash.native.errors import ArgumentError, ContextFullError, Error, MemoryLimitError, check
+from pyflash.native.library import ffi, lib
+from pyflash.native.values import FloatArray, Tokens, floats, ints, token_array
+
+Wish = Literal["last", "all", "none"]
+Work = Sequence[tuple[Session, Tokens]]
+
+MOST_WAITING: int = lib.PF_STEP_WAITING  # tokens of a session that can wait to be kept
+
+_MODES = {"none": lib.PF_LOGITS_NONE, "last": lib.PF_LOGITS_LAST, "all": lib.PF_LOGITS_ALL}
+
+
+@dataclass
+class _Share:
+    """What one session brings, and how far it is. logits: [n, vocab] or [1, vocab], where they are wished for."""
+
+    session: Session
+    ids: npt.NDArray[np.int32]
+    logits: FloatArray | None = None
+    done: int = 0
+    error: BaseException | None = None
+
+    def fill(self, native: Any, mode: int, keep: bool) -> None:
+        """Writes the next step's part into a pf_step_share."""
+        n = min(len(self.ids) - self.done, self.session.chunk)
+        is_last = self.done + n == len(self.ids)
+        native.struct_size = ffi.sizeof("pf_step_share")
+        native.session = self.session._native()
+        native.tokens = ints(self.ids[self.done :])
+        native.n_tokens = n
+        native.flags = lib.PF_STEP_KEEP if keep else 0
+        native.logits_mode = mode if is_last or mode == lib.PF_LOGITS_ALL else lib.PF_LOGITS_NONE
+        if self.logits is not None and native.logits_mode != lib.PF_LOGITS_NONE:
+            rows = self.logits[self.done :] if mode == lib.PF_LOGITS_ALL else self.logits
+            native.logits, native.logits_capacity = floats(rows), rows.size
+
+
+def _shares(work: Work, mode: int, keep: bool) -> list[_Share]:
+    """The work, checked as far as that concerns all of it."""
+    try:
+        pairs = [(session, tokens) for session, tokens in work]
+    except (TypeError, ValueError):
+        raise ArgumentError("what is to be evaluated must be pairs of a session and its tokens") from None
+    for session, _ in pairs:
+        if not isinstance(session, Session):
+            raise ArgumentError(f"{session!r:.40} is not a session")
+    shares = [_Share(session, token_array(tokens)) for session, tokens in pairs]
+    if len({id(share.session) for share in shares}) < len(shares):
+        raise ArgumentError("a session is named twice: give it its tokens together")
+    for share in shares:
+        n_vocab = share.session.model.info.n_vocab
+        if share.session.model is not shares[0].session.model:
+            raise ArgumentError("the sessions are of several models: evaluate each model's by themselves")
+        if len(share.ids) == 0:
+            raise ArgumentError("there are no tokens to evaluate")
+        if share.ids.max() >= n_vocab:
+            raise ArgumentError(f"token {share.ids.max()} is outside the vocabulary of {n_vocab}")
+        most = min(MOST_WAITING, share.session.chunk)
+        if not keep and len(share.ids) > most:
+            raise ArgumentError(f"{len(share.ids)} tokens cannot wait to be kept, at most {most}")
+        try:
+            if mode != lib.PF_LOGITS_NONE:
+                rows = len(share.ids) if mode == lib.PF_LOGITS_ALL else 1
+                share.logits = np.empty((rows, n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise MemoryLimitError(f"no memory for the logits of {len(share.ids)} tokens; evaluate fewer") from error
+    return shares
+
+
+def _hold(sessions: Sequence[Session], call: Callable[[], None]) -> None:
+    """call() with the locks of all sessions, which everybody takes in the same order."""
+    if not sessions:
+        call()
+        return
+    with sessions[0]._free():
+        _hold(sessions[1:], call)
+
+
+def _check_room(share: _Share) -> None:
+    session = share.session
+    session._native()
+    if len(share.ids) > session.capacity - session.position:
+        share.error = ContextFullError(
+            f"{len(share.ids)} more tokens do not fit: the context holds {session.capacity}, {session.position} are used",
+            "open a session with a larger context",
+        )
+
+
+def _take_error(share: _Share, native: Any) -> None:
+    tap = share.session._tap
+    if tap is not None and tap.error is not None:
+        share.error, tap.error = tap.error, None
+        return
+    try:
+        check(native.error.code, native.error)
+    except Error as error:
+        share.error = error
+
+
+def _step(shares: Sequence[_Share], mode: int, keep: bool) -> None:
+    """One native step of all. The caller holds the sessions."""
+    natives = ffi.new("pf_step_share[]", len(shares))
+    for share, native in zip(shares, natives, strict=True):
+        share.fill(native, mode, keep)
+    interrupted = False
+
+    def run(places: list[int]) -> None:
+        while places:
+            part = ffi.new("pf_step_share[]", [natives[i] for i in places])
+            lib.pf_step_eval(part, len(places), ffi.NULL)
+            for at, i in enumerate(places):
+                natives[i] = part[at]
+            # A request may have been for a call that was over before it came.
+            places = [i for i in places if natives[i].error.code == lib.PF_ERR_CANCELLED
+                      and not shares[i].session._is_cancelled(interrupted, None)]  # fmt: skip
+
+    def call() -> None:
+        run(list(range(len(shares))))
+        for share, native in zip(shares, natives, strict=True):
+            share.session._note_step()
+            _take_error(share, native)
+            if share.error is None:
+                share.done += native.n_tokens
+
+    def cancel() -> None:
+        nonlocal interrupted
+        interrupted = True
+        for native in natives:
+            lib.pf_session_cancel(native.session)
+
+    shares[0].session._runner.run(call, cancel)
+
+
+def _evaluate(shares: Sequence[_Share], mode: int, keep: bool) -> None:
+    for share in shares:
+        _check_room(share)
+    while active := [share for share in shares if share.error is None and share.done < len(share.ids)]:
+        _step(active, mode, keep)
+
+
+def _drop_waiting(shares: Sequence[_Share]) -> None:
+    for share in shares:
+        if share.done > 0:
+            with contextlib.suppress(Error):  # closed meanwhile
+                share.session.keep(0)
+
+
+@overload
+def eval_many(work: Work, logits: Literal["last", "all"] = ..., *, keep: bool = ...) -> list[FloatArray]: ...
+@overload
+def eval_many(work: Work, logits: Literal["none"], *, keep: bool = ...) -> list[None]: ...
+@overload
+def eval_many(work: Work, logits: Wish = ..., *, keep: bool = ...,
+              return_errors: bool) -> list[FloatArray | BaseException | None]: ...  # fmt: skip
+
+
+def eval_many(work: Work, logits: Wish = "last", *, keep: bool = True, return_errors: bool = False) -> Sequence[Any]:
+    """Evaluates tokens of several sessions of one model together, so that every weight is read once for all of them.
+
+    work: (session, tokens) each. A session's logits are the same bits as those of its own eval(): float32 [vocab] after
+    its last token with logits="last", [n, vocab] with "all", None with "none", in the order of work. Sessions that bring
+    more than their chunk take several steps, the others only the first.
+
+    keep=False, for at most 128 tokens (and a chunk) each: the sessions stay where they were, and the tokens wait until
+    Session.keep() says how many of them each goes on with.
+
+    One session's ContextFullError, CancelledError (cancel() of that session), MemoryLimitError, or an exception from its
+    tap ends its part alone. When all is done the first of them is raised, and nothing waits; with return_errors=True it
+    stands in its session's place instead. On Ctrl-C the finished steps stay evaluated, and nothing waits. Raises
+    ArgumentError, BusyError or ClosedError before anything is evaluated.
+    """
+    mode = chosen("logits", logits, _MODES)
+    shares = _shares(work, mode, keep)
+    sessions = sorted((share.session for share in shares), key=id)
+    try:
+        _hold(sessions, lambda: _evaluate(shares, mode, keep))
+        failed = next((share.error for share in shares if share.error is not None), None)
+        if failed is not None and not return_errors:
+            raise failed
+    except BaseException:
+        if not keep:
+            _drop_waiting(shares)
+        raise
+    return [share.error if share.error is not None else _result(share, mode) for share in shares]
+
+
+def _result(share: _Share, mode: int) -> FloatArray | None:
+    return share.logits[0] if share.logits is not None and mode == lib.PF_LOGITS_LAST else share.logits
