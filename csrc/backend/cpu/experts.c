@@ -311,7 +311,7 @@ static pf_status run_range(pf_exec *ex, pf_experts_args *args) {
     if (status == PF_OK) status = pf_parallel(ex, job.h_packed.n_tile, 1, pack_h_piece, &job);
     if (status == PF_OK) {
         const int64_t rows = args->down->rows, share = rows / (4 * pf_pool_threads(ex->pool));
-        const int64_t grain = pf_min_i64(ROW_BLOCK, pf_max_i64(16, share & ~(int64_t)15));
+        const int64_t grain = pf_min_i64(ROW_BLOCK, pf_max_i64(MIN_ROW_BLOCK, share & ~(int64_t)(MIN_ROW_BLOCK - 1)));
         status = pf_parallel(ex, rows, grain, down_piece, &job);
     }
     pf_arena_reset(ex->arena, mark);

@@ -6,7 +6,10 @@
 
 #include <string.h>
 
-enum { ROWS_ALONE = 512 }; /* of a piece for one token: long runs to read (PF_STREAMS) */
+enum {
+    ROWS_ALONE = 512, /* of a piece for one token: long runs to read (PF_STREAMS) */
+    ROWS_LEAST = 32   /* of any piece: a panel of the tile kernels (gemm_panel.h) */
+};
 
 pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
     const pf_acts_form form = ex->exact ? PF_ACTS_F32 : ex->int8 ? PF_ACTS_Q8 : PF_ACTS_Q16;
@@ -25,8 +28,8 @@ pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form) {
 }
 
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, bool tiled, int64_t *floats) {
-    const int64_t tile_rows = tiled ? PF_TILE_ROWS / PF_TILE_TOKENS * pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
-    *floats = (pf_max_i64(cols, tile_rows) + 15) & ~(int64_t)15; /* workers never share a cache line */
+    const int64_t tile_floats = tiled ? pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
+    *floats = (pf_max_i64(cols, tile_floats) + 15) & ~(int64_t)15; /* workers never share a cache line */
     return pf_arena_alloc(ex->arena, (size_t)(*floats * pf_pool_threads(ex->pool)) * sizeof(float));
 }
 
@@ -69,7 +72,7 @@ int64_t pf_cpu_tile_tokens(const pf_exec *ex, pf_acts_form form, const pf_weight
     if (form == PF_ACTS_F32 || tiles->from == 0 || pf_cpu_tile_gemm(ex, form, w) == NULL || n < tiles->from) return 0;
     /* A few tokens left over are quicker without, and as right. */
     const int64_t rest = n % PF_TILE_TOKENS;
-    return rest < tiles->from ? n - rest : n;
+    return rest < tiles->rest ? n - rest : n;
 }
 
 pf_gemm_fn pf_cpu_tile_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {
@@ -130,7 +133,7 @@ static void pack_piece(void *arg, int64_t begin, int64_t end, int worker) {
 /* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
 static int64_t row_grain(const pf_exec *ex, int64_t rows, int64_t n_token) {
     const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
-    return pf_min_i64(n_token == 1 ? ROWS_ALONE : PF_TILE_ROWS, pf_max_i64(16, share & ~(int64_t)15));
+    return pf_min_i64(n_token == 1 ? ROWS_ALONE : PF_TILE_ROWS, pf_max_i64(ROWS_LEAST, share & ~(int64_t)(ROWS_LEAST - 1)));
 }
 
 static pf_status pack(linear_job *job) {
