@@ -4,7 +4,7 @@
         [--free] [--chosen] [--sensitivity FILE] [--ctx 512] [--chunks N] [--special]
 
 MODEL.gguf has its experts in MXFP4. They are quantised to each type in the ways that are compared, everything else stays as it
-is: pyflash's quantisers for both objectives, and with --llama those of real llama.cpp (its llama_model_quantize(), called by
+is: pyflash's quantisers for all objectives, and with --llama those of real llama.cpp (its llama_model_quantize(), called by
 tests/import_llama/quantize_with_imatrix.py; FOLDER holds its libraries, such as bins/linux-x64 of the npm package
 @node-llama-cpp/linux-x64), with the same importance matrix. With --chosen also to types that `pyflash quantize --size`
 chooses for a file of the same size.
@@ -153,7 +153,7 @@ def cell(windows: Values, digits: int = 5) -> str:
 def ways(args: argparse.Namespace, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
     """The files to compare in a type, one at a time."""
     ours = folder / "hessian.gguf"
-    for objective in ("hessian", "ggml"):
+    for objective in ("hessian", "ggml", "unbiased"):
         path = folder / f"{objective}.gguf"
         by_pyflash(args, path, objective, kind)
         yield f"pyflash, {objective}", path
