@@ -3,6 +3,7 @@
 #include "model/deepseek4.h"
 
 #include "base/arith.h"
+#include "step/choices.h"
 #include "step/recording.h"
 
 #include <math.h>
@@ -245,7 +246,8 @@ pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_
         PF_SCRATCH(int32_t, select_n, s, s->n);
         chosen = (selection){select, select_n};
         PF_TRY(compress(s, &(compressor){layer, ratio, &w->index_compressor, "idx_row"}, true, x));
-        PF_TRY(select_rows(s, layer, w, x, q_low, &chosen));
+        if (!pf_choices_take_rows(s, layer, select, select_n)) PF_TRY(select_rows(s, layer, w, x, q_low, &chosen));
+        pf_choices_note_rows(s, layer, select, select_n);
         PF_TRY(tap_selection(s, layer, &chosen));
     }
     PF_TRY(attend(s, layer, ratio, w, q, chosen.rows != NULL ? &chosen : NULL));

@@ -194,6 +194,25 @@ pf_status pf_session_set_collector(pf_session *session, pf_collector *collector,
     return PF_OK;
 }
 
+pf_status pf_session_set_choices(pf_session *session, const pf_choices *choices, pf_error *err) {
+    pf_choices taken = {.struct_size = sizeof taken};
+    if (choices == NULL) {
+        session->has_choices = false;
+        return PF_OK;
+    }
+    if (!pf_params_take(&taken, sizeof taken, choices) || taken.experts == NULL || taken.n_position < 1 ||
+        (taken.mode != PF_CHOICES_NOTE && taken.mode != PF_CHOICES_HOLD)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_set_choices: struct_size, a mode, experts and n_position are needed");
+    }
+    if (session->model->link != NULL) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "choices are noted and held on the processor: open the model with device "
+                                                "\"cpu\"");
+    }
+    session->choices = taken;
+    session->has_choices = true;
+    return PF_OK;
+}
+
 pf_status pf_session_set_profiler(pf_session *session, pf_profiler *profiler, pf_error *err) {
     if (profiler != NULL && !pf_profiler_fits(profiler, session->model)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "the profiler belongs to another model: open one of the session's");

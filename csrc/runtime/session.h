@@ -51,6 +51,8 @@ struct pf_session {
     void *tap_user;
     pf_collector *collector; /* NULL: none */
     pf_profiler *profiler;   /* NULL: none; never with a collector */
+    pf_choices choices;
+    bool has_choices;
 };
 
 /* given, which may be NULL, checked and completed with the defaults. */

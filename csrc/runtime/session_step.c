@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/params.h"
 #include "model/deepseek4.h"
+#include "step/choices.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -113,6 +114,7 @@ static pf_status check_share(work *works, int64_t i, pf_error *err) {
                        "the context of %lld tokens is full at %lld: open a session with a larger one",
                        (long long)cache->n_ctx, (long long)cache->position);
     }
+    if (session->has_choices) PF_TRY(pf_choices_check(&session->choices, &session->model->net, cache->position, n, err));
     return take_cancel(session) ? pf_fail(err, PF_ERR_CANCELLED, "cancelled") : PF_OK;
 }
 
@@ -138,6 +140,7 @@ static pf_status forward(work *const *group, int64_t n_share, pf_share *shares, 
     pf_evaluation_init(&evaluation, first->model, arenas, shares, n_share, tokens, err);
     evaluation.device.recorder = first->recorder;
     if (first->collector != NULL) evaluation.host_exec.backend = pf_collector_backend(first->collector);
+    if (first->has_choices) evaluation.host.choices = &first->choices;
     for (int64_t i = 0; i < n_share; ++i) {
         const pf_profiler *profiler = group[i]->given.session->profiler;
         if (profiler != NULL) evaluation.host_exec.backend = pf_profiler_backend(profiler);
@@ -223,9 +226,9 @@ static bool run_together(work *const *group, int64_t n) {
     return done;
 }
 
-/* Steps that other sessions' rows cannot be in: a device's, and those that are collected. */
+/* Steps that other sessions' rows cannot be in: a device's, those that are collected, and those with choices. */
 static bool is_for_itself(const pf_session *session) {
-    return session->model->link != NULL || session->collector != NULL;
+    return session->model->link != NULL || session->collector != NULL || session->has_choices;
 }
 
 /* Enters the sessions of a group; those that cannot drop out of it. Returns how many are left. */

@@ -57,6 +57,7 @@ typedef struct pf_step {
     pf_rope_table rope, rope_compressed; /* [n] of the rows' positions */
     const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
     struct pf_recorder *recorder;  /* the session's, of the device's side; NULL: nothing is recorded */
+    const pf_choices *choices;     /* choices.h; NULL: neither noted nor held. Never with a device */
 } pf_step;
 
 /* The share that comes after `share`, or the first one after NULL, that has rows; NULL: there is none. */

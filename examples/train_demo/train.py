@@ -36,7 +36,7 @@ SPARSE_FROM = 0.85  # until then CSA layers see every row, and the indexer learn
 QUANTISED_FROM = 0.75
 BALANCE_RATE = 1e-3
 INDEX_WEIGHT, LOOKUP_WEIGHT = 0.3, 1.0
-DRAFT_SHARE = 0.06  # at the end the MTP block learns alone
+DRAFT_SHARE = 0.06  # at the end the MTP block learns alone, where there is one
 LOG_EVERY, SAVE_EVERY = 20, 100  # steps
 
 
@@ -122,8 +122,9 @@ class Worker:
             part.copy_(mean.view_as(part))
 
     def train_step(self, progress: float) -> None:
-        drafting = progress > 1 - DRAFT_SHARE
-        share = progress / (1 - DRAFT_SHARE) if not drafting else (progress - 1 + DRAFT_SHARE) / DRAFT_SHARE
+        drafts = DRAFT_SHARE if self.config["num_nextn_predict_layers"] else 0.0
+        drafting = progress > 1 - drafts
+        share = progress / (1 - drafts) if not drafting else (progress - 1 + drafts) / drafts
         table = lengths(share)
         length = 256 if drafting else self.shared.choices(list(table), list(table.values()))[0]
         batch = self.mixture.batch(length, self.options.tokens, share)
