@@ -115,14 +115,14 @@ class QuantizeReport:
 def plan_quantization(source: Path | str, options: QuantizeOptions) -> QuantizePlan:
     """What quantize() would write. ConvertError for options that do not fit the source."""
     options.check()
-    return _plan(open_source(source, options.mtp, options.name), options, _importance(options.imatrix))
+    return plan_of(open_source(source, options.mtp, options.name), options, read_importance_of(options))
 
 
-def _importance(path: Path | str | None) -> ImportanceLike | None:
-    return None if path is None else read_importance(Path(path))
+def read_importance_of(options: QuantizeOptions) -> ImportanceLike | None:
+    return None if options.imatrix is None else read_importance(Path(options.imatrix))
 
 
-def _plan(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
+def plan_of(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
     files: list[PlannedFile] = []
     stored: dict[str, TensorInfo] = {}
     try:
@@ -351,7 +351,7 @@ class _Run:
 
     @property
     def _n_threads(self) -> int:
-        return self.plan.options.threads or min(MOST_THREADS, _n_processors())
+        return self.plan.options.threads or min(MOST_THREADS, n_processors())
 
     def _planned(self, paths: Sequence[Path]) -> Iterator[_Planned]:
         for (file, layout), path in zip(self._layouts, paths, strict=False):
@@ -400,7 +400,7 @@ class _Run:
         return errors_as_json(self.plan, self.errors)
 
 
-def _n_processors() -> int:
+def n_processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
