@@ -424,6 +424,29 @@ typedef void (*pf_tap_fn)(void *user, const char *name, int32_t layer, int64_t p
                           int64_t n, int32_t is_int);
 PF_API void pf_session_set_tap(pf_session *session, pf_tap_fn fn, void *user);
 
+/* ---- Choices ----------------------------------------------------------------------------------------------- */
+
+#define PF_CHOICES_NOTE 0 /* steps write down what they choose, */
+#define PF_CHOICES_HOLD 1 /* or take what is written instead of choosing */
+
+/* What was chosen for the tokens at positions 0 to n_position - 1: in the caller's memory, which must stay until it is no
+ * longer the session's. A and index_topk as pf_model_info has them. Grows at its end only. */
+typedef struct pf_choices {
+    uint32_t struct_size; /* set by the caller to sizeof(pf_choices) */
+    int32_t mode;         /* PF_CHOICES_* */
+    int64_t n_position;
+    int32_t *experts;     /* [n_layer, n_position, A] ids, best first. Held ones are weighted by the model's own scores, and
+                             hash layers look theirs up as ever */
+    int32_t *rows;        /* [layers of ratio 4, n_position, index_topk] compressed rows, ascending: of the token at p the
+                             first min(index_topk, (p + 1) / 4) count; NULL: the indexer's choices are left alone */
+} pf_choices;
+
+/* From now on pf_session_eval() notes or holds choices, whatever the chunks; NULL: no longer. Noting changes no bit, and
+ * neither does holding what the same model noted with the same precision and cache. To compare models whose scores differ
+ * a little without what a choice that flips does. Steps return ARGUMENT, and nothing has changed, where n_position has no
+ * room for them, or where what is held cannot have been chosen. UNSUPPORTED for a model with a device. */
+PF_API pf_status pf_session_set_choices(pf_session *session, const pf_choices *choices, pf_error *err);
+
 /* ---- Importance -------------------------------------------------------------------------------------------- */
 
 /* Which input of matrix products a sum is of. Weights that take the same one are not told apart. */

@@ -3,6 +3,7 @@
 #include "model/deepseek4.h"
 
 #include "base/arith.h"
+#include "step/choices.h"
 #include "step/recording.h"
 
 #include <math.h>
@@ -164,7 +165,10 @@ pf_status pf_attention(const pf_step *s, int32_t layer, int32_t ratio, const pf_
         PF_SCRATCH(int32_t, select_n, s, s->n);
         PF_TRY(compress(s, layer, ratio, &w->index_compressor, &cache->index_frontier, &cache->index_pool, x,
                         "idx_row"));
-        PF_TRY(select_rows(s, layer, w, x, q_low, select, select_n));
+        if (!pf_choices_take_rows(s, layer, select, select_n)) {
+            PF_TRY(select_rows(s, layer, w, x, q_low, select, select_n));
+        }
+        pf_choices_note_rows(s, layer, select, select_n);
         PF_TRY(tap_selection(s, layer, select, select_n));
         args.select = select;
         args.select_n = select_n;

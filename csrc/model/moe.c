@@ -3,12 +3,13 @@
 
 #include "base/arith.h"
 #include "base/clock.h"
+#include "step/choices.h"
 #include "step/recording.h"
 
 #include <string.h>
 
 /* On the step's side. */
-static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, int32_t **out) {
+static pf_status look_up_experts(const pf_step *s, int32_t layer, const pf_moe_weights *w, const int32_t **out) {
     const int64_t n_used = s->net->config.n_expert_used;
     if (s->frame != NULL) {
         *out = pf_frame_experts(s, layer);
@@ -167,14 +168,16 @@ pf_status pf_moe(const pf_step *s, int32_t layer, const pf_layer_weights *lw, co
     PF_SCRATCH(float, scores, s, n * n_expert);
     PF_SCRATCH(int32_t, chosen, s, n * n_used);
     PF_SCRATCH(float, weight, s, n * n_used);
-    int32_t *table = NULL;
+    const int32_t *table = NULL;
     PF_TRY(be->linear(s->ex, &w->router, x, width, n, logits, n_expert));
     if (lw->hash) PF_TRY(look_up_experts(s, layer, w, &table));
+    else table = pf_choices_held_experts(s, layer); /* weighted by this model's own scores */
     const pf_route_args route = {
         .logits = logits, .bias = w->router_bias, .table = table, .n_token = n, .n_expert = n_expert,
         .n_used = n_used, .scale = c->expert_scale, .scores = scores, .chosen = chosen, .weight = weight,
     };
     PF_TRY(be->route(s->ex, &route));
+    pf_choices_note_experts(s, layer, chosen);
     pf_step_tap(s, "router", layer, scores, n_expert);
     for (int64_t t = 0; t < n; ++t) pf_step_tap_ints(s, "experts", layer, t, chosen + t * n_used, n_used);
     pf_step_tap(s, "expert_w", layer, weight, n_used);

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/params.h"
 #include "model/deepseek4.h"
+#include "step/choices.h"
 #include "text/align.h"
 
 #include <string.h>
@@ -187,6 +188,25 @@ pf_status pf_session_set_collector(pf_session *session, pf_collector *collector,
     return PF_OK;
 }
 
+pf_status pf_session_set_choices(pf_session *session, const pf_choices *choices, pf_error *err) {
+    pf_choices taken = {.struct_size = sizeof taken};
+    if (choices == NULL) {
+        session->has_choices = false;
+        return PF_OK;
+    }
+    if (!pf_params_take(&taken, sizeof taken, choices) || taken.experts == NULL || taken.n_position < 1 ||
+        (taken.mode != PF_CHOICES_NOTE && taken.mode != PF_CHOICES_HOLD)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_set_choices: struct_size, a mode, experts and n_position are needed");
+    }
+    if (session->model->link != NULL) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "choices are noted and held on the processor: open the model with device "
+                                                "\"cpu\"");
+    }
+    session->choices = taken;
+    session->has_choices = true;
+    return PF_OK;
+}
+
 /* One line for the failures that carry no message of their own, and the cancel request taken when it was heard. */
 static pf_status finish(pf_session *session, pf_status status, pf_error *err) {
     if (status == PF_ERR_CANCELLED) {
@@ -271,6 +291,9 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     PF_TRY(count_logits(session, logits_mode, n, n_tokens, logits, logits_capacity, &n_out, err));
     PF_TRY(check_tokens(session, tokens, n, err));
     PF_TRY(check_weights(session, err));
+    if (session->has_choices) {
+        PF_TRY(pf_choices_check(&session->choices, &session->model->net, cache->position, n, err));
+    }
     if (n > cache->n_ctx - cache->position) {
         return pf_fail(err, PF_ERR_CONTEXT_FULL,
                        "the context of %lld tokens is full at %lld: open a session with a larger one",
@@ -284,6 +307,7 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     do { /* another time writes the same rows */
         begin(session, &evaluation, tokens, n, err);
         if (session->collector != NULL) evaluation.host_exec.backend = pf_collector_backend(session->collector);
+        if (session->has_choices) evaluation.host.choices = &session->choices;
         status = pf_evaluate(&evaluation, n_out, logits);
         end(session);
     } while (status == PF_ERR_MEMORY && make_room(session->model));

@@ -48,6 +48,8 @@ struct pf_session {
     pf_tap_fn tap;
     void *tap_user;
     pf_collector *collector; /* NULL: none */
+    pf_choices choices;
+    bool has_choices;
 };
 
 /* given, which may be NULL, checked and completed with the defaults. */

@@ -45,6 +45,7 @@ typedef struct pf_step {
     pf_rope_table rope, rope_compressed; /* [n] from position */
     const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
     struct pf_recorder *recorder;  /* the session's, of the device's side; NULL: nothing is recorded */
+    const pf_choices *choices;     /* choices.h; NULL: neither noted nor held. Never with a device */
 } pf_step;
 
 /* The `position` that operations are given: beside it they add the frame's. */

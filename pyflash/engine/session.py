@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyflash.chat import Message
     from pyflash.chat.reply import Reply
+    from pyflash.engine.choices import Choices
     from pyflash.engine.collector import Collector
     from pyflash.engine.grammar import Grammar
     from pyflash.engine.model import Model
@@ -105,6 +106,7 @@ class Session:
         self._cancel_asked = False  # by cancel(), and no call has heard it yet
         self._tap: _TapCall | None = None
         self._collector: Collector | None = None  # kept while the library may write to it
+        self._choices: Choices | None = None  # likewise
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
         forks.watch(self)
@@ -434,6 +436,31 @@ class Session:
             given = ffi.NULL if collector is None else collector.handle
             check(lib.pf_session_set_collector(handle, given, error), error)
             self._collector = collector
+
+    def note_choices(self, choices: Choices | None) -> None:
+        """Has eval() write down what it chooses from now on, at the positions of its tokens; None: no longer. The results
+        are the same bits. UnsupportedError with a device."""
+        self._set_choices(choices, lib.PF_CHOICES_NOTE)
+
+    def hold_choices(self, choices: Choices | None) -> None:
+        """Has eval() take the noted experts and rows instead of choosing; None: no longer. Experts are weighted by the
+        model's own scores for them. ArgumentError from eval() where what is noted cannot be this model's."""
+        self._set_choices(choices, lib.PF_CHOICES_HOLD)
+
+    def _set_choices(self, choices: Choices | None, mode: int) -> None:
+        error = ffi.new("pf_error *")
+        if choices is not None and not choices.fits(self._model.info):
+            raise ArgumentError("the choices have another model's sizes: make them with Choices.of(model.info, n)")
+        with self._free():
+            handle = self._native()
+            given = ffi.NULL
+            if choices is not None:
+                given = ffi.new("pf_choices *", {
+                    "struct_size": ffi.sizeof("pf_choices"), "mode": mode, "n_position": choices.n_positions,
+                    "experts": ints(choices.experts), "rows": ints(choices.rows) if choices.rows.size else ffi.NULL,
+                })
+            check(lib.pf_session_set_choices(handle, given, error), error)
+            self._choices = choices
 
     # -- generation --
 
