@@ -46,7 +46,7 @@ def allocate(groups: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, C
     fronts = [_front(groups[name]) for name in names]
     rest = [_Relaxation(fronts[index:]) for index in range(len(fronts) + 1)]
     known = _greedy(fronts, budget)
-    return dict(zip(names, _search(fronts, rest, budget, known), strict=True))
+    return dict(zip(names, _search(fronts, rest, budget, known) or known, strict=True))
 
 
 def _front(choices: Sequence[Choice]) -> list[Choice]:
@@ -90,8 +90,8 @@ class _Relaxation:
         return bound
 
 
-def _greedy(fronts: Sequence[Sequence[Choice]], budget: int) -> float:
-    """The damage of a good solution: steps along the hulls, the most gainful first, where they still fit."""
+def _greedy(fronts: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
+    """A good solution: steps along the hulls, the most gainful first, where they still fit."""
     taken = [front[0] for front in fronts]
     steps = [(-_gain(a, b), index, a, b) for index, front in enumerate(fronts)
              for hull in (_hull(front),) for a, b in itertools.pairwise(hull)]  # fmt: skip
@@ -100,15 +100,16 @@ def _greedy(fronts: Sequence[Sequence[Choice]], budget: int) -> float:
         if taken[index] is a and spent + b.nbytes - a.nbytes <= budget:
             spent += b.nbytes - a.nbytes
             taken[index] = b
-    return sum(choice.damage for choice in taken)
+    return taken
 
 
 def _search(
-    fronts: Sequence[Sequence[Choice]], rest: Sequence[_Relaxation], budget: int, known: float
+    fronts: Sequence[Sequence[Choice]], rest: Sequence[_Relaxation], budget: int, known: Sequence[Choice]
 ) -> list[Choice]:
+    """The best solution; empty where ways were thinned so much that none left is as good as the known one."""
     nbytes, damage = np.zeros(1, dtype=np.int64), np.zeros(1)
     trail: list[tuple[Ints, Ints]] = []  # of each group: the choice, and which way before it was chosen in
-    limit = known + _SLACK * (1 + sum(front[0].damage for front in fronts))
+    limit = sum(choice.damage for choice in known) + _SLACK * sum(front[0].damage for front in fronts)
     for index, front in enumerate(fronts):
         n_before, after = len(nbytes), rest[index + 1]
         all_bytes = np.concatenate([nbytes + choice.nbytes for choice in front])
@@ -117,6 +118,8 @@ def _search(
         found = np.flatnonzero((left >= 0) & (all_damage + after.at((budget - all_bytes).astype(np.float64)) <= limit))
         order = np.lexsort((found, all_damage[found], all_bytes[found]))
         found = found[order]
+        if not len(found):
+            return []
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(all_damage[found])[:-1]])
         found = _thinned(found[all_damage[found] < best_before], all_bytes)
         nbytes, damage = all_bytes[found], all_damage[found]
