@@ -90,3 +90,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 128,
     },
 }  # fmt: skip
+# To measure block formats with: "cpu" with twice the widths, so that every matrix product takes a multiple of 256 columns and
+# the formats with blocks of 256 fit all of them. widen.py makes it of a trained one. No MTP block.
+PRESETS["wide"] = PRESETS["cpu"] | {
+    "hidden_size": 256,
+    "num_nextn_predict_layers": 0,
+    "compress_ratios": [0, 0, 4, 128, 4],
+    "q_lora_rank": 256,
+    "o_lora_rank": 128,
+    "moe_intermediate_size": 256,
+}

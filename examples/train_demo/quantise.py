@@ -32,9 +32,14 @@ def fp4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 _FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
+def fp4_values(codes: Tensor) -> Tensor:
+    """What codes 0..15 stand for, before the scale."""
+    return _FP4_VALUES.to(codes.device)[codes.int()]
+
+
 def round_fp4(weight: Tensor) -> Tensor:
     codes, scale = fp4_codes(weight)
-    values = _FP4_VALUES.to(weight.device)[codes.int()]
+    values = fp4_values(codes)
     return (values.unflatten(-1, (-1, FP4_BLOCK)) * scale[..., None]).flatten(-2)
 
 

@@ -4,13 +4,15 @@ this reads, and its --kl-divergence-base reads what this writes.
 Little-endian: the bytes "_logits_"; int32 n_ctx, n_vocab, n_windows; int32 [n_windows, n_ctx] the text's tokens; then
 for each window a row for each of its positions n_ctx // 2 to n_ctx - 2. A row: float32 scale and least, then uint16
 codes [n_vocab], padded to an even number of them. A token's log-probability is scale * code + least. The codes begin 16
-below the likeliest token: everything less likely has the code 0.
+below the likeliest token: everything less likely has the code 0. The choices that the base made may follow (kept_choices.py).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -20,6 +22,8 @@ import numpy.typing as npt
 
 from gguf_export.errors import ConvertError, reason
 from gguf_export.outputs import find_place, make_room, output_file
+from pyflash.engine.choices import Choices
+from pyflash.eval.kept_choices import Sizes, decode, encode, read_header
 from pyflash.eval.statistics import Doubles, Tokens32, blocks, log_softmax
 from pyflash.eval.windows import LEAST_CONTEXT, Windows
 from pyflash.native.errors import Error, FileError, FormatError
@@ -30,6 +34,7 @@ FLOOR = -16.0  # llama.cpp leaves out what is this unlikely or more: codes canno
 _HEADER = struct.Struct("<8s3i")
 _SCALES = 4  # uint16 that hold the two float32 of a row
 _MOST_CODE = 65535
+_MOST_HEADER = 1 << 16  # bytes that tell whose choices follow
 _MAKE_ONE = "make one with pyflash eval ppl --logits, or llama-perplexity --save-all-logits"
 
 Codes = npt.NDArray[np.uint16]
@@ -82,7 +87,8 @@ class CodedRows:
 
 
 class LogitsFile:
-    """An open file: its windows, and its rows on demand. FileError or FormatError for what cannot be one."""
+    """An open file: its windows, and its rows on demand. sizes: of the model whose choices it holds; None: it holds none.
+    FileError or FormatError for what cannot be one."""
 
     def __init__(self, path: StrPath) -> None:
         self.path = os.fspath(path)
@@ -91,11 +97,27 @@ class LogitsFile:
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {reason(error)}") from error
         try:
-            self.n_vocab, self.windows = self._read_head(os.fstat(self._file.fileno()).st_size)
+            size = os.fstat(self._file.fileno()).st_size
+            self.n_vocab, self.windows = self._read_head(size)
+            self._rows_at = self._file.tell()
+            self._choices_at = file_bytes(self.windows.n_ctx, self.n_vocab, self.windows.count)
+            self.sizes = self._read_choices(self._choices_at, size) if size > self._choices_at else None
+            if size > self._choices_at and self.sizes is None:
+                raise self._wrong_size(size, self._choices_at)
         except BaseException:
             self._file.close()
             raise
-        self._rows_at = self._file.tell()
+
+    @property
+    def n_positions(self) -> int:
+        """Of a window, that are evaluated."""
+        return self.windows.n_ctx - 1
+
+    def _read_choices(self, at: int, size: int) -> Sizes | None:
+        """What the bytes from `at` on are choices of; None where they are none."""
+        self._file.seek(at)
+        sizes = read_header(self._file.read(min(size - at, _MOST_HEADER)), self.n_positions)
+        return sizes if sizes and at + sizes.file_bytes(self.n_positions, self.windows.count) == size else None
 
     def _read_head(self, size: int) -> tuple[int, Windows]:
         head = self._file.read(_HEADER.size)
@@ -106,13 +128,26 @@ class LogitsFile:
             raise FormatError(f"{self.path} is damaged: it claims {n_windows} windows of {n_ctx} tokens with a "
                               f"vocabulary of {n_vocab}; {_MAKE_ONE}")
         expected = file_bytes(n_ctx, n_vocab, n_windows)
-        if size != expected:
-            raise FormatError(f"{self.path} has {size:,} bytes, its head asks for {expected:,}: it is damaged or its "
-                              f"writing was interrupted; {_MAKE_ONE}")
+        if size < expected:
+            raise self._wrong_size(size, expected)
         tokens = np.frombuffer(self._file.read(4 * n_ctx * n_windows), dtype="<i4").astype(np.int32)
         if tokens.min() < 0 or tokens.max() >= n_vocab:
             raise FormatError(f"{self.path} is damaged: it has tokens outside its vocabulary; {_MAKE_ONE}")
         return n_vocab, Windows(tokens, n_ctx, n_windows, n_ctx, n_ctx // 2)
+
+    def _wrong_size(self, size: int, expected: int) -> FormatError:
+        return FormatError(f"{self.path} has {size:,} bytes, its head asks for {expected:,}: it is damaged or its writing was "
+                           f"interrupted; {_MAKE_ONE}")
+
+    def read_choices(self, window: int, into: Choices) -> None:
+        """Those that the base made in a window; into: of the same sizes, for n_positions. FormatError."""
+        assert self.sizes is not None
+        n_bytes = self.sizes.window_bytes(self.n_positions)
+        self._file.seek(self._choices_at + len(self.sizes.header(self.n_positions)) + window * n_bytes)
+        data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise FileError(f"{self.path} became shorter while it was read")
+        decode(self.sizes, data, into, self.path)
 
     def rows(self, window: int, begin: int, end: int) -> CodedRows:
         """The scored positions begin to end of a window, counted from its first scored one."""
@@ -138,16 +173,29 @@ class LogitsFile:
 
 
 class LogitsWriter:
-    """Adds rows, window after window, to a file that written_file() opened."""
+    """Adds rows, window after window, to a file that written_file() opened. sizes: as there. held: where choices wait
+    for the last row."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, sizes: Sizes | None, held: BinaryIO) -> None:
         self._file = file
         self._name = name
+        self.sizes = sizes
+        self._held = held
         self.written = 0
 
     def add(self, logits: FloatArray) -> None:
         """Scored logits [n, vocab] of the next positions."""
         self.write(encode_rows(logits).data.cast("B"))
+
+    def add_choices(self, choices: Choices) -> None:
+        """Of the next window, where the file gets them."""
+        assert self.sizes is not None
+        data = encode(self.sizes, choices)
+        try:
+            self._held.write(data)
+        except OSError as error:
+            raise FileError(f"cannot keep choices for {self._name} in a temporary file: {reason(error)}") from error
+        self.written += len(data)
 
     def write(self, data: bytes | memoryview) -> None:
         try:
@@ -156,24 +204,34 @@ class LogitsWriter:
             raise FileError(f"cannot write {self._name}: {reason(error)}") from error
         self.written += len(data)
 
+    def finish(self, n_positions: int) -> None:
+        """Puts the choices behind the rows."""
+        if self.sizes is not None:
+            self.write(self.sizes.header(n_positions))
+            self._held.seek(0)
+            shutil.copyfileobj(self._held, self._file)
+
 
 @contextmanager
 def written_file(
-    path: StrPath, windows: Windows, n_vocab: int, inputs: Iterable[StrPath] = ()
+    path: StrPath, windows: Windows, n_vocab: int, inputs: Iterable[StrPath] = (), sizes: Sizes | None = None
 ) -> Iterator[LogitsWriter]:
     """A new file for the rows of all windows, which appears under its name when the block ends without an error.
 
-    A pipe or device gets them as they come. inputs: files that it must not replace.
+    A pipe or device gets them as they come. inputs: files that it must not replace. sizes: of the model whose choices the
+    file gets, too; None: it gets none.
     """
     size = file_bytes(windows.n_ctx, n_vocab, windows.count)
+    size += sizes.file_bytes(windows.n_ctx - 1, windows.count) if sizes else 0
     try:
         place = find_place(path, streams=True, inputs=inputs)
         make_room([place], [size])
-        with output_file(place) as file:
-            writer = LogitsWriter(file, os.fspath(path))
+        with tempfile.TemporaryFile() as held, output_file(place) as file:
+            writer = LogitsWriter(file, os.fspath(path), sizes, held)
             writer.write(_HEADER.pack(MAGIC, windows.n_ctx, n_vocab, windows.count))
             writer.write(windows.tokens[: windows.count * windows.n_ctx].astype("<i4").tobytes())
             yield writer
+            writer.finish(windows.n_ctx - 1)
             if writer.written != size:
                 raise Error(f"{path} is not complete and was not kept")
     except ConvertError as error:

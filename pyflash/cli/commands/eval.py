@@ -23,6 +23,7 @@ from pyflash.engine.options import CACHES, PRECISIONS, cache_in_use
 from pyflash.machine.units import format_seconds
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
+    from pyflash.eval.kept_choices import Sizes
     from pyflash.eval.logits_file import LogitsFile
     from pyflash.eval.measure import Base
     from pyflash.eval.source import Subject, Text
@@ -92,7 +93,7 @@ def ppl(
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
         windows = text_windows(subject, text_source(text, special), n_ctx, chunks, stride)
         n_vocab = subject.model.info.n_vocab
-        writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs)) if logits else None
+        writer = stack.enter_context(written_file(logits, windows, n_vocab, inputs, _kept_sizes(subject))) if logits else None
         measured = measure.measure_perplexity(evaluator, windows, writer)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(statistics.result()))
         if latest is not None:
@@ -116,10 +117,13 @@ def ppl(
         help="Precision in which a BASE model is evaluated.")
 @option("--base-cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of a BASE model's cache: reference leaves its roundings out of what is compared.")
+@click.option("--hold-choices", is_flag=True,
+              help="FILE uses the experts and attends to the rows that BASE chose: what its weights change, without what a "
+              "choice that flips does. On the processor only.")
 @model_options
 def kld(
     file: str, base: str | None, text: str | None, ctx: int | None, chunks: int | None, special: bool, as_json: bool,
-    base_precision: str, base_cache_type: str, **options: Any,
+    base_precision: str, base_cache_type: str, hold_choices: bool, **options: Any,
 ) -> None:
     """Measure how FILE's predictions differ from BASE's.
 
@@ -128,6 +132,7 @@ def kld(
     what computing fast alone changes.
     """
     from pyflash.eval import measure, output
+    from pyflash.eval.kept_choices import Sizes
     from pyflash.eval.source import common_windows, kept_windows
 
     if base is None and base_precision == options["precision"]:
@@ -146,23 +151,28 @@ def kld(
         evaluator = stack.enter_context(measure.Evaluator(subject.model, n_ctx, options["cache_type"]))
         compared: Base
         if kept is not None:
+            if hold_choices:
+                _check_choices(subject, kept.sizes, kept.path)
             windows = kept_windows(subject, kept, read, chunks)
             compared, base_text = measure.FileBase(kept), f"{kept.path}: log-probabilities"
         else:
             assert read is not None
             other = _open(stack, base or file, {**options, "precision": base_precision, "cache_type": base_cache_type},
                           n_ctx)
+            if hold_choices:
+                _check_choices(subject, Sizes.of(other.model.info), other.file)
             windows = common_windows(subject, other, read, n_ctx, chunks)
             compared = measure.ModelBase(stack.enter_context(measure.Evaluator(other.model, n_ctx, base_cache_type)))
             base_text = output.describe_model(other.file, other.model.info, base_cache_type)
-        measured = measure.measure_divergence(evaluator, windows, compared)
+        measured = measure.measure_divergence(evaluator, windows, compared, hold_choices)
         latest = run.follow(measured, windows.count, lambda statistics: run.note(
             statistics.perplexity_so_far(), statistics.kld_so_far()))
         if latest is not None:
             found = latest.result()
-            run.finish({"file": file, "base": base or file, "text": text, **output.windows_fields(windows),
+            run.finish({"file": file, "base": base or file, "text": text, "hold_choices": hold_choices, **output.windows_fields(windows),
                         **output.divergence_fields(found)},
-                       [output.describe_model(file, subject.model.info, options["cache_type"]), f"base {base_text}",
+                       [output.describe_model(file, subject.model.info, options["cache_type"]), f"base {base_text}"
+                        f"{', whose choices are held' if hold_choices else ''}",
                         output.describe_windows(text or str(base), windows, found.count), "",
                         output.divergence_text(found)])
         run.leave()
@@ -172,6 +182,25 @@ def _open(stack: contextlib.ExitStack, file: str, options: Mapping[str, Any], n_
     from pyflash.eval.source import Subject
 
     return Subject(stack.enter_context(open_model(file, {**options, "context": n_ctx})[0]), file)
+
+
+def _kept_sizes(subject: Subject) -> Sizes | None:
+    """Of the choices that are kept with log-probabilities; None with a device, which does not tell them."""
+    from pyflash.eval.kept_choices import Sizes, can_keep
+
+    info = subject.model.info
+    return Sizes.of(info) if not subject.model.placement.name and can_keep(info) else None
+
+
+def _check_choices(subject: Subject, sizes: Sizes | None, base: str) -> None:
+    from pyflash.eval.kept_choices import Sizes, check_same
+
+    if sizes is None:
+        raise pyflash.ArgumentError(f"{base} holds no choices: make it again with this version's `pyflash eval ppl --logits` "
+                                    "and --device cpu, or give the GGUF file as BASE")
+    if subject.model.placement.name:
+        raise pyflash.UnsupportedError("choices are held on the processor: add --device cpu")
+    check_same(Sizes.of(subject.model.info), subject.file, sizes, base)
 
 
 def text_source(path: str, special: bool) -> Text:
