@@ -64,8 +64,8 @@ def _damage_line(fit: Fit) -> str:
 def _doubts(fit: Fit) -> list[str]:
     found = []
     if fit.sensitivity.is_guess:
-        found.append("note: how much each group's loss matters is a guess, not measured on this model: take the figure for a "
-                     "comparison of files, not for a forecast")
+        found.append("note: how much each group's loss matters is a guess, not measured on this model: compare files by the "
+                     "figure, it is no forecast")
     if not fit.is_measured:
         found.append("note: the weights are not there, so what types lose is that of random numbers in their place")
     return found
@@ -73,8 +73,8 @@ def _doubts(fit: Fit) -> list[str]:
 
 def _speed_line(fit: Fit) -> str:
     change = fit.usual_token_bytes / fit.token_bytes - 1
-    return (f"a token reads {gigabytes(fit.token_bytes)} of weights, {gigabytes(fit.usual_token_bytes)} with the default types: "
-            f"{change:+.0%} tokens a second where the speed of memory decides")
+    return (f"a token reads {gigabytes(fit.token_bytes)} of weights, {gigabytes(fit.usual_token_bytes)} with the default "
+            f"types: {change:+.0%} tokens a second where the speed of memory decides")
 
 
 def fit_as_json(fit: Fit) -> dict[str, Any]:

@@ -7,7 +7,6 @@ of its rows), times the group's sensitivity. Harms of groups add up where they a
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from gguf_export import groups as known
 from gguf_export.engine import ProgressFn
 from gguf_export.errors import ConvertError
-from gguf_export.groups import Sensitivity, complete, group_name, guessed_sensitivity, in_order, layer_part
+from gguf_export.groups import Sensitivity, complete, draft_layers, group_name, guessed_sensitivity, in_order, layer_part
 from gguf_export.metadata import ARCH
 from gguf_export.quantize_source import QuantizeSource, SourceTensor, open_source
 from gguf_export.quantizing import (
@@ -32,7 +31,6 @@ from quantize.plan import GGMLType
 
 CLASSES = ("experts", "dense", "head")  # QuantizeOptions' fields whose types can be chosen here
 _TYPES = {Group.EXPERTS: EXPERT_TYPES, Group.DENSE: DENSE_TYPES, Group.HEAD: HEAD_TYPES}
-_DRAFT = re.compile(r"blk\.(\d+)\.nextn\.")
 _MOST_ROUNDS = 8
 
 
@@ -141,7 +139,7 @@ class _Fitting:
         self._source, self._options, self._free = source, options, free
         self._importance = read_importance_of(options)
         tensors = [tensor for file in source.files for tensor in file.tensors]
-        self._drafts = {int(match[1]) for tensor in tensors if (match := _DRAFT.match(tensor.info.name))}
+        self._drafts = draft_layers(tensor.info.name for tensor in tensors)
         try:
             self._groups = self._collect(tensors)
         except ChoiceError as error:
@@ -237,9 +235,10 @@ class _Fitting:
                                        self._sensitivity.values[name])  # fmt: skip
         infos = [tensor.info for file in plan.files for tensor in file.tensors]
         usual = plan_of(self._source, replace(QuantizeOptions(), mtp=self._options.mtp), None)
+        usual_infos = [tensor.info for file in usual.files for tensor in file.tensors]
         return Fit(
             size, plan, fitted, self._sensitivity, self._source.is_complete, self._token_bytes(infos),
-            self._token_bytes([tensor.info for file in usual.files for tensor in file.tensors]), sum(info.nbytes for info in infos if self._is_draft(info.name)),
+            self._token_bytes(usual_infos), sum(info.nbytes for info in infos if self._is_draft(info.name)),
         )  # fmt: skip
 
     def _is_draft(self, name: str) -> bool:

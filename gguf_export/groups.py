@@ -19,6 +19,7 @@ MOST_TABLE_BYTES = 16 << 20
 
 ATTENTION, SHARED, HEAD, EMBEDDING, DRAFTING = "attention", "shared_experts", "head", "embedding", "drafting"
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+_DRAFT = re.compile(r"blk\.(\d+)\.nextn\.")
 _LAYER = re.compile(r"blk\.(\d+)\.(gate_up|down)")
 
 
@@ -36,6 +37,11 @@ def group_name(name: str) -> str | None:
     if ".nextn." in name:
         return DRAFTING
     return SHARED if "_shexp" in name else ATTENTION
+
+
+def draft_layers(names: Iterable[str]) -> set[int]:
+    """Of the MTP block, among tensors of those names."""
+    return {int(match[1]) for name in names if (match := _DRAFT.match(name))}
 
 
 def layer_part(group: str) -> tuple[int, str] | None:

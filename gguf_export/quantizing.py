@@ -187,14 +187,26 @@ def quantize(
     progress(done, total) gets output bytes; warn() each warning as soon as it is known. On an error, Ctrl-C or a kill
     the finished tensors wait in a folder .NAME.partial for a run of the same work with resume=True.
     """
-    started = time.monotonic()
     options.check()
+    _check_out(out, options)
+    return write_plan(plan_quantization(source, options), out, progress, warn)
+
+
+def _check_out(out: Path | str, options: QuantizeOptions) -> Path:
     out = Path(check_name(out))
     if out.suffix != ".gguf":
         raise ConvertError(f"{out} does not end in .gguf")
     if options.shard_bytes is None:
         find_place(out)
-    plan = plan_quantization(source, options)
+    return out
+
+
+def write_plan(
+    plan: QuantizePlan, out: Path | str, progress: ProgressFn | None = None, warn: WarnFn | None = None
+) -> QuantizeReport:
+    """As quantize(), for a plan."""
+    started = time.monotonic()
+    out = _check_out(out, plan.options)
     if not plan.source.is_complete:
         raise ConvertError(f"{plan.source.path} has not all its files: download them first")
     warnings = Warnings(warn)

@@ -180,7 +180,7 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget, release=options.get("release"), **device,
+            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), **device,
         )
 
 

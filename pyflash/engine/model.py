@@ -167,7 +167,8 @@ class Model:
         cls, path: StrPath, device: str | DeviceOptions = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
-        upload: bool = True, release: Release | None = None, overlay: StrPath | None = None, **more: Unpack[DeviceKeywords],
+        upload: bool = True, release: Release | None = None, overlay: StrPath | None = None,
+        **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
