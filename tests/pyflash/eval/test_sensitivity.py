@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from gguf_export.convert import ConvertOptions, convert
+from gguf_export.fitting import fit
+from gguf_export.groups import read_sensitivity
 from gguf_export.quantizing import QuantizeOptions, quantize
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash.cli.main import cli
@@ -48,6 +50,13 @@ def table(folder: Path) -> Path:
     return folder / "s.json"
 
 
+def held(folder: Path, file: Path) -> float:
+    """The divergence of a file from the model, with choices held."""
+    done = run("eval", "kld", file, folder / "model.gguf", "--text", folder / "text.txt", "--ctx", 64, "--chunks", 2,
+               "--base-precision", "fast", "--hold-choices", "--json")  # fmt: skip
+    return float(json.loads(done.stdout.splitlines()[-1])["kld"])
+
+
 def test_what_it_measures(folder: Path, table: Path, tmp_path: Path) -> None:
     """A group's divergence is that of a file in which it alone is quantised."""
     groups: dict[str, Any] = json.loads(table.read_text())["groups"]
@@ -58,9 +67,7 @@ def test_what_it_measures(folder: Path, table: Path, tmp_path: Path) -> None:
     report = quantize(folder / "model.gguf", tmp_path / "one.gguf", one)
     entry = groups["blk.1.down"]
     assert entry["type"] == "IQ2_XXS" and entry["error"] == report.errors["blk.1.ffn_down_exps.weight"].plain
-    held = run("eval", "kld", tmp_path / "one.gguf", folder / "model.gguf", "--text", folder / "text.txt", "--ctx", 64,
-               "--chunks", 2, "--base-precision", "fast", "--hold-choices", "--json")  # fmt: skip
-    assert json.loads(held.stdout.splitlines()[-1])["kld"] == pytest.approx(entry["kld"], rel=1e-3)
+    assert held(folder, tmp_path / "one.gguf") == pytest.approx(entry["kld"], rel=1e-3)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -102,3 +109,16 @@ def test_refused(folder: Path, tmp_path: Path) -> None:
     done = run("eval", "sensitivity", small, "--text", folder / "text.txt", "-o", tmp_path / "s.json", "--ctx", 64)
     assert done.exit_code == 1 and "blk.0.gate_up to IQ2_XXS" in str(done.exception)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.gguf", "small.quantize.json"]
+
+
+def test_what_is_expected_comes_true(folder: Path, table: Path, tmp_path: Path) -> None:
+    """The types that are chosen by it do less harm than one type for all in a file of the same size, and about as much as
+    was expected."""
+    uniform = QuantizeOptions("IQ3_XXS", "Q6_K", "Q6_K")
+    quantize(folder / "model.gguf", tmp_path / "uniform.gguf", uniform)
+    size = (tmp_path / "uniform.gguf").stat().st_size
+    found = fit(folder / "model.gguf", size, QuantizeOptions(), sensitivity=read_sensitivity(table))
+    quantize(folder / "model.gguf", tmp_path / "fitted.gguf", found.options)
+    real = {name: held(folder, tmp_path / f"{name}.gguf") for name in ("uniform", "fitted")}
+    print(f"\nexpected {found.damage:.4f}, found {real['fitted']:.4f}; one type for all {real['uniform']:.4f}")
+    assert real["fitted"] < 0.8 * real["uniform"] and found.damage == pytest.approx(real["fitted"], rel=0.3)
