@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export import checksums
-from gguf_export.convert import PlannedFile, WarnFn, Warnings, write_headers
+from gguf_export.convert import FilesPlan, PlannedFile, WarnFn, Warnings, write_headers
 from gguf_export.engine import Job, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.outputs import Place, check_distinct, check_name, check_space, find_place, resumable_files
@@ -23,7 +23,7 @@ from gguf_export.safetensors_file import TensorRef
 from gguf_export.tensors import OutputTensor
 from gguf_export.values import ValueWatch
 from gguf_export.workplace import ResumableWorkplace, clear_dead, flush, left_work
-from gguf_export.writer import FileLayout, Metadata, TensorInfo
+from gguf_export.writer import Metadata, TensorInfo
 from pyflash.native.library import __version__
 from quantize.blocks import Objective
 from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type, group_of
@@ -71,7 +71,7 @@ class QuantizeOptions:
 
 
 @dataclass
-class QuantizePlan:
+class QuantizePlan(FilesPlan):
     """What will be written. Made from headers alone."""
 
     source: QuantizeSource
@@ -81,12 +81,8 @@ class QuantizePlan:
     notes: list[str]
 
     @property
-    def total_bytes(self) -> int:
-        """Size of the output, headers included."""
-        return sum(layout.size for _, layout in self.layouts("x.gguf"))
-
-    def layouts(self, name: str) -> list[tuple[PlannedFile, FileLayout]]:
-        return [(file, each) for file in self.files for each in file.layouts(name, self.options.shard_bytes)]
+    def shard_bytes(self) -> int | None:
+        return self.options.shard_bytes
 
     def summary(self) -> str:
         from gguf_export.quantize_summary import summarize

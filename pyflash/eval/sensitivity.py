@@ -8,23 +8,21 @@ grows with the share of energy that they are, and the ratio is the group's sensi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_export.errors import ConvertError, first_few
-from gguf_export.groups import FORMAT, VERSION, draft_layers, group_name, in_order
+from gguf_export.errors import ConvertError
+from gguf_export.groups import FORMAT, VERSION
 from gguf_export.outputs import Place, make_room, resumable_file
-from gguf_export.quantize_source import QuantizeSource, SourceFile
-from gguf_export.quantizing import QuantizeOptions, QuantizePlan, plan_of, read_importance_of, write_plan
-from gguf_export.type_errors import mean_error
+from gguf_export.quantize_source import QuantizeSource
+from gguf_export.quantizing import QuantizeOptions
+from gguf_export.trials import Trial, trials
 from gguf_export.workplace import ResumableWorkplace
-from gguf_export.writer import Metadata
 from pyflash.engine.model import Model
 from pyflash.eval.imatrix import text_digest
 from pyflash.eval.kept_choices import Sizes
@@ -33,10 +31,7 @@ from pyflash.eval.measure import Evaluator, FileBase, measure_divergence, measur
 from pyflash.eval.windows import Windows
 from pyflash.native.errors import ArgumentError
 from pyflash.native.library import lib
-from quantize.choice import Group, group_of
 
-# Types with errors that are large enough to be told from roundings, and small enough to add up.
-_TYPES = {Group.EXPERTS: "IQ2_XXS", Group.DENSE: "Q4_K", Group.HEAD: "Q6_K"}
 _STATE_FORMAT = 1
 
 
@@ -51,17 +46,6 @@ class Job:
     windows: Windows
     cache: str
     text: str  # its name
-
-    def groups(self) -> dict[str, list[str]]:
-        """The tensors of each group, in the order of measuring: all but the drafting block's."""
-        names = [tensor.info.name for tensor in self.source.files[0].tensors if tensor.matrices]
-        drafts = draft_layers(names)
-        found: dict[str, list[str]] = {}
-        for name in names:
-            group = group_name(name)
-            if group is not None and not any(name.startswith(f"blk.{layer}.") for layer in drafts):
-                found.setdefault(group, []).append(name)
-        return {group: found[group] for group in in_order(found)}
 
     def identity(self, model: Model) -> dict[str, Any]:
         """What makes two runs the same work."""
@@ -108,8 +92,7 @@ class Progress:
 def measure_sensitivity(job: Job, place: Place, note: Callable[[Progress], None]) -> dict[str, Measured]:
     """Writes the table to place. note: called before each step and after each group; an exception in it, or Ctrl-C, keeps
     what was measured for a later run. ConvertError, Error."""
-    groups = job.groups()
-    plans = _plans(job, groups)
+    groups = trials(job.source, job.options)
     with job.open(None) as model:
         sizes, n_vocab, identity = Sizes.of(model.info), model.info.n_vocab, job.identity(model)
     make_room([place], [0])
@@ -126,7 +109,7 @@ def measure_sensitivity(job: Job, place: Place, note: Callable[[Progress], None]
                 if group in found:
                     continue
                 note(Progress(len(found), len(groups), resumed, group))
-                found[group] = _measure(job, group, plans[group], work, kept)
+                found[group] = _measure(job, groups[group], work, kept)
                 work.record({name: _as_state(each) for name, each in found.items()})
                 note(Progress(len(found), len(groups), resumed, group, found[group]))
         ordered = {group: found[group] for group in groups}
@@ -139,28 +122,7 @@ def measure_sensitivity(job: Job, place: Place, note: Callable[[Progress], None]
     return ordered
 
 
-def _plans(job: Job, groups: dict[str, list[str]]) -> dict[str, QuantizePlan]:
-    """What is written of each group. ConvertError for a source whose groups cannot lose anything more."""
-    importance = read_importance_of(job.options)
-    plans, kept = {}, []
-    for group, names in groups.items():
-        kind = _TYPES[group_of(names[0])]
-        listed = set(names)
-        tensors = [tensor for tensor in job.source.files[0].tensors if tensor.info.name in listed]
-        architecture = {key: value for key, value in job.source.files[0].metadata.pairs.items()
-                        if key == "general.architecture"}  # fmt: skip
-        part = replace(job.source, files=[SourceFile("", Metadata(architecture), tensors)], notes=[])
-        options = replace(job.options, experts="keep", dense="keep", head="keep", tensor_types=(("", kind),), restart=True)
-        plans[group] = plan_of(part, options, importance)
-        if all(tensor.info.kind is plans[group].stored[tensor.info.name].kind for tensor in plans[group].files[0].tensors):
-            kept.append(f"{group} to {kind}")
-    if kept:
-        raise ConvertError(f"{job.source.path} has groups that cannot be quantised further ({first_few(kept, ', ')}), so that "
-                           "what their errors do cannot be measured: take the file with the largest types")
-    return plans
-
-
-def _resumed(work: ResumableWorkplace, groups: dict[str, list[str]]) -> dict[str, Measured]:
+def _resumed(work: ResumableWorkplace, groups: Mapping[str, Trial]) -> dict[str, Measured]:
     try:
         return {group: Measured(group, *state) for group, state in (work.done or {}).items() if group in groups}
     except (AttributeError, TypeError):
@@ -181,36 +143,17 @@ def _write_base(job: Job, path: Path, n_vocab: int, sizes: Sizes) -> None:
             pass
 
 
-def _measure(job: Job, group: str, plan: QuantizePlan, work: ResumableWorkplace, kept: LogitsFile) -> Measured:
+def _measure(job: Job, trial: Trial, work: ResumableWorkplace, kept: LogitsFile) -> Measured:
     overlay = Path(work.path) / "overlay.gguf"
     latest = None
     with (
-        _written(plan, overlay) as errors, job.open(overlay) as model,
+        trial.written(overlay) as error, job.open(overlay) as model,
         Evaluator(model, job.windows.n_ctx, job.cache) as evaluator,
     ):  # fmt: skip
         for latest in measure_divergence(evaluator, job.windows, FileBase(kept), hold_choices=True):
             pass
     assert latest is not None
     kld = latest.kld_so_far()
-    if errors <= 0 or not math.isfinite(kld.value):
-        raise ArgumentError(f"{group} cannot be measured: its error is {errors:g} and the divergence {kld.value:g}")
-    return Measured(group, _TYPES[group_of(plan.files[0].tensors[0].info.name)], errors, kld.value, kld.error)
-
-
-@contextlib.contextmanager
-def _written(plan: QuantizePlan, path: Path) -> Iterator[float]:
-    """The plan's file, while it is needed; gives the share of energy that it loses."""
-    report = write_plan(plan, path)
-    tensors = plan.files[0].tensors
-    errors = {}
-    for tensor in tensors:
-        lost = report.errors.get(tensor.info.name)
-        if lost is not None:
-            errors[tensor.info.name, tensor.info.kind] = lost.plain if lost.weighted is None else lost.weighted
-    members = {tensor.info.name: (tensor.info.kind, math.prod(tensor.info.ne)) for tensor in tensors}
-    try:
-        yield mean_error(errors, members, {name: info.kind for name, info in plan.stored.items()})
-    finally:
-        for each in (path, report.errors_file):
-            with contextlib.suppress(OSError):
-                os.unlink(each)
+    if error <= 0 or not math.isfinite(kld.value):
+        raise ArgumentError(f"{trial.group} cannot be measured: its error is {error:g} and the divergence {kld.value:g}")
+    return Measured(trial.group, trial.kind, error, kld.value, kld.error)

@@ -74,16 +74,20 @@ def test_what_it_measures(folder: Path, table: Path, tmp_path: Path) -> None:
 def test_it_goes_on(folder: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, measured = sensitivity._measure, []
 
-    def stopping(job: Any, group: str, *more: Any) -> Any:
+    def stopping(job: Any, trial: Any, *more: Any) -> Any:
         if len(measured) == 3:
             raise KeyboardInterrupt
-        measured.append(group)
-        return real(job, group, *more)
+        measured.append(trial.group)
+        return real(job, trial, *more)
+
+    def noting(job: Any, trial: Any, *more: Any) -> Any:
+        measured.append(trial.group)
+        return real(job, trial, *more)
 
     monkeypatch.setattr(sensitivity, "_measure", stopping)
     out = tmp_path / "s.json"
     assert measure(folder, out).exit_code != 0 and not out.exists()
-    monkeypatch.setattr(sensitivity, "_measure", lambda job, group, *more: measured.append(group) or real(job, group, *more))
+    monkeypatch.setattr(sensitivity, "_measure", noting)
     monkeypatch.setattr(sensitivity, "_write_base", None)  # what has been written is not written again
     again = measure(folder, out)
     assert again.exit_code == 0 and "goes on after 3 of 8 groups" in again.output, again.output
