@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from gguf_export import type_errors
 from gguf_export.convert import ConvertOptions, convert
 from gguf_export.errors import ConvertError
 from gguf_export.fit_summary import summarize
@@ -20,13 +20,22 @@ from gguf_export.fitting import Fit, TooSmallError, fit
 from gguf_export.groups import Sensitivity, group_name, guessed_sensitivity, read_sensitivity
 from gguf_export.quantizing import QuantizeOptions, plan_quantization, quantize
 from gguf_export.synthetic import make_config, write_checkpoint
+from pyflash.cli.main import _exit_code
 from pyflash.machine.fit_budget import FitBudget, make_budget
 
 WIDE: dict[str, Any] = {
     "hidden_size": 256, "moe_intermediate_size": 256, "q_lora_rank": 256, "o_lora_rank": 128, "num_hidden_layers": 3,
     "num_hash_layers": 1, "compress_ratios": [0, 4, 128, 0], "n_routed_experts": 8, "vocab_size": 512,
 }  # fmt: skip
-COMMAND = [sys.executable, "-m", "pyflash", "quantize"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows() -> Iterator[None]:
+    """Of these small models a small sample is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type_errors, "EXPERT_ROWS", 4)
+        patch.setattr(type_errors, "ROWS", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +214,23 @@ def test_the_memory_that_a_file_needs(file_bytes: int) -> None:
 # -- the command --
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command(source: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def quantizing(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = _exit_code(["quantize", *map(str, arguments)])
+        return Done(code, *capsys.readouterr())
+
+    return quantizing
+
+
+def test_the_command(run: Callable[..., Done], source: Path, tmp_path: Path) -> None:
     out, size = tmp_path / "q.gguf", uniform(source, "IQ2_S", "Q8_0").size
     dry = run(source, out, "--size", str(size), "--dry-run")
     assert dry.returncode == 0 and not list(tmp_path.iterdir()), dry.stderr
@@ -224,7 +245,7 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     assert {entry["type"] for name, entry in written["fit"]["types"].items() if "blk" in name} == {"IQ2_XS"}
 
 
-def test_the_command_for_a_machine(source: Path, tmp_path: Path) -> None:
+def test_the_command_for_a_machine(run: Callable[..., Done], source: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.gguf"
     found = json.loads(run(source, out, "--fit", "96G", "--ctx", "8192", "--dry-run", "--json").stdout)["fit"]
     budget = found["budget"]
@@ -244,6 +265,8 @@ def test_the_command_for_a_machine(source: Path, tmp_path: Path) -> None:
     (["--fit", "96G", "--ctx", "2000000"], "more than this model's 65,536"),
     (["--size", "1G", "--sensitivity", "none.json"], "cannot read none.json"),
 ])  # fmt: skip
-def test_the_command_refuses(options: list[str], words: str, source: Path, tmp_path: Path) -> None:
+def test_the_command_refuses(
+    options: list[str], words: str, run: Callable[..., Done], source: Path, tmp_path: Path
+) -> None:
     refused = run(source, tmp_path / "q.gguf", *options)
     assert refused.returncode in (1, 2) and words in refused.stderr and not list(tmp_path.iterdir())
