@@ -29,7 +29,7 @@ from quantize.blocks import Objective
 from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type, group_of
 from quantize.importance import read as read_importance
 
-OBJECTIVES = {"hessian": Objective.PLAIN, "ggml": Objective.GGML}
+OBJECTIVES = {"hessian": Objective.PLAIN, "ggml": Objective.GGML, "unbiased": Objective.UNBIASED}
 MOST_THREADS = 256
 _RECORD_SECONDS = 15.0
 
@@ -38,7 +38,8 @@ _RECORD_SECONDS = 15.0
 class QuantizeOptions:
     """experts, dense, head, tensor_types: see quantize.choice.Wishes. imatrix: a file of importances, llama.cpp's.
 
-    objective: what is made least, "hessian" (importance times error squared) or "ggml" (as llama.cpp's quantisers do).
+    objective: what is made least, "hessian" (importance times error squared), "ggml" (as llama.cpp's quantisers do), or
+    "unbiased" (as hessian, and rows keep their length).
     mtp: with the drafting block. shard_bytes: split the output into shards of at most that much tensor data. name: the
     model's, None for the source's. threads: None for one a core; the bytes do not depend on it. resume: go on with what an
     interrupted run of the same work left. restart: throw away what one left.

@@ -25,10 +25,12 @@ WRITABLE = {"IQ2_XXS": 16, "IQ2_XS": 17, "IQ2_S": 22, "Q2_K": 10, "IQ3_XXS": 18,
 
 class Objective(IntEnum):
     """What a quantiser makes least, summed over a row: importance times error squared (PLAIN), or that times the root of
-    the block's mean square plus the value's own (GGML), as llama.cpp does."""
+    the block's mean square plus the value's own (GGML), as llama.cpp does. UNBIASED: as PLAIN, and then the row gets the
+    length back that least squares takes from it."""
 
     PLAIN = lib.PF_OBJECTIVE_PLAIN
     GGML = lib.PF_OBJECTIVE_GGML
+    UNBIASED = lib.PF_OBJECTIVE_UNBIASED
 
 
 def decode(kind: int, blocks: Bytes) -> Floats:

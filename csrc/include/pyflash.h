@@ -664,6 +664,8 @@ PF_API pf_status pf_codec_decode(uint32_t type, const uint8_t *blocks, int64_t n
 
 #define PF_OBJECTIVE_PLAIN 0 /* sum of importance * error^2 */
 #define PF_OBJECTIVE_GGML 1  /* as llama.cpp's quantisers: importance * sqrt(mean square of the super-block + x^2) * error^2 */
+#define PF_OBJECTIVE_UNBIASED 2 /* as PLAIN, which makes rows shorter by the share of their energy that is lost; then each row's
+                                   scales are multiplied so that sum(importance * x * quantised x) is sum(importance * x^2) */
 
 /* Rows [n_rows, n_cols] of floats to blocks of a type by its number: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, Q2_K, Q3_K, Q4_K,
  * Q5_K or Q6_K; n_cols a multiple of 256. importance [n_cols]: what an error of a column weighs, none negative; NULL: all the

@@ -6,6 +6,7 @@
 #include "quantize/grid.h"
 #include "quantize/grid_formats.h"
 #include "quantize/k.h"
+#include "quantize/length.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -42,7 +43,7 @@ static pf_status check(uint32_t type, int32_t objective, const float *x, const f
         char name[PF_DTYPE_NAME_BYTES];
         return pf_fail(err, PF_ERR_UNSUPPORTED, "nothing is quantised to type %s", pf_dtype_name(type, name));
     }
-    if (objective != PF_OBJECTIVE_PLAIN && objective != PF_OBJECTIVE_GGML) {
+    if (objective < PF_OBJECTIVE_PLAIN || objective > PF_OBJECTIVE_UNBIASED) {
         return pf_fail(err, PF_ERR_ARGUMENT, "there is no objective %d", (int)objective);
     }
     if (n_rows < 0 || n_cols < 0 || n_cols % VALUES != 0) {
@@ -74,6 +75,9 @@ pf_status pf_codec_quantize(uint32_t type, int32_t objective, const float *x, co
             find_weights(x, importance != NULL ? importance + at : NULL, objective, weights);
             if (search != NULL) pf_grid_search_block(search, x, weights, out);
             else pf_quantize_k_block(type, loops, x, weights, out);
+        }
+        if (objective == PF_OBJECTIVE_UNBIASED) {
+            pf_restore_length(type, x - n_cols, importance, n_cols, out - n_cols / VALUES * block_bytes);
         }
     }
     pf_grid_search_delete(search);

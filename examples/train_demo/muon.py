@@ -26,13 +26,10 @@ class Optimiser:
     """Steps named parameters in place. state_dict() holds the moments, so that training can go on.
 
     rank, world: of several processes that hold the same gradients, each orthogonalises its share of the matrices.
-    iterate: what Newton-Schulz steps compute in; bfloat16 takes half the time where the processor multiplies it.
     """
 
-    def __init__(
-        self, params: dict[str, Tensor], rank: int = 0, world: int = 1, iterate: torch.dtype = torch.float32
-    ) -> None:
-        self.params, self.rank, self.world, self.iterate = params, rank, world, iterate
+    def __init__(self, params: dict[str, Tensor], rank: int = 0, world: int = 1) -> None:
+        self.params, self.rank, self.world = params, rank, world
         self.moments = {name: torch.zeros_like(value) for name, value in params.items()}
         self.squares = {name: torch.zeros_like(value) for name, value in params.items() if not self._is_matrix(name)}
         self.steps = 0
@@ -65,7 +62,6 @@ class Optimiser:
             value.add_(step, alpha=-matrix_rate * max(1.0, value.shape[-2] / value.shape[-1]) ** 0.5)
 
     def _orthogonal(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
-        matrices = {name: update.to(self.iterate) for name, update in matrices.items()}
         if self.world == 1:
             return {name: orthogonal(update) for name, update in matrices.items()}
         order = sorted(matrices, key=lambda name: (matrices[name].numel(), name))

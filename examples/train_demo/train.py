@@ -92,7 +92,7 @@ class Worker:
         self.params = {name: value.to(self.device) for name, value in params.items()}
         self.trained = {name: value.requires_grad_() for name, value in self.params.items()
                         if value.is_floating_point() and not name.endswith("gate.bias")}  # fmt: skip
-        self.optimiser = Optimiser(self.trained, rank, self.world, getattr(torch, options.muon))
+        self.optimiser = Optimiser(self.trained, rank, self.world)
         if state:
             self.optimiser.load_state_dict(state["optimiser"])
         self.start = time.monotonic()
@@ -103,13 +103,12 @@ class Worker:
 
     def progress(self) -> float:
         """0 to 1. Of a time, the first process's clock decides, so that all agree."""
-        begin = self.options.begin
         if self.options.minutes is None:
-            return begin + (1 - begin) * self.step / self.options.steps
+            return self.step / self.options.steps
         value = torch.tensor([self.seconds() / (60 * self.options.minutes)])
         if self.world > 1:
             dist.broadcast(value, 0)
-        return begin + (1 - begin) * float(value)
+        return float(value)
 
     def average(self, names: list[str], loads: dict[str, Tensor]) -> None:
         """Gradients and loads become the mean over the processes."""
@@ -209,7 +208,6 @@ def main() -> None:
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--steps", type=int, default=3400)
     extent.add_argument("--minutes", type=float, help="as many steps as fit, instead")
-    parser.add_argument("--begin", type=float, default=0.0, help="share of the schedule that is left out, for widened models")
     parser.add_argument("--tokens", type=int, default=2048, help="of one step in one process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -217,7 +215,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29512)
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
-    parser.add_argument("--muon", choices=("float32", "bfloat16"), default="float32", help="what its steps compute in")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     if not (options.out / "tokenizer.json").is_file():

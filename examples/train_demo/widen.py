@@ -1,5 +1,4 @@
-"""A trained model with twice the widths: `python widen.py CHECKPOINT OUT` writes OUT/state.pt of the "wide" preset, for
-train.py to go on from, and the tokenizer's files.
+"""A trained model with twice the widths: `python widen.py CHECKPOINT OUT` writes a checkpoint of the "wide" preset.
 
 The hidden size and the ranks of the projections double, and so do experts. Activations come twice, and a matrix's columns
 are halved between the two with noise added to one half and taken from the other: the same function to begin with, in
@@ -9,7 +8,6 @@ weights that look like trained ones in every block of 256. The MTP block is left
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -17,12 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from export import write_checkpoint
 from model import Params
-from muon import Optimiser
 from presets import PRESETS
 from quantise import FP4_BLOCK, FP8_BLOCK, fp4_values
-
-from gguf_export.outputs import output_file
 
 
 def _scale(tensor: Tensor) -> Tensor:
@@ -116,19 +112,11 @@ def widen(params: Params, seed: int = 0) -> Params:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help='of the "cpu" preset: `python -m pyflash --demo-checkpoint`')
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="folder of the new one")
     options = parser.parse_args()
-    params = widen(read_params(options.checkpoint))
-    trained = {name: value for name, value in params.items() if value.is_floating_point() and not name.endswith("gate.bias")}
-    options.out.mkdir(parents=True, exist_ok=True)
-    state = {"params": params, "optimiser": Optimiser(trained).state_dict(), "step": 0, "tokens": 0, "seconds": 0.0,
-             "config": PRESETS["wide"]}  # fmt: skip
-    with output_file(options.out / "state.pt") as file:
-        torch.save(state, file)
+    write_checkpoint(options.out, PRESETS["wide"], widen(read_params(options.checkpoint)))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (options.checkpoint / name).resolve() != (options.out / name).resolve():
-            shutil.copy(options.checkpoint / name, options.out / name)
-    print(json.dumps({"parameters": sum(value.numel() for value in params.values()), "state": str(options.out / "state.pt")}))
+        shutil.copy(options.checkpoint / name, options.out / name)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from model import Goals, Model, Params, init_params, quantised  # noqa: E402
 from muon import Optimiser, orthogonal  # noqa: E402
 from presets import PRESETS  # noqa: E402
 from quantise import fake_index, fake_row, round_fp4, round_fp8  # noqa: E402
+from widen import read_params, widen  # noqa: E402
 
 from oracle.model import Oracle  # noqa: E402
 from oracle.numerics import Numerics  # noqa: E402
@@ -74,6 +75,29 @@ def test_same_logits_as_transformers(preset: str) -> None:
     error = relative_error(ours, expected)
     assert np.median(error) < 1e-5
     assert (error > 1e-3).mean() < 0.02, "more than near-ties among experts and rows can explain"
+
+
+def test_widening_keeps_the_function() -> None:
+    narrow = PRESETS["cpu"] | {"num_nextn_predict_layers": 0}
+    params, ids = shaken(narrow, 1), tokens(1, 2, narrow)
+    wide = widen(params)
+    assert {name: value.shape for name, value in wide.items()} == {
+        name: value.shape for name, value in init_params(PRESETS["wide"], 0).items()}  # fmt: skip
+    with torch.no_grad():
+        before, after = (Model(config).forward(p, ids).hidden @ p["head.weight"].T
+                         for config, p in ((narrow, params), (PRESETS["wide"], wide)))  # fmt: skip
+    assert np.median(relative_error(after, before.numpy())) < 1e-5
+
+
+def test_reading_a_checkpoint_inverts_writing_it(tmp_path: Path) -> None:
+    config = SMALL | {"num_nextn_predict_layers": 0}
+    params = shaken(config, 5)
+    write_checkpoint(tmp_path, config, params)
+    read = read_params(tmp_path)
+    assert list(read) and set(read) == set(params)
+    for name, value in quantised(params).items():
+        wanted = value if value.dtype == torch.int64 or torch.equal(value, read[name]) else value.bfloat16().float()
+        assert torch.equal(read[name], wanted), name
 
 
 def test_same_draft_as_the_oracle() -> None:

@@ -1,8 +1,9 @@
 """In a process of its own: reads an importance matrix as llama-quantize does, by ggml's own reader of GGUF files, and
 has llama.cpp quantise a model with it.
 
-    python quantize_with_imatrix.py FOLDER_OF_LIBRARIES IMATRIX|- MODEL OUT FTYPE
+    python quantize_with_imatrix.py FOLDER_OF_LIBRARIES IMATRIX|- MODEL OUT FTYPE [experts]
 
+experts: those of all layers become the type that the file type is named after, none another, and all else Q8_0.
 Prints, as JSON, the number of entries and the sizes of each.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-folder, imatrix, model, out, ftype = sys.argv[1:]
+folder, imatrix, model, out, ftype, *flags = sys.argv[1:]
 
 
 def load(name: str) -> Any:
@@ -31,6 +32,10 @@ class Data(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t)]
 
 
+class Override(ctypes.Structure):
+    _fields_ = [("pattern", ctypes.c_char_p), ("type", ctypes.c_int32)]
+
+
 class QuantizeParams(ctypes.Structure):
     """llama_model_quantize_params as far as they are used, and room for what newer versions may add."""
 
@@ -38,7 +43,8 @@ class QuantizeParams(ctypes.Structure):
         ("nthread", ctypes.c_int32), ("ftype", ctypes.c_int32), ("output_type", ctypes.c_int32),
         ("embedding_type", ctypes.c_int32), ("allow_requantize", ctypes.c_bool), ("quantize_output", ctypes.c_bool),
         ("only_copy", ctypes.c_bool), ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool),
-        ("dry_run", ctypes.c_bool), ("imatrix", ctypes.POINTER(Data)), ("rest", ctypes.c_void_p * 16),
+        ("dry_run", ctypes.c_bool), ("imatrix", ctypes.POINTER(Data)), ("kv_overrides", ctypes.c_void_p),
+        ("overrides", ctypes.POINTER(Override)), ("rest", ctypes.c_void_p * 16),
     ]  # fmt: skip
 
 
@@ -86,6 +92,10 @@ for place, (name, values) in zip(data, entries.items(), strict=False):
     place.name, place.size = name.encode(), values.size
     place.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 params.nthread, params.ftype, params.allow_requantize = 1, int(ftype), True
+Q8_0 = 8
+if flags == ["experts"]:
+    params.pure, params.output_type, params.embedding_type = True, Q8_0, Q8_0
+    params.overrides = (Override * 2)(Override(b"^(?!.*_exps)", Q8_0))
 params.imatrix = data if entries else None
 llama.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(QuantizeParams)]
 llama.llama_model_quantize.restype = ctypes.c_uint32

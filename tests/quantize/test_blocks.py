@@ -98,6 +98,23 @@ def test_importance_lowers_the_error_that_it_weighs(name: str, rows: Array, impo
 
 
 @pytest.mark.parametrize("name", WRITABLE)
+def test_unbiased_rows_keep_their_length(name: str, rows: Array, importance: Array) -> None:
+    """Least squares makes them shorter by what is lost; only scales differ."""
+    kind = WRITABLE[name]
+    plain, unbiased = (quantise(kind, rows, importance, objective) for objective in (Objective.PLAIN, Objective.UNBIASED))
+    energy = (importance * rows.astype(np.float64) ** 2).sum(axis=1)
+    kept, restored = ((importance * rows * decode(kind, data).reshape(rows.shape).astype(np.float64)).sum(axis=1) / energy
+                      for data in (plain, unbiased))  # fmt: skip
+    assert abs(kept.mean() - (1 - lost(name, rows, plain, importance))) < 2e-3
+    assert np.abs(restored - 1).max() < 2e-3
+    assert lost(name, rows, unbiased, importance) < 1.08 * lost(name, rows, plain, importance)
+    n_blocks = rows.shape[1] // 256
+    assert (plain.reshape(len(rows), n_blocks, -1) != unbiased.reshape(len(rows), n_blocks, -1)).any(axis=(0, 1)).sum() <= 4
+    nothing = np.zeros((1, 512), dtype=np.float32)
+    assert not decode(kind, quantise(kind, nothing, None, Objective.UNBIASED)).any()
+
+
+@pytest.mark.parametrize("name", WRITABLE)
 def test_rows_stand_for_themselves(name: str, rows: Array, importance: Array) -> None:
     """Bytes depend neither on the rows beside them nor on powers of two in the importance."""
     whole = quantise(WRITABLE[name], rows, importance)
