@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,28 @@ class PlannedFile:
         return layout_files(self.prefix + name, self.metadata, self.infos, shard_bytes)
 
 
+class FilesPlan(ABC):
+    """Files that will be written."""
+
+    files: list[PlannedFile]
+
+    @property
+    @abstractmethod
+    def shard_bytes(self) -> int | None:
+        """Most tensor data of a shard; None: nothing is split."""
+
+    def layouts(self, name: str) -> list[tuple[PlannedFile, FileLayout]]:
+        """Every file, or its shards, where OUT is called name."""
+        return [(file, each) for file in self.files for each in file.layouts(name, self.shard_bytes)]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the output, headers included."""
+        return sum(layout.size for _, layout in self.layouts("x.gguf"))
+
+
 @dataclass
-class ConversionPlan:
+class ConversionPlan(FilesPlan):
     """What a conversion will write. Made from the headers alone."""
 
     checkpoint: Checkpoint
@@ -86,11 +107,8 @@ class ConversionPlan:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def total_bytes(self) -> int:
-        """Size of the output, headers included."""
-        return sum(
-            layout.size for file in self.files for layout in file.layouts("x.gguf", self.options.shard_bytes)
-        )
+    def shard_bytes(self) -> int | None:
+        return self.options.shard_bytes
 
     def conversions(self) -> Counter[tuple[str, str]]:
         """How many weights go from one type to another, such as ("FP4", "MXFP4")."""
@@ -321,7 +339,7 @@ def convert(
     warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
         warnings.add(f"only pyflash reads native files; put 'native' into the name {out.name}, so that people know")
-    written = [(file, layout) for file in plan.files for layout in file.layouts(out.name, options.shard_bytes)]
+    written = plan.layouts(out.name)
     targets = [out.parent / layout.name for _, layout in written]
     total = sum(layout.size for _, layout in written)
     places = _places(targets, plan.checkpoint)

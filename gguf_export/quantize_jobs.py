@@ -41,6 +41,17 @@ class ImportanceLike(Protocol):
         """The keys quantize.imatrix.* of a file that was quantised with it."""
 
 
+def importance_of(importance: ImportanceLike | None, name: str, n: int, cols: int) -> Floats | None:
+    """[n matrices, cols], or None where nothing is known. ConvertError for what cannot weigh errors."""
+    found = None if importance is None else importance.of(name, n, cols)
+    if found is None:
+        return None
+    if found.shape != (n, cols) or not np.isfinite(found).all() or (found < 0).any():
+        what = "numbers that are none, infinite or negative, or of another model's sizes"
+        raise ConvertError(f"the importance of {name} holds {what}: collect it again")
+    return np.ascontiguousarray(found, dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class TensorError:
     """Shares of the energy that are lost, sum((x - y)^2 h) / sum(x^2 h): plain with h = 1, weighted with the importance
@@ -86,16 +97,7 @@ class QuantisedTensor(OutputTensor):
 
     def weights(self) -> Floats | None:
         """[matrices, columns]: what errors weigh. ConvertError where that cannot be."""
-        if self.importance is None:
-            return None
-        n, cols = len(self.matrices), self.info.ne[0]
-        found = self.importance.of(self.info.name, n, cols)
-        if found is None:
-            return None
-        if found.shape != (n, cols) or not np.isfinite(found).all() or (found < 0).any():
-            what = "numbers that are none, infinite or negative, or of another model's sizes"
-            raise ConvertError(f"the importance of {self.info.name} holds {what}: collect it again")
-        return np.ascontiguousarray(found, dtype=np.float32)
+        return importance_of(self.importance, self.info.name, len(self.matrices), self.info.ne[0])
 
     def quantise_jobs(self, path: Path, offset: int, watch: ValueWatch, digest: TensorDigest) -> Iterator[Job]:
         output = Output(path, offset, watch, digest)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export import checksums
-from gguf_export.convert import PlannedFile, WarnFn, Warnings, write_headers
+from gguf_export.convert import FilesPlan, PlannedFile, WarnFn, Warnings, write_headers
 from gguf_export.engine import Job, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason
 from gguf_export.outputs import Place, check_distinct, check_name, check_space, find_place, resumable_files
@@ -23,7 +23,7 @@ from gguf_export.safetensors_file import TensorRef
 from gguf_export.tensors import OutputTensor
 from gguf_export.values import ValueWatch
 from gguf_export.workplace import ResumableWorkplace, clear_dead, flush, left_work
-from gguf_export.writer import FileLayout, Metadata, TensorInfo
+from gguf_export.writer import Metadata, TensorInfo
 from pyflash.native.library import __version__
 from quantize.blocks import Objective
 from quantize.choice import KEEP, ChoiceError, Chooser, Group, Wishes, file_type, group_of
@@ -72,7 +72,7 @@ class QuantizeOptions:
 
 
 @dataclass
-class QuantizePlan:
+class QuantizePlan(FilesPlan):
     """What will be written. Made from headers alone."""
 
     source: QuantizeSource
@@ -82,12 +82,8 @@ class QuantizePlan:
     notes: list[str]
 
     @property
-    def total_bytes(self) -> int:
-        """Size of the output, headers included."""
-        return sum(layout.size for _, layout in self.layouts("x.gguf"))
-
-    def layouts(self, name: str) -> list[tuple[PlannedFile, FileLayout]]:
-        return [(file, each) for file in self.files for each in file.layouts(name, self.options.shard_bytes)]
+    def shard_bytes(self) -> int | None:
+        return self.options.shard_bytes
 
     def summary(self) -> str:
         from gguf_export.quantize_summary import summarize
@@ -116,14 +112,14 @@ class QuantizeReport:
 def plan_quantization(source: Path | str, options: QuantizeOptions) -> QuantizePlan:
     """What quantize() would write. ConvertError for options that do not fit the source."""
     options.check()
-    return _plan(open_source(source, options.mtp, options.name), options, _importance(options.imatrix))
+    return plan_of(open_source(source, options.mtp, options.name), options, read_importance_of(options))
 
 
-def _importance(path: Path | str | None) -> ImportanceLike | None:
-    return None if path is None else read_importance(Path(path))
+def read_importance_of(options: QuantizeOptions) -> ImportanceLike | None:
+    return None if options.imatrix is None else read_importance(Path(options.imatrix))
 
 
-def _plan(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
+def plan_of(source: QuantizeSource, options: QuantizeOptions, importance: ImportanceLike | None) -> QuantizePlan:
     files: list[PlannedFile] = []
     stored: dict[str, TensorInfo] = {}
     try:
@@ -188,14 +184,26 @@ def quantize(
     progress(done, total) gets output bytes; warn() each warning as soon as it is known. On an error, Ctrl-C or a kill
     the finished tensors wait in a folder .NAME.partial for a run of the same work with resume=True.
     """
-    started = time.monotonic()
     options.check()
+    _check_out(out, options)
+    return write_plan(plan_quantization(source, options), out, progress, warn)
+
+
+def _check_out(out: Path | str, options: QuantizeOptions) -> Path:
     out = Path(check_name(out))
     if out.suffix != ".gguf":
         raise ConvertError(f"{out} does not end in .gguf")
     if options.shard_bytes is None:
         find_place(out)
-    plan = plan_quantization(source, options)
+    return out
+
+
+def write_plan(
+    plan: QuantizePlan, out: Path | str, progress: ProgressFn | None = None, warn: WarnFn | None = None
+) -> QuantizeReport:
+    """As quantize(), for a plan."""
+    started = time.monotonic()
+    out = _check_out(out, plan.options)
     if not plan.source.is_complete:
         raise ConvertError(f"{plan.source.path} has not all its files: download them first")
     warnings = Warnings(warn)
@@ -352,7 +360,7 @@ class _Run:
 
     @property
     def _n_threads(self) -> int:
-        return self.plan.options.threads or min(MOST_THREADS, _n_processors())
+        return self.plan.options.threads or min(MOST_THREADS, n_processors())
 
     def _planned(self, paths: Sequence[Path]) -> Iterator[_Planned]:
         for (file, layout), path in zip(self._layouts, paths, strict=False):
@@ -401,7 +409,7 @@ class _Run:
         return errors_as_json(self.plan, self.errors)
 
 
-def _n_processors() -> int:
+def n_processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -102,7 +102,8 @@ class TensorInfo:
         return row_bytes(self.kind, self.ne[0]) * math.prod(self.ne[1:])
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """What a tensor of that many bytes takes in a file."""
     return size + -size % ALIGNMENT
 
 
@@ -127,9 +128,9 @@ def _layout(name: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> Fil
         relative[tensor.name] = position
         parts.append(_string(tensor.name) + struct.pack("<I", len(tensor.ne)))
         parts.append(struct.pack(f"<{len(tensor.ne)}QIQ", *tensor.ne, tensor.kind, position))
-        position += _aligned(tensor.nbytes)
+        position += aligned(tensor.nbytes)
     header = b"".join(parts)
-    header += bytes(_aligned(len(header)) - len(header))
+    header += bytes(aligned(len(header)) - len(header))
     return FileLayout(
         name, header, {key: len(header) + offset for key, offset in relative.items()}, len(header) + position
     )
@@ -144,7 +145,7 @@ def _groups(tensors: Sequence[TensorInfo], shard_bytes: int) -> list[list[Tensor
     groups: list[list[TensorInfo]] = [[]]
     filled = 0
     for tensor in tensors:
-        size = _aligned(tensor.nbytes)
+        size = aligned(tensor.nbytes)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0

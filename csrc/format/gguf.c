@@ -237,8 +237,40 @@ pf_status pf_gguf_parse(const uint8_t *data, uint64_t size, pf_gguf **out, pf_er
     return PF_OK;
 }
 
+static pf_status pf_refuse_overlay(const pf_gguf *gguf, const char *path, pf_error *err) {
+    char label[PF_LABEL_BYTES];
+    pf_make_label(path, label);
+    const pf_gguf_entry *entries = (const pf_gguf_entry *)(const void *)gguf->overlay->tensors.items;
+    for (uint64_t i = 0; i < gguf->overlay->tensors.count; i++) {
+        const pf_gguf_tensor *over = &entries[i].tensor;
+        const pf_gguf_entry *entry = pf_gguf_table_find(&gguf->tensors, over->name);
+        if (entry != NULL && entry->tensor.data == over->data) continue;
+        const int len = over->name.len < 64 ? (int)over->name.len : 64;
+        return pf_fail(err, PF_ERR_FORMAT, "%s: the model has no tensor %.*s of that shape: it is made for another one", label,
+                       len, over->name.data);
+    }
+    return PF_OK;
+}
+
+pf_status pf_gguf_overlay(pf_gguf *gguf, const char *path, pf_error *err) {
+    PF_TRY(pf_gguf_open(path, &gguf->overlay, err));
+    pf_gguf_entry *entries = (pf_gguf_entry *)(void *)gguf->tensors.items;
+    uint64_t n_found = 0;
+    for (uint64_t i = 0; i < gguf->tensors.count; i++) {
+        pf_gguf_tensor *own = &entries[i].tensor;
+        const pf_gguf_entry *over = pf_gguf_table_find(&gguf->overlay->tensors, own->name);
+        if (over == NULL || memcmp(over->tensor.ne, own->ne, sizeof own->ne) != 0) continue;
+        *own = over->tensor;
+        ++n_found;
+    }
+    if (n_found < gguf->overlay->tensors.count) return pf_refuse_overlay(gguf, path, err);
+    gguf->fingerprint = pf_gguf_hash(&gguf->overlay->fingerprint, sizeof gguf->overlay->fingerprint, gguf->fingerprint);
+    return PF_OK;
+}
+
 void pf_gguf_close(pf_gguf *gguf) {
     if (!gguf) return;
+    pf_gguf_close(gguf->overlay);
     for (uint64_t i = 0; i < gguf->n_shards; i++) pf_map_close(&gguf->shards[i].map);
     pf_free(gguf->shards);
     pf_gguf_table_free(&gguf->values);

@@ -43,6 +43,9 @@ typedef struct pf_gguf pf_gguf;
 pf_status pf_gguf_open(const char *path, pf_gguf **out, pf_error *err);
 /* The same on one shard already in memory; the bytes must outlive the directory. For tests and fuzzing. */
 pf_status pf_gguf_parse(const uint8_t *data, uint64_t size, pf_gguf **out, pf_error *err);
+/* From now on the tensors that the file at path holds are those, also of another type, in the place of the ones with their
+ * names. FORMAT, and the directory is no longer to be used, where one has no such place: no tensor of its name and shape. */
+pf_status pf_gguf_overlay(pf_gguf *gguf, const char *path, pf_error *err);
 void pf_gguf_close(pf_gguf *gguf); /* NULL is allowed */
 
 uint64_t pf_gguf_file_bytes(const pf_gguf *gguf); /* all shards */

@@ -45,6 +45,7 @@ struct pf_gguf {
     uint64_t n_shards;
     uint64_t file_bytes;
     uint64_t fingerprint;
+    pf_gguf *overlay; /* whose bytes some tensors are; NULL: none's */
 };
 
 /* Keys that every shard has of its own; the table keeps those of the first. */

@@ -127,6 +127,8 @@ typedef struct pf_model_params {
     int32_t chat_release;   /* PF_CHAT_RELEASE_*: whose rules pf_chat_tokenize() follows */
     uint64_t hot_experts;   /* bytes of the device's memory, at most, for the most used of these experts: PF_HOT_*, or more
                                than the size of one */
+    const char *overlay_path; /* NULL, or a GGUF of tensors, perhaps of other types, that take the place of those of their
+                               names and shapes: to try some without writing the rest again */
 } pf_model_params;
 
 #define PF_CHAT_RELEASE_OF_FILE 0 /* see pf_chat_tokenize() */

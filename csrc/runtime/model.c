@@ -102,6 +102,7 @@ static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_er
 static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
+    if (params->overlay_path != NULL) PF_TRY(pf_gguf_overlay(model->gguf, params->overlay_path, err));
     PF_TRY(open_network(model, params->mtp_path, err));
     PF_TRY(open_pool(model, params, err));
     PF_TRY(pf_model_place(model, params, err));

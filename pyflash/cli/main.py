@@ -21,6 +21,7 @@ from pyflash.cli.commands.completion import completion
 from pyflash.cli.commands.convert import convert
 from pyflash.cli.commands.doctor import doctor
 from pyflash.cli.commands.eval import evaluate
+from pyflash.cli.commands.eval_sensitivity import sensitivity
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.imatrix import imatrix
 from pyflash.cli.commands.info import info
@@ -99,6 +100,7 @@ def _let_be_verbose(command: click.Command) -> None:
                      help=f"Show where an error that nobody foresaw comes from; {_VERBOSE}=1 does, too.")(command)
 
 
+evaluate.add_command(sensitivity)
 for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run):
     _let_be_verbose(_command)
     cli.add_command(_command)

@@ -148,9 +148,11 @@ class ExpertBudget(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 def parse_size(text: str) -> int:
-    """ "40G" -> 40,000,000,000."""
-    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    """ "40G" -> 40,000,000,000; "40Gi" -> 40 * 2^30."""
+    number, base = (text[:-1], 1024) if text[-2:-1].isalpha() and text[-1:].upper() == "I" else (text, 1000)
+    powers = {"K": 1, "M": 2, "G": 3, "T": 4}
+    is_scaled = number[-1:].upper() in powers
+    digits, unit = (number[:-1], base ** powers[number[-1:].upper()]) if is_scaled else (text, 1)
     if not (digits.isascii() and digits.isdecimal()) or len(digits) > 30 or int(digits) == 0:
         raise click.UsageError(f"{text!r} is no size; write a number of bytes, or one with K, M, G or T: 40G")
     return int(digits) * unit
@@ -178,7 +180,7 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget, release=options.get("release"), **device,
+            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), **device,
         )
 
 

@@ -168,7 +168,8 @@ class Model:
         cls, path: StrPath, device: str | DeviceOptions = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
-        upload: bool = True, release: Release | None = None, **more: Unpack[DeviceKeywords],
+        upload: bool = True, release: Release | None = None, overlay: StrPath | None = None,
+        **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
@@ -182,7 +183,8 @@ class Model:
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
         A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,
         and nothing can be evaluated: for looking at the placement and at what sessions take.
-        release: the rules of chats, "preview" or "0731"; None for the file's, as far as it tells.
+        release: the rules of chats, "preview" or "0731"; None for the file's, as far as it tells. overlay: a GGUF of tensors
+        that take the place of those with the same names.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if isinstance(device, DeviceOptions):
@@ -205,6 +207,7 @@ class Model:
         params.cpu_isa = c_string(os.fsencode(isa)) if isa else ffi.NULL
         params.expert_budget = integer("expert_budget", expert_budget, 0, 2**63 - 1)
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
+        params.overlay_path = c_string(c_path(overlay)) if overlay is not None else ffi.NULL
         params.log = _forward_log
         params.pin_threads = bool(pin)
         params.chat_release = 0 if release is None else chosen("release", release, RELEASES)

@@ -170,7 +170,7 @@ def test_threads_shards_and_splits_do_not_change_bytes(
 
 def test_importance(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = quantize(sources["compat"], tmp_path / "plain.gguf", QuantizeOptions(experts="IQ2_XS"))
-    monkeypatch.setattr(quantizing, "_importance", lambda _path: Uneven())
+    monkeypatch.setattr(quantizing, "read_importance_of", lambda _options: Uneven())
     uneven = quantize(sources["compat"], tmp_path / "uneven.gguf", QuantizeOptions(experts="IQ2_XS"))
     ggml = quantize(sources["compat"], tmp_path / "ggml.gguf", QuantizeOptions(experts="IQ2_XS", objective="ggml"))
     gate, up = "blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight"
@@ -372,7 +372,7 @@ class Broken(Uneven):
 def test_a_broken_importance_is_told_before_anything_is_written(
     sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantizing, "_importance", lambda _path: Broken())
+    monkeypatch.setattr(quantizing, "read_importance_of", lambda _options: Broken())
     with pytest.raises(ConvertError, match="the importance of blk.2.ffn_down_exps.weight"):
         quantize(sources["compat"], tmp_path / "q.gguf", QuantizeOptions(experts="Q2_K"))
     assert not list(tmp_path.iterdir())
