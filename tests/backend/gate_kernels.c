@@ -211,7 +211,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
 }
 
 static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form form) {
-    static const int64_t widths[] = {32, 96, 256, 416, 512, 1024 + 288, 4096 + 32, 1, 19, 300};
+    static const int64_t widths[] = {32, 96, 256, 416, 512, 1024 + 288, 4096 + 32, 1, 19, 300, 1024 + 256};
     static const int64_t heights[] = {1, 7, 19, 133, 37};
     static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     int turn = 0;
@@ -302,7 +302,8 @@ static void complete(const pf_cpu_kernels *k) {
         const bool has_integers = (type->uses & PF_TYPE_INTEGER) != 0;
         CHECK(k->dequant[kind] && k->gemm_f32[kind], "nothing computes with %s", type->name);
         CHECK(!k->gemm_q16[kind] == !has_integers, "gemm_q16 of %s is not as the types' table says", type->name);
-        CHECK(!k->gemm_q8[kind] == !has_integers, "gemm_q8 of %s is not as the types' table says", type->name);
+        CHECK(!k->gemm_q8[kind] == (!has_integers || type->block_size > 32), "gemm_q8 of %s is not as the types' table says",
+              type->name);
     }
     CHECK(k->dot && k->axpy && k->quantize_q16 && k->quantize_q8 && k->load_row && k->row_dots && k->softmax_part &&
               k->row_sums && k->weigh_heads && k->fp4_tile && k->fp4_dots && k->swiglu && k->norm && k->pool_add && k->mix &&

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define PF_INT_WORDS /* products of 16 bits need fewer instructions here than two of 8 */
+#define PF_SUPER
 
 /* ---- Floats ------------------------------------------------------------------------------------------------ */
 
@@ -102,7 +103,7 @@ static inline __m256i pf_ivec_table(__m128i bytes) { return _mm256_broadcastsi12
 static inline __m256i pf_ivec_lookup(__m256i table, __m256i i) { return _mm256_shuffle_epi8(table, i); }
 static inline __m256i pf_ivec_low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 static inline __m256i pf_ivec_high_nibbles(__m256i v) { return pf_ivec_low_nibbles(_mm256_srli_epi16(v, 4)); }
-PF_INLINE __m256i pf_ivec_left(__m256i v, int n) { return _mm256_slli_epi32(v, n); }
+PF_INLINE __m256i pf_ivec_left(__m256i v, unsigned n) { return _mm256_slli_epi32(v, (int)n); }
 static inline __m256i pf_ivec_left_byte(__m256i v) { return _mm256_slli_epi16(v, 8); }
 static inline __m256i pf_ivec_right_byte(__m256i v) { return _mm256_srai_epi16(v, 8); }
 static inline __m256i pf_ivec_low_words(__m256i a, __m256i b) { return _mm256_unpacklo_epi32(a, b); }
@@ -135,8 +136,113 @@ PF_INLINE __m256i blocks_exponents(const uint8_t *at) {
     return _mm256_permutevar8x32_epi32(v, in_order);
 }
 
+/* ---- Super-blocks ------------------------------------------------------------------------------------------ */
+
+static inline __m256i pf_ivec_sub(__m256i a, __m256i b) { return _mm256_sub_epi32(a, b); }
+static inline __m256i pf_ivec_mul(__m256i a, __m256i b) { return _mm256_mullo_epi32(a, b); }
+static inline __m256i pf_ivec_add_bytes(__m256i a, __m256i b) { return _mm256_add_epi8(a, b); }
+static inline __m256i pf_ivec_and(__m256i a, __m256i b) { return _mm256_and_si256(a, b); }
+static inline __m256i pf_ivec_or(__m256i a, __m256i b) { return _mm256_or_si256(a, b); }
+static inline __m256i pf_ivec_xor(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
+PF_INLINE __m256i pf_ivec_right(__m256i v, int n) { return _mm256_srli_epi32(v, n); }
+PF_INLINE __m256i pf_ivec_right_signed(__m256i v, int n) { return _mm256_srai_epi32(v, n); }
+PF_INLINE __m256i pf_ivec_right_words(__m256i v, int n) { return _mm256_srli_epi16(v, n); }
+static inline __m256i pf_ivec_right_each(__m256i v, __m256i n) { return _mm256_srlv_epi32(v, n); }
+static inline __m256i pf_ivec_replicate(__m256i v, __m256i places) { return _mm256_shuffle_epi8(v, places); }
+static inline __m256i pf_ivec_turned(__m256i v) { return _mm256_permute4x64_epi64(v, 0xd8); }
+static inline __m256i pf_ivec_packed_words(__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }
+static inline __m256i pf_ivec_even_lanes(__m256i a, __m256i b) {
+    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88));
+}
+static inline __m256i pf_ivec_odd_lanes(__m256i a, __m256i b) {
+    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0xdd));
+}
+
+static inline __m256i super_load(const uint8_t *a, const uint8_t *b) { return (void)b, load256(a); }
+static inline __m256i super_pairs(const uint8_t *a, const uint8_t *b, int64_t apart) {
+    (void)b;
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(a)), load128(a + apart), 1);
+}
+static inline __m256i super_bytes(__m128i a, __m128i b) { return (void)b, _mm256_cvtepu8_epi32(a); }
+static inline __m256i super_words(__m128i a, __m128i b) { return (void)b, _mm256_cvtepu16_epi32(a); }
+static inline __m256i super_set1(uint32_t a, uint32_t b) { return (void)b, _mm256_set1_epi32((int32_t)a); }
+static inline __m256 super_floats(float a, float b) { return (void)b, _mm256_set1_ps(a); }
+static inline __m256 super_half(const uint8_t *a, const uint8_t *b) {
+    (void)b;
+    return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)pf_load_u16(a)));
+}
+static inline __m256 super_only(__m256 v, int n) { return (void)n, v; }
+static inline __m256i super_each(int c0, int c1, int c2, int c3, int c4, int c5, int c6, int c7) {
+    return _mm256_setr_epi32(c0, c1, c2, c3, c4, c5, c6, c7);
+}
+
+/* Entries of blocks 0 and 1, 4 and 5, places as they lie. */
+PF_INLINE __m256i super_entries(const uint64_t *grid, const uint16_t *a, const uint16_t *b) {
+    (void)b;
+    return _mm256_setr_epi64x((int64_t)grid[a[0]], (int64_t)grid[a[4]], (int64_t)grid[a[16]], (int64_t)grid[a[20]]);
+}
+PF_INLINE __m256i super_small_entries(const uint32_t *grid, const uint16_t *a, const uint16_t *b) {
+    (void)b;
+    return _mm256_setr_epi32((int32_t)grid[a[0]], (int32_t)grid[a[8]], (int32_t)grid[a[16]], (int32_t)grid[a[24]],
+                             (int32_t)grid[a[32]], (int32_t)grid[a[40]], (int32_t)grid[a[48]], (int32_t)grid[a[56]]);
+}
+PF_INLINE __m256i with_signs(__m256i magnitudes, __m256i signs, __m256i bits, int8_t bias) {
+    const __m256i negative = _mm256_cmpeq_epi8(_mm256_and_si256(signs, bits), bits);
+    (void)bias; /* 0 */
+    return _mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative);
+}
+
+PF_INLINE void rows_of_one(const uint8_t *a, const uint8_t *b, __m256i *v) {
+    (void)b;
+    PF_UNROLL for (int q = 0; q < 8; ++q) {
+        int32_t word;
+        memcpy(&word, a + 4 * q, sizeof word);
+        v[q] = _mm256_set1_epi32(word);
+    }
+}
+PF_INLINE void rows_of_two(const uint8_t *a, const uint8_t *b, __m256i *v) {
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m256i both = super_pairs(a + 16 * i, b, 32);
+        v[4 * i] = _mm256_shuffle_epi32(both, 0x00);
+        v[4 * i + 1] = _mm256_shuffle_epi32(both, 0x55);
+        v[4 * i + 2] = _mm256_shuffle_epi32(both, 0xaa);
+        v[4 * i + 3] = _mm256_shuffle_epi32(both, 0xff);
+    }
+}
+PF_INLINE void rows_of_four(const uint8_t *a, const uint8_t *b, __m256i *v) {
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m256i even = super_pairs(a + 16 * i, b, 64), odd = super_pairs(a + 32 + 16 * i, b, 64);
+        const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+        v[4 * i] = _mm256_shuffle_epi32(low, 0x50);
+        v[4 * i + 1] = _mm256_shuffle_epi32(low, 0xfa);
+        v[4 * i + 2] = _mm256_shuffle_epi32(high, 0x50);
+        v[4 * i + 3] = _mm256_shuffle_epi32(high, 0xfa);
+    }
+}
+PF_INLINE void rows_in_pairs(const uint8_t *a, const uint8_t *b, __m256i *v) {
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m256i even = super_pairs(a + 16 * i, b, 64), odd = super_pairs(a + 32 + 16 * i, b, 64);
+        const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+        v[4 * i] = _mm256_unpacklo_epi64(low, low);
+        v[4 * i + 1] = _mm256_unpackhi_epi64(low, low);
+        v[4 * i + 2] = _mm256_unpacklo_epi64(high, high);
+        v[4 * i + 3] = _mm256_unpackhi_epi64(high, high);
+    }
+}
+
 #include "backend/cpu/x86_blocks.h"
 #include "backend/cpu/x86_quantize.h"
+#include "backend/cpu/x86_super.h"
+
+PF_INLINE __m256i half_products(const int_weights *w, const uint8_t *values, int64_t padded, int half) {
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    PF_UNROLL for (int i = 0; i < 4; ++i) {
+        const uint8_t *at = values + (4 * half + i) * PF_INT_QUADS;
+        even = _mm256_add_epi32(even, _mm256_madd_epi16(w->even[4 * half + i], load256(at)));
+        odd = _mm256_add_epi32(odd, _mm256_madd_epi16(w->odd[4 * half + i], load256(at + padded)));
+    }
+    return _mm256_add_epi32(even, odd);
+}
 
 /* Two sums a row, 16 bits each, of at most 16 * 144 + 48 * 144; the codes of the rows are PF_FP4_LARGEST too large. */
 typedef __m256i fp4_sum;
@@ -191,6 +297,7 @@ static inline float int_total(const __m256 *s) {
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
+    pf_grids_fill();
     set_vector_entries(k);
     k->q16_words = true;
     k->quantize_q16 = quantize_q16;

@@ -10,7 +10,8 @@ enum { ROWS_ALONE = 512 }; /* of a piece for one token: long runs to read (PF_ST
 
 pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
     const pf_acts_form form = ex->exact ? PF_ACTS_F32 : ex->int8 ? PF_ACTS_Q8 : PF_ACTS_Q16;
-    return pf_cpu_gemm(ex, form, w) != NULL ? form : PF_ACTS_F32;
+    if (pf_cpu_gemm(ex, form, w) != NULL) return form;
+    return form == PF_ACTS_Q8 && pf_cpu_gemm(ex, PF_ACTS_Q16, w) != NULL ? PF_ACTS_Q16 : PF_ACTS_F32;
 }
 
 pf_gemm_fn pf_cpu_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {

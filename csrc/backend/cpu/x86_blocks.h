@@ -47,15 +47,14 @@ typedef struct int_weights {
     pf_ivec even[8], odd[8];
 #endif
     pf_vec scale;
+    /* Of super-blocks: vector_super.h. */
+    pf_vec half_scale, min_scale;
+    pf_ivec c[2], m[2];
 } int_weights;
 
-/* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros
- * for blocks that are not there. */
-PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, pf_ivec *out) {
-    pf_ivec v[4], pairs[4];
-    PF_UNROLL for (int j = 0; j < 4; ++j) {
-        v[j] = n > j ? blocks_16bytes(at + j * stride, 4 * stride, (n - j + 3) / 4) : pf_ivec_set1(0);
-    }
+/* Of v[j], whose 128-bit lanes are 16 bytes of the lanes j, j + 4, ...: out[k] has bytes 4k to 4k + 3 of lane l in lane l. */
+PF_INLINE void quads_of_16bytes(const pf_ivec *v, pf_ivec *out) {
+    pf_ivec pairs[4];
     for (int j = 0; j < 2; ++j) {
         pairs[2 * j] = pf_ivec_low_words(v[2 * j], v[2 * j + 1]);
         pairs[2 * j + 1] = pf_ivec_high_words(v[2 * j], v[2 * j + 1]);
@@ -64,6 +63,16 @@ PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, pf_ivec *o
         out[2 * j] = pf_ivec_low_pairs(pairs[j], pairs[j + 2]);
         out[2 * j + 1] = pf_ivec_high_pairs(pairs[j], pairs[j + 2]);
     }
+}
+
+/* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros
+ * for blocks that are not there. */
+PF_INLINE void blocks_quads(const uint8_t *at, int64_t stride, int n, pf_ivec *out) {
+    pf_ivec v[4];
+    PF_UNROLL for (int j = 0; j < 4; ++j) {
+        v[j] = n > j ? blocks_16bytes(at + j * stride, 4 * stride, (n - j + 3) / 4) : pf_ivec_set1(0);
+    }
+    quads_of_16bytes(v, out);
 }
 
 PF_INLINE pf_vec scales_q8_0(const uint8_t *at, int n) {
