@@ -66,14 +66,16 @@ enum { PF_STREAMS = 8 };
 
 enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
-/* Integer products on processors with matrix instructions: the same results, for many tokens from packed activations. */
+/* Integer products for many tokens, from packed activations: the same results, by panels of rows (gemm_panel.h) or by
+ * matrix instructions. */
 enum { PF_TILE_TOKENS = 16, PF_TILE_ROWS = 64 };
 typedef struct pf_tile_kernels {
     int64_t from; /* the fewest tokens that these are quicker for; 0: there are none */
+    int64_t rest; /* and the fewest that are left over behind PF_TILE_TOKENS of them */
     int64_t (*packed_bytes)(int planes, int64_t cols); /* of PF_TILE_TOKENS, a multiple of 64 */
     /* Activations [first, first + n) of g, n <= PF_TILE_TOKENS. */
     void (*pack)(const pf_gemm *g, int planes, int64_t first, int64_t n, uint8_t *out);
-    int64_t (*scratch_bytes)(int64_t cols); /* for PF_TILE_TOKENS rows of a weight; gemms need it for PF_TILE_ROWS */
+    int64_t (*scratch_bytes)(int64_t cols); /* what gemms need */
     pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT]; /* best with multiples of PF_TILE_ROWS rows */
     /* NULL where there are none: a levelled tile (fp4.h) of n_row FP4 rows and of the same set's tile of them, false where
      * their scales are too far apart; and out[i] = scale sum_h w[h] max(0, q_h . row_i), by fp4_dots and weigh_heads, for
@@ -149,10 +151,16 @@ void pf_kernels_neon_init(pf_cpu_kernels *k);
 void pf_kernels_neon_dot_init(pf_cpu_kernels *k);
 
 /* Makes k, the table of some set, that of one that extends it. scalar: what stands in for products of q16 that k has and
- * init leaves, where the two keep q16 in different ways: the scalar ones read both. */
+ * init leaves, where the two keep q16 in different ways: the scalar ones read both. Nothing stands in for products of
+ * tokens that k packs in another way. */
 static inline void pf_kernels_extend(pf_cpu_kernels *k, pf_kernels_init_fn init, const pf_cpu_kernels *scalar) {
     const pf_cpu_kernels below = *k;
+    pf_tile_kernels *tiles = &k->tiles;
     init(k);
+    for (int kind = 0; kind < PF_W_COUNT && tiles->pack != below.tiles.pack; ++kind) {
+        if (tiles->gemm_q16[kind] == below.tiles.gemm_q16[kind]) tiles->gemm_q16[kind] = NULL;
+        if (tiles->gemm_q8[kind] == below.tiles.gemm_q8[kind]) tiles->gemm_q8[kind] = NULL;
+    }
     if (k->q16_words == below.q16_words) return;
     for (int kind = 0; kind < PF_W_COUNT; ++kind) {
         if (k->gemm_q16[kind] == below.gemm_q16[kind]) k->gemm_q16[kind] = scalar->gemm_q16[kind];

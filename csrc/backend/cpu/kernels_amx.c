@@ -96,14 +96,6 @@ PF_INLINE void unpack_q8_0(const uint8_t *const *row, int64_t block, uint8_t *va
     _mm512_storeu_ps(scales, _mm512_cvtph_ps(load256((const uint8_t *)halves)));
 }
 
-/* Keeps the compiler from joining words into vectors, which takes it several times the instructions. */
-static inline uint32_t opaque(uint32_t v) {
-#  if defined(__GNUC__)
-    __asm__("" : "+r"(v));
-#  endif
-    return v;
-}
-
 PF_INLINE void unpack_mxfp4(const uint8_t *const *row, int64_t block, uint8_t *values, float *scales) {
     const __m256i table = _mm256_broadcastsi128_si256(e2m1_table()), right = _mm256_setr_epi64x(0, 0, 4, 4);
     uint32_t *scale_bits = (uint32_t *)(void *)scales;
@@ -117,7 +109,7 @@ PF_INLINE void unpack_mxfp4(const uint8_t *const *row, int64_t block, uint8_t *v
 }
 
 static int64_t panel_bytes(int64_t cols) {
-    return cols / BLOCK * (BLOCK_BYTES + TILE * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
+    return PANELS * cols / BLOCK * (BLOCK_BYTES + TILE * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
 }
 
 typedef struct row_panels {
@@ -330,6 +322,7 @@ TILE_GEMM(tiles_q8_mxfp4, PF_Q8_PLANES, unpack_mxfp4, PF_INT_MXFP4_UNIT)
 void pf_kernels_amx_init(pf_cpu_kernels *k) {
     pf_tile_kernels *t = &k->tiles;
     t->from = 5;
+    t->rest = 5;
     t->packed_bytes = packed_bytes;
     t->pack = pack_tokens;
     t->scratch_bytes = panel_bytes;

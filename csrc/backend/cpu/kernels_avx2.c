@@ -292,13 +292,41 @@ static inline float int_total(const __m256 *s) {
     return _mm_cvtss_f32(_mm_add_ss(u, _mm_movehdup_ps(u)));
 }
 
+/* ---- Tiles (gemm_panel.h) ------------------------------------------------------------------------------------ */
+
+#define PANEL_TOKENS 4
+enum { PANEL_FROM = 3 };
+
+static inline __m256i pf_ivec_add_pairs(__m256i s, __m256i a, __m256i b) {
+    return _mm256_add_epi32(s, _mm256_madd_epi16(a, b));
+}
+#if defined(__GNUC__) && !defined(__clang__)
+#  define PANEL_HOLD(v) __asm__("" : "+x"(v))
+#else
+#  define PANEL_HOLD(v) (void)(v)
+#endif
+
+PF_INLINE __m256i rows_16bytes(const uint8_t *const *row, int64_t at) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(row[0] + at)), load128(row[4] + at), 1);
+}
+static inline __m256i pf_ivec_even_words(__m256i v) { return _mm256_maddubs_epi16(_mm256_set1_epi16(1), v); }
+static inline __m256i pf_ivec_odd_words(__m256i v) { return _mm256_srai_epi16(v, 8); }
+
+PF_INLINE void panel_pairs(const uint8_t *row, int64_t padded, int64_t group, int quad, int32_t *even, int32_t *odd) {
+    const uint8_t *at = row + group * PF_INT_GROUP + quad * PF_INT_QUADS;
+    memcpy(even, at, PF_INT_QUADS);
+    memcpy(odd, at + padded, PF_INT_QUADS);
+}
+
 #include "backend/cpu/vector_ops.h"
+#include "backend/cpu/x86_panels.h"
 
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
     pf_grids_fill();
     set_vector_entries(k);
+    set_panel_entries(k);
     k->q16_words = true;
     k->quantize_q16 = quantize_q16;
     k->quantize_q8 = quantize_q8;

@@ -26,8 +26,8 @@ pf_quantize_fn pf_cpu_quantizer(const pf_exec *ex, pf_acts_form form) {
 }
 
 float *pf_cpu_gemm_scratch(pf_exec *ex, int64_t cols, bool tiled, int64_t *floats) {
-    const int64_t tile_rows = tiled ? PF_TILE_ROWS / PF_TILE_TOKENS * pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
-    *floats = (pf_max_i64(cols, tile_rows) + 15) & ~(int64_t)15; /* workers never share a cache line */
+    const int64_t tile_floats = tiled ? pf_cpu_kernels_of(ex)->tiles.scratch_bytes(cols) / 4 : 0;
+    *floats = (pf_max_i64(cols, tile_floats) + 15) & ~(int64_t)15; /* workers never share a cache line */
     return pf_arena_alloc(ex->arena, (size_t)(*floats * pf_pool_threads(ex->pool)) * sizeof(float));
 }
 
@@ -70,7 +70,7 @@ int64_t pf_cpu_tile_tokens(const pf_exec *ex, pf_acts_form form, const pf_weight
     if (form == PF_ACTS_F32 || tiles->from == 0 || pf_cpu_tile_gemm(ex, form, w) == NULL || n < tiles->from) return 0;
     /* A few tokens left over are quicker without, and as right. */
     const int64_t rest = n % PF_TILE_TOKENS;
-    return rest < tiles->from ? n - rest : n;
+    return rest < tiles->rest ? n - rest : n;
 }
 
 pf_gemm_fn pf_cpu_tile_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {

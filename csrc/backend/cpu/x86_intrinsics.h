@@ -24,6 +24,16 @@ static inline __m128i e2m1_table(void) { return load128((const uint8_t *)pf_e2m1
 
 /* Forced inline: gcc drops a call to a function that only prefetches. */
 PF_INLINE void pf_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
+/* Into the outer caches only. */
+PF_INLINE void pf_prefetch_outer(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
+
+/* Keeps the compiler from joining words into vectors, which takes it several times the instructions. */
+static inline uint32_t opaque(uint32_t v) {
+#if defined(__GNUC__)
+    __asm__("" : "+r"(v));
+#endif
+    return v;
+}
 
 /* Whether 32 e4m3 codes hold a NaN, or 2^8 scale may overflow: cases that the vector conversions leave to scalar. */
 PF_INLINE bool e4m3_is_odd(const uint8_t *codes, float scale) {
