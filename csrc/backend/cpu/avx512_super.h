@@ -24,6 +24,12 @@ static inline __m512i pf_ivec_odd_lanes(__m512i a, __m512i b) {
     return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xdd));
 }
 
+static inline __m512i pf_ivec_even_fours(__m512i a, __m512i b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+static inline __m512i pf_ivec_odd_fours(__m512i a, __m512i b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
+static inline __m512i pf_ivec_sub_bytes(__m512i a, __m512i b) { return _mm512_sub_epi8(a, b); }
+static inline __m512i pf_ivec_mul_words(__m512i a, __m512i b) { return _mm512_mullo_epi16(a, b); }
+static inline __m512i pf_ivec_of_vec(__m512 v) { return _mm512_castps_si512(v); }
+
 static inline __m512i super_both(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
 static inline __m512i super_load(const uint8_t *a, const uint8_t *b) { return super_both(load256(a), load256(b)); }
 static inline __m512i super_pairs(const uint8_t *a, const uint8_t *b, int64_t apart) {
@@ -49,20 +55,20 @@ static inline __m512i super_each(int c0, int c1, int c2, int c3, int c4, int c5,
     return _mm512_setr_epi32(c0, c1, c2, c3, c4, c5, c6, c7, c0, c1, c2, c3, c4, c5, c6, c7);
 }
 
-/* Entries of blocks 0 and 1, 4 and 5, of both; places as they lie. */
-PF_INLINE __m512i super_entries(const uint64_t *grid, const uint16_t *a, const uint16_t *b) {
-    const __m256i of_a = _mm256_setr_epi64x((int64_t)grid[a[0]], (int64_t)grid[a[4]], (int64_t)grid[a[16]],
-                                            (int64_t)grid[a[20]]);
-    return super_both(of_a, _mm256_setr_epi64x((int64_t)grid[b[0]], (int64_t)grid[b[4]], (int64_t)grid[b[16]],
-                                               (int64_t)grid[b[20]]));
+#if defined(PF_VBMI)
+#  define PF_OWN_GRIDS
+#  include "backend/cpu/avx512_grids.h"
+#else
+PF_INLINE __m512i super_of_64(const uint64_t *v) {
+    return super_both(_mm256_setr_epi64x((int64_t)v[0], (int64_t)v[1], (int64_t)v[2], (int64_t)v[3]),
+                      _mm256_setr_epi64x((int64_t)v[4], (int64_t)v[5], (int64_t)v[6], (int64_t)v[7]));
 }
-PF_INLINE __m256i some_small_entries(const uint32_t *grid, const uint16_t *at) {
-    return _mm256_setr_epi32((int32_t)grid[at[0]], (int32_t)grid[at[8]], (int32_t)grid[at[16]], (int32_t)grid[at[24]],
-                             (int32_t)grid[at[32]], (int32_t)grid[at[40]], (int32_t)grid[at[48]], (int32_t)grid[at[56]]);
+PF_INLINE __m256i eight_of_32(const uint32_t *v) {
+    return _mm256_setr_epi32((int32_t)v[0], (int32_t)v[1], (int32_t)v[2], (int32_t)v[3], (int32_t)v[4], (int32_t)v[5],
+                             (int32_t)v[6], (int32_t)v[7]);
 }
-PF_INLINE __m512i super_small_entries(const uint32_t *grid, const uint16_t *a, const uint16_t *b) {
-    return super_both(some_small_entries(grid, a), some_small_entries(grid, b));
-}
+PF_INLINE __m512i super_of_32(const uint32_t *v) { return super_both(eight_of_32(v), eight_of_32(v + 8)); }
+#endif
 PF_INLINE __m512i with_signs(__m512i magnitudes, __m512i signs, __m512i bits, int8_t bias) {
     const __m512i middle = _mm512_set1_epi8(bias);
     return _mm512_mask_sub_epi8(_mm512_add_epi8(magnitudes, middle), _mm512_test_epi8_mask(signs, bits), middle, magnitudes);

@@ -19,4 +19,11 @@ void pf_grids_fill(void) {
     for (int i = 0; i < 2048; ++i) pf_grids.iq1[i] = bytes_of(pf_grid_iq1[i], iq1, 8, 2);
     for (int i = 0; i < 256; ++i) pf_grids.iq3_xxs[i] = (uint32_t)bytes_of(pf_grid_iq3_xxs[i], iq3_xxs, 4, 3);
     for (int i = 0; i < 512; ++i) pf_grids.iq3_s[i] = (uint32_t)bytes_of(pf_grid_iq3_s[i], iq3_s, 4, 3);
+#define FILL_CODES(grid, entries, values)                                      \
+    for (int i = 0; i < (entries); ++i) {                                      \
+        pf_grids.grid##_codes[0][i] = (uint8_t)pf_grid_##grid[i];              \
+        pf_grids.grid##_codes[1][i] = (uint8_t)(pf_grid_##grid[i] >> 8);       \
+    }
+    PF_GRIDS(FILL_CODES)
+#undef FILL_CODES
 }

@@ -158,6 +158,12 @@ static inline __m256i pf_ivec_odd_lanes(__m256i a, __m256i b) {
     return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0xdd));
 }
 
+static inline __m256i pf_ivec_even_fours(__m256i a, __m256i b) { return _mm256_permute2x128_si256(a, b, 0x20); }
+static inline __m256i pf_ivec_odd_fours(__m256i a, __m256i b) { return _mm256_permute2x128_si256(a, b, 0x31); }
+static inline __m256i pf_ivec_sub_bytes(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
+static inline __m256i pf_ivec_mul_words(__m256i a, __m256i b) { return _mm256_mullo_epi16(a, b); }
+static inline __m256i pf_ivec_of_vec(__m256 v) { return _mm256_castps_si256(v); }
+
 static inline __m256i super_load(const uint8_t *a, const uint8_t *b) { return (void)b, load256(a); }
 static inline __m256i super_pairs(const uint8_t *a, const uint8_t *b, int64_t apart) {
     (void)b;
@@ -176,15 +182,12 @@ static inline __m256i super_each(int c0, int c1, int c2, int c3, int c4, int c5,
     return _mm256_setr_epi32(c0, c1, c2, c3, c4, c5, c6, c7);
 }
 
-/* Entries of blocks 0 and 1, 4 and 5, places as they lie. */
-PF_INLINE __m256i super_entries(const uint64_t *grid, const uint16_t *a, const uint16_t *b) {
-    (void)b;
-    return _mm256_setr_epi64x((int64_t)grid[a[0]], (int64_t)grid[a[4]], (int64_t)grid[a[16]], (int64_t)grid[a[20]]);
+PF_INLINE __m256i super_of_64(const uint64_t *v) {
+    return _mm256_setr_epi64x((int64_t)v[0], (int64_t)v[1], (int64_t)v[2], (int64_t)v[3]);
 }
-PF_INLINE __m256i super_small_entries(const uint32_t *grid, const uint16_t *a, const uint16_t *b) {
-    (void)b;
-    return _mm256_setr_epi32((int32_t)grid[a[0]], (int32_t)grid[a[8]], (int32_t)grid[a[16]], (int32_t)grid[a[24]],
-                             (int32_t)grid[a[32]], (int32_t)grid[a[40]], (int32_t)grid[a[48]], (int32_t)grid[a[56]]);
+PF_INLINE __m256i super_of_32(const uint32_t *v) {
+    return _mm256_setr_epi32((int32_t)v[0], (int32_t)v[1], (int32_t)v[2], (int32_t)v[3], (int32_t)v[4], (int32_t)v[5],
+                             (int32_t)v[6], (int32_t)v[7]);
 }
 PF_INLINE __m256i with_signs(__m256i magnitudes, __m256i signs, __m256i bits, int8_t bias) {
     const __m256i negative = _mm256_cmpeq_epi8(_mm256_and_si256(signs, bits), bits);

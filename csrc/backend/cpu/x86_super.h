@@ -11,6 +11,8 @@
  *     pf_ivec_and, _or, _sub, _mul, _add_bytes, _right, _left, _right_words, _right_each, _left_each, _replicate (every byte
  *         of a vector by places in its 128 bits), _turned (the 64-bit quarters of 256 bits, 0 2 1 3), _odd_words(a, b),
  *         _even_words(a, b): of every 128 bits of a, then of b; _packed_words(a, b): to unsigned bytes;
+ *     super_of_64(uint64_t *v), super_of_32(uint32_t *v): of values in memory; or, with PF_OWN_GRIDS, what is made of them
+ *         here: grid_<type>(a, b, pf_ivec *w), the grid's values of a super-block;
  *     pf_ivec with_signs(magnitudes, signs, bits, bias): + bias, negated where signs have one of the bits. */
 #ifndef PF_BACKEND_CPU_X86_SUPER_H
 #define PF_BACKEND_CPU_X86_SUPER_H
@@ -22,16 +24,12 @@
 
 enum { ONES = 0x01010101 };
 
-static inline __m128i load64(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)(const void *)p); }
 static inline uint32_t load32(const uint8_t *p) {
     uint32_t v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-PF_INLINE const uint8_t *super_next(const uint8_t *a, int n, int64_t bytes) {
-    return n > PF_SUPER_BLOCKS ? a + bytes : a;
-}
 PF_INLINE pf_vec super_minus_half(const uint8_t *a, const uint8_t *b) {
     return pf_vec_mul(super_half(a, b), pf_vec_set1(-1.0f));
 }
@@ -56,8 +54,7 @@ PF_INLINE int_weights super_end_signed(int_weights v, int n) {
     return super_end(v, n);
 #endif
 }
-#define SUPER_BEGIN(type)                                            \
-    const uint8_t *b = super_next(a, n, PF_##type##_BYTES);          \
+#define SUPER_BEGIN \
     int_weights v = {.scale = pf_vec_zero(), .half_scale = pf_vec_zero(), .min_scale = pf_vec_zero()}
 
 /* ---- K formats --------------------------------------------------------------------------------------------- */
@@ -70,8 +67,8 @@ PF_INLINE void super_two_bytes(pf_ivec words, pf_ivec *low, pf_ivec *high) {
     *high = pf_ivec_right(words, 8);
 }
 
-PF_INLINE int_weights load_q2_k(const uint8_t *a, int n) {
-    SUPER_BEGIN(Q2_K);
+PF_INLINE int_weights decode_q2_k(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec shifts = super_each(0, 2, 4, 6, 0, 2, 4, 6), low = pf_ivec_set1(15);
     const pf_ivec both = super_words(load128(a), load128(b));
     rows_of_two(a + 16, b + 16, v.w);
@@ -97,8 +94,8 @@ PF_INLINE __m128i q3_k_scales(const uint8_t *packed) {
                           (int32_t)((low2 >> 4 & nibbles) | (high >> 6 & pairs) << 4));
 }
 
-PF_INLINE int_weights load_q3_k(const uint8_t *a, int n) {
-    SUPER_BEGIN(Q3_K);
+PF_INLINE int_weights decode_q3_k(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec shifts = super_each(0, 2, 4, 6, 0, 2, 4, 6), block = super_each(0, 1, 2, 3, 4, 5, 6, 7);
     pf_ivec third[8];
     rows_of_two(a + 32, b + 32, v.w);
@@ -137,15 +134,15 @@ PF_INLINE void q45_k_nibbles(const uint8_t *a, const uint8_t *b, pf_ivec *w) {
     }
 }
 
-PF_INLINE int_weights load_q4_k(const uint8_t *a, int n) {
-    SUPER_BEGIN(Q4_K);
+PF_INLINE int_weights decode_q4_k(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     q45_k_nibbles(a + 16, b + 16, v.w);
     q45_k_scales(a, b, &v);
     return super_end(v, n);
 }
 
-PF_INLINE int_weights load_q5_k(const uint8_t *a, int n) {
-    SUPER_BEGIN(Q5_K);
+PF_INLINE int_weights decode_q5_k(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec block = super_each(0, 1, 2, 3, 4, 5, 6, 7);
     pf_ivec fifth[8];
     q45_k_nibbles(a + 48, b + 48, v.w);
@@ -158,8 +155,8 @@ PF_INLINE int_weights load_q5_k(const uint8_t *a, int n) {
     return super_end(v, n);
 }
 
-PF_INLINE int_weights load_q6_k(const uint8_t *a, int n) {
-    SUPER_BEGIN(Q6_K);
+PF_INLINE int_weights decode_q6_k(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec low_shifts = super_each(0, 0, 4, 4, 0, 0, 4, 4), shifts = super_each(0, 2, 4, 6, 0, 2, 4, 6);
     const pf_ivec scales = super_words(load128(a + 192), load128(b + 192));
     const pf_vec d = super_half(a + 208, b + 208);
@@ -186,14 +183,26 @@ enum { BIAS_IQ2 = 43, BIAS_IQ3 = 62, BIAS_IQ4 = 128 };
 enum { BIAS_IQ1 = 16, BIAS_IQ1_S = BIAS_IQ1, BIAS_IQ1_M = BIAS_IQ1, BIAS_IQ2_XXS = BIAS_IQ2, BIAS_IQ2_XS = BIAS_IQ2,
        BIAS_IQ2_S = BIAS_IQ2, BIAS_IQ3_XXS = BIAS_IQ3, BIAS_IQ3_S = BIAS_IQ3, BIAS_IQ4_XS = BIAS_IQ4 };
 
-/* The 8 values of 32 entries of a super-block, in order: to a vector of the columns 0 to 3 of every entry `group` of a block,
- * and one of the others. */
-PF_INLINE void grid_8(const uint64_t *grid, const uint16_t *place_a, const uint16_t *place_b, pf_ivec *w) {
+#if !defined(PF_OWN_GRIDS)
+
+/* The place of entry i in a grid. */
+typedef uint32_t (*place_fn)(const uint8_t *in, int i);
+PF_INLINE uint32_t place_of_pairs(const uint8_t *in, int i) { return in[8 * (i / 4) + i % 4]; }
+PF_INLINE uint32_t place_of_byte(const uint8_t *in, int i) { return in[i]; }
+PF_INLINE uint32_t place_of_word(const uint8_t *in, int i) { return pf_load_u16(in + 2 * i); }
+
+/* The 8 values of the 32 entries of a super-block: vector 2g has the columns 0 to 3 of every block's entry g, the next one
+ * the others. */
+PF_INLINE void grid_8(const uint64_t *grid, place_fn place, const uint8_t *a, const uint8_t *b, pf_ivec *w) {
     PF_UNROLL for (int g = 0; g < 4; ++g) {
         pf_ivec entries[2];
         PF_UNROLL for (int i = 0; i < 2; ++i) {
-            const uint16_t *pa = place_a + 8 * i + g, *pb = place_b + 8 * i + g;
-            entries[i] = super_entries(grid, pa, pb);
+            uint64_t e[PF_VEC_LANES / 2];
+            PF_UNROLL for (int k = 0; k < PF_VEC_LANES / 2; ++k) { /* blocks 0 and 1, 4 and 5; 2 and 3, 6 and 7 */
+                const int block = k % 4 / 2 * 4 + k % 2 + 2 * i;
+                e[k] = grid[place(k < 4 ? a : b, 4 * block + g)];
+            }
+            entries[i] = super_of_64(e);
         }
         w[2 * g] = pf_ivec_even_lanes(entries[0], entries[1]);
         w[2 * g + 1] = pf_ivec_odd_lanes(entries[0], entries[1]);
@@ -201,9 +210,87 @@ PF_INLINE void grid_8(const uint64_t *grid, const uint16_t *place_a, const uint1
 }
 
 /* The 4 values of 64 entries. */
-PF_INLINE void grid_4(const uint32_t *grid, const uint16_t *place_a, const uint16_t *place_b, pf_ivec *w) {
-    PF_UNROLL for (int q = 0; q < 8; ++q) w[q] = super_small_entries(grid, place_a + q, place_b + q);
+PF_INLINE void grid_4(const uint32_t *grid, place_fn place, const uint8_t *a, const uint8_t *b, pf_ivec *w) {
+    PF_UNROLL for (int q = 0; q < 8; ++q) {
+        uint32_t e[PF_VEC_LANES];
+        PF_UNROLL for (int k = 0; k < PF_VEC_LANES; ++k) e[k] = grid[place(k < 8 ? a : b, 8 * (k % 8) + q)];
+        w[q] = super_of_32(e);
+    }
 }
+
+/* Words of places, where codes have bits elsewhere: 16 at a time. */
+typedef struct grid_places {
+    uint8_t words[2][128];
+} grid_places;
+
+PF_INLINE void put_places(uint8_t *to, int i, __m128i low, __m256i high) {
+    _mm256_storeu_si256((__m256i *)(void *)(to + 32 * i), _mm256_or_si256(_mm256_cvtepu8_epi16(low), high));
+}
+/* Byte j of `bytes` to as many words of 16 as `each` says: 2, 4 or 8; from byte `first` on. */
+PF_INLINE __m256i spread_bytes(__m128i bytes, int first, int each) {
+    const int n = 16 / each, none = 0x8000; /* a byte of zeros above */
+#define AT(i) (int16_t)(none | (first + (i) * n / 16))
+    const __m256i places = _mm256_setr_epi16(AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10),
+                                             AT(11), AT(12), AT(13), AT(14), AT(15));
+#undef AT
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), places);
+}
+PF_INLINE void places_iq2_xs(const uint8_t *in, uint8_t *to) {
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        put_places(to, i, _mm_setzero_si128(), _mm256_and_si256(load256(in + 2 + 32 * i), _mm256_set1_epi16(511)));
+    }
+}
+PF_INLINE void places_iq2_s(const uint8_t *in, uint8_t *to) {
+    const __m256i by = _mm256_set1_epi64x(0x0004001000400100);
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m256i high = _mm256_mullo_epi16(spread_bytes(load64(in + 66), 4 * i, 4), by);
+        put_places(to, i, load128(in + 2 + 16 * i), _mm256_and_si256(high, _mm256_set1_epi16(0x300)));
+    }
+}
+PF_INLINE void places_iq3_s(const uint8_t *in, uint8_t *to) {
+    const __m256i by = _mm256_setr_epi16(256, 128, 64, 32, 16, 8, 4, 2, 256, 128, 64, 32, 16, 8, 4, 2);
+    PF_UNROLL for (int i = 0; i < 4; ++i) {
+        const __m256i high = _mm256_mullo_epi16(spread_bytes(load64(in + 66), 2 * i, 8), by);
+        put_places(to, i, load128(in + 2 + 16 * i), _mm256_and_si256(high, _mm256_set1_epi16(0x100)));
+    }
+}
+PF_INLINE void places_iq1_s(const uint8_t *in, uint8_t *to) {
+    const __m256i by = _mm256_set1_epi64x(0x0001000400200100);
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m128i four = load64(in + 34 + 8 * i), two = _mm_unpacklo_epi16(four, four);
+        const __m256i each = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi32(two, two)),
+                                                     _mm_unpackhi_epi32(two, two), 1);
+        const __m256i high = _mm256_blend_epi16(_mm256_mullo_epi16(each, by), _mm256_srli_epi16(each, 1), 0x88);
+        put_places(to, i, load128(in + 2 + 16 * i), _mm256_and_si256(high, _mm256_set1_epi16(0x700)));
+    }
+}
+PF_INLINE void places_iq1_m(const uint8_t *in, uint8_t *to) {
+    PF_UNROLL for (int i = 0; i < 2; ++i) {
+        const __m256i high = _mm256_mullo_epi16(spread_bytes(load128(in + 32), 8 * i, 2), _mm256_set1_epi32(0x00100100));
+        put_places(to, i, load128(in + 16 * i), _mm256_and_si256(high, _mm256_set1_epi16(0x700)));
+    }
+}
+
+#define GRID_DIRECT(type, n, grid, place, at)                                            \
+    PF_INLINE void grid_##type(const uint8_t *a, const uint8_t *b, pf_ivec *w) {         \
+        grid_##n(pf_grids.grid, place, a + (at), b + (at), w);                           \
+    }
+#define GRID_PLACES(type, n, grid)                                                       \
+    PF_INLINE void grid_##type(const uint8_t *a, const uint8_t *b, pf_ivec *w) {         \
+        grid_places places;                                                              \
+        places_##type(a, places.words[0]);                                               \
+        if ((int)PF_VEC_LANES > (int)PF_SUPER_BLOCKS) places_##type(b, places.words[1]);           \
+        grid_##n(pf_grids.grid, place_of_word, places.words[0], places.words[1], w);     \
+    }
+GRID_DIRECT(iq2_xxs, 8, iq2_xxs, place_of_pairs, 2)
+GRID_DIRECT(iq3_xxs, 4, iq3_xxs, place_of_byte, 2)
+GRID_PLACES(iq2_xs, 8, iq2_xs)
+GRID_PLACES(iq2_s, 8, iq2_s)
+GRID_PLACES(iq3_s, 4, iq3_s)
+GRID_PLACES(iq1_s, 8, iq1)
+GRID_PLACES(iq1_m, 8, iq1)
+
+#endif
 
 /* Bytes of signs, four a block, to the weights. */
 PF_INLINE void super_signs(pf_ivec signs, int8_t bias, pf_ivec *w) {
@@ -246,82 +333,48 @@ PF_INLINE void super_nibbles(const uint8_t *a, const uint8_t *b, pf_ivec *c) {
     c[1] = super_odd(pf_ivec_right(both, 4));
 }
 
-/* 32 bytes as places of a grid. */
-PF_INLINE void byte_places(const uint8_t *in, uint16_t *places) {
-    for (int i = 0; i < 32; ++i) places[i] = in[i];
-}
-
-PF_INLINE int_weights load_iq2_xxs(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ2_XXS);
-    uint16_t places[2][32];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 32; ++i) places[s][i] = in[s][2 + i / 4 * 8 + i % 4];
-    }
+PF_INLINE int_weights decode_iq2_xxs(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec words = pf_ivec_turned(pf_ivec_odd_lanes(super_load(a + 2, b + 2), super_load(a + 34, b + 34)));
-    grid_8(pf_grids.iq2_xxs, places[0], places[1], v.w);
+    grid_iq2_xxs(a, b, v.w);
     super_signs(super_sevens(words), BIAS_IQ2, v.w);
     v.scale = super_scales(a, b, 0.125f, super_odd(pf_ivec_right(words, 28)));
     return super_end_signed(v, n);
 }
 
-PF_INLINE int_weights load_iq2_xs(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ2_XS);
-    uint16_t places[2][32];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 32; ++i) places[s][i] = pf_load_u16(in[s] + 2 + 2 * i) & 511u;
-    }
+PF_INLINE int_weights decode_iq2_xs(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec first = pf_ivec_right_words(super_load(a + 2, b + 2), 9);
     const pf_ivec second = pf_ivec_right_words(super_load(a + 34, b + 34), 9);
-    grid_8(pf_grids.iq2_xs, places[0], places[1], v.w);
+    grid_iq2_xs(a, b, v.w);
     super_signs(super_even(pf_ivec_turned(pf_ivec_packed_words(first, second))), BIAS_IQ2, v.w);
     super_nibbles(a + 66, b + 66, v.c);
     v.scale = super_scales(a, b, 0.125f, pf_ivec_set1(1));
     return super_end_signed(v, n);
 }
 
-PF_INLINE int_weights load_iq2_s(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ2_S);
-    uint16_t places[2][32];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 32; ++i) {
-            places[s][i] = (uint16_t)(in[s][2 + i] | (in[s][66 + i / 4] >> 2 * (i % 4) & 3) << 8);
-        }
-    }
-    grid_8(pf_grids.iq2_s, places[0], places[1], v.w);
+PF_INLINE int_weights decode_iq2_s(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
+    grid_iq2_s(a, b, v.w);
     super_signs(super_load(a + 34, b + 34), BIAS_IQ2, v.w);
     super_nibbles(a + 74, b + 74, v.c);
     v.scale = super_scales(a, b, 0.125f, pf_ivec_set1(1));
     return super_end_signed(v, n);
 }
 
-PF_INLINE int_weights load_iq3_xxs(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ3_XXS);
-    uint16_t places[2][64];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 64; ++i) places[s][i] = in[s][2 + i];
-    }
+PF_INLINE int_weights decode_iq3_xxs(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec words = super_load(a + 66, b + 66);
-    grid_4(pf_grids.iq3_xxs, places[0], places[1], v.w);
+    grid_iq3_xxs(a, b, v.w);
     super_signs(super_sevens(words), BIAS_IQ3, v.w);
     v.scale = super_scales(a, b, 0.25f, super_odd(pf_ivec_right(words, 28)));
     return super_end_signed(v, n);
 }
 
-PF_INLINE int_weights load_iq3_s(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ3_S);
-    uint16_t places[2][64];
-    const uint8_t *in[2] = {a, b};
+PF_INLINE int_weights decode_iq3_s(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec shifts = super_each(0, 4, 8, 12, 16, 20, 24, 28);
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 64; ++i) {
-            places[s][i] = (uint16_t)(in[s][2 + i] | (in[s][66 + i / 8] >> i % 8 & 1) << 8);
-        }
-    }
-    grid_4(pf_grids.iq3_s, places[0], places[1], v.w);
+    grid_iq3_s(a, b, v.w);
     super_signs(super_load(a + 74, b + 74), BIAS_IQ3, v.w);
     const pf_ivec scales = pf_ivec_right_each(super_set1(load32(a + 106), load32(b + 106)), shifts);
     v.scale = super_scales(a, b, 1.0f, super_odd(pf_ivec_and(scales, pf_ivec_set1(15))));
@@ -333,17 +386,10 @@ PF_INLINE pf_ivec super_shift(pf_ivec w, pf_ivec down) {
     return pf_ivec_add_bytes(w, pf_ivec_or(pf_ivec_right_signed(down, 31), pf_ivec_set1(ONES)));
 }
 
-PF_INLINE int_weights load_iq1_s(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ1_S);
-    uint16_t places[2][32];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 32; ++i) {
-            places[s][i] = (uint16_t)(in[s][2 + i] | (pf_load_u16(in[s] + 34 + i / 4 * 2) >> 3 * (i % 4) & 7) << 8);
-        }
-    }
+PF_INLINE int_weights decode_iq1_s(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec words = super_words(load128(a + 34), load128(b + 34));
-    grid_8(pf_grids.iq1, places[0], places[1], v.w);
+    grid_iq1_s(a, b, v.w);
     PF_UNROLL for (int q = 0; q < 8; ++q) v.w[q] = super_shift(v.w[q], pf_ivec_left(words, 16));
     v.scale = super_scales(a, b, 0.125f, super_odd(pf_ivec_and(pf_ivec_right(words, 12), pf_ivec_set1(7))));
     return super_end(v, n);
@@ -355,17 +401,10 @@ PF_INLINE float iq1_m_scale(const uint8_t *words) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int32_t)half)));
 }
 
-PF_INLINE int_weights load_iq1_m(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ1_M);
-    uint16_t places[2][32];
-    const uint8_t *in[2] = {a, b};
-    PF_UNROLL for (int s = 0; s < PF_VEC_LANES / 8; ++s) {
-        for (int i = 0; i < 32; ++i) {
-            places[s][i] = (uint16_t)(in[s][i] | (in[s][32 + i / 2] >> 4 * (i % 2) & 7) << 8);
-        }
-    }
+PF_INLINE int_weights decode_iq1_m(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec words = super_words(load128(a + 32), load128(b + 32)), six = super_each(0, 6, 0, 6, 0, 6, 0, 6);
-    grid_8(pf_grids.iq1, places[0], places[1], v.w);
+    grid_iq1_m(a, b, v.w);
     PF_UNROLL for (int q = 0; q < 8; ++q) v.w[q] = super_shift(v.w[q], pf_ivec_left(words, (7u - (unsigned)q / 2) * 4));
     const __m128i of_a = load64(a + 48), of_b = load64(b + 48);
     const pf_ivec both = super_words(_mm_unpacklo_epi16(of_a, of_a), _mm_unpacklo_epi16(of_b, of_b));
@@ -377,8 +416,8 @@ PF_INLINE int_weights load_iq1_m(const uint8_t *a, int n) {
     return super_end(v, n);
 }
 
-PF_INLINE int_weights load_iq4_xs(const uint8_t *a, int n) {
-    SUPER_BEGIN(IQ4_XS);
+PF_INLINE int_weights decode_iq4_xs(const uint8_t *a, const uint8_t *b, int n) {
+    SUPER_BEGIN;
     const pf_ivec table = pf_ivec_table(_mm_add_epi8(load128((const uint8_t *)pf_iq4_values), _mm_set1_epi8((char)BIAS_IQ4)));
     pf_ivec rows[4], codes[4];
     PF_UNROLL for (int j = 0; j < 4; ++j) rows[j] = super_pairs(a + 8 + 16 * j, b + 8 + 16 * j, 64);
@@ -394,5 +433,13 @@ PF_INLINE int_weights load_iq4_xs(const uint8_t *a, int n) {
     v.scale = super_scales(a, b, 1.0f, pf_ivec_sub(s, pf_ivec_set1(32)));
     return super_end_signed(v, n);
 }
+
+/* The n blocks at a, which are one or two super-blocks. */
+#define LOAD_SUPER(type, lower, scaling, has_minimums)                                        \
+    PF_INLINE int_weights load_##lower(const uint8_t *a, int n) {                             \
+        return decode_##lower(a, n > PF_SUPER_BLOCKS ? a + PF_##type##_BYTES : a, n);         \
+    }
+PF_SUPER_TYPES(LOAD_SUPER)
+#undef LOAD_SUPER
 
 #endif
