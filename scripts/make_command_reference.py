@@ -32,7 +32,7 @@ Text goes to stdout and everything else to stderr. Exit codes: 0 done; 1 failed,
 what to do; 2 wrong usage; 130 interrupted. An option that names a `PYFLASH_` variable takes its value from there when it
 is not given. With `--json` a command prints one JSON object a line, the last of them with `"done": true`.
 
-Other variables: `PYFLASH_CPU` (`scalar`, `avx2`, `avx512`, `amx`, ...) forces a set of CPU kernels; `PYFLASH_CACHE` is the
+Other variables: `PYFLASH_CPU` (`scalar`, `avx2`, `avxvnni`, `avx512`, `amx`, ...) forces a set of CPU kernels; `PYFLASH_CACHE` is the
 folder for the demo model's GGUF, `PYFLASH_STATE` that for what was typed in chats; `PYFLASH_LIBRARY` names another build
 of the library, `PYFLASH_DEMO` another checkpoint for the demo model.
 

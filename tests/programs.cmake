@@ -34,7 +34,7 @@ pf_test_part(choices_part "^csrc/offload/(hot|upload)_choice[.]c$")
 
 set(pf_gate tests/backend/gate.c tests/backend/gate_linear.c tests/backend/gate_model.c)
 pf_test_program(gate PARTS base_part kernels_part
-  SOURCES ${pf_gate} tests/backend/gate_fp4.c tests/backend/gate_kernels.c)
+  SOURCES ${pf_gate} tests/backend/gate_fp4.c tests/backend/gate_kernels.c tests/backend/gate_tiles.c)
 pf_test_library(glue PARTS base_part kernels_part SOURCES tests/backend/glue.c)
 pf_test_library(text PARTS base_part text_part)
 pf_test_library(choices PARTS choices_part SOURCES tests/model/choice_size.c)

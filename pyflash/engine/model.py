@@ -174,7 +174,7 @@ class Model:
         device: "auto", "cpu", "cuda" or "cuda:1", together with the other fields of DeviceOptions as arguments, or
         DeviceOptions. threads: None for one per physical core. precision: "fast" (16-bit activations into quantised
         weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa: the CPU
-        kernel set, "scalar", "avx2", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
+        kernel set, "scalar", "avx2", "avxvnni", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
         mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that

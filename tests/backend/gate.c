@@ -267,6 +267,7 @@ static int run(const char *isa) {
     gate_linear_ops(backend, scalar);
     gate_model_ops(backend, scalar);
     gate_fp4(k, scalar->kernels);
+    gate_tiles(k);
     printf("%s: %ld checks, %ld failures\n", isa, gate_checks, gate_failures - failures);
     return gate_failures > failures ? 1 : 0;
 }

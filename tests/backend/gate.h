@@ -102,5 +102,6 @@ void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar);
 void gate_linear_ops(const pf_backend *backend, const pf_backend *scalar);
 void gate_model_ops(const pf_backend *backend, const pf_backend *scalar);
 void gate_fp4(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar);
+void gate_tiles(const pf_cpu_kernels *k);
 
 #endif

@@ -335,6 +335,9 @@ static void inits(const pf_cpu_kernels *k) {
 #if defined(__x86_64__)
     const bool is_avx512 = strcmp(k->name, "avx512") == 0, is_amx = strcmp(k->name, "amx") == 0;
     if (strcmp(k->name, "avx2") == 0) check_init("avx2", pf_kernels_avx2_init);
+#  if defined(PF_HAS_AVX_VNNI)
+    if (strcmp(k->name, "avxvnni") == 0) check_init("avxvnni", pf_kernels_avxvnni_init);
+#  endif
     if (is_avx512) check_init("avx512", pf_kernels_avx512_init);
 #  if defined(PF_AMX)
     if (is_amx) check_init("amx", pf_kernels_amx_init);

@@ -1,5 +1,5 @@
-/* AVX-512 on a machine without it: SIMDe's emulation under the native names, and here what its 0.7.4 lacks, built from
- * AVX2. Found by csrc/backend/cpu/x86_intrinsics.h in builds with PF_SIMDE. */
+/* AVX-512 and AVX-VNNI on a machine without them: SIMDe's emulation under the native names, and here what its 0.7.4 lacks,
+ * built from AVX2. Found by csrc/backend/cpu/x86_intrinsics.h in builds with PF_SIMDE. */
 #ifndef PF_TESTS_SIMDE_AVX512_H
 #define PF_TESTS_SIMDE_AVX512_H
 
@@ -89,6 +89,18 @@ SHIM __m512 shim_cvtepi32_ps(__m512i v) {
 SHIM __m512i shim_cvtps_epi32(__m512 v) {
     const __m256 high = _mm256_castsi256_ps(shim_high(simde_mm512_castps_si512(v)));
     return shim_join(_mm256_cvtps_epi32(simde_mm512_castps512_ps256(v)), _mm256_cvtps_epi32(high));
+}
+
+#define _mm256_dpwssd_avx_epi32 shim_dpwssd
+#define _mm256_dpbusd_avx_epi32 shim_dpbusd
+
+SHIM __m256i shim_dpwssd(__m256i s, __m256i a, __m256i b) { return _mm256_add_epi32(s, _mm256_madd_epi16(a, b)); }
+
+/* The bytes at even places of the words, unsigned of a and signed of b, then those at odd ones. */
+SHIM __m256i shim_dpbusd(__m256i s, __m256i a, __m256i b) {
+    const __m256i even_a = _mm256_and_si256(a, _mm256_set1_epi16(0xff)), odd_a = _mm256_srli_epi16(a, 8);
+    const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), odd_b = _mm256_srai_epi16(b, 8);
+    return shim_dpwssd(shim_dpwssd(s, even_a, even_b), odd_a, odd_b);
 }
 
 #endif

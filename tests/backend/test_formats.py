@@ -16,7 +16,7 @@ from .conftest import Builds
 
 TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30, "MXFP4": 39, "FP8": 1000}  # csrc/format/dtypes.h
 ROW_F32, ROW_F16, ROW_KV_FP8, ROW_IDX_FP4 = range(4)  # csrc/backend/backend.h
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avxvnni", "avx512", "amx"]
 
 
 class Kernels:

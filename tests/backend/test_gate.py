@@ -1,6 +1,6 @@
 """Gate 3: every kernel and operation of every instruction set against the scalar ones (see gate.h and gate_*.c).
 
-The AVX-512 kernels run natively where the machine has AVX-512, and emulated by SIMDe on every other x86-64 machine; AMX's
+The AVX-512 and AVX-VNNI kernels run natively where the machine has those, and emulated on every x86-64 machine; AMX's
 only where the machine has it, as nothing emulates them; the NEON kernels natively on an arm64 machine, and under
 qemu-user where it and a cross compiler are installed.
 """
@@ -20,7 +20,7 @@ CANNOT_RUN = 77  # the program's exit status
 
 
 IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-NATIVE = ["scalar", "neon"] if IS_ARM else ["scalar", "avx2", "avx512", "amx"]
+NATIVE = ["scalar", "neon"] if IS_ARM else ["scalar", "avx2", "avxvnni", "avx512", "amx"]
 
 
 def run(*command: str | Path) -> None:
@@ -37,8 +37,9 @@ def test_native(builds: Builds, isa: str) -> None:
 
 
 @pytest.mark.long
-def test_avx512_emulated(builds: Builds) -> None:
-    run(builds.get("emulated")[0], "avx512")
+@pytest.mark.parametrize("isa", ["avx512", "avxvnni"])
+def test_avx512_emulated(builds: Builds, isa: str) -> None:
+    run(builds.get("emulated")[0], isa)
 
 
 @pytest.mark.long

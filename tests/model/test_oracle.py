@@ -42,7 +42,7 @@ def test_logits_agree(tmp_path: Path, name: str, changes: dict[str, Any], count:
     compare(tiny, tiny.tokens(count, seed=count))
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni", "avx512", "amx"])
 def test_every_kernel_set_agrees(tmp_path: Path, isa: str) -> None:
     tiny = make_tiny_model(tmp_path, seed=11, profile="native")
     try:

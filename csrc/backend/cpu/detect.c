@@ -46,6 +46,7 @@ enum {
 #if PF_X86
     ISA_AMX,
     ISA_AVX512,
+    ISA_AVXVNNI,
     ISA_AVX2,
 #elif PF_ARM64
     ISA_NEON,
@@ -58,6 +59,7 @@ static const char *const isa_names[ISA_COUNT] = {
 #if PF_X86
     [ISA_AMX] = "amx",
     [ISA_AVX512] = "avx512",
+    [ISA_AVXVNNI] = "avxvnni",
     [ISA_AVX2] = "avx2",
 #elif PF_ARM64
     [ISA_NEON] = "neon",
@@ -107,6 +109,19 @@ static const char *avx2_problem(void) {
     }
     if ((xcr0() & 0x6) != 0x6) return "the operating system does not save the AVX registers";
     return NULL;
+}
+
+static const char *avxvnni_problem(void) {
+    const char *problem = avx2_problem();
+    if (problem) return problem;
+#  if defined(PF_SIMDE) /* emulated on AVX2 */
+    return NULL;
+#  elif defined(PF_HAS_AVX_VNNI)
+    const uint32_t avx_vnni = 1u << 4;
+    return cpuid(7, 0).eax >= 1 && (cpuid(7, 1).eax & avx_vnni) ? NULL : "this processor lacks AVX-VNNI";
+#  else
+    return "this build has no AVX-VNNI kernels: its compiler does not know AVX-VNNI";
+#  endif
 }
 
 static const char *avx512_problem(void) {
@@ -170,6 +185,7 @@ static const char *isa_problem(int isa) {
 #if PF_X86
     case ISA_AMX: return amx_problem();
     case ISA_AVX512: return avx512_problem();
+    case ISA_AVXVNNI: return avxvnni_problem();
     case ISA_AVX2: return avx2_problem();
 #endif
     default: return NULL;
@@ -196,7 +212,10 @@ static void fill_tables(void) {
         pf_cpu_kernels *k = &kernel_tables[isa];
         *k = scalar;
 #if PF_X86
-        if (isa == ISA_AMX || isa == ISA_AVX512 || isa == ISA_AVX2) pf_kernels_extend(k, pf_kernels_avx2_init, &scalar);
+        if (isa != ISA_SCALAR) pf_kernels_extend(k, pf_kernels_avx2_init, &scalar);
+#  if defined(PF_HAS_AVX_VNNI)
+        if (isa == ISA_AVXVNNI) pf_kernels_extend(k, pf_kernels_avxvnni_init, &scalar);
+#  endif
         if (isa == ISA_AMX || isa == ISA_AVX512) pf_kernels_extend(k, pf_kernels_avx512_init, &scalar);
 #  if !defined(PF_SIMDE) && !defined(PF_NO_VBMI)
         if ((isa == ISA_AMX || isa == ISA_AVX512) && has_avx512_vbmi()) {

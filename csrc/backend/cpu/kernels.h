@@ -144,6 +144,7 @@ typedef struct pf_cpu_kernels {
 typedef void (*pf_kernels_init_fn)(pf_cpu_kernels *k);
 void pf_kernels_scalar_init(pf_cpu_kernels *k);
 void pf_kernels_avx2_init(pf_cpu_kernels *k);
+void pf_kernels_avxvnni_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_vbmi_init(pf_cpu_kernels *k);
 void pf_kernels_amx_init(pf_cpu_kernels *k);

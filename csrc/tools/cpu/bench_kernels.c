@@ -178,7 +178,7 @@ static void fma_piece(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
 #if defined(__x86_64__)
         if (strcmp(job->isa, "avx512") == 0 || strcmp(job->isa, "amx") == 0) sum += fma_avx512();
-        else if (strcmp(job->isa, "avx2") == 0) sum += fma_avx2();
+        else if (strncmp(job->isa, "avx", 3) == 0) sum += fma_avx2();
         else sum += fma_scalar();
 #elif defined(__aarch64__)
         sum += strcmp(job->isa, "neon") == 0 ? fma_neon() : fma_scalar();
@@ -199,7 +199,7 @@ static void measure_roofs(bench *b) {
     job.data = b->data;
     job.isa = b->ex.backend->name;
     const bool zmm = strcmp(job.isa, "avx512") == 0 || strcmp(job.isa, "amx") == 0;
-    job.lanes = zmm ? 16 : strcmp(job.isa, "avx2") == 0 ? 8 : job.isa[0] == 'n' ? 4 : 1;
+    job.lanes = zmm ? 16 : job.isa[0] == 'a' ? 8 : job.isa[0] == 'n' ? 4 : 1;
     b->read_rate = (double)DATA_BYTES / median_time(b, read_op, &job);
     b->fma_rate = 16.0 * FMA_LOOPS * FMA_VECTORS * job.lanes / median_time(b, fma_op, &job);
 }
