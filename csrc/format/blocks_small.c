@@ -2,9 +2,7 @@
 #include "format/blocks.h"
 
 #include "format/floats.h"
-
-/* ggml's table for IQ4_NL and IQ4_XS. */
-static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+#include "format/iq_grids.h"
 
 static float half_at(const uint8_t *p) { return pf_f16_to_f32(pf_load_u16(p)); }
 
@@ -158,8 +156,8 @@ void pf_decode_iq4_nl(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 18, out += 32) {
         const float d = half_at(blocks);
         for (int j = 0; j < 16; ++j) {
-            out[j] = d * (float)iq4_values[blocks[2 + j] & 15];
-            out[j + 16] = d * (float)iq4_values[blocks[2 + j] >> 4];
+            out[j] = d * (float)pf_iq4_values[blocks[2 + j] & 15];
+            out[j + 16] = d * (float)pf_iq4_values[blocks[2 + j] >> 4];
         }
     }
 }
@@ -174,8 +172,8 @@ void pf_decode_iq4_xs(const uint8_t *blocks, int64_t n_blocks, float *out) {
             const float scale = d * (float)((low | (high >> 2 * part & 3) << 4) - 32);
             const uint8_t *codes = blocks + 8 + 16 * part;
             for (int j = 0; j < 16; ++j) {
-                out[j] = scale * (float)iq4_values[codes[j] & 15];
-                out[j + 16] = scale * (float)iq4_values[codes[j] >> 4];
+                out[j] = scale * (float)pf_iq4_values[codes[j] & 15];
+                out[j + 16] = scale * (float)pf_iq4_values[codes[j] >> 4];
             }
         }
     }

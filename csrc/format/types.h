@@ -24,20 +24,20 @@
     X(Q4_1, 3, 32, 20, 0)                                                 \
     X(Q5_0, 6, 32, 22, 0)                                                 \
     X(Q5_1, 7, 32, 24, 0)                                                 \
-    X(Q2_K, 10, 256, 84, 0)                                               \
-    X(Q3_K, 11, 256, 110, 0)                                              \
-    X(Q4_K, 12, 256, 144, 0)                                              \
-    X(Q5_K, 13, 256, 176, 0)                                              \
-    X(Q6_K, 14, 256, 210, 0)                                              \
-    X(IQ2_XXS, 16, 256, 66, 0)                                            \
-    X(IQ2_XS, 17, 256, 74, 0)                                             \
-    X(IQ3_XXS, 18, 256, 98, 0)                                            \
-    X(IQ1_S, 19, 256, 50, 0)                                              \
+    X(Q2_K, 10, 256, 84, PF_TYPE_INTEGER)                                 \
+    X(Q3_K, 11, 256, 110, PF_TYPE_INTEGER)                                \
+    X(Q4_K, 12, 256, 144, PF_TYPE_INTEGER)                                \
+    X(Q5_K, 13, 256, 176, PF_TYPE_INTEGER)                                \
+    X(Q6_K, 14, 256, 210, PF_TYPE_INTEGER)                                \
+    X(IQ2_XXS, 16, 256, 66, PF_TYPE_INTEGER)                              \
+    X(IQ2_XS, 17, 256, 74, PF_TYPE_INTEGER)                               \
+    X(IQ3_XXS, 18, 256, 98, PF_TYPE_INTEGER)                              \
+    X(IQ1_S, 19, 256, 50, PF_TYPE_INTEGER)                                \
     X(IQ4_NL, 20, 32, 18, 0)                                              \
-    X(IQ3_S, 21, 256, 110, 0)                                             \
-    X(IQ2_S, 22, 256, 82, 0)                                              \
-    X(IQ4_XS, 23, 256, 136, 0)                                            \
-    X(IQ1_M, 29, 256, 56, 0)                                              \
+    X(IQ3_S, 21, 256, 110, PF_TYPE_INTEGER)                               \
+    X(IQ2_S, 22, 256, 82, PF_TYPE_INTEGER)                                \
+    X(IQ4_XS, 23, 256, 136, PF_TYPE_INTEGER)                              \
+    X(IQ1_M, 29, 256, 56, PF_TYPE_INTEGER)                                \
     X(TQ1_0, 34, 256, 54, 0)                                              \
     X(TQ2_0, 35, 256, 66, 0)                                              \
     X(NVFP4, 40, 64, 36, 0)                                               \

@@ -177,8 +177,7 @@ static void moderate_halves(pf_dtype type, uint8_t *data, int64_t bytes, int64_t
     for (int64_t i = at + 1; i < bytes; i += block) data[i] = (uint8_t)((data[i] & 0x83) | 0x10);
 }
 
-/* Makes random bytes into moderate numbers: exponents are pulled near one. */
-static void moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
+void gate_moderate(pf_dtype type, uint8_t *data, int64_t bytes) {
     switch (type) {
     case PF_F32:
         for (int64_t i = 3; i < bytes; i += 4) data[i] = (uint8_t)((data[i] & 0x80) | 0x3e);
@@ -228,7 +227,7 @@ test_weight gate_weight(pf_dtype type, int64_t rows, int64_t cols, int64_t count
     out.data = gate_buffer(count * rows * out.w.row_bytes, where);
     out.w.data = out.data.data;
     gate_bytes(out.data.data, out.data.bytes);
-    if (!extreme) moderate(type, out.data.data, out.data.bytes);
+    if (!extreme) gate_moderate(type, out.data.data, out.data.bytes);
     if (type == PF_FP8) {
         out.w.scale_cols = (cols + 127) / 128;
         out.w.scale_rows = (rows + 127) / 128;

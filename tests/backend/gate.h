@@ -94,6 +94,8 @@ int64_t gate_whole(pf_dtype type, int64_t cols);
 /* Random finite weights of moderate size; extreme: any bytes at all, so NaNs, infinities and denormals too. */
 test_weight gate_weight(pf_dtype type, int64_t rows, int64_t cols, int64_t count, bool scale_f32, bool extreme,
                    place where);
+/* Makes any bytes into moderate numbers: exponents are pulled near one. */
+void gate_moderate(pf_dtype type, uint8_t *data, int64_t bytes);
 void gate_weight_free(test_weight *w);
 
 /* ---- Parts ---- */

@@ -211,7 +211,7 @@ static void check_product(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar,
 }
 
 static void products(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form form) {
-    static const int64_t widths[] = {32, 96, 256, 416, 512, 1024 + 288, 4096 + 32, 1, 19, 300};
+    static const int64_t widths[] = {32, 96, 256, 416, 512, 1024 + 288, 4096 + 32, 1, 19, 300, 1024 + 256};
     static const int64_t heights[] = {1, 7, 19, 133, 37};
     static const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     int turn = 0;
@@ -270,6 +270,33 @@ static void saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf
     }
 }
 
+/* Super-blocks of equal bytes, the smallest and largest codes and scales, with every activation at its bounds: sums of more
+ * than 32 bits would show. */
+static void super_saturation(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
+    enum { COLS = 768, ROWS = 19, N = 4, SCALES_OF_Q6_K = 192 };
+    static const uint8_t bytes[] = {0x00, 0xff, 0x7f, 0x80, 0x88, 0x55};
+    float x[N * COLS];
+    for (int i = 0; i < N * COLS; ++i) {
+        const int pattern = i / COLS;
+        x[i] = pattern == 0 || (pattern > 1 && i / (pattern - 1) % 2) ? 1.0f : -1.0f;
+    }
+    for (int kind = 0; kind < PF_W_COUNT; ++kind) {
+        const pf_dtype_info *type = pf_dtype_lookup((uint32_t)gate_types[kind]);
+        if (type->block_size != 256 || !k->gemm_q16[kind]) continue;
+        for (size_t i = 0; i < sizeof bytes; ++i) {
+            gate_context("%s gemm_q16, largest products, type %s of bytes %02x", k->name, type->name, (unsigned)bytes[i]);
+            test_weight w = gate_weight(gate_types[kind], ROWS, COLS, 1, false, false, AT_END);
+            memset(w.data.data, bytes[i], (size_t)w.data.bytes);
+            for (int64_t at = 0; gate_types[kind] == PF_Q6_K && at < w.data.bytes; at += PF_Q6_K_BYTES) {
+                memset(w.data.data + at + SCALES_OF_Q6_K, i % 2 ? 0x7f : 0x80, 16);
+            }
+            gate_moderate(gate_types[kind], w.data.data, w.data.bytes);
+            check_product(k, scalar, &w, kind, PF_ACTS_Q16, x, N);
+            gate_weight_free(&w);
+        }
+    }
+}
+
 /* One scale for every block, at the ends of its range, where no other block hides it. */
 static void scale_range(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_acts_form acts) {
     enum { COLS = 96, ROWS = 9, N = 2 };
@@ -302,7 +329,8 @@ static void complete(const pf_cpu_kernels *k) {
         const bool has_integers = (type->uses & PF_TYPE_INTEGER) != 0;
         CHECK(k->dequant[kind] && k->gemm_f32[kind], "nothing computes with %s", type->name);
         CHECK(!k->gemm_q16[kind] == !has_integers, "gemm_q16 of %s is not as the types' table says", type->name);
-        CHECK(!k->gemm_q8[kind] == !has_integers, "gemm_q8 of %s is not as the types' table says", type->name);
+        CHECK(!k->gemm_q8[kind] == (!has_integers || type->block_size > 32), "gemm_q8 of %s is not as the types' table says",
+              type->name);
     }
     CHECK(k->dot && k->axpy && k->quantize_q16 && k->quantize_q8 && k->load_row && k->row_dots && k->softmax_part &&
               k->row_sums && k->weigh_heads && k->fp4_tile && k->fp4_dots && k->swiglu && k->norm && k->pool_add && k->mix &&
@@ -421,6 +449,9 @@ static void quantize(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar, pf_a
             }
             CHECK(codes, "codes");
             CHECK(gate_same(pf_int_scales(out.data, planes, n), pf_int_scales(want.data, planes, n), n_scale), "scales");
+            const int64_t halves = pf_int_halves_at(n);
+            CHECK(acts == PF_ACTS_Q8 || memcmp(out.data + halves, want.data + halves, (size_t)(8 * n_scale)) == 0,
+                  "sums of halves");
             CHECK(words || memcmp(out.data + rest, want.data + rest, (size_t)(bytes - rest)) == 0, "sums");
             bool range = true, sums_right = true;
             for (int64_t i = 0; i < padded; ++i) {
@@ -629,6 +660,7 @@ void gate_kernels(const pf_cpu_kernels *k, const pf_cpu_kernels *scalar) {
         scale_range(k, scalar, (pf_acts_form)form);
         quantize(k, scalar, (pf_acts_form)form);
     }
+    super_saturation(k, scalar);
     cache_rows(k, scalar);
     heads(k, scalar);
     mixes(k, scalar);

@@ -103,7 +103,7 @@ static inline __m256i pf_ivec_table(__m128i bytes) { return _mm256_broadcastsi12
 static inline __m256i pf_ivec_lookup(__m256i table, __m256i i) { return _mm256_shuffle_epi8(table, i); }
 static inline __m256i pf_ivec_low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 static inline __m256i pf_ivec_high_nibbles(__m256i v) { return pf_ivec_low_nibbles(_mm256_srli_epi16(v, 4)); }
-PF_INLINE __m256i pf_ivec_left(__m256i v, int n) { return _mm256_slli_epi32(v, n); }
+PF_INLINE __m256i pf_ivec_left(__m256i v, unsigned n) { return _mm256_slli_epi32(v, (int)n); }
 static inline __m256i pf_ivec_left_byte(__m256i v) { return _mm256_slli_epi16(v, 8); }
 static inline __m256i pf_ivec_right_byte(__m256i v) { return _mm256_srai_epi16(v, 8); }
 static inline __m256i pf_ivec_low_words(__m256i a, __m256i b) { return _mm256_unpacklo_epi32(a, b); }
@@ -192,6 +192,9 @@ PF_INLINE __m256 plane_q8_0(const int_weights *w, const uint8_t *values, const u
     return _mm256_cvtepi32_ps(s);
 }
 #endif
+
+#define PF_SUPER
+#include "backend/cpu/avx2_super.h"
 
 /* Eight blocks times 16-bit activations. */
 PF_INLINE __m256 word_products(const int_weights *w, const uint8_t *even, const uint8_t *odd) {

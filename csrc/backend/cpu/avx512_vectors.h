@@ -180,6 +180,9 @@ PF_INLINE __m512i blocks_exponents(const uint8_t *at) {
 
 #include "backend/cpu/x86_blocks.h"
 
+#define PF_SUPER
+#include "backend/cpu/avx512_super.h"
+
 /* The codes of the rows are PF_FP4_LARGEST too large. */
 typedef __m512i fp4_sum;
 static inline __m512i fp4_start(int32_t codes) { return _mm512_set1_epi32(-PF_FP4_LARGEST * codes); }

@@ -10,12 +10,14 @@
  *         products with one plane, whose integers and sums for these blocks begin there;
  *     where it defines PF_INT_WORDS, load_words_<type>, and pf_vec word_products(const int_weights *w, const uint8_t *even,
  *         const uint8_t *odd): the same with q16 words, whose both kinds begin there;
- *     float int_total(const pf_vec *sums): of the 16 sums of a row. */
+ *     float int_total(const pf_vec *sums): of the 16 sums of a row;
+ *     where it defines PF_SUPER, what vector_super.h asks for, and load_<type> of every type of PF_SUPER_TYPES. */
 #ifndef PF_BACKEND_CPU_GEMM_INT_TILE_H
 #define PF_BACKEND_CPU_GEMM_INT_TILE_H
 
 #include "backend/cpu/blocks.h"
 #include "backend/cpu/inline.h"
+#include "backend/cpu/int_blocks.h"
 #include "backend/cpu/kernels.h"
 
 #include "base/arith.h"
@@ -29,12 +31,20 @@ typedef pf_vec (*plane_fn)(const int_weights *w, const uint8_t *values, const ui
 typedef struct int_format {
     load_fn load;
     plane_fn plane; /* NULL: words */
-    int64_t block_bytes;
+    int64_t block_bytes; /* of a block, or a super-block */
+    int blocks;          /* that these are: 1 or PF_SUPER_BLOCKS */
     float unit; /* what the sums are multiplied with at last */
     int planes; /* of the activations, and what else depends on them: */
     int rows;   /* of a tile for several tokens */
     int piece;  /* groups of a piece of columns */
+    /* Of super-blocks: */
+    pf_int_scaling scaling;
+    bool has_minimums;
+    int bias; /* what the weights are too large by */
 } int_format;
+
+/* From a row's beginning to its block `block`, which begins a super-block where it has them. */
+PF_INLINE int64_t int_place(int64_t block, int_format f) { return block / f.blocks * f.block_bytes; }
 
 typedef struct int_tile {
     const uint8_t *rows[INT_TILE], *act[INT_BATCH];
@@ -46,6 +56,12 @@ typedef struct int_tile {
 #  define WORD_PRODUCTS word_products
 #else /* is never called */
 #  define WORD_PRODUCTS(w, even, odd) pf_vec_zero()
+#endif
+
+#if defined(PF_SUPER)
+#  include "backend/cpu/vector_super.h"
+#else /* is never called */
+#  define SUPER_PRODUCTS(w, act, padded, group, part, act_scale, sum, f) (sum)
 #endif
 
 /* Every block's sum of products, rounded once: 254 hi is exact. */
@@ -67,12 +83,17 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
         int_weights w[INT_ROWS_MOST];
         if (n <= 0) break;
         PF_UNROLL for (int r = 0; r < n_row; ++r) {
-            w[r] = f.load(tile->rows[row + r] + (PF_INT_BLOCKS * group + part * PF_VEC_LANES) * f.block_bytes, n);
+            w[r] = f.load(tile->rows[row + r] + int_place(PF_INT_BLOCKS * group + part * PF_VEC_LANES, f), n);
         }
         PF_KEEP_LOOP for (int64_t t = 0; t < n_token; ++t) {
             const uint8_t *scales = tile->act[t] + f.planes * tile->padded;
             const float *act_scale = (const float *)(const void *)scales + PF_INT_BLOCKS * group + part * PF_VEC_LANES;
             PF_UNROLL for (int r = 0; r < n_row; ++r) {
+                if (f.blocks > 1) {
+                    pf_vec *to = &tile->sums[row + r][t][part];
+                    *to = SUPER_PRODUCTS(&w[r], tile->act[t], tile->padded, group, part, pf_vec_load(act_scale), *to, f);
+                    continue;
+                }
                 const pf_vec i = int_products(&w[r], tile->act[t], tile->padded, group, part, f);
                 pf_vec *sum = &tile->sums[row + r][t][part];
                 *sum = pf_vec_fma(i, pf_vec_mul(w[r].scale, pf_vec_load(act_scale)), *sum);
@@ -105,20 +126,22 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
     }
 }
 
-/* n_row rows (a constant), `step` apart, times one token. */
+/* n_row rows, `step` apart, times one token. n_row is a constant but with super-blocks, whose code is long. */
 PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int_format f) {
-    const int64_t groups = g->w->cols / PF_INT_GROUP, group_bytes = PF_INT_BLOCKS * f.block_bytes;
-    const int rest = (int)(g->w->cols / BLOCK % PF_INT_BLOCKS);
+    const int64_t blocks = g->w->cols / BLOCK, group_bytes = int_place(PF_INT_BLOCKS, f);
+    const int64_t groups = f.blocks > 1 ? pf_ceil_div(blocks, PF_INT_BLOCKS) : blocks / PF_INT_BLOCKS;
+    const int rest = (int)(blocks - PF_INT_BLOCKS * groups);
     int_tile tile;
     int_begin(&tile, g, row, n_row, step, token, 1);
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t ahead = group * group_bytes + READ_AHEAD;
+        const int n_block = f.blocks > 1 ? (int)pf_min_i64(PF_INT_BLOCKS, blocks - PF_INT_BLOCKS * group) : PF_INT_BLOCKS;
         PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) {
             for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(tile.rows[r] + ahead + i);
-            int_group(&tile, r, 1, 1, group, PF_INT_BLOCKS, f);
+            int_group(&tile, r, 1, 1, group, n_block, f);
         }
     }
-    for (int r = 0; rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, 1, groups, rest, f);
+    for (int r = 0; f.blocks == 1 && rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, 1, groups, rest, f);
     int_end(&tile, g, row, n_row, step, token, 1, f);
 }
 
@@ -126,8 +149,8 @@ PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t step, 
 PF_INLINE void int_piece(int_tile *tile, int64_t row, int n_row, int64_t begin, int64_t end, int_format f) {
     for (int64_t group = begin; group < end; ++group) {
         const int64_t n_block = tile->blocks - PF_INT_BLOCKS * group;
-        if (n_block >= PF_INT_BLOCKS) int_group(tile, row, n_row, tile->n_token, group, PF_INT_BLOCKS, f);
-        else int_group(tile, row, n_row, tile->n_token, group, (int)n_block, f);
+        if (f.blocks == 1 && n_block >= PF_INT_BLOCKS) int_group(tile, row, n_row, tile->n_token, group, PF_INT_BLOCKS, f);
+        else int_group(tile, row, n_row, tile->n_token, group, (int)pf_min_i64(PF_INT_BLOCKS, n_block), f);
     }
 }
 
@@ -154,6 +177,13 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
             }
         } else {
             const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+            if (f.blocks > 1) {
+                for (int64_t i = 0; i < run + (row_end - rest); ++i) {
+                    const bool in_run = i < run;
+                    int_gemv(g, in_run ? row_begin + i : rest + i - run, in_run ? PF_STREAMS : 1, in_run ? run : 1, token, f);
+                }
+                continue;
+            }
             for (int64_t row = row_begin; row < row_begin + run; ++row) int_gemv(g, row, PF_STREAMS, run, token, f);
             for (int64_t row = rest; row < row_end; ++row) int_gemv(g, row, 1, 1, token, f);
         }
@@ -165,18 +195,29 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
         (void)k;                                                                                                 \
         int_gemm(g, row_begin, row_end, (int_format){__VA_ARGS__});                                              \
     }
-#define Q16_ACTS PF_Q16_PLANES, Q16_ROWS, 1
-#define Q8_ACTS PF_Q8_PLANES, Q8_ROWS, 2
+#define Q16_ACTS .planes = PF_Q16_PLANES, .rows = Q16_ROWS, .piece = 1
+#define Q8_ACTS .planes = PF_Q8_PLANES, .rows = Q8_ROWS, .piece = 2
+#define Q8_0_BLOCKS .block_bytes = Q8_0_BYTES, .blocks = 1, .unit = 1.0f
+#define MXFP4_BLOCKS .block_bytes = MXFP4_BYTES, .blocks = 1, .unit = PF_INT_MXFP4_UNIT
 
 #if defined(PF_INT_WORDS)
-INT_GEMM(gemm_q16_q8_0, load_words_q8_0, NULL, Q8_0_BYTES, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_words_mxfp4, NULL, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, .load = load_words_q8_0, Q8_0_BLOCKS, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, .load = load_words_mxfp4, MXFP4_BLOCKS, Q16_ACTS)
 #else
-INT_GEMM(gemm_q16_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q16_ACTS)
-INT_GEMM(gemm_q16_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q16_ACTS)
+INT_GEMM(gemm_q16_q8_0, .load = load_q8_0, .plane = plane_q8_0, Q8_0_BLOCKS, Q16_ACTS)
+INT_GEMM(gemm_q16_mxfp4, .load = load_mxfp4, .plane = plane_mxfp4, MXFP4_BLOCKS, Q16_ACTS)
 #endif
-INT_GEMM(gemm_q8_q8_0, load_q8_0, plane_q8_0, Q8_0_BYTES, 1.0f, Q8_ACTS)
-INT_GEMM(gemm_q8_mxfp4, load_mxfp4, plane_mxfp4, MXFP4_BYTES, PF_INT_MXFP4_UNIT, Q8_ACTS)
+INT_GEMM(gemm_q8_q8_0, .load = load_q8_0, .plane = plane_q8_0, Q8_0_BLOCKS, Q8_ACTS)
+INT_GEMM(gemm_q8_mxfp4, .load = load_mxfp4, .plane = plane_mxfp4, MXFP4_BLOCKS, Q8_ACTS)
+
+#if defined(PF_SUPER)
+#  define SUPER_GEMM(type, lower, scales, minimums)                                                                   \
+    INT_GEMM(gemm_q16_##lower, .load = load_##lower, .block_bytes = PF_##type##_BYTES, .blocks = PF_SUPER_BLOCKS,     \
+             .unit = 1.0f, .planes = PF_Q16_PLANES, .rows = 1, .piece = 1, .scaling = (scales),                       \
+             .has_minimums = (minimums), .bias = BIAS_##type)
+PF_SUPER_TYPES(SUPER_GEMM)
+#  undef SUPER_GEMM
+#endif
 
 /* Overrides the table's products of these. */
 static inline void set_int_entries(pf_cpu_kernels *k) {
@@ -184,6 +225,11 @@ static inline void set_int_entries(pf_cpu_kernels *k) {
     k->gemm_q16[PF_W_MXFP4] = gemm_q16_mxfp4;
     k->gemm_q8[PF_W_Q8_0] = gemm_q8_q8_0;
     k->gemm_q8[PF_W_MXFP4] = gemm_q8_mxfp4;
+#if defined(PF_SUPER)
+#  define SET_SUPER(type, lower, scales, minimums) k->gemm_q16[PF_W_##type] = gemm_q16_##lower;
+    PF_SUPER_TYPES(SET_SUPER)
+#  undef SET_SUPER
+#endif
 }
 
 #endif

@@ -14,8 +14,8 @@
  *         out->pairs[b][p] is pair p of block + b, out->scale[b] what its sums are multiplied with. block is a multiple of
  *         PANEL_BLOCKS, so that a call never crosses 256 columns and gets all of them of formats with blocks of 256;
  *         1 <= n_block <= PANEL_BLOCKS. All rows may be read up to their ends and no further.
- * and PANEL_GEMM(name, unpack, unit), unit being what the products are multiplied with at last; set_panel_entries() of
- * x86_panels.h names it.
+ * and PANEL_GEMM(name, unpack, unit, kind), unit being what the products are multiplied with at last; set_panel_entries() of
+ * x86_panels.h names it. Of other kinds than PANEL_PLAIN it fills in more of `out`.
  *
  * The including file defines pf_vec, pf_ivec, PANEL_TOKENS (4 or 6), and
  *     pf_ivec pf_ivec_add_pairs(pf_ivec s, pf_ivec a, pf_ivec b): to every lane of s its two products of words;
@@ -39,14 +39,25 @@ enum {
     PANEL_BLOCKS = 8,
     PANEL_PAIRS = BLOCK / 2,
     BATCH_TILES = 4,
-    /* A block of a packed tile: of every token its pairs, then of every token its scale. */
+    /* A block of a packed tile: of every token its pairs, then of every token its scale, and the sums of its halves. */
     TILE_PAIRS = PF_TILE_TOKENS * PANEL_PAIRS,
-    TILE_BLOCK_BYTES = 4 * (TILE_PAIRS + PF_TILE_TOKENS)
+    TILE_SUMS = TILE_PAIRS + PF_TILE_TOKENS,
+    TILE_BLOCK_BYTES = 4 * (TILE_SUMS + 2 * PF_TILE_TOKENS)
 };
+
+typedef enum panel_kind {
+    PANEL_PLAIN,
+    PANEL_MINIMUMS, /* with minimums */
+    PANEL_HALVES,   /* with a float scale for every 16 columns */
+    PANEL_KINDS
+} panel_kind;
 
 typedef struct panel_rows {
     pf_ivec pairs[PANEL_BLOCKS][PANEL_PAIRS];
-    pf_vec scale[PANEL_BLOCKS];
+    pf_vec scale[PANEL_BLOCKS];      /* PANEL_HALVES: of the first halves */
+    pf_vec half_scale[PANEL_BLOCKS]; /* PANEL_HALVES: of the second ones */
+    pf_vec min_scale[PANEL_BLOCKS];  /* PANEL_MINIMUMS: -dmin, and the halves' minimums */
+    pf_ivec m[PANEL_BLOCKS][2];
 } panel_rows;
 typedef void (*panel_unpack_fn)(const uint8_t *const *row, int64_t block, int n_block, panel_rows *out);
 
@@ -77,6 +88,10 @@ static void panel_pack(const pf_gemm *g, int planes, int64_t first, int64_t n, u
                 int32_t *to = (int32_t *)(void *)(out + b * TILE_BLOCK_BYTES);
                 for (int p = 0; p < PANEL_PAIRS; ++p) to[t * PANEL_PAIRS + p] = pairs[p][b - begin];
                 memcpy(to + TILE_PAIRS + t, scales + b, sizeof *scales);
+                for (int h = 0; h < 2; ++h) {
+                    const uint8_t *sum = row + pf_int_halves_at(cols) + 4 * (pf_int_half_place(b) + h * PF_INT_BLOCKS);
+                    memcpy(to + TILE_SUMS + h * PF_TILE_TOKENS + t, sum, 4);
+                }
             }
         }
     }
@@ -89,13 +104,15 @@ static int64_t panel_scratch_bytes(int64_t cols) {
     return BATCH_TILES * (int64_t)sizeof(panel_sums);
 }
 
-/* n_token tokens (a constant) from `token` of a tile on. */
+/* n_token tokens (a constant, as is kind) from `token` of a tile on. */
 PF_INLINE void panel_product(const panel_rows *rows, int64_t block, int n_block, const uint8_t *tile, int64_t token,
-                             int n_token, panel_sums *sums) {
+                             panel_sums *sums, int n_token, panel_kind kind) {
     const uint8_t *at = tile + block * TILE_BLOCK_BYTES;
     PF_KEEP_LOOP for (int b = 0; b < n_block; ++b, at += TILE_BLOCK_BYTES) {
         const int32_t *act = (const int32_t *)(const void *)at + token * PANEL_PAIRS;
+        const int32_t *halves = (const int32_t *)(const void *)at + TILE_SUMS + token;
         const float *scale = (const float *)(const void *)at + TILE_PAIRS + token;
+        pf_vec(*s)[PANEL_VECS] = sums->s[(block + b) % PF_INT_SUMS] + token;
         pf_ivec i[PANEL_TOKENS][PANEL_VECS];
         PF_UNROLL for (int t = 0; t < n_token; ++t) {
             PF_UNROLL for (int v = 0; v < PANEL_VECS; ++v) i[t][v] = pf_ivec_set1(0);
@@ -109,38 +126,56 @@ PF_INLINE void panel_product(const panel_rows *rows, int64_t block, int n_block,
                 PANEL_HOLD(i[t][0]);
                 PANEL_HOLD(i[t][1]);
             }
+            if (kind != PANEL_HALVES || p != PANEL_PAIRS / 2 - 1) continue;
+            PF_UNROLL for (int t = 0; t < n_token; ++t) {
+                PF_UNROLL for (int v = 0; v < PANEL_VECS; ++v) {
+                    const pf_vec both = pf_vec_mul(rows[v].scale[b], pf_vec_set1(scale[t]));
+                    s[t][v] = pf_vec_fma(pf_vec_of_ints(i[t][v]), both, s[t][v]);
+                    i[t][v] = pf_ivec_set1(0);
+                }
+            }
         }
-        pf_vec(*s)[PANEL_VECS] = sums->s[(block + b) % PF_INT_SUMS] + token;
         PF_UNROLL for (int t = 0; t < n_token; ++t) {
             const pf_vec act_scale = pf_vec_set1(scale[t]);
             PF_UNROLL for (int v = 0; v < PANEL_VECS; ++v) {
-                s[t][v] = pf_vec_fma(pf_vec_of_ints(i[t][v]), pf_vec_mul(rows[v].scale[b], act_scale), s[t][v]);
+                const pf_vec row_scale = kind == PANEL_HALVES ? rows[v].half_scale[b] : rows[v].scale[b];
+                s[t][v] = pf_vec_fma(pf_vec_of_ints(i[t][v]), pf_vec_mul(row_scale, act_scale), s[t][v]);
+                if (kind != PANEL_MINIMUMS) continue;
+                const pf_ivec first = pf_ivec_mul(rows[v].m[b][0], pf_ivec_set1(halves[t]));
+                const pf_ivec second = pf_ivec_mul(rows[v].m[b][1], pf_ivec_set1(halves[PF_TILE_TOKENS + t]));
+                s[t][v] = pf_vec_fma(pf_vec_of_ints(pf_ivec_add(first, second)), pf_vec_mul(rows[v].min_scale[b], act_scale),
+                                     s[t][v]);
             }
         }
     }
 }
 
-#define PANEL_PRODUCT(n)                                                                                          \
-    static void panel_product_##n(const panel_rows *rows, int64_t block, int n_block, const uint8_t *tile,        \
-                                  int64_t token, panel_sums *sums) {                                              \
-        panel_product(rows, block, n_block, tile, token, n, sums);                                                \
+#define PANEL_PRODUCT(name, n, kind)                                                                              \
+    static void name##_##n(const panel_rows *rows, int64_t block, int n_block, const uint8_t *tile, int64_t token, \
+                           panel_sums *sums) {                                                                    \
+        panel_product(rows, block, n_block, tile, token, sums, n, kind);                                          \
     }
-PANEL_PRODUCT(1)
-PANEL_PRODUCT(2)
-PANEL_PRODUCT(3)
-PANEL_PRODUCT(4)
 #if PANEL_TOKENS > 4
-PANEL_PRODUCT(5)
-PANEL_PRODUCT(6)
+#  define PANEL_MORE(name, kind) PANEL_PRODUCT(name, 5, kind) PANEL_PRODUCT(name, 6, kind)
+#  define PANEL_MORE_NAMES(name) , name##_5, name##_6
+#else
+#  define PANEL_MORE(name, kind)
+#  define PANEL_MORE_NAMES(name)
 #endif
+#define PANEL_PRODUCTS(name, kind)                                                               \
+    PANEL_PRODUCT(name, 1, kind) PANEL_PRODUCT(name, 2, kind) PANEL_PRODUCT(name, 3, kind)       \
+    PANEL_PRODUCT(name, 4, kind) PANEL_MORE(name, kind)
+PANEL_PRODUCTS(panel_plain, PANEL_PLAIN)
+PANEL_PRODUCTS(panel_minimums, PANEL_MINIMUMS)
+PANEL_PRODUCTS(panel_halves, PANEL_HALVES)
 
 typedef void (*panel_product_fn)(const panel_rows *rows, int64_t block, int n_block, const uint8_t *tile, int64_t token,
                                  panel_sums *sums);
-static const panel_product_fn panel_products[] = {
-    NULL, panel_product_1, panel_product_2, panel_product_3, panel_product_4,
-#if PANEL_TOKENS > 4
-    panel_product_5, panel_product_6,
-#endif
+#define PANEL_NAMES(name) {NULL, name##_1, name##_2, name##_3, name##_4 PANEL_MORE_NAMES(name)}
+static const panel_product_fn panel_products[PANEL_KINDS][PANEL_TOKENS + 1] = {
+    [PANEL_PLAIN] = PANEL_NAMES(panel_plain),
+    [PANEL_MINIMUMS] = PANEL_NAMES(panel_minimums),
+    [PANEL_HALVES] = PANEL_NAMES(panel_halves),
 };
 
 /* Rows that will be wanted, asked for a few lines at a time. */
@@ -158,12 +193,12 @@ PF_INLINE void panel_ask(panel_ahead *ahead) {
 
 /* All tokens of a batch, packed from `tiles` on, with n_block unpacked blocks. */
 static void panel_meet(const panel_rows *rows, int64_t block, int n_block, const uint8_t *tiles, int64_t tile_bytes,
-                       int64_t n_token, panel_ahead *ahead, panel_sums *sums) {
+                       int64_t n_token, panel_kind kind, panel_ahead *ahead, panel_sums *sums) {
     for (int64_t first = 0; first < n_token; first += PF_TILE_TOKENS, tiles += tile_bytes, ++sums) {
         const int64_t n = pf_min_i64(PF_TILE_TOKENS, n_token - first);
         for (int64_t t = 0; t < n; t += PANEL_TOKENS) {
             panel_ask(ahead);
-            panel_products[pf_min_i64(PANEL_TOKENS, n - t)](rows, block, n_block, tiles, t, sums);
+            panel_products[kind][pf_min_i64(PANEL_TOKENS, n - t)](rows, block, n_block, tiles, t, sums);
         }
     }
 }
@@ -191,7 +226,7 @@ static void panel_put(const pf_gemm *g, int64_t row, int64_t n_row, int64_t toke
 
 /* Rows [row, row + n_row) with the tokens of a batch, of which the first is packed at `tiles`. */
 PF_INLINE void panel_batch(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token,
-                           panel_ahead ahead, panel_unpack_fn unpack, float unit) {
+                           panel_ahead ahead, panel_unpack_fn unpack, float unit, panel_kind kind) {
     const int64_t blocks = g->w->cols / BLOCK, tile_bytes = panel_packed_bytes(PF_Q16_PLANES, g->w->cols);
     const int64_t n_tile = pf_ceil_div(n_token, PF_TILE_TOKENS);
     panel_sums *sums = (panel_sums *)(void *)g->scratch;
@@ -205,13 +240,14 @@ PF_INLINE void panel_batch(const pf_gemm *g, int64_t row, int64_t n_row, int64_t
     for (int64_t block = 0; block < blocks; block += PANEL_BLOCKS) {
         const int n_block = (int)pf_min_i64(PANEL_BLOCKS, blocks - block);
         for (int v = 0; v < PANEL_VECS; ++v) unpack(rows + v * PF_VEC_LANES, block, n_block, &panel[v]);
-        panel_meet(panel, block, n_block, g->packed + token / PF_TILE_TOKENS * tile_bytes, tile_bytes, n_token, &ahead,
-                   sums);
+        panel_meet(panel, block, n_block, g->packed + token / PF_TILE_TOKENS * tile_bytes, tile_bytes, n_token, kind,
+                   &ahead, sums);
     }
     panel_put(g, row, n_row, token, n_token, unit, sums);
 }
 
-PF_INLINE void panel_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, panel_unpack_fn unpack, float unit) {
+PF_INLINE void panel_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, panel_unpack_fn unpack, float unit,
+                          panel_kind kind) {
     const int64_t tiles = pf_ceil_div(g->n, PF_TILE_TOKENS), batches = pf_ceil_div(tiles, BATCH_TILES);
     const int64_t batch = pf_ceil_div(tiles, batches) * PF_TILE_TOKENS; /* of nearly the same size */
     for (int64_t token = 0; token < g->n; token += batch) {
@@ -225,7 +261,7 @@ PF_INLINE void panel_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, 
                 ahead.at = g->next;
                 ahead.lines = pf_min_i64(g->next_bytes, PANEL_ROWS * g->w->row_bytes) / 64;
             }
-            panel_batch(g, row, n_row, token, pf_min_i64(batch, g->n - token), ahead, unpack, unit);
+            panel_batch(g, row, n_row, token, pf_min_i64(batch, g->n - token), ahead, unpack, unit, kind);
         }
     }
 }

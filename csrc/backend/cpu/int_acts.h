@@ -20,7 +20,15 @@
  * the bytes of Q8_0, and 2 w for an MXFP4 value w. Of block b, i is the exact sum of its 32 products with v, and
  * s[b % 16] = fma((float)i, d_w d_a, s[b % 16]) with every operation rounded once. The product is
  * (t[0] + t[2]) + (t[1] + t[3]) with t[l] = (s[l] + s[l + 8]) + (s[l + 4] + s[l + 12]), for MXFP4 halved. An e8m0 scale
- * of 2^-127 counts as zero here, and NaN as infinity: d_w has the bits e << 23. */
+ * of 2^-127 counts as zero here, and NaN as infinity: d_w has the bits e << 23.
+ *
+ * Types of super-blocks (int_blocks.h) have small integer scales inside, which are exact in d_w or in i:
+ *   a scale for every 32 columns: d_w is the super-block's scale times it;
+ *   for every 16: i = c[0] i[0] + c[1] i[1], of the halves' sums and scales, and d_w is the super-block's scale;
+ *   for every 16, where that might pass 32 bits (Q6_K): one fma after the other, of i[0] with d c[0], and of i[1];
+ *   minimums besides: then also fma((float)j, -dmin d_a, s) with j = m[0] S[0] + m[1] S[1], S[h] the sum of a half's v.
+ * They are multiplied with q16 only, whose rows end in these sums: of every group the first halves' of its 16 blocks, and
+ * then the second halves', int32. */
 #ifndef PF_BACKEND_CPU_INT_ACTS_H
 #define PF_BACKEND_CPU_INT_ACTS_H
 
@@ -44,7 +52,8 @@ static inline int64_t pf_int_padded(int64_t n) { return (n + PF_INT_GROUP - 1) /
 /* Bytes of a row's scales, and of one plane's sums. */
 static inline int64_t pf_int_scale_bytes(int64_t n) { return pf_int_padded(n) / PF_INT_BLOCK * 4; }
 static inline int64_t pf_int_row_bytes(int planes, int64_t n) {
-    return planes * pf_int_padded(n) + (1 + planes) * pf_int_scale_bytes(n);
+    const int64_t halves = planes == PF_Q16_PLANES ? 2 * pf_int_scale_bytes(n) : 0;
+    return planes * pf_int_padded(n) + (1 + planes) * pf_int_scale_bytes(n) + halves;
 }
 static inline const float *pf_int_scales(const void *row, int planes, int64_t n) {
     return (const float *)(const void *)((const uint8_t *)row + planes * pf_int_padded(n));
@@ -52,6 +61,20 @@ static inline const float *pf_int_scales(const void *row, int planes, int64_t n)
 /* Two int16 a block. */
 static inline const uint8_t *pf_int_sums(const void *row, int planes, int64_t n, int plane) {
     return (const uint8_t *)row + planes * pf_int_padded(n) + (1 + plane) * pf_int_scale_bytes(n);
+}
+
+/* Of a row of q16: bytes from its beginning to its halves' sums; and where those of a block stand in them, the second half's
+ * PF_INT_BLOCKS further. */
+static inline int64_t pf_int_halves_at(int64_t n) {
+    return PF_Q16_PLANES * pf_int_padded(n) + (1 + PF_Q16_PLANES) * pf_int_scale_bytes(n);
+}
+static inline int64_t pf_int_half_place(int64_t block) {
+    return block / PF_INT_BLOCKS * (2 * PF_INT_BLOCKS) + block % PF_INT_BLOCKS;
+}
+static inline void pf_int_put_halves(void *row, int64_t n, int64_t block, int32_t first, int32_t second) {
+    uint8_t *at = (uint8_t *)row + pf_int_halves_at(n) + 4 * pf_int_half_place(block);
+    memcpy(at, &first, sizeof first);
+    memcpy(at + 4 * PF_INT_BLOCKS, &second, sizeof second);
 }
 
 /* Where the first four columns of a block lie in a plane. */
@@ -93,6 +116,7 @@ static inline void pf_int_pad(void *row, int planes, int64_t n) {
     for (int64_t block = n / PF_INT_BLOCK; block < pf_int_padded(n) / PF_INT_BLOCK; ++block) {
         for (int plane = 0; plane < planes; ++plane) pf_int_put(row, planes, n, block, plane, zeros, no_sums);
         pf_int_put_scale(row, planes, n, block, 0.0f);
+        if (planes == PF_Q16_PLANES) pf_int_put_halves(row, n, block, 0, 0);
     }
 }
 

@@ -98,7 +98,7 @@ typedef struct pf_cpu_kernels {
     /* float activations, any weight type: every product with the exactly dequantised weight, float accumulation. */
     pf_gemm_fn gemm_f32[PF_W_COUNT];
     /* q16 and q8 activations; NULL for types that have no integer products (PF_TYPE_INTEGER), on all sets alike: gemm_f32
-     * is used then. */
+     * is used then. Types of super-blocks have those with q16 only, which then stand in for q8. */
     pf_gemm_fn gemm_q16[PF_W_COUNT], gemm_q8[PF_W_COUNT];
     /* Columns [begin, end) of x [n], multiples of 32, into their places of its q16 or q8 row; where end is n, the zeros
      * behind them too. */

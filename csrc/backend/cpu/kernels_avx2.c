@@ -10,6 +10,7 @@
 #include "backend/cpu/x86_quantize.h"
 
 void pf_kernels_avx2_init(pf_cpu_kernels *k) {
+    pf_grids_fill();
     set_vector_entries(k);
     set_panel_entries(k);
     k->q16_words = true;

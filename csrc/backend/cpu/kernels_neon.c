@@ -131,6 +131,8 @@ static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, 
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         int32x4_t q[8], hi[8];
         pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        pf_int_put_halves(row, n, b, vaddvq_s32(vaddq_s32(vaddq_s32(q[0], q[1]), vaddq_s32(q[2], q[3]))),
+                          vaddvq_s32(vaddq_s32(vaddq_s32(q[4], q[5]), vaddq_s32(q[6], q[7]))));
         for (int i = 0; i < 8; ++i) {
             hi[i] = vcvtnq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(q[i]), per_base));
             q[i] = vmlsq_n_s32(q[i], hi[i], PF_INT_BASE);

@@ -2,6 +2,7 @@
 #include "backend/cpu/kernels.h"
 
 #include "backend/cpu/blocks.h"
+#include "backend/cpu/int_blocks.h"
 #include "format/blocks.h"
 #include "format/floats.h"
 
@@ -85,21 +86,30 @@ static float block_mxfp4(const uint8_t *row, int64_t b, int32_t *q) {
 
 typedef float (*block_fn)(const uint8_t *row, int64_t b, int32_t *q);
 
+static inline int32_t int_act(const uint8_t *act, int planes, bool words, int64_t cols, int64_t at) {
+    return words ? pf_int_get_word(act, cols, at) : pf_int_get(act, planes, cols, at);
+}
+
+static float int_total(const float *s) {
+    float t[4];
+    for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
+    return (t[0] + t[2]) + (t[1] + t[3]);
+}
+
 /* words: how the set keeps q16. */
 static inline float int_dot(const uint8_t *row, const uint8_t *act, int planes, bool words, int64_t cols,
                             block_fn block) {
     const float *scales = pf_int_scales(act, planes, cols);
-    float s[PF_INT_SUMS] = {0.0f}, t[4];
+    float s[PF_INT_SUMS] = {0.0f};
     for (int64_t b = 0; b < cols / BLOCK; ++b) {
         int32_t q[BLOCK], i = 0;
         const float d = block(row, b, q) * scales[b];
         for (int64_t j = 0, at = b * BLOCK; j < BLOCK; ++j, ++at) {
-            i += q[j] * (words ? pf_int_get_word(act, cols, at) : pf_int_get(act, planes, cols, at));
+            i += q[j] * int_act(act, planes, words, cols, at);
         }
         s[b % PF_INT_SUMS] = fmaf((float)i, d, s[b % PF_INT_SUMS]);
     }
-    for (int l = 0; l < 4; ++l) t[l] = (s[l] + s[8 + l]) + (s[4 + l] + s[12 + l]);
-    return (t[0] + t[2]) + (t[1] + t[3]);
+    return int_total(s);
 }
 
 static inline void gemm_int(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end, int planes,
@@ -125,6 +135,51 @@ static void gemm_q8_q8_0(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_
 static void gemm_q8_mxfp4(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {
     gemm_int(k, g, row_begin, row_end, PF_Q8_PLANES, block_mxfp4, PF_INT_MXFP4_UNIT);
 }
+
+/* ---- Products of super-blocks ------------------------------------------------------------------------------ */
+
+static void add_super_block(const pf_int_block *block, const int64_t *i, const int64_t *sums, float d_act, bool is_halves,
+                            bool has_minimums, float *s) {
+    if (is_halves) {
+        for (int h = 0; h < 2; ++h) *s = fmaf((float)i[h], block->d[h] * d_act, *s);
+    } else {
+        *s = fmaf((float)(block->c[0] * i[0] + block->c[1] * i[1]), block->d[0] * d_act, *s);
+    }
+    if (has_minimums) *s = fmaf((float)(block->m[0] * sums[0] + block->m[1] * sums[1]), -block->dmin * d_act, *s);
+}
+
+static void gemm_super(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end,
+                       pf_int_block_fn decode, bool is_halves, bool has_minimums) {
+    const int64_t cols = g->w->cols;
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        for (int64_t t = 0; t < g->n; ++t) {
+            const uint8_t *act = pf_gemm_act(g, t);
+            float s[PF_INT_SUMS] = {0.0f};
+            for (int64_t b = 0; b < cols / BLOCK; ++b) {
+                pf_int_block block;
+                int64_t i[2] = {0, 0}, sums[2] = {0, 0};
+                decode(pf_weight_row(g->w, g->matrix, row), b, &block);
+                for (int64_t j = 0; j < BLOCK; ++j) {
+                    const int32_t v = int_act(act, PF_Q16_PLANES, k->q16_words, cols, b * BLOCK + j);
+                    i[j / 16] += (int64_t)block.w[j] * v;
+                    sums[j / 16] += v;
+                }
+                add_super_block(&block, i, sums, pf_int_scales(act, PF_Q16_PLANES, cols)[b], is_halves, has_minimums,
+                                &s[b % PF_INT_SUMS]);
+            }
+            pf_gemm_put(g, t, row, int_total(s));
+        }
+    }
+}
+
+#define GEMM_SUPER(type, lower, scaling, has_minimums)                                                              \
+    static void gemm_q16_##lower(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {   \
+        gemm_super(k, g, row_begin, row_end, pf_int_block_##lower, (scaling) == PF_SCALES_OF_HALVES, has_minimums); \
+    }
+PF_SUPER_TYPES(GEMM_SUPER)
+#undef GEMM_SUPER
+
+/* ---- Quantised activations --------------------------------------------------------------------------------- */
 
 /* To nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
 static inline int32_t round_to_int(float v) { return (int32_t)(pf_f32_bits(v + 0x1.8p23f) - 0x4b400000u); }
@@ -159,8 +214,10 @@ static void put_plane(uint8_t *row, int planes, int64_t n, int64_t block, int pl
 static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, uint8_t *row) {
     const float per_base = 1.0f / (float)PF_INT_BASE;
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
-        int32_t q[BLOCK], hi[BLOCK];
+        int32_t q[BLOCK], hi[BLOCK], sums[2] = {0, 0};
         pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        for (int j = 0; j < BLOCK; ++j) sums[j / 16] += q[j];
+        pf_int_put_halves(row, n, b, sums[0], sums[1]);
         for (int j = 0; j < BLOCK; ++j) {
             hi[j] = round_to_int((float)q[j] * per_base);
             q[j] -= PF_INT_BASE * hi[j];
@@ -329,7 +386,9 @@ void pf_kernels_scalar_init(pf_cpu_kernels *k) {
         .dequant = {[PF_W_F32] = dequant_f32, [PF_W_F16] = dequant_f16, [PF_W_BF16] = dequant_bf16,
                     [PF_W_FP8] = dequant_fp8, PF_BLOCK_TYPES(OF_BLOCKS)},
 #undef OF_BLOCKS
-        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4},
+#define OF_SUPER(type, lower, scaling, has_minimums) [PF_W_##type] = gemm_q16_##lower,
+        .gemm_q16 = {[PF_W_Q8_0] = gemm_q16_q8_0, [PF_W_MXFP4] = gemm_q16_mxfp4, PF_SUPER_TYPES(OF_SUPER)},
+#undef OF_SUPER
         .gemm_q8 = {[PF_W_Q8_0] = gemm_q8_q8_0, [PF_W_MXFP4] = gemm_q8_mxfp4},
         .quantize_q16 = quantize_q16,
         .quantize_q8 = quantize_q8,

@@ -13,12 +13,14 @@ enum {
 
 pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
     const pf_acts_form form = ex->exact ? PF_ACTS_F32 : ex->int8 ? PF_ACTS_Q8 : PF_ACTS_Q16;
-    return pf_cpu_gemm(ex, form, w) != NULL ? form : PF_ACTS_F32;
+    if (pf_cpu_gemm(ex, form, w) != NULL) return form;
+    return form == PF_ACTS_Q8 && pf_cpu_gemm(ex, PF_ACTS_Q16, w) != NULL ? PF_ACTS_Q16 : PF_ACTS_F32;
 }
 
 pf_gemm_fn pf_cpu_gemm(const pf_exec *ex, pf_acts_form form, const pf_weight *w) {
     const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
     const int kind = pf_weight_kind(w->type);
+    if (kind < 0) return NULL; /* no weight's */
     return form == PF_ACTS_Q8 ? k->gemm_q8[kind] : form == PF_ACTS_Q16 ? k->gemm_q16[kind] : k->gemm_f32[kind];
 }
 

@@ -47,6 +47,9 @@ typedef struct int_weights {
     pf_ivec even[8], odd[8];
 #endif
     pf_vec scale;
+    /* Of super-blocks: vector_super.h. */
+    pf_vec half_scale, min_scale;
+    pf_ivec c[2], m[2];
 } int_weights;
 
 /* Of v[j], whose 128-bit lanes are 16 bytes of the lanes j, j + 4, ...: out[k] has bytes 4k to 4k + 3 of lane l in lane l. */

@@ -32,6 +32,14 @@ PF_INLINE float quantize_block(const float *x, float most, __m256i *q) {
     return d;
 }
 
+/* The sums of both halves of a block to their places. */
+PF_INLINE void put_halves(uint8_t *row, int64_t n, int64_t block, const __m256i *q) {
+    const __m256i both = _mm256_hadd_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    s = _mm_hadd_epi32(s, s);
+    pf_int_put_halves(row, n, block, _mm_cvtsi128_si32(s), _mm_extract_epi32(s, 1));
+}
+
 /* A plane's integers of a block to their places. */
 PF_INLINE void put_plane(uint8_t *row, int planes, int64_t n, int64_t block, int plane, const __m256i *q) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -56,6 +64,7 @@ static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, 
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         __m256i q[4];
         pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        put_halves(row, n, b, q);
         for (int half = 0; half < 2; ++half) {
             /* 128-bit halves: columns 0 to 3 and 8 to 11; 4 to 7 and 12 to 15; each its even ones, then its odd ones. */
             const __m256i words = _mm256_shuffle_epi8(_mm256_packs_epi32(q[2 * half], q[2 * half + 1]), apart);
@@ -80,6 +89,7 @@ static void quantize_q16(const float *x, int64_t n, int64_t begin, int64_t end, 
     for (int64_t b = begin / BLOCK; b < end / BLOCK; ++b) {
         __m256i q[4], hi[4];
         pf_int_put_scale(row, PF_Q16_PLANES, n, b, quantize_block(x + b * BLOCK, (float)PF_Q16_MAX, q));
+        put_halves(row, n, b, q);
         for (int i = 0; i < 4; ++i) {
             const __m256 share = _mm256_mul_ps(_mm256_cvtepi32_ps(q[i]), _mm256_set1_ps(1.0f / (float)PF_INT_BASE));
             hi[i] = _mm256_cvtps_epi32(share);

@@ -215,6 +215,13 @@ typedef struct variant {
 static const variant variants[] = {
     {"mxfp4_q16", PF_MXFP4, PF_ACTS_Q16}, {"mxfp4_q8", PF_MXFP4, PF_ACTS_Q8},
     {"q8_0_q16", PF_Q8_0, PF_ACTS_Q16},   {"q8_0_q8", PF_Q8_0, PF_ACTS_Q8},
+    {"iq2_xxs_q16", PF_IQ2_XXS, PF_ACTS_Q16}, {"iq2_xs_q16", PF_IQ2_XS, PF_ACTS_Q16},
+    {"iq2_s_q16", PF_IQ2_S, PF_ACTS_Q16},     {"q2_k_q16", PF_Q2_K, PF_ACTS_Q16},
+    {"iq3_xxs_q16", PF_IQ3_XXS, PF_ACTS_Q16}, {"iq3_s_q16", PF_IQ3_S, PF_ACTS_Q16},
+    {"q3_k_q16", PF_Q3_K, PF_ACTS_Q16},       {"iq4_xs_q16", PF_IQ4_XS, PF_ACTS_Q16},
+    {"q4_k_q16", PF_Q4_K, PF_ACTS_Q16},       {"q5_k_q16", PF_Q5_K, PF_ACTS_Q16},
+    {"q6_k_q16", PF_Q6_K, PF_ACTS_Q16},       {"iq1_s_q16", PF_IQ1_S, PF_ACTS_Q16},
+    {"iq1_m_q16", PF_IQ1_M, PF_ACTS_Q16},
     {"mxfp4_f32", PF_MXFP4, PF_ACTS_F32}, {"q8_0_f32", PF_Q8_0, PF_ACTS_F32},
     {"fp8_f32", PF_FP8, PF_ACTS_F32},       {"bf16_f32", PF_BF16, PF_ACTS_F32},
     {"f16_f32", PF_F16, PF_ACTS_F32},       {"f32_f32", PF_F32, PF_ACTS_F32},
