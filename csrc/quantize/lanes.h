@@ -21,9 +21,16 @@ static inline pf_lanes lanes_sub(pf_lanes a, pf_lanes b) { return _mm256_sub_ps(
 static inline pf_lanes lanes_mul(pf_lanes a, pf_lanes b) { return _mm256_mul_ps(a, b); }
 static inline pf_lanes lanes_min(pf_lanes a, pf_lanes b) { return _mm256_min_ps(a, b); }
 static inline pf_lanes lanes_max(pf_lanes a, pf_lanes b) { return _mm256_max_ps(a, b); }
-/* Bit l: lane l of both is equal. */
+/* Bit l: lane l of both is equal; of a is less. */
 static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+}
+/* Of each lane x where a < b, else y. */
+static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 static inline float lanes_least(pf_lanes v) {
     __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -65,6 +72,15 @@ static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     return vaddvq_u32(vandq_u32(vceqq_f32(a.low, b.low), bits)) |
            vaddvq_u32(vandq_u32(vceqq_f32(a.high, b.high), bits)) << 4;
 }
+static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
+    return (pf_lanes){vbslq_f32(vcltq_f32(a.low, b.low), x.low, y.low),
+                      vbslq_f32(vcltq_f32(a.high, b.high), x.high, y.high)};
+}
+static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
+    const uint32x4_t bits = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcltq_f32(a.low, b.low), bits)) |
+           vaddvq_u32(vandq_u32(vcltq_f32(a.high, b.high), bits)) << 4;
+}
 static inline float lanes_least(pf_lanes v) { return vminvq_f32(vminq_f32(v.low, v.high)); }
 
 #else
@@ -103,6 +119,15 @@ static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     for (int l = 0; l < PF_LANES; ++l) bits |= (uint32_t)(a.at[l] == b.at[l]) << l;
     return bits;
 }
+static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
+    for (int l = 0; l < PF_LANES; ++l) y.at[l] = a.at[l] < b.at[l] ? x.at[l] : y.at[l];
+    return y;
+}
+static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
+    uint32_t bits = 0;
+    for (int l = 0; l < PF_LANES; ++l) bits |= (uint32_t)(a.at[l] < b.at[l]) << l;
+    return bits;
+}
 static inline float lanes_least(pf_lanes v) {
     float least = v.at[0];
     for (int l = 1; l < PF_LANES; ++l) least = v.at[l] < least ? v.at[l] : least;
@@ -110,6 +135,20 @@ static inline float lanes_least(pf_lanes v) {
 }
 
 #endif
+
+/* The number of the lowest bit that is set, 0 for none. */
+static inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return bits != 0 ? __builtin_ctz(bits) : 0;
+#elif defined(_MSC_VER)
+    unsigned long at;
+    return _BitScanForward(&at, bits) ? (int)at : 0;
+#else
+    int at = 0;
+    for (; bits != 0 && (bits & 1u) == 0; bits >>= 1) ++at;
+    return at;
+#endif
+}
 
 /* The nearest integers, of values below 2^22 in size. */
 static inline pf_lanes lanes_round(pf_lanes v) {

@@ -2,10 +2,14 @@
 #ifndef PF_QUANTIZE_SEARCH_LOOPS_H
 #define PF_QUANTIZE_SEARCH_LOOPS_H
 
-enum { PF_GRID_LINES = 16 }; /* kept of a group, at most */
+#include <stdbool.h>
 
-/* Lines that are lowest somewhere; those not in use have double_a -infinity and b 0, so that they never are. */
+enum { PF_GRID_LINES = 8 };   /* kept of a group, at most */
+enum { PF_GRID_SCALES = 16 }; /* of a sub-block */
+
+/* Lines that are lowest somewhere. */
 typedef struct pf_grid_hull {
+    int n_lines;
     float double_a[PF_GRID_LINES], b[PF_GRID_LINES];
 } pf_grid_hull;
 
@@ -23,7 +27,11 @@ typedef struct pf_search_loops {
     /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. n: a multiple of 64, at
      * most 1024. */
     float (*lowest)(const float *double_a, const float *b, int n, float t, int *at);
-    float (*hull_at)(const pf_grid_hull *hull, float t);
+    /* The best of the scales t = (2 k + 1) unit, k below 16, for groups with these hulls; *error is t times the sum of what
+     * their lowest lines have there. odd: NULL, or which twos of groups have a wrong sign: one of them has its hull of
+     * `turned`. */
+    int (*best_scale)(const pf_grid_hull *hulls, const pf_grid_hull *turned, const bool *odd, int n_hulls, float unit,
+                      float *error);
     /* ---- k.c ---- */
     /* Codes q = (x + offset) inverse, rounded and held between low and high; n is a multiple of 8. */
     pf_code_sums (*code_sums)(const float *x, const float *w, int n, float inverse, float offset, float low, float high);

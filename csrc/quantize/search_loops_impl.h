@@ -47,15 +47,51 @@ static float lowest(const float *double_a, const float *b, int n, float t, int *
     while (g < n - CHUNK && lanes_equal(chunks[g / CHUNK], wanted) == 0) g += CHUNK;
     uint32_t found;
     while ((found = lanes_equal(lines_at(double_a + g, b + g, scale), wanted)) == 0 && g < n - PF_LANES) g += PF_LANES;
-    for (; (found & 1u) == 0 && found != 0; found >>= 1) ++g;
-    *at = g;
+    *at = g + lowest_bit(found);
     return least;
 }
 
-static float hull_at(const pf_grid_hull *hull, float t) {
-    const pf_lanes scale = lanes_set1(t);
-    return lanes_least(lanes_min(lines_at(hull->double_a, hull->b, scale),
-                                 lines_at(hull->double_a + PF_LANES, hull->b + PF_LANES, scale)));
+/* What a hull's lowest lines have at all scales. */
+typedef struct hull_values {
+    pf_lanes low, high;
+} hull_values;
+
+static inline hull_values values_of(const pf_grid_hull *hull, hull_values t) {
+    hull_values least = {lanes_set1(INFINITY), lanes_set1(INFINITY)};
+    for (int k = 0; k < hull->n_lines; ++k) {
+        const pf_lanes b = lanes_set1(hull->b[k]), double_a = lanes_set1(hull->double_a[k]);
+        least.low = lanes_min(lanes_sub(lanes_mul(t.low, b), double_a), least.low);
+        least.high = lanes_min(lanes_sub(lanes_mul(t.high, b), double_a), least.high);
+    }
+    return least;
+}
+
+static inline hull_values sum_of(hull_values a, hull_values b) {
+    return (hull_values){lanes_add(a.low, b.low), lanes_add(a.high, b.high)};
+}
+
+static int best_scale(const pf_grid_hull *hulls, const pf_grid_hull *turned, const bool *odd, int n_hulls, float unit,
+                      float *error) {
+    static const float factors[PF_GRID_SCALES] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const hull_values t = {lanes_mul(lanes_set1(unit), lanes_load(factors)),
+                           lanes_mul(lanes_set1(unit), lanes_load(factors + PF_LANES))};
+    hull_values sum = {lanes_set1(0.0f), lanes_set1(0.0f)};
+    for (int k = 0; k < n_hulls; ++k) {
+        hull_values found = values_of(&hulls[k], t);
+        if (odd != NULL && odd[k / 2]) {
+            const hull_values next = values_of(&hulls[k + 1], t);
+            const hull_values first = sum_of(values_of(&turned[k], t), next);
+            const hull_values second = sum_of(found, values_of(&turned[k + 1], t));
+            found = (hull_values){lanes_min(first.low, second.low), lanes_min(first.high, second.high)};
+            ++k;
+        }
+        sum = sum_of(sum, found);
+    }
+    sum.low = lanes_mul(sum.low, t.low);
+    sum.high = lanes_mul(sum.high, t.high);
+    *error = lanes_least(lanes_min(sum.low, sum.high));
+    const pf_lanes wanted = lanes_set1(*error);
+    return lowest_bit(lanes_equal(sum.low, wanted) | lanes_equal(sum.high, wanted) << PF_LANES);
 }
 
 static pf_code_sums code_sums(const float *x, const float *w, int n, float inverse, float offset, float low, float high) {
@@ -72,4 +108,4 @@ static pf_code_sums code_sums(const float *x, const float *w, int n, float inver
     return (pf_code_sums){lanes_sum(sum_q), lanes_sum(sum_qq), lanes_sum(sum_qx)};
 }
 
-const pf_search_loops PF_LOOPS = {terms, lowest, hull_at, code_sums};
+const pf_search_loops PF_LOOPS = {terms, lowest, best_scale, code_sums};
