@@ -10,16 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, MOST_POINTS = 1024, PAIR_POINTS = 256 };
+enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, PAIR_POINTS = 256 };
 /* How densely scales are tried: more finds little more. */
-enum { PROBES = 8, SUPER_SCALES = 8, ROUNDS = 3 };
+enum { SUPER_SCALES = 8, ROUNDS = 3 };
 static const float PROBE_STEP = 0.72f; /* each scale at which a group's lines are found, over the one before */
 
 /* ---- A search ----------------------------------------------------------------------------------------------- */
 
 /* Of a group of values: every point's line, and those that are lowest somewhere. */
 typedef struct group {
-    float double_a[MOST_POINTS], b[MOST_POINTS];
+    float double_a[PF_GRID_POINTS], b[PF_GRID_POINTS];
 } group;
 
 
@@ -35,7 +35,7 @@ struct pf_grid_search {
     const pf_grid_format *format;
     const pf_search_loops *loops;
     float largest;
-    float grid[8 * MOST_POINTS]; /* [width][n_points] magnitudes */
+    float grid[8 * PF_GRID_POINTS], squares[8 * PF_GRID_POINTS]; /* [width][n_points] magnitudes */
     group groups[MOST_GROUPS];
     float turned[MOST_GROUPS][PAIR_POINTS]; /* double_a of the lines of a group of four with a wrong sign; b is the same */
     pf_grid_hull hulls[MOST_GROUPS], turned_hulls[MOST_GROUPS];
@@ -54,6 +54,7 @@ pf_grid_search *pf_grid_search_new(uint32_t type) {
         for (int i = 0; i < f->width; ++i) {
             const float magnitude = f->magnitudes[f->grid[g] >> f->code_bits * i & ((1 << f->code_bits) - 1)];
             search->grid[i * f->n_points + g] = magnitude;
+            search->squares[i * f->n_points + g] = magnitude * magnitude;
             if (magnitude > search->largest) search->largest = magnitude;
         }
     }
@@ -67,29 +68,22 @@ static bool in_pairs(const pf_grid_format *f) { return f->even && f->width == 4;
 
 /* The lines that are lowest at some scale up to about `reach`. */
 static void find_hull(const pf_grid_search *s, const float *double_a, const float *b, float reach, pf_grid_hull *hull) {
-    int n = 0, last = -1;
-    float t = 1.15f * reach;
-    for (int k = 0; k < PROBES; ++k, t *= PROBE_STEP) {
-        int at;
-        s->loops->lowest(double_a, b, s->format->n_points, t, &at);
-        if (at == last) continue;
-        hull->double_a[n] = double_a[at];
-        hull->b[n++] = b[at];
-        last = at;
-    }
-    hull->n_lines = n;
+    float t[PF_GRID_LINES];
+    t[0] = 1.15f * reach;
+    for (int k = 1; k < PF_GRID_LINES; ++k) t[k] = PROBE_STEP * t[k - 1];
+    s->loops->find_hull(double_a, b, s->format->n_points, t, hull);
 }
 
 static void find_lines(pf_grid_search *s, const float *x, const float *w) {
     const pf_grid_format *f = s->format;
-    float a[VALUES], least[MOST_POINTS];
+    float a[VALUES], least[PF_GRID_POINTS];
     for (int i = 0; i < VALUES; ++i) a[i] = w[i] * fabsf(x[i]);
     for (int k = 0; k < VALUES / f->width; ++k) {
         group *g = &s->groups[k];
         const float reach = s->reach[k * f->width / f->sub];
-        s->loops->terms(s->grid, f->n_points, f->width, a + k * f->width, w + k * f->width, g->double_a, g->b,
-                        f->even ? least : NULL);
         const bool odd = s->odd[k * f->width / 8];
+        s->loops->terms(s->grid, s->squares, f->n_points, f->width, a + k * f->width, w + k * f->width, g->double_a, g->b,
+                        odd && f->even ? least : NULL);
         if (odd && f->even && !in_pairs(f)) {
             for (int p = 0; p < f->n_points; ++p) g->double_a[p] -= 4.0f * least[p];
         }

@@ -4,8 +4,9 @@
 
 #include <stdbool.h>
 
-enum { PF_GRID_LINES = 8 };   /* kept of a group, at most */
-enum { PF_GRID_SCALES = 16 }; /* of a sub-block */
+enum { PF_GRID_POINTS = 1024 }; /* of a grid, at most */
+enum { PF_GRID_LINES = 8 };     /* kept of a group, at most */
+enum { PF_GRID_SCALES = 16 };   /* of a sub-block */
 
 /* Lines that are lowest somewhere. */
 typedef struct pf_grid_hull {
@@ -21,12 +22,14 @@ typedef struct pf_code_sums {
 typedef struct pf_search_loops {
     /* ---- grid.c ---- */
     /* double_a[g] = 2 sum_i a[i] G[i][g], b[g] = sum_i w[i] G[i][g]^2, least[g] = min_i a[i] G[i][g] (least: NULL is
-     * allowed), of `width` values and n points, a multiple of 64; grid [width][n]. */
-    void (*terms)(const float *grid, int n, int width, const float *a, const float *w, float *double_a, float *b,
-                  float *least);
+     * allowed), of `width` values, 4 or 8, and n points, a multiple of 64; grid [width][n] is G, squares its squares. */
+    void (*terms)(const float *grid, const float *squares, int n, int width, const float *a, const float *w,
+                  float *double_a, float *b, float *least);
     /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. n: a multiple of 64, at
      * most 1024. */
     float (*lowest)(const float *double_a, const float *b, int n, float t, int *at);
+    /* The lines that are lowest at the scales t[PF_GRID_LINES], in this order, each once where neighbours are the same. */
+    void (*find_hull)(const float *double_a, const float *b, int n, const float *t, pf_grid_hull *hull);
     /* The best of the scales t = (2 k + 1) unit, k below 16, for groups with these hulls; *error is t times the sum of what
      * their lowest lines have there. odd: NULL, or which twos of groups have a wrong sign: one of them has its hull of
      * `turned`. */
