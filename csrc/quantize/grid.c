@@ -12,7 +12,7 @@
 
 enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, PAIR_POINTS = 256 };
 /* How densely scales are tried: more finds little more. */
-enum { SUPER_SCALES = 8, ROUNDS = 3 };
+enum { SUPER_SCALES = 8, ROUNDS = 2 };
 static const float PROBE_STEP = 0.72f; /* each scale at which a group's lines are found, over the one before */
 
 /* ---- A search ----------------------------------------------------------------------------------------------- */
@@ -35,13 +35,18 @@ struct pf_grid_search {
     const pf_grid_format *format;
     const pf_search_loops *loops;
     float largest;
-    float grid[8 * PF_GRID_POINTS], squares[8 * PF_GRID_POINTS]; /* [width][n_points] magnitudes */
+    float grid[8 * PF_GRID_POINTS], squares[8 * PF_GRID_POINTS]; /* [n_points / chunk][width][chunk] */
     group groups[MOST_GROUPS];
     float turned[MOST_GROUPS][PAIR_POINTS]; /* double_a of the lines of a group of four with a wrong sign; b is the same */
     pf_grid_hull hulls[MOST_GROUPS], turned_hulls[MOST_GROUPS];
     bool odd[VALUES / 8]; /* the signs of eight values are odd in number */
     float reach[MOST_SUBS]; /* a sub-block's largest value, over the largest magnitude */
 };
+
+/* Of value i of point g, among those of all. */
+static int place_of(const pf_grid_format *f, int g, int i) {
+    return (g / PF_GRID_CHUNK * f->width + i) * PF_GRID_CHUNK + g % PF_GRID_CHUNK;
+}
 
 pf_grid_search *pf_grid_search_new(uint32_t type) {
     const pf_grid_format *f = pf_grid_format_of(type);
@@ -53,8 +58,9 @@ pf_grid_search *pf_grid_search_new(uint32_t type) {
     for (int g = 0; g < f->n_points; ++g) {
         for (int i = 0; i < f->width; ++i) {
             const float magnitude = f->magnitudes[f->grid[g] >> f->code_bits * i & ((1 << f->code_bits) - 1)];
-            search->grid[i * f->n_points + g] = magnitude;
-            search->squares[i * f->n_points + g] = magnitude * magnitude;
+            const int at = place_of(f, g, i);
+            search->grid[at] = magnitude;
+            search->squares[at] = magnitude * magnitude;
             if (magnitude > search->largest) search->largest = magnitude;
         }
     }
@@ -74,24 +80,24 @@ static void find_hull(const pf_grid_search *s, const float *double_a, const floa
     s->loops->find_hull(double_a, b, s->format->n_points, t, hull);
 }
 
+/* Chunks outside, so that the grid, which is larger than the processor's first cache, is read once. */
 static void find_lines(pf_grid_search *s, const float *x, const float *w) {
     const pf_grid_format *f = s->format;
-    float a[VALUES], least[PF_GRID_POINTS];
+    float a[VALUES];
     for (int i = 0; i < VALUES; ++i) a[i] = w[i] * fabsf(x[i]);
+    for (int p = 0; p < f->n_points; p += PF_GRID_CHUNK) {
+        for (int k = 0; k < VALUES / f->width; ++k) {
+            const bool odd = f->even && s->odd[k * f->width / 8];
+            group *g = &s->groups[k];
+            float *turned = !odd ? NULL : in_pairs(f) ? s->turned[k] + p : g->double_a + p;
+            s->loops->terms(s->grid + p * f->width, s->squares + p * f->width, f->width, a + k * f->width, w + k * f->width,
+                            g->double_a + p, g->b + p, turned);
+        }
+    }
     for (int k = 0; k < VALUES / f->width; ++k) {
-        group *g = &s->groups[k];
         const float reach = s->reach[k * f->width / f->sub];
-        const bool odd = s->odd[k * f->width / 8];
-        s->loops->terms(s->grid, s->squares, f->n_points, f->width, a + k * f->width, w + k * f->width, g->double_a, g->b,
-                        odd && f->even ? least : NULL);
-        if (odd && f->even && !in_pairs(f)) {
-            for (int p = 0; p < f->n_points; ++p) g->double_a[p] -= 4.0f * least[p];
-        }
-        find_hull(s, g->double_a, g->b, reach, &s->hulls[k]);
-        if (odd && in_pairs(f)) {
-            for (int p = 0; p < f->n_points; ++p) s->turned[k][p] = g->double_a[p] - 4.0f * least[p];
-            find_hull(s, s->turned[k], g->b, reach, &s->turned_hulls[k]);
-        }
+        find_hull(s, s->groups[k].double_a, s->groups[k].b, reach, &s->hulls[k]);
+        if (in_pairs(f) && s->odd[k / 2]) find_hull(s, s->turned[k], s->groups[k].b, reach, &s->turned_hulls[k]);
     }
 }
 
@@ -168,7 +174,7 @@ static void find_signs(const pf_grid_search *s, const choice *c, const float *x,
             float least = INFINITY;
             for (int i = begin; i < end; ++i) {
                 const int value = 8 * k + i, at = value / f->width;
-                const float cost = w[value] * fabsf(x[value]) * s->grid[value % f->width * f->n_points + c->points[at]];
+                const float cost = w[value] * fabsf(x[value]) * s->grid[place_of(f, c->points[at], value % f->width)];
                 if (cost < least) {
                     least = cost;
                     turn = i;

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 enum { PF_GRID_POINTS = 1024 }; /* of a grid, at most */
+enum { PF_GRID_CHUNK = 64 };    /* points that are looked at together */
 enum { PF_GRID_LINES = 8 };     /* kept of a group, at most */
 enum { PF_GRID_SCALES = 16 };   /* of a sub-block */
 
@@ -21,12 +22,13 @@ typedef struct pf_code_sums {
 
 typedef struct pf_search_loops {
     /* ---- grid.c ---- */
-    /* double_a[g] = 2 sum_i a[i] G[i][g], b[g] = sum_i w[i] G[i][g]^2, least[g] = min_i a[i] G[i][g] (least: NULL is
-     * allowed), of `width` values, 4 or 8, and n points, a multiple of 64; grid [width][n] is G, squares its squares. */
-    void (*terms)(const float *grid, const float *squares, int n, int width, const float *a, const float *w,
-                  float *double_a, float *b, float *least);
-    /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. n: a multiple of 64, at
-     * most 1024. */
+    /* Of a chunk of points G: double_a[g] = 2 sum_i a[i] G[i][g], b[g] = sum_i w[i] G[i][g]^2, and, unless it is NULL,
+     * turned[g] = double_a[g] - 4 min_i a[i] G[i][g] (which may be double_a), of `width` values, 4 or 8; grid
+     * [width][PF_GRID_CHUNK] is G, squares its squares. */
+    void (*terms)(const float *grid, const float *squares, int width, const float *a, const float *w, float *double_a,
+                  float *b, float *turned);
+    /* The lowest of n lines b t - double_a at t, the first of several; returns its value there. n: a multiple of
+     * PF_GRID_CHUNK. */
     float (*lowest)(const float *double_a, const float *b, int n, float t, int *at);
     /* The lines that are lowest at the scales t[PF_GRID_LINES], in this order, each once where neighbours are the same. */
     void (*find_hull)(const float *double_a, const float *b, int n, const float *t, pf_grid_hull *hull);

@@ -7,43 +7,44 @@
 #include <stddef.h>
 
 /* `width` is a constant where this is called, so that the factors stay in registers. */
-static inline void terms_of(const float *grid, const float *squares, int n, int width, const float *a, const float *w,
-                            float *double_a, float *b, float *least) {
+static inline void terms_of(const float *grid, const float *squares, int width, const float *a, const float *w,
+                            float *double_a, float *b, float *turned) {
     pf_lanes factors[8];
     for (int i = 0; i < width; ++i) factors[i] = lanes_set1(a[i]);
-    for (int g = 0; g < n; g += PF_LANES) {
+    for (int g = 0; g < PF_GRID_CHUNK; g += PF_LANES) {
         pf_lanes smallest = lanes_mul(factors[0], lanes_load(grid + g)), sum = smallest;
         for (int i = 1; i < width; ++i) {
-            const pf_lanes product = lanes_mul(factors[i], lanes_load(grid + (ptrdiff_t)i * n + g));
+            const pf_lanes product = lanes_mul(factors[i], lanes_load(grid + i * PF_GRID_CHUNK + g));
             sum = lanes_add(sum, product);
-            if (least != NULL) smallest = lanes_min(product, smallest);
+            if (turned != NULL) smallest = lanes_min(product, smallest);
         }
-        lanes_store(double_a + g, lanes_add(sum, sum));
-        if (least != NULL) lanes_store(least + g, smallest);
+        sum = lanes_add(sum, sum);
+        lanes_store(double_a + g, sum);
+        if (turned != NULL) lanes_store(turned + g, lanes_sub(sum, lanes_mul(lanes_set1(4.0f), smallest)));
     }
     for (int i = 0; i < width; ++i) factors[i] = lanes_set1(w[i]);
-    for (int g = 0; g < n; g += PF_LANES) {
+    for (int g = 0; g < PF_GRID_CHUNK; g += PF_LANES) {
         pf_lanes sum = lanes_mul(factors[0], lanes_load(squares + g));
         for (int i = 1; i < width; ++i) {
-            sum = lanes_add(sum, lanes_mul(factors[i], lanes_load(squares + (ptrdiff_t)i * n + g)));
+            sum = lanes_add(sum, lanes_mul(factors[i], lanes_load(squares + i * PF_GRID_CHUNK + g)));
         }
         lanes_store(b + g, sum);
     }
 }
 
-static void terms(const float *grid, const float *squares, int n, int width, const float *a, const float *w,
-                  float *double_a, float *b, float *least) {
-    if (width == 8 && least == NULL) terms_of(grid, squares, n, 8, a, w, double_a, b, NULL);
-    else if (width == 8) terms_of(grid, squares, n, 8, a, w, double_a, b, least);
-    else if (least == NULL) terms_of(grid, squares, n, 4, a, w, double_a, b, NULL);
-    else terms_of(grid, squares, n, 4, a, w, double_a, b, least);
+static void terms(const float *grid, const float *squares, int width, const float *a, const float *w, float *double_a,
+                  float *b, float *turned) {
+    if (width == 8 && turned == NULL) terms_of(grid, squares, 8, a, w, double_a, b, NULL);
+    else if (width == 8) terms_of(grid, squares, 8, a, w, double_a, b, turned);
+    else if (turned == NULL) terms_of(grid, squares, 4, a, w, double_a, b, NULL);
+    else terms_of(grid, squares, 4, a, w, double_a, b, turned);
 }
 
 static inline pf_lanes lines_at(const float *double_a, const float *b, pf_lanes t) {
     return lanes_sub(lanes_mul(t, lanes_load(b)), lanes_load(double_a));
 }
 
-enum { CHUNK = 8 * PF_LANES, MOST_CHUNKS = PF_GRID_POINTS / CHUNK };
+enum { CHUNK = PF_GRID_CHUNK, MOST_CHUNKS = PF_GRID_POINTS / CHUNK };
 
 /* The first of n lines that has the value `least` at t; chunks: the lowest of each lane and chunk. Without jumps: where it is
  * cannot be foreseen. */
