@@ -1,5 +1,5 @@
-/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane, and sums across
- * lanes have one order, so that all machines find the same. */
+/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane, and nothing is
+ * summed across lanes, so that all machines find the same. */
 #ifndef PF_QUANTIZE_LANES_H
 #define PF_QUANTIZE_LANES_H
 
@@ -21,16 +21,9 @@ static inline pf_lanes lanes_sub(pf_lanes a, pf_lanes b) { return _mm256_sub_ps(
 static inline pf_lanes lanes_mul(pf_lanes a, pf_lanes b) { return _mm256_mul_ps(a, b); }
 static inline pf_lanes lanes_min(pf_lanes a, pf_lanes b) { return _mm256_min_ps(a, b); }
 static inline pf_lanes lanes_max(pf_lanes a, pf_lanes b) { return _mm256_max_ps(a, b); }
-/* Bit l: lane l of both is equal; of a is less. */
+/* Bit l: lane l of both is equal. */
 static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
-}
-/* Of each lane x where a < b, else y. */
-static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
-    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
-}
-static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
-    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 static inline float lanes_least(pf_lanes v) {
     __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -72,15 +65,6 @@ static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     return vaddvq_u32(vandq_u32(vceqq_f32(a.low, b.low), bits)) |
            vaddvq_u32(vandq_u32(vceqq_f32(a.high, b.high), bits)) << 4;
 }
-static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
-    return (pf_lanes){vbslq_f32(vcltq_f32(a.low, b.low), x.low, y.low),
-                      vbslq_f32(vcltq_f32(a.high, b.high), x.high, y.high)};
-}
-static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
-    const uint32x4_t bits = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vcltq_f32(a.low, b.low), bits)) |
-           vaddvq_u32(vandq_u32(vcltq_f32(a.high, b.high), bits)) << 4;
-}
 static inline float lanes_least(pf_lanes v) { return vminvq_f32(vminq_f32(v.low, v.high)); }
 
 #else
@@ -119,15 +103,6 @@ static inline uint32_t lanes_equal(pf_lanes a, pf_lanes b) {
     for (int l = 0; l < PF_LANES; ++l) bits |= (uint32_t)(a.at[l] == b.at[l]) << l;
     return bits;
 }
-static inline pf_lanes lanes_where_less(pf_lanes a, pf_lanes b, pf_lanes x, pf_lanes y) {
-    for (int l = 0; l < PF_LANES; ++l) y.at[l] = a.at[l] < b.at[l] ? x.at[l] : y.at[l];
-    return y;
-}
-static inline uint32_t lanes_less(pf_lanes a, pf_lanes b) {
-    uint32_t bits = 0;
-    for (int l = 0; l < PF_LANES; ++l) bits |= (uint32_t)(a.at[l] < b.at[l]) << l;
-    return bits;
-}
 static inline float lanes_least(pf_lanes v) {
     float least = v.at[0];
     for (int l = 1; l < PF_LANES; ++l) least = v.at[l] < least ? v.at[l] : least;
@@ -154,13 +129,6 @@ static inline int lowest_bit(uint32_t bits) {
 static inline pf_lanes lanes_round(pf_lanes v) {
     const pf_lanes shift = lanes_set1(0x1.8p23f);
     return lanes_sub(lanes_add(v, shift), shift);
-}
-
-/* The sum of all lanes, always in the same order. */
-static inline float lanes_sum(pf_lanes v) {
-    float at[PF_LANES];
-    lanes_store(at, v);
-    return ((at[0] + at[4]) + (at[2] + at[6])) + ((at[1] + at[5]) + (at[3] + at[7]));
 }
 
 #endif

@@ -15,9 +15,11 @@ typedef struct pf_grid_hull {
     float double_a[PF_GRID_LINES], b[PF_GRID_LINES];
 } pf_grid_hull;
 
-/* What codes q of n values x with weights w add up to. */
+enum { PF_TRIED = 8 }; /* scales with minima, side by side */
+
+/* What codes q of n values x with weights w add up to: sum w q, sum w q^2, sum w q x. */
 typedef struct pf_code_sums {
-    float q, qq, qx; /* sum w q, sum w q^2, sum w q x */
+    float q[PF_TRIED], qq[PF_TRIED], qx[PF_TRIED];
 } pf_code_sums;
 
 typedef struct pf_search_loops {
@@ -38,8 +40,9 @@ typedef struct pf_search_loops {
     int (*best_scale)(const pf_grid_hull *hulls, const pf_grid_hull *turned, const bool *odd, int n_hulls, float unit,
                       float *error);
     /* ---- k.c ---- */
-    /* Codes q = (x + offset) inverse, rounded and held between low and high; n is a multiple of 8. */
-    pf_code_sums (*code_sums)(const float *x, const float *w, int n, float inverse, float offset, float low, float high);
+    /* For each k codes q = (x + offset[k]) inverse[k], rounded and held between low and high. */
+    void (*code_sums)(const float *x, const float *w, int n, const float *inverse, const float *offset, float low,
+                      float high, pf_code_sums *sums);
 } pf_search_loops;
 
 const pf_search_loops *pf_search_loops_best(void); /* of this machine */

@@ -155,18 +155,22 @@ static int best_scale(const pf_grid_hull *hulls, const pf_grid_hull *turned, con
     return lowest_bit(lanes_equal(sum.low, wanted) | lanes_equal(sum.high, wanted) << PF_LANES);
 }
 
-static pf_code_sums code_sums(const float *x, const float *w, int n, float inverse, float offset, float low, float high) {
+static void code_sums(const float *x, const float *w, int n, const float *inverse, const float *offset, float low,
+                      float high, pf_code_sums *sums) {
+    const pf_lanes factor = lanes_load(inverse), shift = lanes_load(offset);
     pf_lanes sum_q = lanes_set1(0.0f), sum_qq = sum_q, sum_qx = sum_q;
-    for (int i = 0; i < n; i += PF_LANES) {
-        const pf_lanes value = lanes_load(x + i);
-        pf_lanes q = lanes_round(lanes_mul(lanes_add(value, lanes_set1(offset)), lanes_set1(inverse)));
+    for (int i = 0; i < n; ++i) {
+        const pf_lanes value = lanes_set1(x[i]);
+        pf_lanes q = lanes_round(lanes_mul(lanes_add(value, shift), factor));
         q = lanes_max(lanes_min(q, lanes_set1(high)), lanes_set1(low));
-        const pf_lanes weighted = lanes_mul(lanes_load(w + i), q);
+        const pf_lanes weighted = lanes_mul(lanes_set1(w[i]), q);
         sum_q = lanes_add(sum_q, weighted);
         sum_qq = lanes_add(sum_qq, lanes_mul(weighted, q));
         sum_qx = lanes_add(sum_qx, lanes_mul(weighted, value));
     }
-    return (pf_code_sums){lanes_sum(sum_q), lanes_sum(sum_qq), lanes_sum(sum_qx)};
+    lanes_store(sums->q, sum_q);
+    lanes_store(sums->qq, sum_qq);
+    lanes_store(sums->qx, sum_qx);
 }
 
 const pf_search_loops PF_LOOPS = {terms, lowest, find_hull, best_scale, code_sums};
