@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_export.checkpoint import Checkpoint
 from gguf_export.convert import ConvertOptions, plan_conversion
 from gguf_export.engine import Io
 from gguf_export.errors import ConvertError, reason
@@ -21,6 +24,7 @@ from gguf_export.metadata import ARCH, SIDE_PREFIX
 from gguf_export.names import native_scale_name
 from gguf_export.reader import GGUFFile, read_gguf, read_pairs, shard_paths
 from gguf_export.safetensors_file import TensorRef
+from gguf_export.stores.lookup import STORES, find_model
 from gguf_export.tensors import OutputTensor, Rows, Source, copied
 from gguf_export.values import ValueCheck, ValueWatch
 from gguf_export.writer import Metadata, TensorInfo
@@ -114,6 +118,7 @@ class QuantizeSource:
     notes: list[str] = field(default_factory=list)
     is_complete: bool = True
     check: ValueCheck | None = None  # to run before values are read
+    checkpoint: Checkpoint | None = None  # None for a GGUF file
 
     def check_scales(self) -> None:
         """Of a checkpoint, before its values are read. ConvertError naming what is damaged."""
@@ -124,14 +129,28 @@ class QuantizeSource:
 def open_source(path: Path | str, mtp: bool, name: str | None = None) -> QuantizeSource:
     """Reads headers only. ConvertError for what is neither a GGUF file of this architecture nor a checkpoint.
 
-    mtp: with the drafting block. name: the model's, None for the one it has.
+    path: of either, or a name in a local store; of ORG/NAME a checkpoint counts before a GGUF file. mtp: with the drafting
+    block. name: the model's, None for the one it has.
     """
-    given = Path(path)
+    given = _in_store(os.fspath(path)) or Path(path)
     if given.is_file() and given.name != "config.json":
         return _open_gguf(given, mtp, name)
     if given.suffix == ".gguf" and not given.exists():
         raise ConvertError(f"there is no file {given}: check the path")
     return _open_checkpoint(given, mtp, name)
+
+
+def _in_store(name: str) -> Path | None:
+    """The GGUF file that a name means; None for a path and for a checkpoint's name."""
+    if os.path.lexists(name):
+        return None
+    if ":" not in name:
+        with contextlib.suppress(ConvertError):
+            if (find_checkpoint(name) / "config.json").is_file():
+                return None
+        if not any(store.find(name) for store in STORES):
+            return None
+    return find_model(name)
 
 
 def _identity(paths: Iterable[Path], header: bytes) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def _open_checkpoint(path: Path, mtp: bool, name: str | None) -> QuantizeSource:
     header = repr(sorted((ref.name, ref.dtype, ref.shape, ref.offset) for ref in checkpoint.tensors.values())).encode()
     return QuantizeSource(
         checkpoint.path, files, sorted(inputs), _identity(inputs, header), list(plan.notes), checkpoint.is_complete,
-        ValueCheck(checkpoint, plan.weights) if checkpoint.is_complete else None,
+        ValueCheck(checkpoint, plan.weights) if checkpoint.is_complete else None, checkpoint,
     )  # fmt: skip
 
 

@@ -10,24 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, MOST_IN_SUB = 8, SCALES = 16, MOST_POINTS = 1024, PAIR_POINTS = 256 };
+enum { VALUES = 256, MOST_GROUPS = 64, MOST_SUBS = 16, PAIR_POINTS = 256 };
 /* How densely scales are tried: more finds little more. */
-enum { PROBES = 8, SUPER_SCALES = 8, ROUNDS = 3 };
+enum { SUPER_SCALES = 8, ROUNDS = 2 };
 static const float PROBE_STEP = 0.72f; /* each scale at which a group's lines are found, over the one before */
 
 /* ---- A search ----------------------------------------------------------------------------------------------- */
 
 /* Of a group of values: every point's line, and those that are lowest somewhere. */
 typedef struct group {
-    float double_a[MOST_POINTS], b[MOST_POINTS];
-    pf_grid_hull hull;
+    float double_a[PF_GRID_POINTS], b[PF_GRID_POINTS];
 } group;
 
-/* The lines of a group of four with a wrong sign; b is the group's. */
-typedef struct turned {
-    float double_a[PAIR_POINTS];
-    pf_grid_hull hull;
-} turned;
 
 /* What was found: err(d) = d^2 sum u^2 b - d sum u 2a, u being unit (2 s + 1), without the constant. */
 typedef struct choice {
@@ -41,12 +35,18 @@ struct pf_grid_search {
     const pf_grid_format *format;
     const pf_search_loops *loops;
     float largest;
-    float grid[8 * MOST_POINTS]; /* [width][n_points] magnitudes */
+    float grid[8 * PF_GRID_POINTS], squares[8 * PF_GRID_POINTS]; /* [n_points / chunk][width][chunk] */
     group groups[MOST_GROUPS];
-    turned turned[MOST_GROUPS];
+    float turned[MOST_GROUPS][PAIR_POINTS]; /* double_a of the lines of a group of four with a wrong sign; b is the same */
+    pf_grid_hull hulls[MOST_GROUPS], turned_hulls[MOST_GROUPS];
     bool odd[VALUES / 8]; /* the signs of eight values are odd in number */
     float reach[MOST_SUBS]; /* a sub-block's largest value, over the largest magnitude */
 };
+
+/* Of value i of point g, among those of all. */
+static int place_of(const pf_grid_format *f, int g, int i) {
+    return (g / PF_GRID_CHUNK * f->width + i) * PF_GRID_CHUNK + g % PF_GRID_CHUNK;
+}
 
 pf_grid_search *pf_grid_search_new(uint32_t type) {
     const pf_grid_format *f = pf_grid_format_of(type);
@@ -58,7 +58,9 @@ pf_grid_search *pf_grid_search_new(uint32_t type) {
     for (int g = 0; g < f->n_points; ++g) {
         for (int i = 0; i < f->width; ++i) {
             const float magnitude = f->magnitudes[f->grid[g] >> f->code_bits * i & ((1 << f->code_bits) - 1)];
-            search->grid[i * f->n_points + g] = magnitude;
+            const int at = place_of(f, g, i);
+            search->grid[at] = magnitude;
+            search->squares[at] = magnitude * magnitude;
             if (magnitude > search->largest) search->largest = magnitude;
         }
     }
@@ -72,87 +74,43 @@ static bool in_pairs(const pf_grid_format *f) { return f->even && f->width == 4;
 
 /* The lines that are lowest at some scale up to about `reach`. */
 static void find_hull(const pf_grid_search *s, const float *double_a, const float *b, float reach, pf_grid_hull *hull) {
-    int n = 0, last = -1;
-    float t = 1.15f * reach;
-    for (int k = 0; k < PROBES; ++k, t *= PROBE_STEP) {
-        int at;
-        s->loops->lowest(double_a, b, s->format->n_points, t, &at);
-        if (at == last) continue;
-        hull->double_a[n] = double_a[at];
-        hull->b[n++] = b[at];
-        last = at;
-    }
-    for (; n < PF_GRID_LINES; ++n) {
-        hull->double_a[n] = -INFINITY;
-        hull->b[n] = 0.0f;
-    }
+    float t[PF_GRID_LINES];
+    t[0] = 1.15f * reach;
+    for (int k = 1; k < PF_GRID_LINES; ++k) t[k] = PROBE_STEP * t[k - 1];
+    s->loops->find_hull(double_a, b, s->format->n_points, t, hull);
 }
 
+/* Chunks outside, so that the grid, which is larger than the processor's first cache, is read once. */
 static void find_lines(pf_grid_search *s, const float *x, const float *w) {
     const pf_grid_format *f = s->format;
-    float a[VALUES], least[MOST_POINTS];
+    float a[VALUES];
     for (int i = 0; i < VALUES; ++i) a[i] = w[i] * fabsf(x[i]);
+    for (int p = 0; p < f->n_points; p += PF_GRID_CHUNK) {
+        for (int k = 0; k < VALUES / f->width; ++k) {
+            const bool odd = f->even && s->odd[k * f->width / 8];
+            group *g = &s->groups[k];
+            float *turned = !odd ? NULL : in_pairs(f) ? s->turned[k] + p : g->double_a + p;
+            s->loops->terms(s->grid + p * f->width, s->squares + p * f->width, f->width, a + k * f->width, w + k * f->width,
+                            g->double_a + p, g->b + p, turned);
+        }
+    }
     for (int k = 0; k < VALUES / f->width; ++k) {
-        group *g = &s->groups[k];
         const float reach = s->reach[k * f->width / f->sub];
-        s->loops->terms(s->grid, f->n_points, f->width, a + k * f->width, w + k * f->width, g->double_a, g->b,
-                        f->even ? least : NULL);
-        const bool odd = s->odd[k * f->width / 8];
-        if (odd && f->even && !in_pairs(f)) {
-            for (int p = 0; p < f->n_points; ++p) g->double_a[p] -= 4.0f * least[p];
-        }
-        find_hull(s, g->double_a, g->b, reach, &g->hull);
-        if (odd && in_pairs(f)) {
-            for (int p = 0; p < f->n_points; ++p) s->turned[k].double_a[p] = g->double_a[p] - 4.0f * least[p];
-            find_hull(s, s->turned[k].double_a, g->b, reach, &s->turned[k].hull);
-        }
+        find_hull(s, s->groups[k].double_a, s->groups[k].b, reach, &s->hulls[k]);
+        if (in_pairs(f) && s->odd[k / 2]) find_hull(s, s->turned[k], s->groups[k].b, reach, &s->turned_hulls[k]);
     }
 }
 
-/* The error of a sub-block at scale t, over t, as far as the kept lines tell. */
-static float sub_error(const pf_grid_search *s, int sub, float t) {
-    const pf_grid_format *f = s->format;
-    const int begin = sub * f->sub / f->width, end = begin + f->sub / f->width;
-    float error = 0.0f;
-    for (int k = begin; k < end; ++k) {
-        const float right = s->loops->hull_at(&s->groups[k].hull, t);
-        if (in_pairs(f) && s->odd[k / 2]) {
-            const float next = s->loops->hull_at(&s->groups[k + 1].hull, t);
-            const float first = s->loops->hull_at(&s->turned[k].hull, t) + next;
-            const float second = right + s->loops->hull_at(&s->turned[k + 1].hull, t);
-            error += first < second ? first : second;
-            ++k;
-        } else {
-            error += right;
-        }
-    }
-    return error;
-}
-
-/* The best scale of a sub-block from `first` to `last`; *error is its error. */
-static int best_scale(const pf_grid_search *s, int sub, float d, int first, int last, float *error) {
-    int best = first;
-    *error = INFINITY;
-    for (int k = first; k <= last; ++k) {
-        const float t = d * s->format->unit * (float)(2 * k + 1), found = t * sub_error(s, sub, t);
-        if (found < *error) {
-            *error = found;
-            best = k;
-        }
-    }
-    return best;
-}
-
-/* Scales of all sub-blocks for d; returns the error. Those far from where a sub-block's values lie are not tried. */
+/* Scales of all sub-blocks for d, as far as the kept lines tell; returns the error. */
 static float choose_scales(const pf_grid_search *s, float d, int *scales) {
+    const pf_grid_format *f = s->format;
+    const int per_sub = f->sub / f->width;
     float total = 0.0f;
-    for (int sub = 0; sub < VALUES / s->format->sub; ++sub) {
-        const float step = 2.0f * d * s->format->unit;
-        int first = (int)(0.1f * s->reach[sub] / step), last = (int)(1.3f * s->reach[sub] / step) + 1;
-        if (last > SCALES - 1) last = SCALES - 1;
-        if (first > last) first = last;
+    for (int sub = 0; sub < VALUES / f->sub; ++sub) {
+        const int k = sub * per_sub;
         float error;
-        scales[sub] = best_scale(s, sub, d, first, last, &error);
+        scales[sub] = s->loops->best_scale(s->hulls + k, s->turned_hulls + k, in_pairs(f) ? s->odd + k / 2 : NULL, per_sub,
+                                           d * f->unit, &error);
         total += error;
     }
     return total;
@@ -160,7 +118,7 @@ static float choose_scales(const pf_grid_search *s, float d, int *scales) {
 
 /* Takes the best point of the whole grid for group k at scale d u. */
 static float choose_point(const pf_grid_search *s, int k, bool is_turned, float d, float u, int *at) {
-    const float *double_a = is_turned ? s->turned[k].double_a : s->groups[k].double_a;
+    const float *double_a = is_turned ? s->turned[k] : s->groups[k].double_a;
     return s->loops->lowest(double_a, s->groups[k].b, s->format->n_points, d * u, at);
 }
 
@@ -186,7 +144,7 @@ static void choose_points(const pf_grid_search *s, float d, choice *c) {
     }
     for (int k = 0; k < VALUES / f->width; ++k) {
         const float u = f->unit * (float)(2 * c->scales[k / per_sub] + 1);
-        const float *double_a = c->is_turned[k] ? s->turned[k].double_a : s->groups[k].double_a;
+        const float *double_a = c->is_turned[k] ? s->turned[k] : s->groups[k].double_a;
         c->linear += (double)u * double_a[c->points[k]];
         c->square += (double)u * u * s->groups[k].b[c->points[k]];
     }
@@ -216,7 +174,7 @@ static void find_signs(const pf_grid_search *s, const choice *c, const float *x,
             float least = INFINITY;
             for (int i = begin; i < end; ++i) {
                 const int value = 8 * k + i, at = value / f->width;
-                const float cost = w[value] * fabsf(x[value]) * s->grid[value % f->width * f->n_points + c->points[at]];
+                const float cost = w[value] * fabsf(x[value]) * s->grid[place_of(f, c->points[at], value % f->width)];
                 if (cost < least) {
                     least = cost;
                     turn = i;
@@ -247,7 +205,7 @@ static uint16_t search_block(pf_grid_search *s, const float *x, const float *w, 
     float least = INFINITY, d = 0.0f;
     for (int k = 0; k < SUPER_SCALES; ++k) {
         choice c;
-        float tried = (0.5f + 0.55f / (SUPER_SCALES - 1) * (float)k) * most / ((float)(2 * SCALES - 1) * f->unit);
+        float tried = (0.5f + 0.55f / (SUPER_SCALES - 1) * (float)k) * most / ((float)(2 * PF_GRID_SCALES - 1) * f->unit);
         to_half(&tried, power);
         const float error = tried > 0.0f ? choose_scales(s, tried, c.scales) : INFINITY;
         if (error < least) {
@@ -267,11 +225,7 @@ static uint16_t search_block(pf_grid_search *s, const float *x, const float *w, 
         const uint16_t next_half = to_half(&refitted, power);
         if (refitted <= 0.0f) break;
         choice next = *best;
-        for (int sub = 0; sub < VALUES / f->sub; ++sub) {
-            const int at = best->scales[sub];
-            float error;
-            next.scales[sub] = best_scale(s, sub, refitted, at > 0 ? at - 1 : 0, at < SCALES - 1 ? at + 1 : at, &error);
-        }
+        choose_scales(s, refitted, next.scales);
         choose_points(s, refitted, &next);
         if (!(error_of(&next, refitted) < error_of(best, d))) break;
         *best = next;

@@ -149,27 +149,44 @@ typedef struct choice {
     double error, dd, mm, dx, mx, dm;
 } choice;
 
-static double error_of(const sub_block *b, const pf_code_sums *c, double scale, double minimum) {
-    return b->sum_xx + scale * scale * c->qq + minimum * minimum * b->sum_w - 2.0 * scale * c->qx +
-           2.0 * minimum * b->sum_x - 2.0 * scale * minimum * c->q;
+/* Scales and minima side by side, with what their codes add up to. */
+typedef struct tried {
+    int n;
+    float scale[PF_TRIED], minimum[PF_TRIED];
+    pf_code_sums sums;
+} tried;
+
+static void add_tried(tried *t, float scale, float minimum) {
+    t->scale[t->n] = scale;
+    t->minimum[t->n++] = minimum;
 }
 
-static pf_code_sums sums_of(const search *s, const sub_block *b, float scale, float minimum) {
+static void find_sums(const search *s, const sub_block *b, tried *t) {
     const k_format *f = s->format;
-    return s->loops->code_sums(b->x, b->w, f->sub, scale != 0.0f ? 1.0f / scale : 0.0f, minimum, (float)f->least_code,
-                          (float)f->most_code);
+    float inverse[PF_TRIED], offset[PF_TRIED];
+    for (int k = 0; k < PF_TRIED; ++k) {
+        inverse[k] = k < t->n && t->scale[k] != 0.0f ? 1.0f / t->scale[k] : 0.0f;
+        offset[k] = k < t->n ? t->minimum[k] : 0.0f;
+    }
+    s->loops->code_sums(b->x, b->w, f->sub, inverse, offset, (float)f->least_code, (float)f->most_code, &t->sums);
 }
 
-/* Least squares for a scale and a minimum >= 0, given codes; false where there is none. */
-static bool fit(const sub_block *b, const pf_code_sums *c, bool has_minimum, float *scale, float *minimum) {
-    double minimum_found = 0.0, scale_found = c->qq > 0.0f ? c->qx / (double)c->qq : 0.0;
+/* With the codes of number k, and this scale and minimum. */
+static double error_of(const sub_block *b, const tried *t, int k, double scale, double minimum) {
+    return b->sum_xx + scale * scale * t->sums.qq[k] + minimum * minimum * b->sum_w - 2.0 * scale * t->sums.qx[k] +
+           2.0 * minimum * b->sum_x - 2.0 * scale * minimum * t->sums.q[k];
+}
+
+/* Least squares for a scale and a minimum >= 0, given the codes of number k; false where there is none. */
+static bool fit(const sub_block *b, const tried *t, int k, bool has_minimum, float *scale, float *minimum) {
+    const double q = t->sums.q[k], qq = t->sums.qq[k], qx = t->sums.qx[k];
+    double minimum_found = 0.0, scale_found = qq > 0.0 ? qx / qq : 0.0;
     if (has_minimum) {
-        const double determinant = b->sum_w * c->qq - (double)c->q * c->q;
-        if (determinant > 1e-9 * b->sum_w * c->qq) {
-            const double a = (b->sum_w * c->qx - b->sum_x * c->q) / determinant;
-            const double m = (c->q * (double)c->qx - c->qq * b->sum_x) / determinant;
+        const double determinant = b->sum_w * qq - q * q;
+        if (determinant > 1e-9 * b->sum_w * qq) {
+            const double m = (q * qx - qq * b->sum_x) / determinant;
             if (m > 0.0) {
-                scale_found = a;
+                scale_found = (b->sum_w * qx - b->sum_x * q) / determinant;
                 minimum_found = m;
             }
         }
@@ -180,105 +197,153 @@ static bool fit(const sub_block *b, const pf_code_sums *c, bool has_minimum, flo
     return scale_found != 0.0;
 }
 
-/* Keeps scale and minimum when they are better than *least; goes on from them a few times. */
-static void try_fit(const search *s, sub_block *b, float scale, float minimum, double *least) {
-    for (int round = 0; round < 3; ++round) {
-        const pf_code_sums c = sums_of(s, b, scale, minimum);
-        if (!fit(b, &c, s->format->has_minimum, &scale, &minimum)) return;
-        const double error = error_of(b, &c, scale, minimum);
-        if (error < *least) {
-            *least = error;
-            b->scale = scale;
-            b->minimum = minimum;
-        } else if (round > 0) {
-            return;
-        }
+/* The best that were fitted, the best first. */
+typedef struct fitted {
+    int n;
+    float scale[PF_TRIED], minimum[PF_TRIED];
+    double error[PF_TRIED];
+} fitted;
+
+static void keep_fitted(fitted *best, float scale, float minimum, double error) {
+    if (best->n == PF_TRIED && !(error < best->error[PF_TRIED - 1])) return;
+    int at = best->n < PF_TRIED ? best->n++ : PF_TRIED - 1;
+    for (; at > 0 && error < best->error[at - 1]; --at) {
+        best->scale[at] = best->scale[at - 1];
+        best->minimum[at] = best->minimum[at - 1];
+        best->error[at] = best->error[at - 1];
+    }
+    best->scale[at] = scale;
+    best->minimum[at] = minimum;
+    best->error[at] = error;
+}
+
+/* Fits what is tried to its codes, and begins anew. */
+static void fit_tried(const search *s, const sub_block *b, tried *t, fitted *best) {
+    if (t->n == 0) return;
+    find_sums(s, b, t);
+    for (int k = 0; k < t->n; ++k) {
+        float scale, minimum;
+        if (!fit(b, t, k, s->format->has_minimum, &scale, &minimum)) continue;
+        keep_fitted(best, scale, minimum, error_of(b, t, k, scale, minimum));
+    }
+    t->n = 0;
+}
+
+static void find_ends(const k_format *f, sub_block *b, float *low, float *high) {
+    *low = *high = 0.0f;
+    b->sum_w = b->sum_x = b->sum_xx = 0.0;
+    for (int i = 0; i < f->sub; ++i) {
+        b->sum_w += b->w[i];
+        b->sum_x += (double)b->w[i] * b->x[i];
+        b->sum_xx += (double)b->w[i] * b->x[i] * b->x[i];
+        if (b->x[i] < *low) *low = b->x[i];
+        if (b->x[i] > *high) *high = b->x[i];
     }
 }
 
 /* The best real scale and minimum of a sub-block that are found when its ends are cut by various shares. */
 static void fit_sub(const search *s, sub_block *b) {
     const k_format *f = s->format;
-    float low = 0.0f, high = 0.0f;
-    b->sum_w = b->sum_x = b->sum_xx = 0.0;
-    for (int i = 0; i < f->sub; ++i) {
-        b->sum_w += b->w[i];
-        b->sum_x += (double)b->w[i] * b->x[i];
-        b->sum_xx += (double)b->w[i] * b->x[i] * b->x[i];
-        if (b->x[i] < low) low = b->x[i];
-        if (b->x[i] > high) high = b->x[i];
-    }
-    b->scale = b->minimum = 0.0f;
-    double least = b->sum_xx;
+    float low, high;
+    find_ends(f, b, &low, &high);
+    tried t = {.n = 0};
+    fitted best = {.n = 0};
     if (f->has_minimum) {
-        const int n_cut = f->most_code <= 3 ? 5 : 3;
-        const float step = f->most_code <= 3 ? 0.17f : 0.1f;
-        for (int cut_low = 0; cut_low < n_cut; ++cut_low) {
-            for (int cut_high = 0; cut_high < n_cut; ++cut_high) {
-                const float from = low * (1.0f - step * (float)cut_low), to = high * (1.0f - step * (float)cut_high);
-                if (to > from) try_fit(s, b, (to - from) / (float)f->most_code, -from, &least);
-            }
+        const int n_cut = f->most_code <= 3 ? 5 : 4;
+        const float step = f->most_code <= 3 ? 0.17f : 0.08f;
+        for (int cut = 0; cut < n_cut * n_cut; ++cut) {
+            const float from = low * (1.0f - step * (float)(cut / n_cut)), to = high * (1.0f - step * (float)(cut % n_cut));
+            if (to > from) add_tried(&t, (to - from) / (float)f->most_code, -from);
+            if (t.n == PF_TRIED) fit_tried(s, b, &t, &best);
         }
-        return;
+    } else {
+        const float most = high > -low ? high : -low;
+        for (int cut = 0; cut < 8 && most > 0.0f; ++cut) {
+            const float scale = most * (1.05f - 0.08f * (float)cut) / (float)-f->least_code;
+            add_tried(&t, scale, 0.0f);
+            add_tried(&t, -scale, 0.0f);
+            if (t.n == PF_TRIED) fit_tried(s, b, &t, &best);
+        }
     }
-    const float most = high > -low ? high : -low;
-    for (int cut = 0; cut < 8; ++cut) {
-        const float scale = most * (1.05f - 0.08f * (float)cut) / (float)-f->least_code;
-        if (scale <= 0.0f) continue;
-        try_fit(s, b, scale, 0.0f, &least);
-        try_fit(s, b, -scale, 0.0f, &least);
+    fit_tried(s, b, &t, &best);
+    for (int again = 0; again < 2 && best.n > 0; ++again) {
+        const fitted before = best;
+        best.n = 0;
+        for (int k = 0; k < before.n; ++k) add_tried(&t, before.scale[k], before.minimum[k]);
+        fit_tried(s, b, &t, &best);
+        keep_fitted(&best, before.scale[0], before.minimum[0], before.error[0]);
     }
+    const bool is_better = best.n > 0 && best.error[0] < b->sum_xx;
+    b->scale = is_better ? best.scale[0] : 0.0f;
+    b->minimum = is_better ? best.minimum[0] : 0.0f;
 }
 
 /* ---- A super-block ------------------------------------------------------------------------------------------ */
 
 static int held(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
-static void add_sub(choice *c, const sub_block *b, const pf_code_sums *sums, int scale, int minimum) {
-    c->dd += (double)scale * scale * sums->qq;
-    c->mm += (double)minimum * minimum * b->sum_w;
-    c->dx += (double)scale * sums->qx;
-    c->mx += (double)minimum * b->sum_x;
-    c->dm += (double)scale * minimum * sums->q;
-}
+/* A sub-block's best integers so far, with their error and what they make of d and dmin. */
+typedef struct integers {
+    int scale, minimum;
+    double error, q, qq, qx;
+} integers;
 
-/* The best integers near those wanted of a sub-block; returns the error. */
-static double choose_near(const search *s, const sub_block *b, float d, float dmin, int at, int near, int at_minimum,
-                          double least, choice *c, int sub, pf_code_sums *best) {
+/* Tries integers: those of t, which are held to what the format has. */
+static void try_integers(const search *s, const sub_block *b, float d, float dmin, tried *t, integers *best) {
     const k_format *f = s->format;
-    const int first = held(at - near, f->least_scale, f->most_scale), last = held(at + near, f->least_scale, f->most_scale);
-    const int first_m = f->has_minimum ? held(at_minimum - 1, 0, f->most_scale) : 0;
-    const int last_m = f->has_minimum ? held(at_minimum + 1, 0, f->most_scale) : 0;
-    for (int scale = first; scale <= last; ++scale) {
-        for (int m = first_m; m <= last_m; ++m) {
-            const float a = d * (float)scale, minimum = dmin * (float)m;
-            const pf_code_sums sums = sums_of(s, b, a, minimum);
-            const double error = error_of(b, &sums, a, minimum);
-            if (error < least) {
-                least = error;
-                c->scales[sub] = scale;
-                c->minima[sub] = m;
-                *best = sums;
-            }
+    int scales[PF_TRIED], minima[PF_TRIED];
+    for (int k = 0; k < t->n; ++k) {
+        scales[k] = held((int)t->scale[k], f->least_scale, f->most_scale);
+        minima[k] = held((int)t->minimum[k], 0, f->most_scale);
+        t->scale[k] = d * (float)scales[k];
+        t->minimum[k] = dmin * (float)minima[k];
+    }
+    find_sums(s, b, t);
+    for (int k = 0; k < t->n; ++k) {
+        const double error = error_of(b, t, k, t->scale[k], t->minimum[k]);
+        if (error < best->error) {
+            *best = (integers){scales[k], minima[k], error, t->sums.q[k], t->sums.qq[k], t->sums.qx[k]};
         }
     }
-    return least;
 }
 
-/* The best integers for d and dmin, near those of *from or, without, near the real numbers. */
-static void choose(const search *s, float d, float dmin, const choice *from, choice *c) {
+/* The best integers near those wanted of a sub-block. */
+static integers choose_near(const search *s, const sub_block *b, float d, float dmin, int at, int at_minimum) {
+    /* Not those that shift all values one way: up with a larger scale and a smaller minimum. */
+    static const int near[PF_TRIED][2] = {{0, 0}, {-1, 0}, {1, 0}, {0, -1}, {0, 1}, {-1, -1}, {1, 1}, {-1, 1}};
+    integers best = {.error = INFINITY};
+    tried t = {.n = 0};
+    if (s->format->has_minimum) {
+        for (int k = 0; k < PF_TRIED; ++k) add_tried(&t, (float)(at + near[k][0]), (float)(at_minimum + near[k][1]));
+        try_integers(s, b, d, dmin, &t, &best);
+        return best;
+    }
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        t.n = 0;
+        for (int k = 0; k < PF_TRIED; ++k) add_tried(&t, (float)(sign * (at - 3 + k)), 0.0f);
+        try_integers(s, b, d, 0.0f, &t, &best);
+    }
+    return best;
+}
+
+/* The best integers for d and dmin, near those of *from or, without, near the real numbers; gives up when the error is no
+ * longer below `below`. */
+static void choose(const search *s, float d, float dmin, const choice *from, double below, choice *c) {
     c->error = c->dd = c->mm = c->dx = c->mx = c->dm = 0.0;
-    for (int k = 0; k < s->n_sub; ++k) {
+    for (int k = 0; k < s->n_sub && c->error < below; ++k) {
         const sub_block *b = &s->subs[k];
-        pf_code_sums sums = {0.0f, 0.0f, 0.0f};
         const int at = from != NULL ? from->scales[k] : (int)lrintf(b->scale / d);
         const int at_minimum = from != NULL ? from->minima[k] : dmin > 0.0f ? (int)lrintf(b->minimum / dmin) : 0;
-        c->scales[k] = c->minima[k] = 0;
-        const int near = s->format->has_minimum ? 1 : 3;
-        double error = choose_near(s, b, d, dmin, at, near, at_minimum, INFINITY, c, k, &sums);
-        if (!s->format->has_minimum) error = choose_near(s, b, d, dmin, -at, near, 0, error, c, k, &sums);
-        c->error += error;
-        add_sub(c, b, &sums, c->scales[k], c->minima[k]);
+        const integers best = choose_near(s, b, d, dmin, at, at_minimum);
+        const double scale = best.scale, minimum = best.minimum;
+        c->scales[k] = best.scale;
+        c->minima[k] = best.minimum;
+        c->error += best.error;
+        c->dd += scale * scale * best.qq;
+        c->mm += minimum * minimum * b->sum_w;
+        c->dx += scale * best.qx;
+        c->mx += minimum * b->sum_x;
+        c->dm += scale * minimum * best.q;
     }
 }
 
@@ -306,15 +371,15 @@ typedef struct halves {
 } halves;
 
 static bool take(const search *s, double d, double dmin, float power, const choice *from, choice *best, halves *h) {
-    halves tried;
-    tried.d_value = as_half(d, power, &tried.d);
-    tried.dmin_value = as_half(dmin, power, &tried.dmin);
-    if (tried.d_value == 0.0f || (s->format->has_minimum && tried.d_value < 0.0f)) return false;
+    halves next;
+    next.d_value = as_half(d, power, &next.d);
+    next.dmin_value = as_half(dmin, power, &next.dmin);
+    if (next.d_value == 0.0f || (s->format->has_minimum && next.d_value < 0.0f)) return false;
     choice c;
-    choose(s, tried.d_value, tried.dmin_value, from, &c);
+    choose(s, next.d_value, next.dmin_value, from, best->error, &c);
     if (!(c.error < best->error)) return false;
     *best = c;
-    *h = tried;
+    *h = next;
     return true;
 }
 

@@ -1,5 +1,5 @@
-/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane, and sums across
- * lanes have one order, so that all machines find the same. */
+/* Eight floats at a time, for the searches of the quantisers. Every operation is one rounding a lane, and nothing is
+ * summed across lanes, so that all machines find the same. */
 #ifndef PF_QUANTIZE_LANES_H
 #define PF_QUANTIZE_LANES_H
 
@@ -111,17 +111,24 @@ static inline float lanes_least(pf_lanes v) {
 
 #endif
 
+/* The number of the lowest bit that is set, 0 for none. */
+static inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return bits != 0 ? __builtin_ctz(bits) : 0;
+#elif defined(_MSC_VER)
+    unsigned long at;
+    return _BitScanForward(&at, bits) ? (int)at : 0;
+#else
+    int at = 0;
+    for (; bits != 0 && (bits & 1u) == 0; bits >>= 1) ++at;
+    return at;
+#endif
+}
+
 /* The nearest integers, of values below 2^22 in size. */
 static inline pf_lanes lanes_round(pf_lanes v) {
     const pf_lanes shift = lanes_set1(0x1.8p23f);
     return lanes_sub(lanes_add(v, shift), shift);
-}
-
-/* The sum of all lanes, always in the same order. */
-static inline float lanes_sum(pf_lanes v) {
-    float at[PF_LANES];
-    lanes_store(at, v);
-    return ((at[0] + at[4]) + (at[2] + at[6])) + ((at[1] + at[5]) + (at[3] + at[7]));
 }
 
 #endif

@@ -15,6 +15,8 @@ from stores import COMMIT, at_home, put_in_hub, put_in_lmstudio, put_in_ollama
 
 import pyflash
 from gguf_export.convert import ConvertOptions, convert
+from gguf_export.errors import ConvertError
+from gguf_export.quantizing import QuantizeOptions, plan_quantization
 from gguf_export.stores.lookup import is_name, list_models
 from gguf_export.stores.repository import choose, file_sets, label, split_name
 from pyflash import FileError, find_model
@@ -280,3 +282,18 @@ def test_a_closed_store(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(str(closed) in line and "closed to you" in line for line in list_models().problems)
     with pytest.raises(FileError, match="closed to you"):
         find_model("ollama:x")
+
+
+# -- names as what is quantised --
+
+
+def test_quantize_takes_names(home: Path, converted: Callable[..., Path]) -> None:
+    file = converted()
+    in_lmstudio = put_in_lmstudio(home / ".lmstudio" / "models", "us/Flash-GGUF", "Flash-MXFP4.gguf", file)
+    blob = put_in_ollama(home / ".ollama" / "models", "registry.ollama.ai/library/flash/latest", file)
+    for name, path in {"us/Flash-GGUF:MXFP4": in_lmstudio, "us/Flash-GGUF": in_lmstudio, "ollama:flash": blob}.items():
+        assert os.path.samefile(plan_quantization(name, QuantizeOptions()).source.path, path)
+    with pytest.raises(ConvertError, match="neither a file nor a model in a local store"):
+        plan_quantization("ollama:other", QuantizeOptions())
+    with pytest.raises(ConvertError, match="hf download"):
+        plan_quantization("us/none", QuantizeOptions())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_extreme_rows(name: str) -> None:
         assert np.isfinite(values).all() and np.abs(values).max() <= 2 * np.abs(rows).max()
     nothing = quantise(WRITABLE[name], rows, np.zeros(256, dtype=np.float32))
     assert nothing.tobytes() == quantise(WRITABLE[name], rows).tobytes()  # no importance at all: all the same
+
+
+DIGESTS = {
+    "IQ2_XXS": "54b5ebf6f24aff0c", "IQ2_XS": "a29de20948492d19", "IQ2_S": "1944fd2126da68b8",
+    "Q2_K": "2b5e412d3b8fdcc9", "IQ3_XXS": "4dd738ab79d30383", "IQ3_S": "bd1263c332ed2f6e",
+    "Q3_K": "ea7d5e9ceeda6ad1", "Q4_K": "b7a508a6117d4aef", "Q5_K": "e77095f6e12b5a0d",
+    "Q6_K": "239404ede76ea96b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_the_same_bytes_on_every_machine(name: str) -> None:
+    """Of rows and importance that are exact in floats; the digests are those of all kernel sets."""
+    numbers = np.arange(8 * 512, dtype=np.uint64)
+    uniform = ((numbers * 2654435761 >> 7) % 4096).astype(np.float32) / 2048 - 1
+    rows = (uniform * uniform * uniform).reshape(8, 512)
+    importance = (1 + (numbers[:512] * 40503 % 97)).astype(np.float32) / 16
+    blocks = quantise(WRITABLE[name], rows, importance)
+    assert hashlib.blake2b(blocks.tobytes(), digest_size=8).hexdigest() == DIGESTS[name]
 
 
 def test_what_is_refused(rows: Array) -> None:

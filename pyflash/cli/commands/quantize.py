@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gguf_export.quantizing import QuantizeOptions
 
 
-class _TensorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class TensorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A pattern and a type."""
 
     name = "REGEX=TYPE"
@@ -44,7 +44,7 @@ class _TensorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
               help="Type of attention and shared experts: keep, Q8_0, Q6_K, Q5_K or Q4_K.")
 @click.option("--head", metavar="TYPE", default="BF16", show_default=True,
               help="Type of head and embedding: keep, BF16, Q8_0 or Q6_K.")
-@click.option("--tensor-type", "tensor_types", type=_TensorType(), multiple=True, metavar="REGEX=TYPE",
+@click.option("--tensor-type", "tensor_types", type=TensorType(), multiple=True, metavar="REGEX=TYPE",
               help="Type of the tensors in whose name REGEX is found, instead; may be repeated, and of several that fit "
               "the last one counts.")
 @click.option("--size", metavar="SIZE",
@@ -76,7 +76,8 @@ def quantize(
 ) -> None:
     """Make a smaller GGUF file of a GGUF file or a checkpoint.
 
-    SOURCE is a GGUF file with MXFP4 experts or of the native profile, of shards the first; or what `pyflash convert` takes.
+    SOURCE is a GGUF file with MXFP4 experts or of the native profile, of shards the first, by its path or by its name in a
+    local store, as `pyflash run` takes it; or what `pyflash convert` takes.
     Router, mHC, compressors, indexer, norms, sinks, biases and ids stay as they are. OUT.gguf is replaced when the new file
     is complete; OUT.quantize.json beside it tells the error of every tensor, measured on what was read back. What an
     interrupted run has finished waits for --resume.
