@@ -34,7 +34,7 @@ function TallyLine() {
   if (!now.fresh && !now.reused && !now.out) return null;
   const words = `${tokens(now.fresh)} tokens in, ${tokens(now.reused)} reused, ${tokens(now.out)} out; `
     + `DeepSeek's API would have charged ${dollars(cost(now, prices.value))}`;
-  return <button type="button" class="tally quiet" title={words} aria-label={words} onClick={() => openSettings("prices")}>
+  return <button type="button" class="tally quiet" title={words} onClick={() => openSettings("prices")}>
     {tokens(now.fresh)} in · {tokens(now.reused)} reused · {tokens(now.out)} out · {dollars(cost(now, prices.value))}
   </button>;
 }

@@ -58,6 +58,7 @@ export function Chat() {
   };
   return <>
     <div class="scroller" ref={scroller} onScroll={onScroll} tabIndex={-1}>
+      {conversation && <h1 class="aloud">{conversation.title}</h1>}
       {conversation ? <div class="turns" role="log" aria-label="Chat" aria-live="off">
         {turns.map((turn) => <Message key={turn.id} conversation={conversation} turn={turn} last={turn === turns.at(-1)} />)}
       </div> : <Welcome />}

@@ -223,6 +223,7 @@ async function listen(conversation: Conversation, turn: Turn, begun: { text: str
   works.value = works.value.filter((each) => each !== work);
   announcement.value = turn.error ? `The answer broke off: ${turn.error}` : "The answer is complete.";
   touched();
+  ticks.value++;
   keep(conversation);
 }
 
