@@ -26,11 +26,13 @@ class AnswerReader:
     Special tokens of the format never come out as text. left_out: whether the last token is no part of the message.
     """
 
-    def __init__(self, tokenizer: Tokenizer, opening: Opening, stops: StopStrings) -> None:
+    def __init__(self, tokenizer: Tokenizer, opening: Opening, stops: StopStrings, begun: str = "") -> None:
+        """begun: markup of the answer that stands in the prompt already."""
         self._decode_bytes = tokenizer.decode_bytes
         self._stops = stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._parser = encoding.StreamParser(opening.kind == "reasoning")
+        self._parser.feed(begun)
         self._markers = _markers(tokenizer)
         self.left_out = False
 
