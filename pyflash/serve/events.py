@@ -41,10 +41,11 @@ class TokenChance:
 @dataclass(frozen=True)
 class Started:
     """The request has been taken. signature: the opaque text that the client is to send back with this turn, "" for none:
-    the signature of its thinking, or the encrypted content of its reasoning. n_prompt, n_cached: as in Usage, as far as
-    they are known."""
+    the signature of its thinking, or the encrypted content of its reasoning. reasons: whether the answer begins with
+    reasoning. n_prompt, n_cached: as in Usage, as far as they are known."""
 
     signature: str = ""
+    reasons: bool = False
     n_prompt: int = 0
     n_cached: int = 0
 
@@ -52,7 +53,7 @@ class Started:
 @dataclass(frozen=True)
 class Progress:
     """Nothing to show yet; also what keeps a silent connection open. n_done: of the n_prompt tokens, with n_cached.
-    queue_position: how many requests come before this one, None once it runs."""
+    seconds: since the request came. queue_position: how many requests come before this one, None once it runs."""
 
     n_prompt: int = 0
     n_cached: int = 0

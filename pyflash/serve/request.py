@@ -14,14 +14,15 @@ ToolChoice = Literal["auto", "none", "required"]
 class Tool:
     """A tool as the client names it, kept under the name that the model knows it by.
 
-    kind "custom": its one argument, "input", is a free text, which goes to the client as such. namespace: the group that
-    the client keeps it in, "" for none. schema: its parameters' JSON schema. syntax: for kind "custom" the grammar that
+    kind "custom": its one argument, "input", is a free text, which goes to the client as such. namespace, local_name: the
+    group that the client keeps it in, and its name there; "" for none. schema: its parameters' JSON schema. syntax: for kind "custom" the grammar that
     its input should match, ("lark" or "regex", text), or None. strict: the client asks for arguments of exactly the schema.
     """
 
     name: str
     kind: Literal["function", "custom"] = "function"
     namespace: str = ""
+    local_name: str = ""
     schema: Mapping[str, Any] = field(default_factory=dict)
     syntax: tuple[str, str] | None = None
     strict: bool = False
