@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -14,7 +15,14 @@ from pyflash.chat.answer import AnswerRules, answer_rules
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
 from pyflash.engine.stream import Cancellation
-from pyflash.native.errors import CancelledError, ClosedError, Error, MemoryLimitError
+from pyflash.native.errors import (
+    ArgumentError,
+    CancelledError,
+    ClosedError,
+    Error,
+    MemoryLimitError,
+    UnsupportedError,
+)
 from pyflash.native.values import FloatArray
 from pyflash.serve import events, slots
 from pyflash.serve.answer import Answer, Limits
@@ -120,10 +128,15 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
+            model, schema, rules = loaded.model, request.response_schema, AnswerRules()
+            if schema is not None and prompt.opening is not None:
+                rules = answer_rules(model.tokenizer, model.info, dict(schema), bool(request.tool_schemas), prompt.opening)
             turn_id = self.turns.new_id()
-            return Job(request, prompt, salt, turn_id, self.turns.signature(salt, turn_id))
+            return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
             raise _loading() from None
+        except (ArgumentError, UnsupportedError) as error:
+            raise RequestError(str(error)) from None
 
     def _use(self) -> Loaded:
         """What is loaded, waking it where it was let go."""
@@ -154,7 +167,7 @@ class Engine:
             reading = self._reading
             if reading is not None and reading[2] - time.monotonic() > _PATIENCE:
                 reading[1].request()  # it was alone, and so has a long chunk: what comes now may be short
-        self._orders.put(job)
+            self._orders.put(job)
 
     def cancel(self, job: Job) -> None:
         """Ends a job, if it has not ended, without a further event. What was evaluated stays for the next one."""
@@ -201,8 +214,10 @@ class Engine:
             if self._may_admit:
                 self._admit()
             self._round()
+        self.is_draining = True
+        self._collect_left()
         for job in [*self._waiting, *self._running]:
-            self._fail(job, _shutting_down() if self.failure is None else _loading())
+            self._fail(job, _shutting_down())
         if self.state != "failed":
             self._unload("closed")
 
@@ -275,6 +290,14 @@ class Engine:
             self._waiting.append(order)
             self._may_admit = True
 
+    def _collect_left(self) -> None:
+        """Takes what was submitted until the engine ended."""
+        with self._lock, contextlib.suppress(queue.Empty):
+            while True:
+                order = self._orders.get_nowait()
+                if order is not None:
+                    self._waiting.append(order)
+
     def _admit(self) -> None:
         """Gives waiting jobs the slots that they can have, in their order."""
         assert self._loaded is not None
@@ -300,21 +323,16 @@ class Engine:
     def _begin(self, job: Job, choice: slots.Choice) -> None:
         loaded = self._loaded
         assert loaded is not None
-        request, prompt, info = job.request, job.prompt, loaded.model.info
-        rules = AnswerRules()
-        if request.response_schema is not None and prompt.opening is not None:
-            rules = answer_rules(loaded.model.tokenizer, info, dict(request.response_schema), bool(request.tool_schemas),
-                                 prompt.opening)
+        request, prompt = job.request, job.prompt
         room = loaded.n_ctx - len(choice.tokens) + 1
         job.answer = Answer(request, prompt, Limits(room, request.max_tokens, request.thinking_budget),
-                            loaded.model.sampling, loaded.model.tokenizer, info, rules)
+                            loaded.model.sampling, loaded.model.tokenizer, loaded.model.info, job.rules)
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
         if choice.slot.session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             choice.slot.checkpoint()
         self._running.append(job)
-        job.tell(events.Started(job.signature, len(job.tokens), job.n_cached))
 
     def _round(self) -> None:
         """A step for each stream, then one piece of a prompt."""
@@ -407,10 +425,8 @@ class Engine:
         """Adapts the chunk to what one of n tokens took."""
         seconds = max(seconds, 1e-6)
         self._rate = n / seconds if n >= 64 or not self._rate else self._rate
-        fitting = n * _PATIENCE / seconds
-        # A step has a part that every length costs, so larger ones are tried bit by bit.
-        if n * 2 >= self._chunk or fitting < self._chunk:
-            self._chunk = max(1, int(min(fitting, 2 * n)))
+        if n * 2 >= self._chunk or seconds > _PATIENCE:  # a step has a part that every length costs: short ones tell little
+            self._chunk = max(1, int(min(n * _PATIENCE / seconds, 2 * n)))
 
     def _finish(self, job: Job) -> None:
         answer = job.answer
@@ -458,6 +474,8 @@ def _as_request_error(error: Exception) -> RequestError:
     if isinstance(error, (MemoryLimitError, MemoryError)):
         return RequestError(f"{error or 'out of memory'}; start the server with a smaller context or fewer slots",
                             code="out_of_memory", retry_after=10)
+    if isinstance(error, ArgumentError):
+        return RequestError(str(error))
     if not isinstance(error, Error):
         _log.exception("unforeseen")
     return RequestError(f"the answer broke off: {error}", code="generation_failed")

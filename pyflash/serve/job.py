@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pyflash.engine.grammar import Grammar
+from pyflash.chat.answer import AnswerRules
 from pyflash.serve.answer import Answer
 from pyflash.serve.events import Event, Usage
 from pyflash.serve.prompts import Prompt
@@ -19,14 +19,14 @@ class Job:
     salt: of the key that it came with; caches and turns of another are not used.
     """
 
-    def __init__(self, request: Request, prompt: Prompt, salt: bytes, turn_id: bytes, signature: str,
-                 grammar: Grammar | None = None) -> None:
+    def __init__(self, request: Request, prompt: Prompt, rules: AnswerRules, salt: bytes, turn_id: bytes,
+                 signature: str) -> None:
         self.request = request
         self.prompt = prompt
         self.salt = salt
         self.turn_id = turn_id
         self.signature = signature
-        self.grammar = grammar
+        self.rules = rules
         self.tell: Callable[[Event], None] = lambda event: None
         self.is_cancelled = False
         self.asked = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from pyflash.machine import hardware
@@ -39,14 +39,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, float] = defaultdict(float)
         self._first, self._between = _Histogram(_FIRST_TOKEN), _Histogram(_BETWEEN)
         self._seconds = 5.0  # a request's, as an average of late
 
     def add(self, name: str, value: float = 1) -> None:
         """name: with its labels, if any."""
         with self._lock:
-            self._counts[name] += value  # type: ignore[assignment]
+            self._counts[name] += value
 
     def request(self, api: str, status: int) -> None:
         self.add(f'requests_total{{api="{api}",code="{status}"}}')
@@ -69,14 +69,14 @@ class Metrics:
         with self._lock:
             self._counts["prompt_tokens_cached_total"] += usage.n_cached
             self._counts["generated_tokens_total"] += usage.n_generated
-            self._counts["generation_seconds_total"] += usage.generate_seconds  # type: ignore[assignment]
+            self._counts["generation_seconds_total"] += usage.generate_seconds
             self._counts["tool_calls_total"] += len(job.answer.call_ids) if job.answer else 0
             self._counts["tool_calls_malformed_total"] += bool(job.answer and job.answer.problems)
             if how == "cancelled":
                 self._counts["cancelled_total"] += 1
             if job.began:
-                hit = "token" if usage.n_cached else "cold"
-                self._counts[f'cache_hits_total{{how="{"turn" if job.prompt.n_replayed and usage.n_cached else hit}"}}'] += 1
+                how = "cold" if not usage.n_cached else "turn" if job.prompt.n_replayed else "token"
+                self._counts[f'cache_hits_total{{how="{how}"}}'] += 1
             self._seconds += 0.2 * (usage.prompt_seconds + usage.generate_seconds - self._seconds)
 
     def typical_seconds(self) -> float:
@@ -90,8 +90,7 @@ class Metrics:
         with self._lock:
             by_name: dict[str, list[str]] = {}
             for name, value in self._counts.items():
-                by_name.setdefault(name.split("{")[0], []).append(f"pyflash_{name} {value:g}" if isinstance(value, float)
-                                                                  else f"pyflash_{name} {value}")
+                by_name.setdefault(name.split("{")[0], []).append(f"pyflash_{name} {value:.15g}")
             lines: list[str] = []
             for name in sorted(by_name):
                 lines += [f"# TYPE pyflash_{name} counter", *sorted(by_name[name])]

@@ -63,7 +63,7 @@ def measured(slot: Slot, prompt: Sequence[int], salt: bytes, reuse: bool = True)
 def cost(choice: Choice, hints: Sequence[str], now: float) -> float:
     """Tokens to evaluate, and what the loss is worth: the less the longer nobody asked for it."""
     age = max(0.0, now - choice.slot.last_used)
-    worth = 0.5 ** (age / _HALF_LIFE)
+    worth = float(0.5 ** (age / _HALF_LIFE))
     if set(hints) & set(choice.slot.hints):
         worth *= _SAME_SESSION
     return len(choice.tokens) - choice.n_kept + worth * choice.n_lost
