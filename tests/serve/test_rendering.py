@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 from conversations import Conversation, Turn, conversations
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pyflash.serve import chat_completions, messages
-from pyflash.serve.errors import RequestError
+from pyflash.serve import chat_completions, messages, responses
 from pyflash.serve.rendering import render
 from pyflash.serve.request import Request
 
@@ -96,6 +94,30 @@ def messages_body(conversation: Conversation) -> dict[str, Any]:
     return body
 
 
+def responses_body(conversation: Conversation) -> dict[str, Any]:
+    out: list[dict[str, Any]] = []
+    for turn in conversation.turns:
+        if turn.question is not None:
+            out.append({"role": "user", "content": [{"type": "input_text", "text": turn.question}]})
+        if turn.reasoning is not None:
+            out.append({"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "e",
+                        "content": [{"type": "reasoning_text", "text": turn.reasoning}]})  # fmt: skip
+        out.append({"type": "message", "role": "assistant", "id": "msg_1",
+                    "content": [{"type": "output_text", "text": turn.content, "annotations": []}]})  # fmt: skip
+        out += [{"type": "function_call", "call_id": call.call_id, "name": call.name,
+                 "arguments": json.dumps(call.arguments)} for call in turn.calls]  # fmt: skip
+        out += [{"type": "function_call_output", "call_id": turn.calls[i].call_id, "output": turn.calls[i].result}
+                for i in turn.order]  # fmt: skip
+    if conversation.last is not None:
+        out.append({"role": "user", "content": conversation.last})
+    body: dict[str, Any] = {"model": MODEL, "input": out, "reasoning": {"effort": conversation.effort or "none"}}
+    if conversation.system is not None:
+        body["instructions"] = conversation.system
+    if conversation.tools:
+        body["tools"] = [{"type": "function", **without_none(each)} for each in conversation.tools]
+    return body
+
+
 @settings(max_examples=150, deadline=None)
 @given(conversations())
 def test_chat_completions(conversation: Conversation) -> None:
@@ -108,3 +130,10 @@ def test_chat_completions(conversation: Conversation) -> None:
 def test_messages(conversation: Conversation) -> None:
     body = messages_body(conversation)
     assert ours(messages.read, body) == theirs(recipe.MessagesRequest, body)
+
+
+@settings(max_examples=150, deadline=None)
+@given(conversations())
+def test_responses(conversation: Conversation) -> None:
+    body = responses_body(conversation)
+    assert ours(responses.read, body) == theirs(recipe.ResponsesRequest, body)
