@@ -12,7 +12,6 @@ from pyflash.serve.errors import RequestError
 from pyflash.serve.events import (
     Content,
     Event,
-    Failed,
     Finished,
     Progress,
     Reasoning,
@@ -271,9 +270,10 @@ class Stream:
 
     def _start(self, event: Started) -> bytes:
         self._signature, self._reasons = event.signature, event.reasons
-        message = {"id": self._id, "type": "message", "role": "assistant", "model": self._request.model, "content": [],
-                   "stop_reason": None, "stop_sequence": None,
-                   "usage": _usage(event.n_prompt, event.n_cached, 0)}  # fmt: skip
+        message: dict[str, Any] = {
+            "id": self._id, "type": "message", "role": "assistant", "model": self._request.model, "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": _usage(event.n_prompt, event.n_cached, 0),
+        }  # fmt: skip
         return _event("message_start", {"message": message})
 
     def _wait(self, event: Progress) -> bytes:

@@ -11,6 +11,7 @@ from pyflash.serve.request import Tool
 
 MAX_TOOLS = 512
 MAX_MESSAGES = 100_000
+MAX_TOKENS = 2**21  # of a prompt of token ids; twice the longest context
 MAX_LOGPROBS = 20
 _MAX_STOPS, _MAX_STOP_BYTES = 16, 256
 _MAX_SCHEMA_BYTES = 256 * 1024

@@ -199,3 +199,17 @@ def _answered(request: Request, turns: list[Turn], think: str, forced: bool) -> 
         segments += mark[:3]
     turns.append(Turn("opening", segments, n, n))
     return Prompt(turns, think, "reasoning" if thinking else "content", begun=begun)
+
+
+_FIM_BEGIN, _FIM_HOLE, _FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
+
+
+def render_completion(request: Request) -> list[Segment] | list[int]:
+    """The prompt of a completion, as pieces or, where the client sent those, as token ids. A text stands behind BOS; with a
+    suffix, it is what stands before the middle that the model fills."""
+    prompt = request.prompt
+    if not isinstance(prompt, str):
+        return list(prompt or [])
+    if request.suffix is None:
+        return [(BOS, True), (prompt, False)]
+    return [(BOS, True), (_FIM_BEGIN, True), (prompt, False), (_FIM_HOLE, True), (request.suffix, False), (_FIM_END, True)]
