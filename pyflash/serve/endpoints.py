@@ -138,7 +138,7 @@ class Endpoints:
         if api.module is ollama and ollama.is_load(body):
             await send_json(send, 200, ollama.load_body(body, int(time.time()), chat=api is OLLAMA_CHAT))
             return
-        request = _with_hints(api.read(body), scope)
+        request = self._completed(api.read(body), scope)
         job = await asyncio.to_thread(self._engine.prepare, request, scope["state"]["salt"])
         created, response_id = int(time.time()), f"{api.prefix}{secrets.token_hex(16)}"
         async with Exchange(self._engine, job, receive, send, self._keepalive) as exchange:
@@ -146,6 +146,11 @@ class Endpoints:
                 await exchange.stream(api.module.Stream(request, response_id, created))
             else:
                 await exchange.whole(api.module.full, api.module.error_body, response_id, created)
+
+    def _completed(self, request: Request, scope: Scope) -> Request:
+        """The request with what its headers call the session, and the model's name where it has none."""
+        found = (value.decode("latin-1")[:512] for key, value in scope["headers"] if key in _HINT_HEADERS)
+        return replace(request, model=request.model or self._name, hints=(*request.hints, *found))
 
     # -- answers that are not --
 
@@ -156,11 +161,9 @@ class Endpoints:
         await send_json(send, 200, messages.count_body(n))
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._engine.state in ("ready", "idle") and not self._engine.is_draining:
-            await send_json(send, 200, {"status": "ok"})
-            return
-        self._engine.check()
-        raise AssertionError("neither ready nor refused")
+        if not self._engine.is_healthy:
+            self._engine.use()
+        await send_json(send, 200, {"status": "ok"})
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         waiting, running = self._engine.waiting_and_running()
@@ -240,12 +243,6 @@ class Endpoints:
     async def _apply_template(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = chat_completions.read({"model": "", **await read_json(receive, self._max_body)})
         await send_json(send, 200, {"prompt": await asyncio.to_thread(self._engine.use().prompts.text, request)})
-
-
-def _with_hints(request: Request, scope: Scope) -> Request:
-    """The request with what its headers call the session."""
-    found = (value.decode("latin-1")[:512] for key, value in scope["headers"] if key in _HINT_HEADERS)
-    return replace(request, hints=(*request.hints, *found))
 
 
 def _without_body(send: Send) -> Send:

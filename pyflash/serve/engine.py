@@ -113,8 +113,9 @@ class Engine:
         self._thread.start()
 
     @property
-    def loaded(self) -> Loaded | None:
-        return self._loaded
+    def is_healthy(self) -> bool:
+        """Whether requests are answered."""
+        return self.state in ("ready", "idle") and not self.is_draining
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Waits until the model is open, or cannot be opened; whether it is open."""
@@ -123,7 +124,7 @@ class Engine:
 
     def prepare(self, request: Request, salt: bytes = b"") -> Job:
         """A request made ready to be submitted: rendered and tokenised. Takes a while for long ones. RequestError."""
-        loaded = self._use()
+        loaded = self.use()
         try:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
@@ -138,8 +139,14 @@ class Engine:
         except (ArgumentError, UnsupportedError) as error:
             raise RequestError(str(error)) from None
 
-    def _use(self) -> Loaded:
-        """What is loaded, waking it where it was let go."""
+    def count(self, request: Request, salt: bytes = b"") -> int:
+        """Tokens of a request's prompt. RequestError."""
+        return len(self.use().prompts.make(request, salt).tokens)
+
+    def use(self) -> Loaded:
+        """What is loaded, woken where it was let go. RequestError."""
+        if self.failure is not None:
+            raise RequestError(f"the model cannot be opened: {self.failure}", code="out_of_memory")
         if self.is_draining:
             raise _shutting_down()
         if self.state == "idle":
@@ -147,8 +154,6 @@ class Engine:
             self._is_ready.wait(60)
         loaded = self._loaded
         if loaded is None:
-            if self.failure is not None:
-                raise RequestError(f"the model cannot be opened: {self.failure}", code="out_of_memory")
             raise _loading()
         return loaded
 

@@ -12,7 +12,7 @@ from pyflash.serve import json_body
 from pyflash.serve.engine import Engine
 from pyflash.serve.errors import RequestError
 from pyflash.serve.events import Event, Failed, Finished, Progress, Started
-from pyflash.serve.guard import Receive, Scope, Send, too_large
+from pyflash.serve.guard import Receive, Send, too_large
 from pyflash.serve.job import Job
 
 _LARGE_BODY = 256 << 10  # is parsed on a thread of its own

@@ -47,6 +47,10 @@ class Prompts:
         """The prompt of a request. salt: of whose key it is; only turns of the same are replayed. RequestError."""
         return self._conversation(request, salt) if request.is_conversation else self._completion(request)
 
+    def text(self, request: Request) -> str:
+        """The prompt of a conversation as text, rendered from the messages alone."""
+        return rendering.render(request, self._release, self._default_think).text
+
     def _special(self, text: str) -> int:
         token = self._tokenizer.token_id(text)
         if token is None:
