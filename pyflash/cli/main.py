@@ -28,6 +28,7 @@ from pyflash.cli.commands.list import list_models
 from pyflash.cli.commands.pull import pull
 from pyflash.cli.commands.quantize import quantize
 from pyflash.cli.commands.run import run
+from pyflash.cli.commands.serve import serve
 from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
 from pyflash.cli.streams import leave_output, prepare_streams, say
 from pyflash.native.faults import catch_file_errors
@@ -99,6 +100,7 @@ def _let_be_verbose(command: click.Command) -> None:
                      help=f"Show where an error that nobody foresaw comes from; {_VERBOSE}=1 does, too.")(command)
 
 
-for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run):
+for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run,
+                 serve):
     _let_be_verbose(_command)
     cli.add_command(_command)

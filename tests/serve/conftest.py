@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from serving import pace as pace
