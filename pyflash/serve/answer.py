@@ -104,6 +104,7 @@ class Answer:
         self.next_token: int | None = None
         self.end: out.FinishReason | None = None
         self.n_reasoning = 0
+        self.is_hurried = False  # set from any thread: the reasoning ends with the next token
         self.problems: list[str] = []
 
     @property
@@ -167,7 +168,7 @@ class Answer:
         if self._reader.kind != "reasoning" or self._think_end is None:
             return None
         most = self._limits.most_reasoning
-        if not ((most is not None and self.n_reasoning >= most) or self._repeats()):
+        if not (self.is_hurried or (most is not None and self.n_reasoning >= most) or self._repeats()):
             return None
         bits = np.zeros((self._info.n_vocab + 31) // 32, dtype=np.uint32)
         bits[self._think_end // 32] = 1 << self._think_end % 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -13,12 +14,14 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
+from pyflash import demo
 from pyflash.native.library import __version__
-from pyflash.serve import chat_completions, completions, messages, ollama, page, responses
+from pyflash.serve import chat_completions, completions, messages, ollama, page_jobs, responses
 from pyflash.serve.engine import Engine
 from pyflash.serve.errors import RequestError
 from pyflash.serve.exchange import Exchange, Gone, read_json, send_bytes, send_error, send_json
 from pyflash.serve.guard import Receive, Scope, Send, header
+from pyflash.serve.page import SECURITY_POLICY, page_files
 from pyflash.serve.request import Request
 
 _log = logging.getLogger("pyflash.serve")
@@ -53,6 +56,7 @@ _GENERATING = {
 }  # fmt: skip
 _COUNTING = ("/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens")
 _LISTING = ("/v1/models", "/models", "/anthropic/v1/models")
+_PAGE_JOBS = "/page/jobs/"
 _HINT_HEADERS = (b"session-id", b"x-session-id", b"x-session-affinity", b"thread-id")
 
 
@@ -80,8 +84,9 @@ class Endpoints:
         self._name = model_name
         self._max_body, self._keepalive = max_body, keepalive
         self._created = int(time.time())
+        self._page_jobs = page_jobs.PageJobs(engine, keepalive)
         get: dict[str, Handler] = {
-            "/": self._page, "/health": self._health, "/v1/health": self._health, "/metrics": self._metrics,
+            "/": self._page, "/page/info": self._page_info, "/health": self._health, "/v1/health": self._health, "/metrics": self._metrics,
             "/slots": self._slots, "/props": self._props, "/api/version": self._ollama(lambda _: ollama.version_body()),
             "/api/tags": self._ollama(ollama.tags_body),
             "/api/ps": self._ollama(lambda facts: ollama.ps_body(facts, int(time.time()) + 3600)),
@@ -126,6 +131,10 @@ class Endpoints:
             return known
         if method in ("GET", "HEAD") and path.rpartition("/")[0] in _LISTING:
             return self._model
+        if method in ("GET", "HEAD") and path[1:] in page_files():
+            return self._page_file
+        if path.startswith(_PAGE_JOBS):
+            return self._page_job
         if any(path in each for each in self._handlers.values()):
             raise RequestError(f"{path} is not for {method[:20]}: see docs/serve.md", code="method_not_allowed")
         raise RequestError(f"there is no {path[:100]} here: the APIs are under /v1 and /api", code="not_found")
@@ -141,6 +150,12 @@ class Endpoints:
         request = self._completed(api.read(body), scope)
         job = await asyncio.to_thread(self._engine.prepare, request, scope["state"]["salt"])
         created, response_id = int(time.time()), f"{api.prefix}{secrets.token_hex(16)}"
+        page_name = header(scope, page_jobs.HEADER)
+        if page_name is not None and request.stream:
+            writer = api.module.Stream(request, response_id, created)
+            started = await self._page_jobs.start(page_name, job, writer, scope["state"]["salt"])
+            await self._listen(started, receive, send)
+            return
         async with Exchange(self._engine, job, receive, send, self._keepalive) as exchange:
             if request.stream:
                 await exchange.stream(api.module.Stream(request, response_id, created))
@@ -181,11 +196,79 @@ class Endpoints:
             "model_path": self._name, "total_slots": len(loaded.slots), "build_info": f"pyflash {__version__}",
             "default_generation_settings": {"n_ctx": loaded.n_ctx}})
 
+    # -- the page --
+
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD" or "html" not in (header(scope, b"accept") or ""):
             await send_bytes(send, 200, b"text/plain; charset=utf-8", b"Ollama is running")  # what Ollama's clients look for
             return
-        await send_bytes(send, 200, b"text/html; charset=utf-8", page.page(self._name).encode(), list(page.HEADERS))
+        scope["path"] = "/index.html"
+        await self._page_file(scope, receive, send)
+
+    async def _page_file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        file = page_files()[scope["path"][1:]]
+        etag = file.etag.encode()
+        keep = b"public, max-age=31536000, immutable" if file.immutable else b"no-cache"
+        headers = [(b"etag", etag), (b"cache-control", keep), (b"vary", b"accept-encoding"),
+                   (b"content-security-policy", SECURITY_POLICY.encode()), (b"cross-origin-resource-policy", b"same-origin"),
+                   (b"cross-origin-opener-policy", b"same-origin")]
+        if header(scope, b"if-none-match") == file.etag:
+            await send({"type": "http.response.start", "status": 304, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        content = file.content
+        if "gzip" in (header(scope, b"accept-encoding") or ""):
+            content = file.compressed
+            headers.append((b"content-encoding", b"gzip"))
+        await send_bytes(send, 200, file.content_type.encode(), content, headers)
+
+    async def _page_info(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the page shows of the model; also while that is being loaded."""
+        body: dict[str, Any] = {"name": self._name, "version": __version__, "state": "loading", "context": 0, "release": "",
+                                "demo": False}  # fmt: skip
+        with contextlib.suppress(RequestError):
+            loaded = await asyncio.to_thread(self._engine.use)
+            body |= {"state": "ready", "context": loaded.n_ctx, "release": loaded.model.release,
+                     "demo": loaded.model.info.name == demo.NAME}  # fmt: skip
+        await send_json(send, 200, body)
+
+    async def _page_job(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An answer from its beginning; POST .../stop ends it, .../answer ends its thinking."""
+        name, _, what = scope["path"].removeprefix(_PAGE_JOBS).partition("/")
+        found = self._page_jobs.find(name, scope["state"]["salt"])
+        if scope["method"] == "GET" and not what:
+            await self._listen(found, receive, send)
+            return
+        if scope["method"] != "POST" or what not in ("stop", "answer"):
+            raise RequestError("a page's answer can be listened to, stopped, or told to answer", code="method_not_allowed")
+        await read_json(receive, self._max_body)
+        if what == "stop":
+            found.stop()
+        elif found.job.answer is not None:
+            found.job.answer.is_hurried = True
+        await send_json(send, 200, {})
+
+    async def _listen(self, job: page_jobs.PageJob, receive: Receive, send: Send) -> None:
+        """Sends an answer as it grows. A client that goes leaves it running."""
+        await send({"type": "http.response.start", "status": 200, "headers": [
+            (b"content-type", job.content_type.encode()), (b"cache-control", b"no-store")]})
+
+        async def pass_on() -> None:
+            async for data in job.listen():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def wait_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        tasks = {asyncio.ensure_future(pass_on()), asyncio.ensure_future(wait_gone())}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _facts(self) -> ollama.ModelFacts:
         loaded = self._engine.use()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyflash.serve.errors import RequestError
+from pyflash.serve.page import page_files
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -160,7 +161,8 @@ class Guard:
 
     def _check_key(self, scope: Scope) -> bytes:
         """What separates the caches of several keys."""
-        if not self._digests or (scope["path"] in _PUBLIC and scope["method"] in ("GET", "HEAD")):
+        is_public = scope["path"] in _PUBLIC or scope["path"][1:] in page_files()
+        if not self._digests or (is_public and scope["method"] in ("GET", "HEAD")):
             return b""
         bearer, key = header(scope, b"authorization"), header(scope, b"x-api-key")
         if bearer is not None and bearer[:7].lower() == "bearer ":

@@ -58,7 +58,9 @@ export async function resume(job: string, listener: Listener, signal: AbortSigna
 
 /** "stop" ends it; "answer" ends its thinking. */
 export async function tell(job: string, what: "stop" | "answer"): Promise<void> {
-  await fetch(`page/jobs/${encodeURIComponent(job)}/${what}`, { method: "POST", headers: headers() });
+  await fetch(`page/jobs/${encodeURIComponent(job)}/${what}`, {
+    method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: "{}",
+  });
 }
 
 async function listen(response: Response, listener: Listener): Promise<void> {

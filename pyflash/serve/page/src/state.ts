@@ -168,11 +168,25 @@ function requestOf(conversation: Conversation, turn: Turn, lengthens: boolean): 
 }
 
 function run(conversation: Conversation, turn: Turn, lengthens: boolean): void {
-  const body = requestOf(conversation, turn, lengthens);
   const begun = { text: turn.text, reasoning: turn.reasoning ?? "" };
   touched();
   keep(conversation);
-  void listen(conversation, turn, begun, (listener, signal) => api.start(turn.job!, body, listener, signal));
+  void listen(conversation, turn, begun, async (listener, signal) => {
+    await ready();
+    await api.start(turn.job!, requestOf(conversation, turn, lengthens), listener, signal);
+  });
+}
+
+/** Waits until the model has been loaded. */
+function ready(): Promise<void> {
+  return new Promise((resolve) => {
+    let off: (() => void) | undefined;
+    off = server.subscribe((found) => {
+      if (found?.state !== "ready") return;
+      resolve();
+      queueMicrotask(() => off?.());
+    });
+  });
 }
 
 /** After a reload: listens again to what the server still works on. */
