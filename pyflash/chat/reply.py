@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -51,11 +51,13 @@ class ChatPiece(Piece):
 
 @dataclass(frozen=True)
 class _Rules:
-    """What an answer must be. check: raises AnswerError for finished content; given: how the content begins."""
+    """What an answer must be. check: raises AnswerError for finished content; given: how the content begins; tools: the
+    schemas of the arguments of those that it may call."""
 
     constraint: Constraint | None = None
     check: Callable[[str], None] | None = None
     given: str = ""
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Reply(Stream[ChatPiece]):
@@ -75,7 +77,7 @@ class Reply(Stream[ChatPiece]):
         self._rules = rules
         self._broken: AnswerError | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parser = encoding.StreamParser(opening.kind == "reasoning")
+        self._parser = encoding.StreamParser(opening.kind == "reasoning", rules.tools)
         self._markers = _markers(session)
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
         self._calls: list[dict[str, Any]] = []
@@ -269,6 +271,15 @@ def _response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any
     return schema
 
 
+def _callable(messages: Sequence[encoding.Message]) -> dict[str, Mapping[str, Any]]:
+    """The tools that any of the messages offers, each with the schema of its arguments."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for tool in (tool for message in messages for tool in message.get("tools", ())):
+        schema = tool["function"].get("parameters")
+        found[str(tool["function"].get("name"))] = schema if isinstance(schema, Mapping) else {}
+    return found
+
+
 def _rules(session: Session, schema: dict[str, Any], has_tools: bool, opening: Opening) -> _Rules:
     """What binds an answer to a schema."""
     marker = session.tokenizer.token_id(encoding.DSML) if has_tools else None
@@ -311,6 +322,7 @@ def reply(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}",
             "open a session with a larger context" if session.capacity < session.model.info.n_ctx_train else "shorten it",
         )
+    rules = replace(rules, tools=_callable(messages))
     how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), opening, rules)
