@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,13 @@ class AnswerReader:
     Special tokens of the format never come out as text. left_out: whether the last token is no part of the message.
     """
 
-    def __init__(self, tokenizer: Tokenizer, opening: Opening, stops: StopStrings, begun: str = "") -> None:
-        """begun: markup of the answer that stands in the prompt already."""
+    def __init__(self, tokenizer: Tokenizer, opening: Opening, stops: StopStrings,
+                 tools: Mapping[str, Mapping[str, Any]] | None = None, begun: str = "") -> None:
+        """tools: see StreamParser. begun: markup of the answer that stands in the prompt already."""
         self._decode_bytes = tokenizer.decode_bytes
         self._stops = stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parser = encoding.StreamParser(opening.kind == "reasoning")
+        self._parser = encoding.StreamParser(opening.kind == "reasoning", tools)
         self._parser.feed(begun)
         self._markers = _markers(tokenizer)
         self.left_out = False
@@ -106,11 +107,13 @@ def _markers(tokenizer: Tokenizer) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class AnswerRules:
-    """What an answer must be. check: raises AnswerError for finished content; given: how the content begins."""
+    """What an answer must be. check: raises AnswerError for finished content; given: how the content begins; tools: the
+    schemas of the arguments of those that it may call."""
 
     constraint: Constraint | None = None
     check: Callable[[str], None] | None = None
     given: str = ""
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class _AfterThinking:

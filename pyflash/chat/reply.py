@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-
 from pyflash import chat as encoding
 from pyflash.chat.answer import AnswerReader, AnswerRules, answer_rules, response_schema
 from pyflash.chat.encoding import Opening, answer_opening
@@ -61,7 +60,7 @@ class Reply(Stream[ChatPiece]):
         self._session = session
         self._rules = rules
         self._broken: AnswerError | None = None
-        self._reader = AnswerReader(session.tokenizer, opening, stops)
+        self._reader = AnswerReader(session.tokenizer, opening, stops, rules.tools)
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
         self._calls: list[dict[str, Any]] = []
         self.n_prompt = len(prompt)
@@ -151,6 +150,15 @@ class Reply(Stream[ChatPiece]):
         return piece
 
 
+def _callable(messages: Sequence[encoding.Message]) -> dict[str, Mapping[str, Any]]:
+    """The tools that any of the messages offers, each with the schema of its arguments."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for tool in (tool for message in messages for tool in message.get("tools", ())):
+        schema = tool["function"].get("parameters")
+        found[str(tool["function"].get("name"))] = schema if isinstance(schema, Mapping) else {}
+    return found
+
+
 def reply(
     session: Session, messages: Sequence[encoding.Message], think: str, tools: Sequence[Mapping[str, Any]] | None, *,
     release: str | None, response_format: Mapping[str, Any] | None, max_tokens: int | None,
@@ -181,6 +189,7 @@ def reply(
             f"the conversation has {len(prompt)} tokens and the context holds {session.capacity}",
             "open a session with a larger context" if session.capacity < session.model.info.n_ctx_train else "shorten it",
         )
+    rules = replace(rules, tools=_callable(messages))
     how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), opening, rules)

@@ -22,6 +22,7 @@ from pyflash.serve import events as out
 from pyflash.serve.prompts import Prompt
 from pyflash.serve.request import Request
 from pyflash.serve.turns import Turn
+from pyflash.serve.writing import EventWriter
 
 _LEAST_RESERVE = 512  # tokens that thinking leaves of max_tokens for the answer
 _LOOP = 512  # tokens: reasoning that is three times the same is ended
@@ -96,25 +97,28 @@ class Answer:
         self._stops = StopStrings(request.stop)
         self._prompt, self._opening = prompt, prompt.opening
         self._reader: Reader = (PlainReader(tokenizer, self._stops) if prompt.opening is None
-                                else AnswerReader(tokenizer, prompt.opening, self._stops, prompt.begun))
+                                else AnswerReader(tokenizer, prompt.opening, self._stops,
+                                                  {name: tool.schema for name, tool in request.tools.items()}, prompt.begun))
+        self._writer = EventWriter(lambda index: f"call_{secrets.token_hex(12)}")
+        self._waiting: tuple[out.TokenChance, ...] = ()  # chances of tokens that no text has come of yet
         self._think_end = tokenizer.token_id(encoding.THINK_END)
         self._tokens: list[int] = []
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": []}
-        self._calls: list[tuple[str, str, str]] = []  # id, name, arguments
+        self._calls: list[tuple[str, str, str]] = []  # complete ones: id, name, arguments
+        self._begun = ("", "")
         self.next_token: int | None = None
         self.end: out.FinishReason | None = None
         self.n_reasoning = 0
         self.is_hurried = False  # set from any thread: the reasoning ends with the next token
-        self.problems: list[str] = []
 
     @property
     def n_generated(self) -> int:
         return len(self._tokens)
 
     @property
-    def stop(self) -> str | None:
-        """The stop string that ended it."""
-        return self._stops.found
+    def problems(self) -> list[str]:
+        """What was wrong with its form."""
+        return self._writer.problems
 
     @property
     def call_ids(self) -> list[str]:
@@ -137,24 +141,24 @@ class Answer:
         self.n_reasoning += self._reader.kind == "reasoning"
         ended = token == self._info.eos_token
         cut = len(self._tokens) >= self._limits.most
-        events, stopped = self._reader.read(token, ended or cut)
-        chances = self._chances(token, logprob, logits)
-        shown = [each for event in events for each in self._shown(event, chances)]
-        if ended or cut or stopped:
-            self._finish(ended or stopped)
+        pieces, stopped = self._reader.read(token, ended or cut)
+        shown = self._shown(pieces, self._chances(token, logprob, logits))
+        if ended or stopped:
+            self.end = "stop"
+        elif cut:
+            asked = self._limits.max_tokens
+            self.end = "length" if asked is not None and asked <= self._limits.room else "context_full"
         elif self._calls and not self._request.parallel_tool_calls:
             self.end = "tool_calls"
         self.next_token = None if self.end else token
-        if self.end == "stop" and ended:
+        if ended:
             self._check()
         return shown
 
-    def _finish(self, by_itself: bool) -> None:
-        if by_itself:
-            self.end = "tool_calls" if self._calls else "stop"
-        else:
-            asked = self._limits.max_tokens
-            self.end = "length" if asked is not None and asked <= self._limits.room else "context_full"
+    def finish(self, usage: out.Usage) -> list[out.Event]:
+        """The last events."""
+        assert self.end is not None
+        return self._writer.finish(self.end, usage, self._stops.found)
 
     def _check(self) -> None:
         if self._rules.check is not None and not self._calls:
@@ -188,22 +192,19 @@ class Answer:
                     for each, chance in top_logprobs(logits, self._request.logprobs)) if self._request.logprobs else ()
         return (out.TokenChance(data.decode("utf-8", "replace"), data, logprob, top),)
 
-    def _shown(self, event: encoding.Event, chances: tuple[out.TokenChance, ...]) -> list[out.Event]:
-        if event.problem:
-            self.problems.append(event.problem)
-        if event.kind != "tool_call":
-            self._texts[event.kind].append(event.text)
-            if not event.text and not chances:
-                return []
-            kind = out.Reasoning if event.kind == "reasoning" else out.Content
-            return [kind(event.text, chances)]
-        if event.call is None:
-            return []  # held back: it may still turn out to be none
-        called = event.call["function"]
-        name, arguments, index = called["name"], called["arguments"], len(self._calls)
-        self._calls.append((f"call_{secrets.token_hex(12)}", name, arguments))
-        return [out.ToolCallBegin(index, self._calls[-1][0], name), out.ToolCallArguments(index, arguments),
-                out.ToolCallEnd(index, arguments)]
+    def _shown(self, pieces: list[encoding.Event], chances: tuple[out.TokenChance, ...]) -> list[out.Event]:
+        """The events of pieces, and taking note of what they say."""
+        self._waiting += chances
+        events = self._writer.feed(pieces, self._waiting)
+        for event in events:
+            if isinstance(event, (out.Reasoning, out.Content)):
+                self._texts["reasoning" if isinstance(event, out.Reasoning) else "content"].append(event.text)
+                self._waiting = () if event.tokens else self._waiting
+            elif isinstance(event, out.ToolCallBegin):
+                self._begun = (event.call_id, event.name)
+            elif isinstance(event, out.ToolCallEnd):
+                self._calls.append((*self._begun, event.arguments))
+        return events
 
     @property
     def turn(self) -> Turn | None:

@@ -439,7 +439,8 @@ class Engine:
         turn = answer.turn
         if turn is not None:
             self.turns.add(job.salt, job.turn_id, turn, answer.call_ids, job.prompt.chain)
-        job.tell(events.Finished(answer.end, job.usage, answer.stop))
+        for event in answer.finish(job.usage):
+            job.tell(event)
         self._end(job, answer.end)
 
     def _fail(self, job: Job, error: RequestError) -> None:

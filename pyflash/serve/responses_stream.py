@@ -88,7 +88,7 @@ class _Item:
         self.value = value
         self.pieces: list[str] = []
         self.tokens: list[TokenChance] = []
-        self.name = ""
+        self.is_whole = not self.kind.endswith("_call")  # calls are once their arguments are
         self.free = _FreeText()
 
     @property
@@ -134,6 +134,7 @@ class Writer:
         if isinstance(event, ToolCallEnd):
             if self._item is not None:
                 self._item.pieces = [event.arguments]
+                self._item.is_whole = True
             return self._close()
         if isinstance(event, Finished):
             return self._end(event)
@@ -227,7 +228,7 @@ class Writer:
         ends = {"reasoning": self._end_reasoning, "message": self._end_message, "function_call": self._end_call,
                 "custom_tool_call": self._end_custom}  # fmt: skip
         out = ends[item.kind](item)
-        item.value["status"] = status
+        item.value["status"] = status if item.is_whole else "incomplete"
         self._output.append(item.value)
         self._item = None
         return [*out, ("response.output_item.done", {"output_index": item.index, "item": item.value})]

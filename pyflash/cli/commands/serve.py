@@ -21,8 +21,10 @@ from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import say
 from pyflash.cli.text import read_text
 from pyflash.engine.options import RELEASES
+from pyflash.serve.client_configs import CLIENTS, Server
 
 _LONGEST_DRAIN = 3600
+_DEFAULT_CONTEXT = 65536
 
 
 @click.command()
@@ -54,6 +56,8 @@ _LONGEST_DRAIN = 3600
         "request; the next one opens it again.")
 @option("--drain", type=click.IntRange(1, _LONGEST_DRAIN), default=30, show_default=True, metavar="SECONDS",
         help="Answer what is under way for so long after Ctrl-C or SIGTERM.")
+@option("--print-config", type=click.Choice(list(CLIENTS)), help="Print what this program must be told to use the server, "
+        "with --port and the others as they are here, and serve nothing.")
 @option("--alias", help="The model's name for clients.  [default: the file's]")
 @option("--release", type=click.Choice(list(RELEASES)), help="The model's release, whose rules its chats follow. "
         "[default: what the file tells, else preview]")
@@ -64,6 +68,10 @@ def serve(model: str | None, **options: Any) -> None:
     MODEL is a GGUF file or a name as for `pyflash run`; without one it is the demo model. docs/serve.md tells what clients
     need.
     """
+    name = options["alias"] or (Path(model).stem if model else "pyflash-demo")
+    if options["print_config"]:
+        _print_config(options, name)
+        return
     log_to_stderr(options["verbose"])
     keys = _keys(options["api_key_file"])
     place = _place(options, bool(keys))
@@ -71,7 +79,6 @@ def serve(model: str | None, **options: Any) -> None:
     from pyflash.serve import app
     from pyflash.serve.server import run
 
-    name = options["alias"] or (Path(model).stem if model else "pyflash-demo")
     application = app(
         _opener(model, options), name=name, context=options["context"], cache_type=options["cache_type"],
         parallel=options["parallel"], think=options["think"], queue_limit=options["queue"], keys=keys,
@@ -88,6 +95,17 @@ def serve(model: str | None, **options: Any) -> None:
 
     with leaving_on_signals():
         run(application, place, ready, options["drain"])
+
+
+def _print_config(options: dict[str, Any], name: str) -> None:
+    client = CLIENTS[options["print_config"]]
+    scheme = "https" if options["tls_cert"] else "http"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options["host"], options["host"])
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options['port']}"
+    has_key = options["api_key_file"] or os.environ.get("PYFLASH_API_KEY")
+    say(f"pyflash: for {client.file}" + ("; put your key in the place of YOUR-KEY" if has_key else ""))
+    click.echo(client.render(Server(address, name, options["context"] or _DEFAULT_CONTEXT, "YOUR-KEY" if has_key else "none")),
+               nl=False)
 
 
 def _opener(model: str | None, options: dict[str, Any]) -> Callable[[], pyflash.Model]:
