@@ -61,6 +61,7 @@ def test_info_needs_the_key_and_tells_the_model(server: Application) -> None:
 
 def question(**more: Any) -> dict[str, Any]:
     return {"model": "test", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "temperature": 0,
+            "stream_options": {"include_usage": True},
             "thinking": {"type": "disabled"}, **more}
 
 
