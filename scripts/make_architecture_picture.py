@@ -13,6 +13,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "architecture.svg"
 # Bands of parts, top to bottom, each part with a few words; of one band none uses another. None: the border.
 BANDS: list[list[tuple[str, str]] | None] = [
     [("pyflash/cli", "commands, the terminal, the chat there")],
+    [("pyflash/serve", "protocols, HTTP, the engine that shares a model")],
     [("pyflash/bench", "speed"), ("pyflash/eval", "quality"), ("pyflash/demo", "the bundled model")],
     [("pyflash/chat", "texts of chats, replies, conversations"), ("pyflash/machine", "processor, memory plan")],
     [("pyflash/engine", "model, session, generation, sampling, tokenizer, grammar, worker")],

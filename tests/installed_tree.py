@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pyflash", "quantize", "gguf_export")
 ALLOW = "PYFLASH_TEST_INSTALLED"  # set: the tests run what is installed, whatever it is
 BUILT = ("lib", "bin", "include")  # folders that the build adds to pyflash/
+PAGE, PAGE_BUILT = "serve/page/", "serve/page/built/"  # what makes the page stays in the tree
 
 
 def _files(package: Path) -> dict[str, Path]:
     """The files of a package by their names, without what is made of them."""
     found = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.is_file()}
     made = ("native/_pyflash_cffi.py", "native/build.json")
+    found = {name: path for name, path in found.items()
+             if not name.startswith(PAGE) or name.startswith(PAGE_BUILT) or name == f"{PAGE}__init__.py"}  # fmt: skip
     return {name: path for name, path in found.items()
             if "__pycache__" not in name and name not in made and name.split("/")[0] not in BUILT}  # fmt: skip
 

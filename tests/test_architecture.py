@@ -170,7 +170,8 @@ class Imports(ast.NodeVisitor):
 
 
 def python_files() -> list[Path]:
-    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+    return [path for path in found if "node_modules" not in path.parts]
 
 
 def test_python_imports_go_downwards() -> None:

@@ -447,6 +447,10 @@ PF_API pf_status pf_session_align_answers(const pf_session *session, const int64
 PF_API pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
                                   pf_error *err);
 
+/* What pf_session_reuse() would keep just now, with nothing changed: for choosing one of several sessions. */
+PF_API pf_status pf_session_reusable(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
+                                     pf_error *err);
+
 /* Bytes of the caller's own that travel with the session through save and load, a conversation for instance. They are
  * copied; at most 256 MiB. pf_session_note: valid until the next call that sets or loads; NULL when there are none. */
 PF_API pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err);

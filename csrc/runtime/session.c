@@ -295,22 +295,28 @@ pf_status pf_session_align_answers(const pf_session *session, const int64_t *sil
     return pf_align_tokens(session->model->tokenizer, &known, tokens, n_tokens, out, n_out, err);
 }
 
-pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
-                           pf_error *err) {
-    pf_cache *cache = &session->cache;
+pf_status pf_session_reusable(const pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
+                              pf_error *err) {
+    const pf_cache *cache = &session->cache;
     if (tokens == NULL || n_tokens < 1 || n_kept == NULL) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_reuse: at least one token and n_kept are needed");
     }
     const int64_t most = pf_min_i64(cache->position, n_tokens - 1);
     int64_t common = 0;
     while (common < most && session->tokens[common] == tokens[common]) ++common;
-    const int64_t kept = pf_cache_nearest(cache, common);
+    *n_kept = pf_cache_nearest(cache, common);
+    return PF_OK;
+}
+
+pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n_tokens, int64_t *n_kept,
+                           pf_error *err) {
+    pf_cache *cache = &session->cache;
+    PF_TRY(pf_session_reusable(session, tokens, n_tokens, n_kept, err));
+    const int64_t kept = *n_kept;
     PF_TRY(pf_session_enter(session, err));
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
     note_dropped(session);
-    PF_TRY(pf_session_leave(session, PF_OK, err));
-    *n_kept = kept;
-    return PF_OK;
+    return pf_session_leave(session, PF_OK, err);
 }
 
 pf_status pf_session_set_note(pf_session *session, const void *data, size_t len, pf_error *err) {

@@ -83,17 +83,21 @@ def _arguments(called: Mapping[str, Any]) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {"arguments": given}
 
 
-def calls_block(calls: Sequence[Mapping[str, Any]]) -> list[Segment]:
-    """Tool calls, each {"function": {"name": str, "arguments": JSON str}}, with the blank line before them."""
+def calls_block(calls: Sequence[Mapping[str, Any]], *, blank_without: bool = True) -> list[Segment]:
+    """Tool calls, each {"function": {"name": str, "arguments": JSON str}}, with the blank line before them.
+
+    blank_without: whether a call without arguments has an empty line in their place.
+    """
     mark: Segment = (DSML, True)
     out: list[Segment] = [("\n\n<", False), mark, ("tool_calls>\n", False)]
     for n, call in enumerate(calls):
         called = call["function"]
         out += [("\n<" if n else "<", False), mark, (f'invoke name="{called["name"]}">\n', False)]
-        for i, (key, value) in enumerate(_arguments(called).items()):
+        given = _arguments(called)
+        for i, (key, value) in enumerate(given.items()):
             is_string = isinstance(value, str)
             header = f'parameter name="{key}" string="{"true" if is_string else "false"}">'
             out += [("\n<" if i else "<", False), mark, (header + (value if is_string else to_json(value)), False)]
             out += [("</", False), mark, ("parameter>", False)]
-        out += [("\n</", False), mark, ("invoke>", False)]
+        out += [("\n</" if given or blank_without else "</", False), mark, ("invoke>", False)]
     return [*out, ("\n</", False), mark, ("tool_calls>", False)]

@@ -29,6 +29,7 @@ from pyflash.cli.commands.list import list_models
 from pyflash.cli.commands.pull import pull
 from pyflash.cli.commands.quantize import quantize
 from pyflash.cli.commands.run import run
+from pyflash.cli.commands.serve import serve
 from pyflash.cli.signals import EXIT_INTERRUPTED, raising_on_interrupt
 from pyflash.cli.streams import leave_output, prepare_streams, say
 from pyflash.native.faults import catch_file_errors
@@ -101,6 +102,7 @@ def _let_be_verbose(command: click.Command) -> None:
 
 
 evaluate.add_command(sensitivity)
-for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run):
+for _command in (bench, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize, run,
+                 serve):
     _let_be_verbose(_command)
     cli.add_command(_command)

@@ -164,7 +164,8 @@ def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, in
     if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
         return model, options["expert_budget"] or 0
     try:
-        budget = memory_plan.expert_budget(model, options.get("context"), options["cache_type"])
+        budget = memory_plan.expert_budget(model, options.get("context"), options["cache_type"],
+                                           options.get("parallel") or 1)
     except BaseException:
         model.close()
         raise

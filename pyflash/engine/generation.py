@@ -59,15 +59,17 @@ class StopStrings:
             raise ArgumentError("stop must be a string or a list of strings, none of them empty")
         self._strings = strings
         self._held = ""
+        self.found: str | None = None  # the one that ended the text
 
     def feed(self, text: str, final: bool = False) -> tuple[str, bool]:
         """What of the text so far can be given out now, and whether a stop string ended it. final: no more comes."""
         text = self._held + text
         # The one that is complete first, so that the result does not depend on how the text is cut into pieces.
-        ends = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
+        ends = [(at + len(string), at, string) for string in self._strings if (at := text.find(string)) >= 0]
         if ends:
             self._held = ""
-            return text[: min(ends)[1]], True
+            _, at, self.found = min(ends)
+            return text[:at], True
         kept = 0 if final else self._n_held(text)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept], False

@@ -372,6 +372,17 @@ class Session:
             self._call(lib.pf_session_reuse, handle, ints(ids), len(ids), n_kept)
         return int(n_kept[0])
 
+    def reusable(self, tokens: Tokens) -> int:
+        """What reuse() would return just now, with nothing changed: for choosing one of several sessions."""
+        ids = token_array(tokens)
+        if len(ids) == 0:
+            return 0
+        n_kept, error = ffi.new("int64_t *"), ffi.new("pf_error *")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_reusable(handle, ints(ids), len(ids), n_kept, error), error)
+        return int(n_kept[0])
+
     @property
     def note(self) -> bytes:
         """Bytes of the caller's own that travel with the session through save() and load(), b"" at first."""

@@ -78,10 +78,13 @@ def _expert_budget(needed_bytes: int, expert_bytes: int, usable: int | None) -> 
     return max(1, expert_bytes - needed_bytes + int(usable * (1 - _SPARE)))
 
 
-def expert_budget(model: Model, n_ctx: int | None, cache: str) -> int | None:
-    """What Model.open() should be told for this machine: see Plan. For the process that will run the model."""
+def expert_budget(model: Model, n_ctx: int | None, cache: str, n_sessions: int = 1) -> int | None:
+    """What Model.open() should be told for this machine: see Plan. For the process that will run the model, with so many
+    sessions."""
     with model.session(context=n_ctx, cache=cache) as session:
-        needed = _own_bytes(session) + _host_weights(model)
+        memory = session.memory
+        more = (n_sessions - 1) * (memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes)
+        needed = _own_bytes(session) + more + _host_weights(model)
     return _expert_budget(needed, model.expert_reads.expert_bytes, hardware.memory().usable)
 
 
@@ -183,6 +186,19 @@ def _reference_bytes(model: Model, session: Session) -> int:
             return _own_bytes(other)
     except MemoryLimitError:
         return sys.maxsize
+
+
+def sessions_that_fit(model: Model, session: Session) -> int | None:
+    """How many sessions like this one, which counts, have room in memory with all weights; None where the system does not
+    tell. At least 1."""
+    usable = hardware.memory().usable
+    if usable is None:
+        return None
+    memory = session.memory
+    each = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+    process = hardware.process_memory()
+    left = usable - _host_weights(model) - (process.private if process else 0)
+    return max(1, left // max(1, each))
 
 
 def check_room(model: Model, session: Session) -> tuple[int, int] | None:

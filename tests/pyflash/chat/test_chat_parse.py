@@ -181,21 +181,25 @@ MALFORMED = [
     (f"\n\n<{D}tool_calls>\n{NEXT}{E}", False, "not closed", message("", "", GOOD)),
     (f"\n\n<{D}tool_calls", False, "ended within the tool calls", message()),
     (calls_text(NEXT)[:-1], False, "ended within the tool calls", message("", "", GOOD)),
-    (f'\n\n<{D}tool_calls>\n<{D}invoke name="f">\n', False, "ended within the tool calls", message()),
+    (f'\n\n<{D}tool_calls>\n<{D}invoke name="f">\n', False, "ended within the tool calls",
+     message(f'<{D}invoke name="f">\n')),
     (calls_text(NEXT + ONE[:-4]), False, "ended within the tool calls", message("", "", GOOD)),
-    (calls_text(f"<{D}invoke f>\n\n</{D}invoke>\n", NEXT) + E, False, "instead of its name", message("", "", GOOD)),
+    (calls_text(f"<{D}invoke f>\n\n</{D}invoke>\n", NEXT) + E, False, "instead of its name",
+     message(f"<{D}invoke f>\n\n</{D}invoke>", "", GOOD)),
     (calls_text(f"<{D}invoke f>\n{parameter('a', '1')}</{D}invoke>\n", NEXT) + E, False, "instead of its name",
-     message("", "", GOOD)),
-    (calls_text(invoke("f", parameter("a", "1", "maybe")), NEXT) + E, False, "malformed", message("", "", GOOD)),
+     message(f"<{D}invoke f>\n{parameter('a', '1')}</{D}invoke>", "", GOOD)),
+    (calls_text(invoke("f", parameter("a", "1", "maybe")), NEXT) + E, False, "malformed",
+     message("", "", ("f", '{"a": "1"}'), GOOD)),
     (calls_text(invoke("f", f"<{D}parameter>1</{D}parameter>\n"), NEXT) + E, False, "malformed",
-     message("", "", GOOD)),
+     message(invoke("f", f"<{D}parameter>1</{D}parameter>\n")[:-1], "", GOOD)),
     (calls_text(invoke("f", parameter("a", "1"), parameter("a", "2")), NEXT) + E, False, "twice",
-     message("", "", GOOD)),
+     message(invoke("f", parameter("a", "1"), parameter("a", "2"))[:-1], "", GOOD)),
     (calls_text(invoke("f", f'<{D}parameter name="a" string="true">1/{D}parameter>\n'), NEXT) + E, False,
-     "not closed by", message("", "", GOOD)),
-    (calls_text(invoke("f", parameter("a", "1") + "x"), NEXT) + E, False, "ends with", message("", "", GOOD)),
+     "not closed by", message("", "", ("f", '{"a": "1"}'), GOOD)),
+    (calls_text(invoke("f", parameter("a", "1") + "x"), NEXT) + E, False, "ends with",
+     message(invoke("f", parameter("a", "1") + "x")[:-1], "", GOOD)),
     (calls_text(invoke("f", parameter("a", "1"), "x" + parameter("b", "2")), NEXT) + E, False, "ends with",
-     message("", "", GOOD)),
+     message(invoke("f", parameter("a", "1"), "x" + parameter("b", "2"))[:-1], "", GOOD)),
     # A lost call gives way to the next marker that it can be.
     (calls_text(f"<{D}invoke>\n<{D}parameter", NEXT) + E, False, "instead of its name", message("", "", GOOD)),
     (calls_text(f"<{D}invoke>\n<{D}parameter") + f"x{E}", False, "instead of its name", message("x")),
@@ -218,13 +222,12 @@ def test_malformed(text: str, thinking: bool, problem: str, saved: dict[str, Any
 
 @pytest.mark.parametrize("value", ["", "oops", "1,", '{"x"', "[" * 100_000], ids=["", "word", "comma", "cut", "deep"])
 def test_value_that_is_not_json(value: str) -> None:
-    """The strict parser takes it over as it is; the streaming one does too, and says so."""
+    """The strict parser takes it over as it is; the streaming one makes a string of it, and says so."""
     text = calls_text(invoke("f", parameter("a", value, "false"))) + E
-    expected = message("", "", ("f", f'{{"a": {value}}}'))
-    assert chat.parse(text) == expected
+    assert chat.parse(text) == message("", "", ("f", f'{{"a": {value}}}'))
     got, events, _ = stream([text], False)
-    assert got == expected
-    assert problems(events) == ["the arguments of 'f' are not valid JSON"]
+    assert got == message("", "", ("f", json.dumps({"a": value})))
+    assert problems(events) == ["the parameter 'a' of 'f' is not valid JSON"]
 
 
 # -- generated --
@@ -232,7 +235,8 @@ def test_value_that_is_not_json(value: str) -> None:
 PIECES = ["", "a", "é𝄞", "\n", "\n\n", "<", "</", "｜", '"', "\\", "\x00", "\u2028", "<tool_result>", "\ud800", ">",
           "\n<"]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | FLOATS | TEXTS,
                       lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
                       max_leaves=4)  # fmt: skip
 # A quote in a name or key may end it.
@@ -291,7 +295,7 @@ def test_damaged_answers(answer: Any, thinking: bool, seed: int) -> None:
     except pyflash.FormatError:
         assert wrong or not ended
     else:
-        assert not wrong and ended and got == parsed
+        assert not wrong and ended and (problems(events) or got == parsed)
     for pieces in (list(text), split(text, seed)):
         again, others, ended_again = stream(pieces, thinking)
         assert again == got and ended_again == ended

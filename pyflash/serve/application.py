@@ -1,0 +1,123 @@
+"""pyflash.serve.app(): the server as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pyflash.engine.model import Model
+from pyflash.machine import memory_plan
+from pyflash.machine.places import state_dir
+from pyflash.native.errors import FileError
+from pyflash.native.values import StrPath
+from pyflash.serve.endpoints import Endpoints, refuse
+from pyflash.serve.engine import Engine, EngineOptions
+from pyflash.serve.guard import MAX_BODY, Guard, Policy, Receive, Scope, Send
+from pyflash.serve.turns import TurnStore
+
+_KEY_BYTES = 32
+DRAIN_SECONDS = 30.0
+
+
+class Application:
+    """An ASGI application, made by app(). Its engine starts with the server's lifespan, or else at the first request."""
+
+    def __init__(self, engine: Engine, name: str, policy: Policy, keepalive: float, drain: float = DRAIN_SECONDS) -> None:
+        """Not for callers: use app()."""
+        self.engine = engine
+        self._drain = drain
+        self._started = False
+        self._guarded = Guard(Endpoints(engine, name, policy.max_body, keepalive), policy, refuse)
+
+    def start(self) -> None:
+        """Opens the model, on a thread of its own."""
+        if not self._started:
+            self._started = True
+            self.engine.start()
+
+    async def close(self) -> None:
+        """Answers what has been asked, for a while, and lets go of the model."""
+        await asyncio.to_thread(self.engine.close, self._drain)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        self.start()
+        root = scope.get("root_path") or ""
+        if root and scope.get("path", "").startswith(root):  # mounted in another application
+            scope = {**scope, "path": scope["path"][len(root) :] or "/"}
+        await self._guarded(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self.start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def app(
+    model: StrPath | Callable[[], Model] | None = None, *, name: str | None = None, context: int | None = None,
+    cache_type: str = "auto", parallel: int | None = None, think: str = "high", queue_limit: int = 32,
+    idle_unload: float | None = None, keys: Iterable[str] = (), hosts: Iterable[str] | None = (),
+    origins: Iterable[str] = (), max_body: int = MAX_BODY, keepalive: float = 5.0, **open_options: Any,
+) -> Application:
+    """The server, to be run by any ASGI server or mounted in an application.
+
+    model: a GGUF file, or a function that opens one; None: the demo model. name: what clients see it called, None for the
+    file's. context, cache_type: of each session. parallel: how many conversations have a place in memory and are answered
+    at once; None: two where memory has room for them. think: "off", "low", "high" or "max", for requests that say nothing.
+    queue_limit: requests that may wait. idle_unload: seconds without a request after which the model is let go. keys: one
+    of which requests must bring. hosts: names that the server may be called by, beside this machine's own; None: any.
+    origins: web pages of others that may use it. max_body: bytes of a request. keepalive: seconds of silence in a stream.
+    open_options: of Model.open().
+    """
+    opener: Callable[[], Model]
+    if callable(model):
+        opener, shown = model, name or "pyflash"
+    else:
+        path = os.fspath(model) if model is not None else None
+        opener = lambda: Model.open(path if path is not None else _demo(), **open_options)  # noqa: E731
+        shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
+    options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload)
+    engine = Engine(opener, options, TurnStore(signing_key()), memory_plan.sessions_that_fit)
+    policy = Policy(None if hosts is None else frozenset(hosts), frozenset(origins), tuple(keys), max_body)
+    return Application(engine, shown, policy, keepalive)
+
+
+def _demo() -> Path:
+    from pyflash import demo
+
+    return demo.path()
+
+
+def signing_key() -> bytes:
+    """The key of this user's signatures, made at the first use; a new one each time where there is no home for it."""
+    folder = state_dir()
+    if folder is None:
+        return secrets.token_bytes(_KEY_BYTES)
+    path = folder / "serve.key"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = path.read_bytes()
+            if len(key) != _KEY_BYTES:
+                raise FileError(f"{path} is no key of {_KEY_BYTES} bytes: delete it, and another one is made") from None
+            return key
+        key = secrets.token_bytes(_KEY_BYTES)
+        with os.fdopen(handle, "wb") as file:
+            file.write(key)
+    except OSError:
+        return secrets.token_bytes(_KEY_BYTES)  # signatures then last as long as this process
+    return key

@@ -1,0 +1,64 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pyflash.chat.answer import AnswerRules
+from pyflash.serve.answer import Answer
+from pyflash.serve.events import Event, Usage
+from pyflash.serve.prompts import Prompt
+from pyflash.serve.request import Request
+from pyflash.serve.slots import Slot
+
+
+class Job:
+    """What is asked, who is told, and how far it is. tell: is called with each event, on the engine's thread.
+
+    salt: of the key that it came with; caches and turns of another are not used.
+    """
+
+    def __init__(self, request: Request, prompt: Prompt, rules: AnswerRules, salt: bytes, turn_id: bytes,
+                 signature: str) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.salt = salt
+        self.turn_id = turn_id
+        self.signature = signature
+        self.rules = rules
+        self.tell: Callable[[Event], None] = lambda event: None
+        self.is_cancelled = False
+        self.asked = time.monotonic()
+        # From here on the engine's own.
+        self.tokens: list[int] = prompt.tokens
+        self.slot: Slot | None = None
+        self.answer: Answer | None = None
+        self.n_cached = 0
+        self.began = 0.0  # when it got its slot
+        self.served = 0.0  # when a piece of its prompt was evaluated last
+        self.first_token = 0.0
+        self.last_token = 0.0
+        self.queue_position: int | None = None
+
+    @property
+    def n_done(self) -> int:
+        return self.slot.session.position if self.slot is not None else 0
+
+    @property
+    def n_left(self) -> int:
+        """Tokens of the prompt that are not evaluated."""
+        return len(self.tokens) - self.n_done
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether it has a token to evaluate for the next one."""
+        return self.answer is not None and self.answer.next_token is not None
+
+    @property
+    def usage(self) -> Usage:
+        n_generated = self.answer.n_generated if self.answer else 0
+        read = self.first_token or time.monotonic()
+        return Usage(len(self.tokens), self.n_cached, n_generated, self.answer.n_reasoning if self.answer else 0,
+                     max(0.0, read - self.began) if self.began else 0.0,
+                     max(0.0, self.last_token - self.first_token) if self.first_token else 0.0)

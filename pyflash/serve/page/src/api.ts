@@ -1,0 +1,104 @@
+// The server: Chat Completions with the page's additions (jobs that outlive a reload).
+import type { Info, Stats } from "./types";
+
+export const MISSING = "the server no longer has this answer";
+
+export interface Progress { total: number; cached: number; done: number; queue: number | null }
+
+/** What a streamed answer tells, in its order. */
+export interface Listener {
+  progress(progress: Progress): void;
+  reasoning(text: string): void;
+  content(text: string): void;
+  end(finish: string, stats: Stats | null): void;
+}
+
+export class ServerError extends Error {
+  constructor(message: string, readonly status: number) { super(message); }
+}
+
+let key = sessionStorage.getItem("pyflash.key") ?? "";
+export function setKey(value: string): void {
+  key = value;
+  sessionStorage.setItem("pyflash.key", value);
+}
+
+const headers = (): Record<string, string> => (key ? { Authorization: `Bearer ${key}` } : {});
+
+async function failure(response: Response): Promise<ServerError> {
+  let message = `the server answered ${response.status}`;
+  try {
+    const body = await response.json();
+    message = body?.error?.message ?? message;
+  } catch { /* no JSON */ }
+  return new ServerError(message, response.status);
+}
+
+export async function info(): Promise<Info> {
+  const response = await fetch("page/info", { headers: headers() });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+/** Starts a job and listens to it until its end. */
+export async function start(job: string, body: object, listener: Listener, signal: AbortSignal): Promise<void> {
+  const response = await fetch("v1/chat/completions", {
+    method: "POST", signal, headers: { ...headers(), "Content-Type": "application/json", "X-Pyflash-Job": job },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true }, return_progress: true }),
+  });
+  await listen(response, listener);
+}
+
+/** Listens to a job from its beginning. ServerError MISSING where the server has it no longer. */
+export async function resume(job: string, listener: Listener, signal: AbortSignal): Promise<void> {
+  const response = await fetch(`page/jobs/${encodeURIComponent(job)}`, { signal, headers: headers() });
+  if (response.status === 404) throw new ServerError(MISSING, 404);
+  await listen(response, listener);
+}
+
+/** "stop" ends it; "answer" ends its thinking. */
+export async function tell(job: string, what: "stop" | "answer"): Promise<void> {
+  await fetch(`page/jobs/${encodeURIComponent(job)}/${what}`, {
+    method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: "{}",
+  });
+}
+
+async function listen(response: Response, listener: Listener): Promise<void> {
+  if (!response.ok || !response.body) throw await failure(response);
+  let finish = "", stats: Stats | null = null;
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") break;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ServerError(String(chunk.error.message ?? "the answer broke off"), 0);
+    if (chunk.timings) {
+      const t = chunk.timings;
+      stats = { prompt: t.cache_n + t.prompt_n, reused: t.cache_n, generated: t.predicted_n, promptMs: t.prompt_ms,
+                generateMs: t.predicted_ms };
+    }
+    const at = chunk.prompt_progress;
+    if (at) listener.progress({ total: at.total, cached: at.cache, done: at.processed, queue: at.queue_position ?? null });
+    const choice = chunk.choices?.[0];
+    if (choice?.delta?.reasoning_content) listener.reasoning(choice.delta.reasoning_content);
+    if (choice?.delta?.content) listener.content(choice.delta.content);
+    if (choice?.finish_reason) finish = choice.finish_reason;
+  }
+  if (!finish) throw new ServerError("the connection ended before the answer did", 0);
+  listener.end(finish, stats);
+}
+
+/** The data of server-sent events. */
+async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {
+  const reader = body.getReader(), decoder = new TextDecoder();
+  let buffer = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    buffer += done ? decoder.decode() : decoder.decode(value, { stream: true });
+    const parts = buffer.split(/\r?\n\r?\n/);
+    buffer = parts.pop() ?? "";
+    for (const part of parts) {
+      const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+      if (data.length) yield data.join("\n");
+    }
+    if (done) return;
+  }
+}

@@ -1,0 +1,91 @@
+import { useEffect, useRef } from "preact/hooks";
+import { Chat } from "./chat";
+import { SettingsDialog, openSettings } from "./settings";
+import { Sidebar, searchField } from "./sidebar";
+import * as api from "./api";
+import { announcement, busy, connect, current, needsKey, removeConversation, server, show, sidebar, stop, theme, trouble } from "./state";
+import { cost, dollars, prices, tally, tokens } from "./tally";
+
+const isApple = /Mac|iP(hone|ad)/.test(navigator.platform);
+
+function onKey(event: KeyboardEvent): void {
+  const control = isApple ? event.metaKey : event.ctrlKey;
+  const key = event.key.toLowerCase();
+  const act = control && event.shiftKey && key === "o" ? () => show(null)
+    : control && !event.shiftKey && key === "k" ? () => { sidebar.value = true; setTimeout(() => searchField.current?.focus()); }
+    : control && !event.shiftKey && key === "b" ? () => { sidebar.value = !sidebar.value; }
+    : control && event.shiftKey && key === "backspace" ? removeCurrent
+    : key === "escape" && !document.querySelector("dialog[open]") ? stopCurrent : null;
+  if (!act) return;
+  if (key !== "escape") event.preventDefault();
+  act();
+}
+
+function removeCurrent(): void {
+  if (current.value && confirm("Delete this chat?")) void removeConversation(current.value);
+}
+function stopCurrent(): void {
+  const work = busy(current.value);
+  if (work) void stop(work);
+}
+
+function TallyLine() {
+  const now = tally.value;
+  if (!now.fresh && !now.reused && !now.out) return null;
+  const words = `${tokens(now.fresh)} tokens in, ${tokens(now.reused)} reused, ${tokens(now.out)} out; `
+    + `DeepSeek's API would have charged ${dollars(cost(now, prices.value))}`;
+  return <button type="button" class="tally quiet" title={words} onClick={() => openSettings("prices")}>
+    {tokens(now.fresh)} in · {tokens(now.reused)} reused · {tokens(now.out)} out · {dollars(cost(now, prices.value))}
+  </button>;
+}
+
+function KeyDialog() {
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => field.current?.focus(), []);
+  const enter = (event: Event): void => {
+    event.preventDefault();
+    api.setKey(field.current?.value ?? "");
+    void connect();
+  };
+  return <form class="key" onSubmit={enter}>
+    <label for="key">This server asks for an API key.</label>
+    <input id="key" ref={field} type="password" autocomplete="off" />
+    <button type="submit" class="primary">Go on</button>
+    <p>It stays in this tab. The person who started the server has it in the file that <code>--api-key-file</code> names.</p>
+  </form>;
+}
+
+const THEMES = { auto: "Automatic", light: "Light", dark: "Dark" } as const;
+function nextTheme(): void {
+  const names = Object.keys(THEMES) as (keyof typeof THEMES)[];
+  theme.value = names[(names.indexOf(theme.value) + 1) % names.length]!;
+}
+
+export function App() {
+  useEffect(() => {
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, []);
+  const found = server.value;
+  return <div class={`app ${sidebar.value ? "with-sidebar" : ""}`}>
+    <a class="skip" href="#question">Skip to the question</a>
+    {sidebar.value && <Sidebar />}
+    {sidebar.value && <button type="button" class="shade" aria-label="Close the list of chats" onClick={() => { sidebar.value = false; }} />}
+    <main>
+      <header>
+        <button type="button" class="icon" aria-label="Chats" aria-expanded={sidebar.value} title="Chats (Ctrl+B)"
+                onClick={() => { sidebar.value = !sidebar.value; }}>☰</button>
+        <span class="name" title={found ? `pyflash ${found.version}` : ""}>{found?.name ?? "pyflash"}</span>
+        <TallyLine />
+        <button type="button" class="icon" aria-label={`Colours: ${THEMES[theme.value]}`} title={`Colours: ${THEMES[theme.value]}`}
+                onClick={nextTheme}>{theme.value === "dark" ? "☾" : theme.value === "light" ? "☀" : "◐"}</button>
+        <button type="button" class="icon" aria-label="Settings" title="Settings" onClick={() => openSettings()}>⚙</button>
+      </header>
+      {trouble.value && <p class="trouble" role="alert">{trouble.value}</p>}
+      {found?.state === "loading" && <p class="trouble" role="status">The model is being loaded; questions wait for it.</p>}
+      {needsKey.value ? <KeyDialog /> : <Chat />}
+    </main>
+    <SettingsDialog />
+    <p class="aloud" aria-live="polite">{announcement.value}</p>
+  </div>;
+}

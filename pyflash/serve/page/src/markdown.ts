@@ -1,0 +1,135 @@
+// Markdown to safe HTML, a block at a time: while an answer streams, blocks that are complete are rendered once.
+import DOMPurify from "dompurify";
+import hljs from "highlight.js/lib/core";
+import { Marked, type Token, type TokenizerAndRendererExtension, type Tokens } from "marked";
+import bash from "highlight.js/lib/languages/bash";
+import c from "highlight.js/lib/languages/c";
+import cpp from "highlight.js/lib/languages/cpp";
+import css from "highlight.js/lib/languages/css";
+import diff from "highlight.js/lib/languages/diff";
+import go from "highlight.js/lib/languages/go";
+import java from "highlight.js/lib/languages/java";
+import javascript from "highlight.js/lib/languages/javascript";
+import json from "highlight.js/lib/languages/json";
+import python from "highlight.js/lib/languages/python";
+import rust from "highlight.js/lib/languages/rust";
+import sql from "highlight.js/lib/languages/sql";
+import typescript from "highlight.js/lib/languages/typescript";
+import xml from "highlight.js/lib/languages/xml";
+import yaml from "highlight.js/lib/languages/yaml";
+
+for (const [name, language] of Object.entries({ bash, c, cpp, css, diff, go, java, javascript, json, python, rust, sql,
+                                                typescript, xml, yaml })) hljs.registerLanguage(name, language);
+
+const escape = (text: string): string =>
+  text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+
+const mathHtml = (tex: string, display: boolean): string =>
+  `<span class="math${display ? " display" : ""}">${escape(tex)}</span>`;
+
+interface MathToken extends Tokens.Generic { tex: string; display: boolean }
+function math(name: string, level: "block" | "inline", pattern: RegExp, display: boolean): TokenizerAndRendererExtension {
+  return {
+    name, level,
+    start: (text) => { // a block begins a line: paragraphs are cut where this says
+      const at = text.search(level === "block" ? /(?<=\n)(\$\$|\\\[)/ : /\$|\\[([]/);
+      return at < 0 ? undefined : at;
+    },
+    tokenizer: (text) => {
+      const found = pattern.exec(text);
+      return found ? { type: name, raw: found[0], tex: (found[1] ?? found[2] ?? "").trim(), display } as MathToken : undefined;
+    },
+    renderer: (token) => mathHtml((token as MathToken).tex, display),
+  };
+}
+
+const marked = new Marked({
+  gfm: true,
+  extensions: [
+    math("mathBlock", "block", /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])(?:\n|$)/, true),
+    math("mathDisplay", "inline", /^(?:\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\])/, true),
+    math("mathInline", "inline", /^(?:\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)|\\\((.+?)\\\))/, false),
+  ],
+  renderer: {
+    code({ text, lang }) {
+      const language = (lang ?? "").split(/\s/)[0]?.toLowerCase() ?? "";
+      const body = hljs.getLanguage(language) ? hljs.highlight(text, { language, ignoreIllegals: true }).value : escape(text);
+      return `<div class="code"><div class="code-head"><span>${escape(language || "text")}</span>`
+        + `<button type="button" class="copy">Copy</button></div><pre tabindex="0"><code>${body}</code></pre></div>`;
+    },
+    link({ href, title, tokens }) {
+      const text = this.parser.parseInline(tokens);
+      const tip = title ? ` title="${escape(title)}"` : "";
+      return `<a href="${escape(href)}"${tip} target="_blank" rel="noopener noreferrer nofollow">${text}</a>`;
+    },
+    html({ text }) { // shown as it is written
+      return escape(text);
+    },
+    image({ href, text }) { // pictures from elsewhere are never loaded: they would tell somebody that they were seen
+      return `<a href="${escape(href)}" target="_blank" rel="noopener noreferrer nofollow">${escape(text || href)}</a>`;
+    },
+    table(token) {
+      const row = (cells: Tokens.TableCell[], tag: string): string =>
+        `<tr>${cells.map((cell) => `<${tag}>${this.parser.parseInline(cell.tokens)}</${tag}>`).join("")}</tr>`;
+      return `<div class="table"><table><thead>${row(token.header, "th")}</thead>`
+        + `<tbody>${token.rows.map((cells) => row(cells, "td")).join("")}</tbody></table></div>`;
+    },
+  },
+});
+
+const ALLOWED = { RETURN_TRUSTED_TYPE: true as const, ADD_ATTR: ["target"], FORBID_TAGS: ["style", "form", "input", "img", "svg"],
+                  FORBID_ATTR: ["style"] };
+
+/** Safe HTML: where a browser has trusted types one of them, which innerHTML takes like a text. */
+const purified = (html: string): string => DOMPurify.sanitize(html, ALLOWED) as unknown as string;
+
+/** A block of an answer and its HTML. */
+function render(token: Token): string {
+  return marked.parser([token]);
+}
+
+async function showMath(element: HTMLElement): Promise<void> {
+  const found = [...element.querySelectorAll<HTMLElement>(".math:not([data-done])")];
+  if (!found.length) return;
+  const { texToMathML } = await import("./math");
+  for (const each of found) {
+    each.dataset.done = "";
+    const html = texToMathML(each.textContent ?? "", each.classList.contains("display"));
+    if (html) each.innerHTML = purified(html);
+  }
+}
+
+/** Shows a growing Markdown text in an element. */
+export class MarkdownView {
+  private shown = 0; // characters whose blocks are complete
+  private last: HTMLElement | null = null; // the block that may still change
+
+  constructor(private readonly element: HTMLElement) {}
+
+  /** text: all of it so far, the beginning as in the call before. */
+  update(text: string, complete: boolean): void {
+    if (text.length < this.shown) this.clear();
+    const tokens = marked.lexer(text.slice(this.shown));
+    if (!complete) while (tokens.length > 1 && tokens.at(-1)?.type === "space") tokens.pop();
+    this.last?.remove();
+    this.last = null;
+    tokens.forEach((token, index) => {
+      const block = document.createElement("div");
+      block.className = "block";
+      block.innerHTML = purified(render(token));
+      if (block.childNodes.length) this.element.append(block);
+      if (complete || index < tokens.length - 1) {
+        this.shown += token.raw.length;
+        void showMath(block);
+      } else {
+        this.last = block;
+      }
+    });
+  }
+
+  private clear(): void {
+    this.element.replaceChildren();
+    this.shown = 0;
+    this.last = null;
+  }
+}

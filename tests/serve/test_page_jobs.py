@@ -1,0 +1,156 @@
+"""What the page asks the server for: its files, answers that go on without it, the end of thinking."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Pace, ask, serving
+
+from pyflash.serve import engine, page_jobs
+from pyflash.serve.application import Application
+from pyflash.serve.page import page_files
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[Application]:
+    with serving(tiny_model, keys=["secret"]) as made:
+        yield made
+
+
+KEY = {"authorization": "Bearer secret"}
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def test_files(server: Application) -> None:
+    """Each file is there without a key, compressed where that is taken, kept where its name tells its content."""
+
+    async def look() -> None:
+        page = await ask(server, "GET", "/", headers={"accept": "text/html"})
+        assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+        assert page.headers["cache-control"] == "no-cache" and "script-src 'self'" in page.headers["content-security-policy"]
+        names = [name for name in page_files() if name in page.body.decode()]
+        assert len(names) == 2  # script and style, by their names of today
+        for name, file in page_files().items():
+            plain = await ask(server, "GET", f"/{name}")
+            small = await ask(server, "GET", f"/{name}", headers={"accept-encoding": "gzip, br"})
+            assert plain.body == gzip.decompress(small.body) == file.content and small.headers["content-encoding"] == "gzip"
+            known = await ask(server, "GET", f"/{name}", headers={"if-none-match": file.etag})
+            assert known.status == 304 and not known.body
+            assert ("immutable" in plain.headers["cache-control"]) == (name != "index.html")
+        assert sum(len(file.content) for file in page_files().values()) < 600_000
+        assert (await ask(server, "GET", "/../serve.key", headers=KEY)).status == 404
+
+    run(look())
+
+
+def test_info_needs_the_key_and_tells_the_model(server: Application) -> None:
+    assert run(ask(server, "GET", "/page/info")).status == 401
+    told = run(ask(server, "GET", "/page/info", headers=KEY)).json()
+    assert told["state"] == "ready" and told["context"] == 2048 and told["name"] == "test" and told["demo"] is False
+
+
+def question(**more: Any) -> dict[str, Any]:
+    return {"model": "test", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "temperature": 0,
+            "stream_options": {"include_usage": True},
+            "thinking": {"type": "disabled"}, **more}
+
+
+def content(events: list[Any], part: str = "content") -> str:
+    return "".join(each["choices"][0]["delta"].get(part) or "" for each in events if each.get("choices"))
+
+
+def test_an_answer_goes_on_without_its_page(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client goes after the first bytes; listening again gives the whole answer, the one that is always given."""
+    monkeypatch.setattr(engine, "evaluate", Pace(seconds=0.005))
+
+    async def look() -> None:
+        whole = await ask(server, "POST", "/v1/chat/completions", question(max_tokens=40), headers=KEY)
+        name, leave = str(uuid.uuid4()), asyncio.Event()
+        headers = {**KEY, page_jobs.HEADER.decode(): name}
+        left = await ask(server, "POST", "/v1/chat/completions", question(max_tokens=40), headers=headers, leave=leave,
+                         on_chunk=lambda _: leave.set())
+        assert len(left.events()) < len(whole.events())
+        assert (await ask(server, "POST", "/v1/chat/completions", question(), headers=headers)).status == 400  # taken
+        again = await ask(server, "GET", f"/page/jobs/{name}", headers=KEY)
+        assert content(again.events()) == content(whole.events()) != ""
+        assert again.events()[-1]["usage"]["completion_tokens"] == 40
+        later = await ask(server, "GET", f"/page/jobs/{name}", headers=KEY)
+        assert later.body == again.body
+        assert (await ask(server, "GET", f"/page/jobs/{uuid.uuid4()}", headers=KEY)).status == 404
+        assert (await ask(server, "GET", f"/page/jobs/{name}")).status == 401
+
+    run(look())
+
+
+def test_stop_ends_the_stream_and_the_work(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "evaluate", Pace(seconds=0.01))
+
+    async def look() -> None:
+        name = str(uuid.uuid4())
+        headers = {**KEY, page_jobs.HEADER.decode(): name}
+        asking = asyncio.ensure_future(ask(server, "POST", "/v1/chat/completions", question(max_tokens=1000), headers=headers))
+        await asyncio.sleep(0.5)
+        assert (await ask(server, "POST", f"/page/jobs/{name}/stop", {}, headers=KEY)).status == 200
+        stopped = await asyncio.wait_for(asking, 5)
+        finish = [each["choices"][0]["finish_reason"] for each in stopped.events() if each.get("choices")]
+        assert finish[-1] == "stop" and 0 < stopped.events()[-1]["usage"]["completion_tokens"] < 200
+        end = time.monotonic() + 5
+        while server.engine.waiting_and_running() != (0, 0):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+
+    run(look())
+
+
+def test_answer_now(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thinking of a random model goes on and on; asked to, it ends and content follows."""
+    monkeypatch.setattr(engine, "evaluate", Pace(seconds=0.01))
+
+    async def look() -> None:
+        name = str(uuid.uuid4())
+        headers = {**KEY, page_jobs.HEADER.decode(): name}
+        body = question(max_tokens=1200, thinking={"type": "enabled"})
+        asking = asyncio.ensure_future(ask(server, "POST", "/v1/chat/completions", body, headers=headers))
+        await asyncio.sleep(0.5)
+        assert (await ask(server, "POST", f"/page/jobs/{name}/answer", {}, headers=KEY)).status == 200
+        await asyncio.sleep(0.5)
+        await ask(server, "POST", f"/page/jobs/{name}/stop", {}, headers=KEY)
+        events = (await asyncio.wait_for(asking, 10)).events()
+        assert content(events, "reasoning_content") and content(events)
+        assert 0 < events[-1]["usage"]["completion_tokens_details"]["reasoning_tokens"] < 150
+
+    run(look())
+
+
+def test_an_abandoned_answer_ends(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "evaluate", Pace(seconds=0.01))
+    monkeypatch.setattr(page_jobs, "_ALONE_SECONDS", 0.3)
+
+    async def look() -> None:
+        leave = asyncio.Event()
+        headers = {**KEY, page_jobs.HEADER.decode(): str(uuid.uuid4())}
+        await ask(server, "POST", "/v1/chat/completions", question(max_tokens=1500), headers=headers, leave=leave,
+                  on_chunk=lambda _: leave.set())
+        end = time.monotonic() + 10
+        while server.engine.waiting_and_running() != (0, 0):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+
+    run(look())
+
+
+@pytest.mark.parametrize("name", ["x", "", "../../etc", str(uuid.uuid4()).upper()])
+def test_odd_names_are_refused(server: Application, name: str) -> None:
+    headers = {**KEY, page_jobs.HEADER.decode(): name}
+    answered = run(ask(server, "POST", "/v1/chat/completions", question(max_tokens=1), headers=headers))
+    assert answered.status == (400 if name else 200)
