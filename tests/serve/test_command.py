@@ -40,7 +40,7 @@ class Process:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
-            if "Ctrl-C" in line:
+            if "cache clear" in line:
                 self._is_told.set()
         self._is_told.set()
 
@@ -87,7 +87,7 @@ def test_it_answers_and_says_where(running: Process) -> None:
     port = running.port()
     status, body = post(port, "/v1/chat/completions", HELLO)
     assert status == 200 and body["choices"][0]["message"]["content"] == "Hello! How can I help you?"
-    assert len(running.lines) == 2 and "/v1" in running.lines[1]
+    assert len(running.lines) == 3 and "/v1" in running.lines[1] and "pyflash cache clear" in running.lines[2]
 
 
 def test_a_stream_over_a_socket(running: Process) -> None:
@@ -138,7 +138,7 @@ def test_sigterm_drains(demo_model: Path) -> None:
         assert process.end() == 128 + signal.SIGTERM
         with pytest.raises(OSError):
             connection(port).request("GET", "/health")
-    assert len(process.lines) == 2
+    assert len(process.lines) == 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes to the whole console")
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_it(demo_model: Path) -> None:
         process.port()
         process.process.send_signal(signal.SIGINT)
         assert process.end() == 130
-    assert not any(process.lines[2:]) and not any("Traceback" in line for line in process.lines)
+    assert not any(process.lines[3:]) and not any("Traceback" in line for line in process.lines)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets")
