@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -280,10 +280,10 @@ def _callable(messages: Sequence[encoding.Message]) -> dict[str, Mapping[str, An
     return found
 
 
-def _rules(session: Session, schema: dict[str, Any], has_tools: bool, opening: Opening) -> _Rules:
+def _rules(session: Session, schema: dict[str, Any], tools: Collection[str], opening: Opening) -> _Rules:
     """What binds an answer to a schema."""
-    marker = session.tokenizer.token_id(encoding.DSML) if has_tools else None
-    grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
+    marker = session.tokenizer.token_id(encoding.DSML) if tools else None
+    grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker, tools)
     matcher = grammar.matcher(session.tokenizer, session.model.info)
     for token in session.tokenizer.encode(opening.given):
         if not int(matcher.allowed()[token // 32]) >> token % 32 & 1:
@@ -309,7 +309,7 @@ def reply(
     rules = _Rules()
     if (schema := _response_schema(response_format)) is not None:
         messages = encoding.with_response_format(messages, schema)
-        rules = _rules(session, schema, bool(offered), opening)
+        rules = _rules(session, schema, _callable(messages), opening)
     pieces = encoding.segments(
         messages, thinking=thinking, effort=think if thinking else None, release=release or session.model.release
     )
