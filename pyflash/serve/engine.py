@@ -135,7 +135,7 @@ class Engine:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
             model, schema, rules = loaded.model, request.response_schema, AnswerRules()
             if schema is not None and prompt.opening is not None:
-                rules = answer_rules(model.tokenizer, model.info, dict(schema), bool(request.tool_schemas), prompt.opening)
+                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), prompt.opening)
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:

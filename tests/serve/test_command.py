@@ -107,6 +107,15 @@ def running_now(port: int) -> int:
     return int(re.findall(r"^pyflash_requests_running (\d+)", text, re.MULTILINE)[0])
 
 
+def becomes(port: int, n: int) -> bool:
+    """Whether so many requests are running soon."""
+    for _ in range(40):
+        if running_now(port) == n:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_client_that_hangs_up(running: Process, tiny_model: Path) -> None:
     """tiny_model hardly ever ends an answer by itself."""
     with served(str(tiny_model), "--port", "0", "--ctx", "60000") as process:
@@ -116,12 +125,8 @@ def test_a_client_that_hangs_up(running: Process, tiny_model: Path) -> None:
             asking.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                            b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
             assert b"200 OK" in asking.recv(4096)
-            assert running_now(port) == 1
-        for _ in range(40):
-            if running_now(port) == 0:
-                break
-            time.sleep(0.05)
-        assert running_now(port) == 0
+            assert becomes(port, 1)
+        assert becomes(port, 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
