@@ -181,6 +181,11 @@ class Matcher:
         self._matcher.consume_token(token)
         self._check()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is complete, and nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
 
 class _Vocabulary:
     """A model's tokens in the form that llguidance asks for."""

@@ -32,6 +32,7 @@ from pyflash.serve.job import Job
 from pyflash.serve.metrics import Metrics
 from pyflash.serve.prompts import Prompts
 from pyflash.serve.request import Request
+from pyflash.serve.tool_grammar import ToolGrammars
 from pyflash.serve.turns import TurnStore
 
 _log = logging.getLogger("pyflash.serve")
@@ -68,6 +69,7 @@ class Loaded:
     model: Model
     slots: list[slots.Slot]
     prompts: Prompts
+    tools: ToolGrammars
     n_ctx: int
     chunk: int
 
@@ -133,9 +135,11 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
-            model, schema, rules = loaded.model, request.response_schema, AnswerRules()
-            if schema is not None and prompt.opening is not None:
-                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), prompt.opening)
+            model, schema, opening, rules = loaded.model, request.response_schema, prompt.opening, AnswerRules()
+            if schema is None and opening is not None:
+                rules = AnswerRules(loaded.tools.constraint(request, prompt.begun, opening.kind == "reasoning"))
+            elif schema is not None and opening is not None:
+                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), opening)
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
@@ -263,7 +267,8 @@ class Engine:
             self._disk.open(model, first, options.cache_type)
             self.turns.restore(self._disk.read_turns(), model.info.n_vocab)
         prompts = Prompts(model.tokenizer, model.info, model.release, options.think, self.turns)
-        return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts, first.capacity, first.chunk)
+        return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts,
+                      ToolGrammars(model.tokenizer, model.info), first.capacity, first.chunk)
 
     def _unload(self, state: State) -> None:
         self._is_ready.clear()
