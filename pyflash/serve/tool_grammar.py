@@ -1,8 +1,8 @@
 """Tool calls held to the tools that there are: from the token that opens them, the names and parameters of the request's
 tools are all that a model can write.
 
-The token opens calls only where they begin, after "<" at the beginning of a line. Which parameters a call must have is left
-to its reader.
+The token opens calls only where they begin, after "<" at the beginning of a line. What of a schema is about several
+parameters at once is left to the call's reader.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from threading import Lock
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from pyflash.serve.request import Request, Tool
 Start = Literal["marker", "block", "calls"]
 
 _MOST_GRAMMARS = 64
+_MOST_DEMANDED = 3  # required parameters whose orders are few enough to be written down
 _OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?", "lenient": True}
 _STARTS: dict[Start, str] = {
     "marker": r'"tool_calls>\n<" calls',  # behind the token that opens the calls
@@ -56,30 +58,51 @@ def _parameter(name: str, schema: Any, root: Mapping[str, Any], number: str) -> 
     return " | ".join(ways), rules
 
 
+def _tool(n: int, tool: Tool, typed: bool) -> list[str]:
+    """The rules of a tool's call. Few required parameters are demanded, in any order; of many, that there is one."""
+    found = tool.schema.get("properties")
+    properties: Mapping[str, Any] = {"input": {"type": "string"}} if tool.kind == "custom" else (
+        found if isinstance(found, Mapping) else {})
+    listed = tool.schema.get("required")
+    required = set(filter(_is_name, listed)) if isinstance(listed, list) else set()
+    free: list[str] = []
+    demanded: list[str] = []
+    rules: list[str] = []
+    for i, (name, schema) in enumerate(properties.items()):
+        if '"' in name or "\n" in name:
+            continue  # the format has no way to write it
+        way, more = _parameter(name, schema if typed or _is_string(schema) else {}, tool.schema, f"{n}_{i}")
+        rules += [*more, f"q{n}_{i}: MARK ({way}) MARK \"parameter>\""]
+        (demanded if name in required else free).append(f"q{n}_{i}")
+    if len(demanded) > _MOST_DEMANDED:
+        free, demanded = free + demanded, []
+    ways = []
+    if free:
+        rules.append(f"p{n}: {' | '.join(free)}")
+    before, after = (f'(p{n} "\\n<")*', f'("\\n<" p{n})*') if free else ("", "")
+    for order in permutations(demanded):
+        ways.append(f'"<" {before} ' + ' "\\n<" '.join(f"{each} {after}" for each in order) if order else
+                    f'"<" p{n} {after}' if free else "")
+    inner = " | ".join(filter(None, ways))
+    if inner:
+        rules.append(f"a{n}: {inner}")
+    is_optional = not (demanded or (required and free))
+    head = json.dumps(f'invoke name="{tool.name}">\n', ensure_ascii=False)
+    rules.append(f"c{n}: MARK {head} {f'a{n}' + '?' * is_optional if inner else ''} \"\\n</\" MARK \"invoke>\"")
+    return rules
+
+
 def _source(tools: Sequence[Tool], marker: int, start: Start, parallel: bool, typed: bool) -> str:
     """The grammar as text. typed: with the parameters' own schemas, else any JSON."""
-    rules, calls = [], []
-    for n, tool in enumerate(tools):
-        found = tool.schema.get("properties")
-        properties: Mapping[str, Any] = {"input": {"type": "string"}} if tool.kind == "custom" else (
-            found if isinstance(found, Mapping) else {})
-        ways = []
-        for i, (name, schema) in enumerate(properties.items()):
-            if '"' in name or "\n" in name:
-                continue  # the format has no way to write it
-            way, more = _parameter(name, schema if typed or _is_string(schema) else {}, tool.schema, f"{n}_{i}")
-            ways.append(way)
-            rules += more
-        head = json.dumps(f'invoke name="{tool.name}">\n', ensure_ascii=False)
-        inner = f'("<" p{n} ("\\n<" p{n})*)?' if ways else ""
-        calls.append(f"c{n}")
-        rules.append(f"c{n}: MARK {head} {inner} \"\\n</\" MARK \"invoke>\"")
-        if ways:
-            rules.append(f"p{n}: MARK ({' | '.join(ways)}) MARK \"parameter>\"")
     more_calls = r'("\n<" call)*' if parallel else ""
     lines = [f"start: {_STARTS[start]}", f"calls: call {more_calls} \"\\n</\" MARK \"tool_calls>\"",
-             f"call: {' | '.join(calls)}", *rules]
+             f"call: {' | '.join(f'c{n}' for n in range(len(tools)))}"]
+    lines += (rule for n, tool in enumerate(tools) for rule in _tool(n, tool, typed))
     return "\n".join(lines).replace("MARK", f"<[{marker}]>")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_string(schema: Any) -> bool:

@@ -15,7 +15,7 @@ pytest.importorskip("llguidance")
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "set_mode", "parameters": {"type": "object", "properties": {
         "mode": {"enum": ["on", "off"], "type": "string"}, "level": {"type": "integer", "minimum": 0, "maximum": 9},
-        "loud": {"type": "boolean"}}}}},
+        "loud": {"type": "boolean"}}, "required": ["loud", "level"]}}},
     {"type": "function", "function": {"name": "odd.name-[x]", "description": "odd", "parameters": {
         "type": "object", "$defs": {"side": {"enum": ["left", "right"]}}, "properties": {
             'a "quoted" one': {"type": "string"}, "side": {"$ref": "#/$defs/side"}, "flags (2)": {"type": "boolean"}}}}},
@@ -51,24 +51,24 @@ def test_calls_of_a_random_model(tiny_model: Path, monkeypatch: pytest.MonkeyPat
     with serving(tiny_model) as server:
         eos = server.engine.use().model.info.eos_token
         n = 0
-        for seed in range(30):
+        for seed in range(10):
             script.say(server, "Well.\n\n<", "!｜DSML｜")
             script.tokens.remove(eos)
             choice = chat(server, tools=NO_TEXT, seed=seed)
             found = check(choice, NO_TEXT)
             assert found or choice["finish_reason"] == "length"
             n += found
-        assert n > 30
+        assert n > 8
 
 
 @pytest.mark.parametrize("think", ["none", "high"])
 def test_a_tool_must_be_called(tiny_model: Path, think: str) -> None:
     with serving(tiny_model) as server:
-        for seed in range(5):
-            choice = chat(server, tools=NO_TEXT, seed=seed, tool_choice="required", reasoning_effort=think, max_tokens=1500)
+        for seed in range(2):
+            choice = chat(server, tools=NO_TEXT, seed=seed, tool_choice="required", reasoning_effort=think, max_tokens=600)
             assert check(choice, NO_TEXT) or choice["finish_reason"] == "length"
             named = {"type": "function", "function": {"name": "nothing"}}
-            choice = chat(server, tools=NO_TEXT, seed=seed, tool_choice=named, reasoning_effort=think, max_tokens=1500,
+            choice = chat(server, tools=NO_TEXT, seed=seed, tool_choice=named, reasoning_effort=think, max_tokens=600,
                           parallel_tool_calls=False)
             if choice["finish_reason"] != "length":
                 assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["nothing"]
@@ -82,12 +82,13 @@ def test_texts_of_a_call(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with serving(demo_model) as server:
         script.say(server, "\n\n<", mark, "tool_calls>\n<", mark, 'invoke name="set_mode">\n<', mark,
                    f'parameter name="mode" string="true">{text}</', mark, "parameter>\n<", mark,
-                   'parameter name="level" string="false">7</', mark, "parameter>\n</", mark, "invoke>\n<", mark,
+                   'parameter name="level" string="false">7</', mark, "parameter>\n<", mark,
+                   'parameter name="loud" string="false">true</', mark, "parameter>\n</", mark, "invoke>\n<", mark,
                    'invoke name="nothing">\n', "\n</", mark, "invoke>\n</", mark, "tool_calls>")
         choice = chat(server, tools=TOOLS)
         calls = choice["message"]["tool_calls"]
         assert choice["finish_reason"] == "tool_calls"
-        assert json.loads(calls[0]["function"]["arguments"]) == {"mode": text, "level": 7}
+        assert json.loads(calls[0]["function"]["arguments"]) == {"mode": text, "level": 7, "loud": True}
         assert calls[1]["function"] == {"name": "nothing", "arguments": "{}"}
 
 
