@@ -173,8 +173,8 @@ ASKED = [{"role": "user", "content": "hi"}]
 def test_ollama_chat() -> None:
     seen: dict[str, Any] = {}
     api = ollama_of(WITH_CALLS, seen)
-    parts = list(api.chat("m", ASKED, tools=[weather], think="low", stream=True,
-                          options={"num_predict": 7, "temperature": 0.5, "repeat_penalty": 1.1, "stop": ["x"]}))  # fmt: skip
+    options = {"num_predict": 7, "temperature": 0.5, "repeat_penalty": 1.1, "stop": ["x"]}
+    parts = list(api.chat("m", ASKED, tools=[weather], think="low", stream=True, options=options))
     request = seen["request"]
     assert (request.think, request.max_tokens, request.stop) == ("low", 7, ("x",))
     assert request.sampling == {"temperature": 0.5, "repetition_penalty": 1.1} and "weather" in request.tools
