@@ -486,15 +486,16 @@ class Engine:
         turn = answer.turn
         if turn is not None:
             self.turns.add(job.salt, job.turn_id, turn, answer.call_ids, job.prompt.chain)
-        for event in answer.finish(job.usage):
+        last = answer.finish(job.usage)
+        self._end(job, answer.end)  # before it is told: whoever hears of it finds everything done
+        for event in last:
             job.tell(event)
-        self._end(job, answer.end)
 
     def _fail(self, job: Job, error: RequestError) -> None:
-        job.tell(events.Failed(error))
         if job in self._waiting:
             self._waiting.remove(job)
         self._end(job, "failed")
+        job.tell(events.Failed(error))
 
     def _end(self, job: Job, how: str) -> None:
         """Lets go of a job's slot. What it holds stays."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, serving, submit
+from serving import Pace, becomes_idle, serving, submit
 
 from pyflash import Model
 from pyflash.serve import chat_completions
@@ -151,7 +151,7 @@ def test_a_cancelled_answer_ends_after_its_step(demo_model: Path, pace: Pace) ->
         time.sleep(0.2)
         assert len(pace.steps) == n
         assert submit(server, request("Hello!", max_tokens=2)).wait().end.reason == "length"
-        assert server.engine.waiting_and_running() == (0, 0)
+        assert becomes_idle(server)
 
 
 def test_a_full_queue_refuses(demo_model: Path, pace: Pace) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, Response, ask, run, serving
+from serving import Pace, Response, ask, becomes_idle, run, serving
 
 from pyflash.serve.application import Application
 from pyflash.serve.guard import host_of, is_loopback
@@ -173,7 +173,7 @@ def test_a_client_that_goes_ends_its_answer(demo_model: Path, pace: Pace, stream
         time.sleep(0.1)
         n = len(pace.steps)
         time.sleep(0.2)
-        assert len(pace.steps) == n and server.engine.waiting_and_running() == (0, 0)
+        assert len(pace.steps) == n and becomes_idle(server)
         assert 'code="499"} 1' in server.engine.metrics.text()
 
 
@@ -192,7 +192,7 @@ def test_a_client_that_goes_while_it_waits(demo_model: Path, pace: Pace) -> None
 
     with serving(demo_model, parallel=1) as server:
         run(leave(server))
-        assert server.engine.waiting_and_running() == (0, 0)
+        assert becomes_idle(server)
 
 
 def test_a_client_that_does_not_read(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
