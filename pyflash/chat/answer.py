@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,11 +158,11 @@ def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any]
     return schema
 
 
-def answer_rules(tokenizer: Tokenizer, info: ModelInfo, schema: dict[str, Any], has_tools: bool,
+def answer_rules(tokenizer: Tokenizer, info: ModelInfo, schema: dict[str, Any], tools: Collection[str],
                  opening: Opening) -> AnswerRules:
-    """What binds an answer to a schema; to that or to tool calls, where there are tools."""
-    marker = tokenizer.token_id(encoding.DSML) if has_tools else None
-    grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker)
+    """What binds an answer to a schema; to that or to calls of tools, where there are names of any."""
+    marker = tokenizer.token_id(encoding.DSML) if tools else None
+    grammar = Grammar.json_schema(schema) if marker is None else json_or_calls(schema, marker, tools)
     matcher = grammar.matcher(tokenizer, info)
     for token in tokenizer.encode(opening.given):
         if not int(matcher.allowed()[token // 32]) >> token % 32 & 1:

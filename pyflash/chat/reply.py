@@ -176,7 +176,7 @@ def reply(
     rules = AnswerRules()
     if (schema := response_schema(response_format)) is not None:
         messages = encoding.with_response_format(messages, schema)
-        rules = answer_rules(session.tokenizer, session.model.info, schema, bool(offered), opening)
+        rules = answer_rules(session.tokenizer, session.model.info, schema, _callable(messages), opening)
     pieces = encoding.segments(
         messages, thinking=thinking, effort=think if thinking else None, release=release or session.model.release
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from pyflash.chat.format import (
@@ -74,14 +75,22 @@ class Event:
     problem: str | None = None
 
 
+@lru_cache(maxsize=64)
+def _pattern(markers: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
+    """What finds the first of markers, the longest of those that begin there, and the longest one's length."""
+    longest_first = sorted(markers, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))), len(longest_first[0])
+
+
 def _scan(text: str, markers: tuple[str, ...], final: bool) -> tuple[int, str | None]:
     """Where the first marker begins, and which; or, with None, where one may have begun at the end of text."""
-    found = [(at, -len(marker), marker) for marker in markers if (at := text.find(marker)) >= 0]
-    first, _, marker = min(found, default=(len(text), 0, None))
+    pattern, longest = _pattern(markers)
+    found = pattern.search(text)
+    first, marker = (found.start(), found[0]) if found else (len(text), None)
     if not final:
-        for at in range(max(0, len(text) - max(map(len, markers)) + 1), first):
-            tail = text[at:]
-            if any(marker.startswith(tail) for marker in markers):
+        begins = tuple({each[0] for each in markers})
+        for at in range(max(0, len(text) - longest + 1), first):
+            if text.startswith(begins, at) and any(each.startswith(text[at:]) for each in markers):
                 return at, None
     return first, marker
 

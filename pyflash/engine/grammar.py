@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,9 +134,12 @@ class Grammar:
         return Matcher(self._source, tokenizer, info)
 
 
-def json_or_calls(schema: Mapping[str, Any], marker: int) -> Grammar:
-    """JSON of a schema, or else tool calls; marker is the id of the token that those contain."""
+def json_or_calls(schema: Mapping[str, Any], marker: int, names: Iterable[str] | None = None) -> Grammar:
+    """JSON of a schema, or else tool calls; marker is the id of the token that those contain, names are the tools' (None:
+    any)."""
     enforceable, check = _enforceable(read_schema(schema))
+    any_head = r'/invoke name="[^"\n]+">\n/'
+    heads = [json.dumps(f'invoke name="{name}">\n', ensure_ascii=False) for name in names or ()]
     mark = f"<[{marker}]>"
     # The marker, which no text can contain, ends what is read as STRING.
     return Grammar(_of_lark(f"""\
@@ -146,7 +149,7 @@ calls: "\\n\\n<" {mark} "tool_calls>\\n<" call ("\\n<" call)* "\\n</" {mark} "to
 call: {mark} HEAD ("<" parameter ("\\n<" parameter)*)? "\\n</" {mark} "invoke>"
 parameter: {mark} (STRING | VALUE value "</") {mark} "parameter>"
 value: %json {json.dumps({"x-guidance": _JSON_OPTIONS})}
-HEAD: /invoke name="[^"\\n]+">\\n/
+HEAD: {" | ".join(heads) or any_head}
 STRING: /parameter name="[^"\\n]+" string="true">(?s:.)*<\\//
 VALUE: /parameter name="[^"\\n]+" string="false">/
 """), check)
@@ -177,6 +180,11 @@ class Matcher:
         """Goes on by a token that was allowed."""
         self._matcher.consume_token(token)
         self._check()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is complete, and nothing can follow."""
+        return bool(self._matcher.is_stopped())
 
 
 class _Vocabulary:

@@ -422,6 +422,7 @@ class Session:
             handle = self._native()
             self._call(lib.pf_session_load, handle, c_path(path))
             self._silent.clear()
+            self._checkpoint = 0  # the file's are not known here
 
     def hold(self, path: StrPath | None) -> None:
         """Keeps other sessions and processes from saving to a path until this session is closed; None: no longer.

@@ -34,8 +34,8 @@ class Call:
 
 @dataclass
 class Answer:
-    """A whole answer. calls: the complete ones; what there was of one that was cut is told at the content's end. tokens: of
-    the content, where the client asked for logprobs."""
+    """A whole answer. calls: the complete ones; what there was of one that was cut is told at the content's end.
+    tokens: of the content, where the client asked for logprobs."""
 
     signature: str = ""
     reasoning: str = ""

@@ -26,11 +26,13 @@ from pyflash.native.errors import (
 from pyflash.native.values import FloatArray
 from pyflash.serve import events, slots
 from pyflash.serve.answer import Answer, Limits
+from pyflash.serve.disk_cache import LEAST_TOKENS, DiskCache
 from pyflash.serve.errors import RequestError
 from pyflash.serve.job import Job
 from pyflash.serve.metrics import Metrics
 from pyflash.serve.prompts import Prompts
 from pyflash.serve.request import Request
+from pyflash.serve.tool_grammar import ToolGrammars
 from pyflash.serve.turns import TurnStore
 
 _log = logging.getLogger("pyflash.serve")
@@ -39,6 +41,8 @@ _PATIENCE = 0.5  # seconds that a stream waits for others at most, where single 
 _LEAST_CHUNK = 8  # tokens of a prompt that are evaluated at once, however slow the machine
 _CHECKPOINT_EVERY = 8192  # tokens of a long prompt
 _WORTH_A_CHECKPOINT = 256
+_WORTH_LOADING = 512  # tokens that a file has and no session
+_IDLE_SAVE = 10.0  # seconds without a request after which conversations are put on disk
 
 State = Literal["loading", "ready", "idle", "failed", "closed"]
 
@@ -65,6 +69,7 @@ class Loaded:
     model: Model
     slots: list[slots.Slot]
     prompts: Prompts
+    tools: ToolGrammars
     n_ctx: int
     chunk: int
 
@@ -81,11 +86,12 @@ class Engine:
     """
 
     def __init__(self, open_model: Callable[[], Model], options: EngineOptions, turns: TurnStore,
-                 fitting: Callable[[Model, Session], int | None] | None = None) -> None:
+                 fitting: Callable[[Model, Session], int | None] | None = None, disk: DiskCache | None = None) -> None:
         """open_model: is called on the engine's thread, again after an idle_unload. fitting: how many sessions like the
         given one memory has room for; None where nobody knows."""
         self._open_model = open_model
         self._fitting = fitting
+        self._disk = disk
         self.options = options
         self.turns = turns
         self.metrics = Metrics()
@@ -129,9 +135,11 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
-            model, schema, rules = loaded.model, request.response_schema, AnswerRules()
-            if schema is not None and prompt.opening is not None:
-                rules = answer_rules(model.tokenizer, model.info, dict(schema), bool(request.tool_schemas), prompt.opening)
+            model, schema, opening, rules = loaded.model, request.response_schema, prompt.opening, AnswerRules()
+            if schema is None and opening is not None:
+                rules = AnswerRules(loaded.tools.constraint(request, prompt.begun, opening.kind == "reasoning"))
+            elif schema is not None and opening is not None:
+                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), opening)
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
@@ -255,11 +263,16 @@ class Engine:
         sessions = [first]
         while len(sessions) < n:
             sessions.append(model.session(options.context, cache=options.cache_type, checkpoints=options.checkpoints))
+        if self._disk is not None:
+            self._disk.open(model, first, options.cache_type)
+            self.turns.restore(self._disk.read_turns(), model.info.n_vocab)
         prompts = Prompts(model.tokenizer, model.info, model.release, options.think, self.turns)
-        return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts, first.capacity, first.chunk)
+        return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts,
+                      ToolGrammars(model.tokenizer, model.info), first.capacity, first.chunk)
 
     def _unload(self, state: State) -> None:
         self._is_ready.clear()
+        self._save()
         loaded, self._loaded = self._loaded, None
         self.state = state
         if loaded is not None:
@@ -267,10 +280,26 @@ class Engine:
                 slot.session.close()
             loaded.model.close()
 
+    def _save(self) -> None:
+        """Puts on disk what only memory has."""
+        if self._disk is not None and self._loaded is not None:
+            for slot in self._loaded.slots:
+                slot.save(self._disk)
+            self._disk.write_turns(self.turns.dump())
+
+    def _has_unsaved(self) -> bool:
+        return self._disk is not None and self._loaded is not None and any(slot.is_unsaved for slot in self._loaded.slots)
+
     def _collect(self) -> bool:
-        """Takes the orders that there are; waits for one where there is nothing to do. False after an idle_unload's time."""
+        """Takes the orders that there are; waits for one where there is nothing to do, and puts on disk what is not there.
+        False after an idle_unload's time."""
         has_work = bool(self._running or self._waiting)
         wait = self.options.idle_unload
+        if not has_work and self._has_unsaved() and self._orders.empty():
+            with contextlib.suppress(queue.Empty):
+                self._orders.put(self._orders.get(timeout=_IDLE_SAVE if wait is None else min(wait, _IDLE_SAVE)))
+                return True
+            self._save()
         try:
             while True:
                 order = self._orders.get(timeout=wait) if not has_work else self._orders.get_nowait()
@@ -329,6 +358,7 @@ class Engine:
         loaded = self._loaded
         assert loaded is not None
         request, prompt = job.request, job.prompt
+        choice = self._exchanged(job, choice)
         room = loaded.n_ctx - len(choice.tokens) + 1
         job.answer = Answer(request, prompt, Limits(room, request.max_tokens, request.thinking_budget),
                             loaded.model.sampling, loaded.model.tokenizer, loaded.model.info, job.rules)
@@ -338,6 +368,21 @@ class Engine:
         if choice.slot.session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             choice.slot.checkpoint()
         self._running.append(job)
+
+    def _exchanged(self, job: Job, choice: slots.Choice) -> slots.Choice:
+        """Puts on disk what a slot is about to drop, and takes from there what is better than what it has."""
+        slot, prompt = choice.slot, job.prompt.tokens
+        if self._disk is None or any(each.is_streaming for each in self._running):
+            return choice
+        if choice.n_lost >= LEAST_TOKENS:
+            slot.save(self._disk)
+        found = self._disk.find(prompt, job.salt, choice.n_kept + _WORTH_LOADING) if job.request.reuse else None
+        if found is None:
+            return choice
+        unit, n_kept = found
+        is_loaded = self._disk.load(unit, slot.session)
+        slot.salt = job.salt
+        return slots.Choice(slot, list(prompt), n_kept if is_loaded else 0, 0)
 
     def _round(self) -> None:
         """A step for each stream, then one piece of a prompt."""
@@ -408,6 +453,8 @@ class Engine:
         self.metrics.read(end - position, job.served - began)
         if end in self._marks(job):
             job.slot.checkpoint()
+            if end == job.prompt.system_end and self._disk is not None and len(self._running) == 1:
+                self._disk.save(session, job.salt)  # other conversations begin like this
         if end < len(job.tokens):
             job.tell(events.Progress(len(job.tokens), job.n_cached, end, job.served - job.began))
         else:
@@ -439,15 +486,16 @@ class Engine:
         turn = answer.turn
         if turn is not None:
             self.turns.add(job.salt, job.turn_id, turn, answer.call_ids, job.prompt.chain)
-        for event in answer.finish(job.usage):
+        last = answer.finish(job.usage)
+        self._end(job, answer.end)  # before it is told: whoever hears of it finds everything done
+        for event in last:
             job.tell(event)
-        self._end(job, answer.end)
 
     def _fail(self, job: Job, error: RequestError) -> None:
-        job.tell(events.Failed(error))
         if job in self._waiting:
             self._waiting.remove(job)
         self._end(job, "failed")
+        job.tell(events.Failed(error))
 
     def _end(self, job: Job, how: str) -> None:
         """Lets go of a job's slot. What it holds stays."""

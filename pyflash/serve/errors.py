@@ -73,6 +73,6 @@ class RequestError(Error):
     def context_length(cls, n_prompt: int, n_ctx: int) -> RequestError:
         """A prompt of n_prompt tokens for a context of n_ctx."""
         return cls(
-            f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum; shorten the conversation, or start the server with a "
-            "larger context", code="context_length_exceeded", n_prompt=n_prompt, n_ctx=n_ctx,
+            f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum; shorten the conversation, or start the server "
+            "with a larger context", code="context_length_exceeded", n_prompt=n_prompt, n_ctx=n_ctx,
         )  # fmt: skip

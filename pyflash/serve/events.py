@@ -1,8 +1,7 @@
 """What an answer consists of, whatever the protocol: the events of a generation in their order.
 
-Started comes first. Then any number of Progress; then pieces: Reasoning, Content, and of each tool call its ToolCallBegin,
-ToolCallArguments and ToolCallEnd, calls never within each other. Finished or Failed is the last.
-"""
+Started comes first. Then any number of Progress; then pieces: Reasoning, Content, and of each tool call its
+ToolCallBegin, ToolCallArguments and ToolCallEnd, calls never within each other. Finished or Failed is the last."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "context_full"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of tokens, and how long they took. n_prompt: all of the prompt's, with the n_cached that had been evaluated
-    before. n_generated: all of the answer's, with the n_reasoning."""
+    """Counts of tokens, and how long they took. n_prompt: all of the prompt's, with the n_cached that had been
+    evaluated before. n_generated: all of the answer's, with the n_reasoning."""
 
     n_prompt: int = 0
     n_cached: int = 0
@@ -40,9 +39,9 @@ class TokenChance:
 
 @dataclass(frozen=True)
 class Started:
-    """The request has been taken. signature: the opaque text that the client is to send back with this turn, "" for none:
-    the signature of its thinking, or the encrypted content of its reasoning. reasons: whether the answer begins with
-    reasoning. n_prompt, n_cached: as in Usage, as far as they are known."""
+    """The request has been taken. signature: the opaque text that the client is to send back with this turn, "" for
+    none: the signature of its thinking, or the encrypted content of its reasoning. reasons: whether the answer begins
+    with reasoning. n_prompt, n_cached: as in Usage, as far as they are known."""
 
     signature: str = ""
     reasons: bool = False
@@ -80,7 +79,8 @@ class Content:
 
 @dataclass(frozen=True)
 class ToolCallBegin:
-    """index: counts the answer's calls from 0. call_id: not to be guessed, unique. name: as the model knows the tool."""
+    """index: counts the answer's calls from 0. call_id: not to be guessed, unique. name: as the model knows the
+    tool."""
 
     index: int
     call_id: str

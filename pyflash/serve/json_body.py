@@ -14,8 +14,8 @@ _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The JSON object that a body is. Halves of characters become U+FFFD. RequestError for anything else: other JSON, NaN
-    and infinities, numbers of thousands of digits, more than MAX_DEPTH lists and objects in each other."""
+    """The JSON object that a body is. Halves of characters become U+FFFD. RequestError for anything else: other JSON,
+    NaN and infinities, numbers of thousands of digits, more than MAX_DEPTH lists and objects in each other."""
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:

@@ -32,8 +32,8 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What clients are told of the model that is loaded. n_bytes: of its file. parameters: their count as a text, such as
-    "284B". weights: the type of most weights, as in GGUF. modified: seconds since 1970."""
+    """What clients are told of the model that is loaded. n_bytes: of its file. parameters: their count as a text,
+    such as "284B". weights: the type of most weights, as in GGUF. modified: seconds since 1970."""
 
     name: str
     digest: str
@@ -194,7 +194,8 @@ def _call_body(index: int, call: Call) -> dict[str, Any]:
     return {"id": call.call_id, "function": function}
 
 
-def _said(request: Request, content: str = "", thinking: str = "", calls: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+def _said(request: Request, content: str = "", thinking: str = "",
+          calls: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:  # fmt: skip
     """The members that carry text: of a message, or for /api/generate of the line itself."""
     more: dict[str, Any] = {"thinking": thinking} if thinking else {}
     if request.protocol == "ollama_generate":

@@ -102,9 +102,8 @@ def check_size(value: Any, path: str) -> None:
 def text(fields: Fields, key: str, kinds: tuple[str, ...] = ("text",), *, lenient: bool = False) -> str:
     """Content: a string, or a list of parts whose texts are joined by blank lines, as DeepSeek's converters join them.
 
-    kinds: the types of the parts that have a "text". lenient: other parts become a note to the model, as those of results
-    do, which a client cannot help; else they are refused.
-    """
+    kinds: the types of the parts that have a "text". lenient: other parts become a note to the model, as those of
+    results do, which a client cannot help; else they are refused."""
     value = fields.raw(key)
     if value is None:
         return ""
@@ -141,7 +140,8 @@ def tool_name(fields: Fields, prefix: str = "") -> str:
 
 
 def function_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """A tool as the model is told of it: the members in the converters' order, a missing description as an empty one."""
+    """A tool as the model is told of it: the members in the converters' order, a missing description as an empty
+    one."""
     inner = {"name": name, "description": description, "parameters": parameters}
     return {"type": "function", "function": inner}
 

@@ -1,9 +1,8 @@
 """A request as the model's prompt: the bytes that DeepSeek's own converters of requests give.
 
-Where they put system messages from the middle of a conversation to its front, these stay in their place: moved, each would
-change the beginning of the prompt, and with it everything that has been evaluated. Assistant's last messages with "prefix" are
-left open in all protocols.
-"""
+Where they put system messages from the middle of a conversation to its front, these stay in their place: moved, each
+would change the beginning of the prompt, and with it everything that has been evaluated. Assistant's last messages
+with "prefix" are left open in all protocols."""
 
 from __future__ import annotations
 
@@ -31,14 +30,15 @@ from pyflash.serve.request import Request
 
 Kind = Literal["begin", "system", "user", "latest_reminder", "opening", "assistant"]
 
+_FIM_BEGIN, _FIM_HOLE, _FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 _CALLS_OPENING = f"\n\n{CALLS_BEGIN}>\n"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A part of the prompt. kind "opening" is the token of the assistant that comes before an answer and before each of the
-    assistant's turns; "assistant" what the model wrote then, its end token included. first, last: the messages that it is
-    of, half-open."""
+    """A part of the prompt. kind "opening" is the token of the assistant that comes before an answer and before each
+    of the assistant's turns; "assistant" what the model wrote then, its end token included. first, last: the messages
+    that it is of, half-open."""
 
     kind: Kind
     segments: list[Segment]
@@ -54,10 +54,9 @@ class Turn:
 class Prompt:
     """What the model is given.
 
-    think: the thinking mode. opens: the kind of text that the answer begins with. given: the content that stands in the
-    prompt already and the answer goes on with. begun: text at the prompt's end that belongs to the answer's markup, to be
-    fed to a StreamParser before the answer; "" nearly always.
-    """
+    think: the thinking mode. opens: the kind of text that the answer begins with. given: the content that stands in
+    the prompt already and the answer goes on with. begun: text at the prompt's end that belongs to the answer's
+    markup, to be fed to a StreamParser before the answer; "" nearly always."""
 
     turns: list[Turn]
     think: str
@@ -88,7 +87,8 @@ class _UserTurn:
 
 
 def thinking_mode(request: Request, release: str, default: str = "high") -> str:
-    """The `think` of Session.chat() for a request, among those that the release knows. default: where it says nothing."""
+    """The `think` of Session.chat() for a request, among those that the release knows. default: where it says
+    nothing."""
     think = request.think or default
     if think != "off" and think not in EFFORTS[release]:
         return "high"  # the release without "low": its "high" adds nothing to the prompt, as "low" does in the other
@@ -201,15 +201,13 @@ def _answered(request: Request, turns: list[Turn], think: str, forced: bool) -> 
     return Prompt(turns, think, "reasoning" if thinking else "content", begun=begun)
 
 
-_FIM_BEGIN, _FIM_HOLE, _FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
-
-
 def render_completion(request: Request) -> list[Segment] | list[int]:
-    """The prompt of a completion, as pieces or, where the client sent those, as token ids. A text stands behind BOS; with a
-    suffix, it is what stands before the middle that the model fills."""
+    """The prompt of a completion, as pieces or, where the client sent those, as token ids. A text stands behind BOS;
+    with a suffix, it is what stands before the middle that the model fills."""
     prompt = request.prompt
     if not isinstance(prompt, str):
         return list(prompt or [])
     if request.suffix is None:
         return [(BOS, True), (prompt, False)]
-    return [(BOS, True), (_FIM_BEGIN, True), (prompt, False), (_FIM_HOLE, True), (request.suffix, False), (_FIM_END, True)]
+    before: list[Segment] = [(BOS, True), (_FIM_BEGIN, True), (prompt, False)]
+    return [*before, (_FIM_HOLE, True), (request.suffix, False), (_FIM_END, True)]

@@ -14,10 +14,10 @@ ToolChoice = Literal["auto", "none", "required"]
 class Tool:
     """A tool as the client names it, kept under the name that the model knows it by.
 
-    kind "custom": its one argument, "input", is a free text, which goes to the client as such. namespace, local_name: the
-    group that the client keeps it in, and its name there; "" for none. schema: its parameters' JSON schema. syntax: for kind "custom" the grammar that
-    its input should match, ("lark" or "regex", text), or None. strict: the client asks for arguments of exactly the schema.
-    """
+    kind "custom": its one argument, "input", is a free text, which goes to the client as such. namespace, local_name:
+    the group that the client keeps it in, and its name there; "" for none. schema: its parameters' JSON schema.
+    syntax: for kind "custom" the grammar that its input should match, ("lark" or "regex", text), or None. strict: the
+    client asks for arguments of exactly the schema."""
 
     name: str
     kind: Literal["function", "custom"] = "function"
@@ -34,31 +34,30 @@ class Request:
 
     model: the name that the client sent, which the answer repeats. stream: whether the answer comes in pieces.
 
-    A conversation has messages, in pyflash.chat's form, the tools not among them. Each was made new and belongs to this
-    request. Where a message of the assistant came with opaque texts of an earlier answer (a signature, encrypted content,
-    ids of items), they are in its "opaque", a list of strings; they are a client's word and never reach the prompt. The ids of
-    tool calls are in "tool_calls". A last message with "prefix" is gone on with.
+    A conversation has messages, in pyflash.chat's form, the tools not among them. Each was made new and belongs to
+    this request. Where a message of the assistant came with opaque texts of an earlier answer (a signature, encrypted
+    content, ids of items), they are in its "opaque", a list of strings; they are a client's word and never reach the
+    prompt. The ids of tool calls are in "tool_calls". A last message with "prefix" is gone on with.
 
     A completion has prompt, text or token ids, instead, and perhaps the suffix that is to follow it (None: none).
 
-    tool_schemas: the tools that the model is told of, [{"type": "function", "function": {...}}], [] for none. tools: all of
-    them by the name that the model writes. tool_choice "required": some tool must be called, one of tool_names where that
-    names any. parallel_tool_calls: whether an answer may have more than one call.
+    tool_schemas: the tools that the model is told of, [{"type": "function", "function": {...}}], [] for none. tools:
+    all of them by the name that the model writes. tool_choice "required": some tool must be called, one of tool_names
+    where that names any. parallel_tool_calls: whether an answer may have more than one call.
 
     think: "off", "low", "high" or "max", as in Session.chat(); None: the client does not say. thinking_budget: the most
     tokens of reasoning, or None. show_reasoning: whether the client wants to see it.
 
-    max_tokens: None where the client does not say. sampling: those of SamplingOptions that the client chose. stop: texts
-    that end the answer. logprobs: None for none, else how many likely tokens are told beside each token.
+    max_tokens: None where the client does not say. sampling: those of SamplingOptions that the client chose. stop:
+    texts that end the answer. logprobs: None for none, else how many likely tokens are told beside each token.
 
-    response_format: in pyflash.chat's form, or None for text. response_schema: the JSON schema that the answer must match,
-    or None.
+    response_format: in pyflash.chat's form, or None for text. response_schema: the JSON schema that the answer must
+    match, or None.
 
-    include_usage, report_progress: whether a streamed answer tells the tokens' counts at its end, and the prompt's progress.
-    hints: what the client calls its session, each a text of any bytes; only hints about where the cache is. reuse: whether
-    tokens evaluated before may be used. echo: fields that the answer repeats, as the protocol has them. notes: what was left
-    out of the request, each a short text for a log.
-    """
+    include_usage, report_progress: whether a streamed answer tells the tokens' counts at its end, and the prompt's
+    progress. hints: what the client calls its session, each a text of any bytes; only hints about where the cache is.
+    reuse: whether tokens evaluated before may be used. echo: fields that the answer repeats, as the protocol has
+    them. notes: what was left out of the request, each a short text for a log."""
 
     protocol: Protocol
     model: str

@@ -271,7 +271,8 @@ class Writer:
 
 
 class Stream:
-    """Events to the bytes of a streamed answer. response_id: unique, begins with "resp_"; created: seconds since 1970."""
+    """Events to the bytes of a streamed answer. response_id: unique, begins with "resp_"; created: seconds since
+    1970."""
 
     content_type = "text/event-stream"
 

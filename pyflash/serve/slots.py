@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pyflash.engine.session import Session
 from pyflash.native.errors import MemoryLimitError, UnsupportedError
+from pyflash.serve.disk_cache import LEAST_TOKENS, DiskCache
 
 _HALF_LIFE = 1800.0  # seconds in which what a slot holds loses half of its worth
 _WORTH_WAITING = 256  # tokens: a prompt so long is not read twice at once
@@ -26,10 +27,21 @@ class Slot:
         self.hints: tuple[str, ...] = ()
         self.last_used = 0.0
         self.wanted: list[int] = []  # the prompt that it is busy with
+        self._saved = session.n_moves  # when what it holds was saved last
 
     def forget(self) -> None:
         """Drops all that is evaluated."""
         self.session.rollback(self.session.position)
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether it holds what no file has and is worth one."""
+        return self._saved != self.session.n_moves and self.session.position >= LEAST_TOKENS
+
+    def save(self, cache: DiskCache) -> None:
+        if self.is_unsaved:
+            cache.save(self.session, self.salt)
+            self._saved = self.session.n_moves
 
     def checkpoint(self) -> None:
         with contextlib.suppress(UnsupportedError, MemoryLimitError):  # it only saves work later

@@ -130,7 +130,12 @@ class TurnStore:
     def add(self, salt: bytes, turn_id: bytes, turn: Turn, call_ids: Iterable[str], chain: bytes) -> None:
         """Keeps a turn. chain: of the conversation that it answers, the last of chains()."""
         names = (*(_call_name(salt, each) for each in call_ids), _chain_name(chain, _visible(turn.content, turn.calls)))
+        self._keep(turn_id, turn, names)
+
+    def _keep(self, turn_id: bytes, turn: Turn, names: tuple[bytes, ...]) -> None:
         with self._lock:
+            if turn_id in self._turns:
+                return
             self._turns[turn_id] = (turn, names)
             self._names.update(dict.fromkeys(names, turn_id))
             self._n_bytes += turn.n_bytes
@@ -140,6 +145,26 @@ class TurnStore:
                 for name in gone_names:
                     if self._names.get(name) == gone_id:
                         del self._names[name]
+
+    def dump(self) -> bytes:
+        """All turns, for restore() of another store with the same key."""
+        with self._lock:
+            rows = [[turn_id.hex(), turn.reasoning, turn.content, turn.calls, turn.reasoning_tokens, turn.content_tokens,
+                     [name.hex() for name in names]] for turn_id, (turn, names) in self._turns.items()]
+        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+    def restore(self, data: bytes, n_vocab: int) -> None:
+        """Adds turns that dump() gave. n_vocab: what tokens are below. Lines that are none are passed over."""
+        for line in data.splitlines():
+            try:
+                turn_id, reasoning, content, calls, *tokens, names = json.loads(line)
+                both = [tuple(int(token) for token in each) for each in tokens]
+                if any(not 0 <= token < n_vocab for each in both for token in each):
+                    continue
+                turn = Turn(str(reasoning), str(content), tuple((str(name), str(given)) for name, given in calls), *both)
+                self._keep(bytes.fromhex(turn_id), turn, tuple(map(bytes.fromhex, names)))
+            except (ValueError, TypeError, RecursionError):
+                continue
 
     def find(self, salt: bytes, message: Mapping[str, Any], chain: bytes) -> Turn | None:
         """The turn that an assistant's message is, None where it is none of them or says something else. chain: of the

@@ -32,9 +32,8 @@ class _Call:
 class EventWriter:
     """Parsed pieces to the events of an answer. new_id: a call's id, unique and not to be guessed, from its index.
 
-    Calls are numbered anew, so that those which the parser lost leave no gap. A call that has begun and turns out to be none
-    stays without its ToolCallEnd: its arguments so far are no JSON, and no client runs it.
-    """
+    Calls are numbered anew, so that those which the parser lost leave no gap. A call that has begun and turns out to
+    be none stays without its ToolCallEnd: its arguments so far are no JSON, and no client runs it."""
 
     def __init__(self, new_id: Callable[[int], str]) -> None:
         self._new_id = new_id

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 TEXTS = st.one_of(
-    st.sampled_from(["hi", "two\n\nparagraphs", "  blanks ", "日本語 😀", "naïve <b>&amp;</b>", '{"a": [1, {}]}', "\\n %s $1", "a\n",
-                     "<｜User｜>", "</think>", "<｜DSML｜tool_calls>"]),
+    st.sampled_from(["hi", "two\n\nparagraphs", "  blanks ", "日本語 😀", "naïve <b>&amp;</b>", '{"a": [1, {}]}',
+                     "\\n %s $1", "a\n", "<｜User｜>", "</think>", "<｜DSML｜tool_calls>"]),
     st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20),
 )  # fmt: skip
 _JSON = st.recursive(
@@ -70,8 +70,9 @@ def _turns(draw: st.DrawFn, with_calls: bool) -> list[Turn]:
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     with_tools = draw(st.booleans())
-    tools = [{"name": "weather", "description": draw(st.sampled_from([None, "", "Wetter <heute>"])),
-              "parameters": _PARAMETERS[0]}, {"name": "now", "description": "t", "parameters": _PARAMETERS[1]}]  # fmt: skip
+    description = draw(st.sampled_from([None, "", "Wetter <heute>"]))
+    tools = [{"name": "weather", "description": description, "parameters": _PARAMETERS[0]},
+             {"name": "now", "description": "t", "parameters": _PARAMETERS[1]}]  # fmt: skip
     turns = draw(_turns(with_tools))
     last = None if turns and turns[-1].calls and draw(st.booleans()) else draw(TEXTS)
     return Conversation(draw(st.none() | TEXTS), turns, last, tools if with_tools else [],

@@ -109,6 +109,15 @@ def submit(server: Application, request: Any, salt: bytes = b"") -> Answer:
     return answer
 
 
+def becomes_idle(server: Application) -> bool:
+    """Whether nothing is waiting or running soon."""
+    for _ in range(100):
+        if server.engine.waiting_and_running() == (0, 0):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 # -- ASGI --
 
 

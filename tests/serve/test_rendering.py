@@ -118,21 +118,21 @@ def responses_body(conversation: Conversation) -> dict[str, Any]:
     return body
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(conversations())
 def test_chat_completions(conversation: Conversation) -> None:
     body = chat_body(conversation)
     assert ours(chat_completions.read, body) == theirs(recipe.ChatCompletionRequest, body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(conversations())
 def test_messages(conversation: Conversation) -> None:
     body = messages_body(conversation)
     assert ours(messages.read, body) == theirs(recipe.MessagesRequest, body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(conversations())
 def test_responses(conversation: Conversation) -> None:
     body = responses_body(conversation)

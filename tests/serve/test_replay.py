@@ -185,12 +185,12 @@ def test_signatures(demo_model: Path, script: Scripted) -> None:
         assert usage["cache_read_input_tokens"] >= answer["usage"]["output_tokens"]
 
 
-def test_fifty_turns(demo_model: Path, script: Scripted, pace: Pace) -> None:
+def test_many_turns(demo_model: Path, script: Scripted, pace: Pace) -> None:
     """With a client that writes arguments anew and drops the reasoning."""
-    with serving(demo_model, context=16384) as server:
+    with serving(demo_model, context=8192) as server:
         body, answer = asked(server, script)
         messages = body["messages"]
-        for n in range(50):
+        for n in range(25):
             message = answer["choices"][0]["message"]
             del message["reasoning_content"]
             function = message["tool_calls"][0]["function"]

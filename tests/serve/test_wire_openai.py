@@ -118,7 +118,8 @@ def test_errors() -> None:
         api.chat.completions.create(**CHAT)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.RateLimitError):
-        client(chat_completions, RequestError("later", code="queue_full", retry_after=3)).chat.completions.create(**CHAT)
+        busy = RequestError("later", code="queue_full", retry_after=3)
+        client(chat_completions, busy).chat.completions.create(**CHAT)
 
 
 @pytest.mark.parametrize(("events", "reason"), [(PLAIN, "stop"), (CUT, "length"), (CUT_CALL, "length")])

@@ -12,8 +12,9 @@ import click
 
 import pyflash
 from pyflash import demo
+from pyflash.cli.commands.cache import serve_cache
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import device_arguments, model_options, open_model, option
+from pyflash.cli.options import device_arguments, model_options, open_model, option, parse_size
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
@@ -54,6 +55,8 @@ _DEFAULT_CONTEXT = 65536
 @option("--max-body", type=click.IntRange(1), default=32, show_default=True, metavar="MIB", help="Largest request.")
 @option("--idle-unload", type=click.FloatRange(0), metavar="MINUTES", help="Let go of the model after so long without a "
         "request; the next one opens it again.")
+@option("--no-disk-cache", is_flag=True, help="Keep no conversations on disk for the next start.")
+@option("--cache-size", default="16G", show_default=True, metavar="SIZE", help="Most that kept conversations take on disk.")
 @option("--drain", type=click.IntRange(1, _LONGEST_DRAIN), default=30, show_default=True, metavar="SECONDS",
         help="Answer what is under way for so long after Ctrl-C or SIGTERM.")
 @option("--print-config", type=click.Choice(list(CLIENTS)), help="Print what this program must be told to use the server, "
@@ -79,12 +82,14 @@ def serve(model: str | None, **options: Any) -> None:
     from pyflash.serve import app
     from pyflash.serve.server import run
 
+    folder = None if options["no_disk_cache"] else serve_cache()
     application = app(
         _opener(model, options), name=name, context=options["context"], cache_type=options["cache_type"],
         parallel=options["parallel"], think=options["think"], queue_limit=options["queue"], keys=keys,
         idle_unload=None if options["idle_unload"] is None else 60 * options["idle_unload"],
         hosts=None if place.unix_socket else {place.host.lower(), *(each.lower() for each in options["allowed_host"])},
         origins=options["cors_origin"], max_body=options["max_body"] << 20, keepalive=options["keepalive"],
+        disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]),
     )
 
     def ready(address: str) -> None:
@@ -92,6 +97,8 @@ def serve(model: str | None, **options: Any) -> None:
         base = f"OpenAI clients: base URL {address}/v1; Anthropic and Ollama clients: {address}" if not place.unix_socket \
             else "curl --unix-socket PATH http://localhost/v1/models asks what is there"
         say(f"pyflash: {base}; {'with an API key' if keys else 'any API key'}; Ctrl-C stops it")
+        if folder is not None:
+            say(f"pyflash: conversations are kept in {folder}; --no-disk-cache keeps none, pyflash cache clear deletes them")
 
     with leaving_on_signals():
         run(application, place, ready, options["drain"])

@@ -59,8 +59,9 @@ FOUND = {
     "no opening of the call": (block(BASH.replace(f"<{D}invoke ", "")), [LS], ""),
     "no end of a parameter": (block(f'<{D}invoke name="bash">\n<{D}parameter name="command" string="true">ls -l\n'
                                     f"{TIMEOUT}</{D}invoke>\n"), [LS_5], ""),
-    "no end of the last parameter": (block(f'<{D}invoke name="bash">\n{TIMEOUT}<{D}parameter name="command" string="true">'
-                                           f"ls -l\n</{D}invoke>\n"), [LS_5], ""),
+    "no end of the last parameter": (block(f'<{D}invoke name="bash">\n{TIMEOUT}'
+                                           f'<{D}parameter name="command" string="true">ls -l\n</{D}invoke>\n'),
+                                     [LS_5], ""),
     "no string=": (block(BASH.replace(' string="true"', "")), [LS], ""),
     "no string=, and a number": (block(f'<{D}invoke name="bash">\n{COMMAND}{TIMEOUT}</{D}invoke>\n'
                                        .replace(' string="false"', "")), [LS_5], ""),
