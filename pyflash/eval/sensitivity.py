@@ -116,7 +116,7 @@ def measure_sensitivity(job: Job, place: Place, note: Callable[[Progress], None]
         table = {
             "format": FORMAT, "version": VERSION, "model": job.source.path.name, "text": job.text,
             "tokens_sha256": text_digest(job.windows), "n_ctx": job.windows.n_ctx, "windows": job.windows.count,
-            "groups": {group: each.as_json() for group, each in ordered.items()},
+            "objective": job.options.objective, "groups": {group: each.as_json() for group, each in ordered.items()},
         }  # fmt: skip
         path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return ordered

@@ -36,7 +36,7 @@ _DEFAULT_CONTEXT = 512
 @option("--special", command="eval", is_flag=True,
         help="Text that spells a special token is that token, as in chats; llama.cpp's tool takes it for text.")
 @click.option("--imatrix", type=FilePath(), help="Importance matrix that the groups are quantised with.")
-@click.option("--objective", type=click.Choice(["hessian", "ggml"]), default="hessian", show_default=True,
+@click.option("--objective", type=click.Choice(["unbiased", "hessian", "ggml"]), default="hessian", show_default=True,
               help="What is made least; see `pyflash quantize`.")
 @click.option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @processor_options
