@@ -1,6 +1,6 @@
 """The sums of `pyflash imatrix` next to those of llama.cpp's llama-imatrix, on the same file and text.
 
-    python scripts/compare_imatrix.py llama-imatrix model.gguf text.txt [--ctx 512] [--chunks 4]
+    python scripts/compare_imatrix.py llama-imatrix model.gguf text.txt [--ctx 512] [--chunks 4] [--threads 2]
 
 model.gguf: best of float32 weights, with which both compute in float32; the sums of quantised files differ by what each
 rounds activations to. Prints the entries that only one has, and for each kind of weight the largest differences: of the
@@ -25,7 +25,7 @@ from quantize.importance import Entry, Importance
 
 def collect(options: argparse.Namespace, folder: Path) -> tuple[Importance, Importance]:
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    windows = ["-c", str(options.ctx), "--chunks", str(options.chunks)]
+    windows = ["-c", str(options.ctx), "--chunks", str(options.chunks), "-t", str(options.threads)]
     subprocess.run([sys.executable, "-m", "pyflash", "imatrix", str(options.model), "--text", str(options.text), "-o",
                     str(ours), "--precision", "exact", *windows], check=True, stdout=subprocess.DEVNULL)  # fmt: skip
     subprocess.run([str(options.tool), "-m", str(options.model), "-f", str(options.text), "-o", str(theirs), *windows,
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = collect(options, Path(folder))

@@ -32,6 +32,7 @@ pf_test_part(kernels_part "^csrc/backend/cpu/")
 pf_test_part(text_part "^csrc/text/|^csrc/runtime/(logits|sampler)[.]c$")
 pf_test_part(library_part "^csrc/")
 pf_test_part(choices_part "^csrc/offload/(hot|upload)_choice[.]c$")
+pf_test_part(quantise_part "^csrc/quantize/(grid|grid_formats|k|rows)[.]c$")
 
 set(pf_gate tests/backend/gate.c tests/backend/gate_linear.c tests/backend/gate_model.c)
 pf_test_program(gate PARTS base_part kernels_part
@@ -39,6 +40,7 @@ pf_test_program(gate PARTS base_part kernels_part
 pf_test_library(glue PARTS base_part kernels_part SOURCES tests/backend/glue.c)
 pf_test_library(text PARTS base_part text_part)
 pf_test_library(choices PARTS choices_part SOURCES tests/model/choice_size.c)
+pf_test_library(quantise_base PARTS base_part quantise_part SOURCES tests/quantize/base_loops.c)
 pf_test_program(test_format PARTS base_part SOURCES tests/format/test_format.c tests/format/test_gguf.c)
 file(GLOB_RECURSE pf_gguf_fuzz CONFIGURE_DEPENDS csrc/*/gguf_fuzz.c)
 pf_test_program(gguf_driver PARTS base_part SOURCES tests/format/gguf_driver.c ${pf_gguf_fuzz})

@@ -22,7 +22,6 @@ typedef struct group {
     float double_a[PF_GRID_POINTS], b[PF_GRID_POINTS];
 } group;
 
-
 /* What was found: err(d) = d^2 sum u^2 b - d sum u 2a, u being unit (2 s + 1), without the constant. */
 typedef struct choice {
     int scales[MOST_SUBS];

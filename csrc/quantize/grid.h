@@ -8,7 +8,7 @@
  * So every point of the grid is a line in t, B t - 2 A, and a scale's best point is the lowest line there. The few lines that
  * are lowest somewhere in a group's range of scales are found first; with these all scales are tried, those of the
  * sub-blocks (16) for each of the super-block's. What is chosen is then refined with the whole grid: points, least squares for
- * the super-block's scale, neighbouring scales of the sub-blocks, until nothing is gained.
+ * the super-block's scale, the sub-blocks' scales for that, a few times while something is gained.
  *
  * Where signs must be even in number (IQ2_XXS, IQ2_XS, IQ3_XXS), the value with the least w |x| G gets the wrong one, which
  * adds 4 t of that: a point has another line where a group's signs are odd. For IQ3_XXS two groups share them, and either may
