@@ -1,10 +1,11 @@
 """How fast a model decodes several streams together (pyflash.eval_many), against one alone.
 
-    python scripts/bench_streams.py MODEL.gguf [--streams 1 2 4 8] [--rounds 12] [--isa avx2] [--layers 43]
+    python scripts/bench_streams.py MODEL.gguf [--streams 1 2 4] [--rounds 8] [--isa avx2] [--layers 43]
 
-Each stream is a session with a prompt of its own; a round takes one token of each, random ones, so that streams choose
-experts of their own. Counts of streams take turns, round by round, and each one's median stands. Printed: milliseconds a
-step, tokens a second of all streams, and how many times that is one stream's.
+Each stream is a session with a prompt of its own; in a round each has one next token, a random one, so that streams choose
+experts of their own. A round's tokens are evaluated by all streams once, which brings their experts into memory, and then,
+without keeping anything, by each count of streams in turn. The quickest of the rounds: milliseconds a step, tokens a second of
+all streams, and how many times that is one stream's.
 
 --layers: of a file with fewer layers than that, also the figures of a model with so many: a step without logits is taken
 to be all layers, which are alike, and what logits add to be the head. scripts/slice_bench.py makes such a file.
@@ -13,7 +14,6 @@ to be all layers, which are alike, and what logits add to be the head. scripts/s
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,32 +24,37 @@ import numpy as np
 import pyflash
 
 
-def take_step(sessions: Sequence[pyflash.Session], chance: np.random.Generator, wish: Literal["none", "last"]) -> float:
-    """Seconds that one token of each takes."""
-    n_vocab = sessions[0].model.info.n_vocab
-    work = [(session, chance.integers(0, n_vocab, 1).astype(np.int32)) for session in sessions]
+Work = list[tuple[pyflash.Session, list[int]]]
+
+
+def take_step(work: Work, wish: Literal["none", "last"]) -> float:
+    """Seconds that it takes; nothing of it is kept."""
     started = time.perf_counter()
-    pyflash.eval_many(work, wish)
-    return time.perf_counter() - started
+    pyflash.eval_many(work, wish, keep=False)
+    taken = time.perf_counter() - started
+    for session, _ in work:
+        session.keep(0)
+    return taken
 
 
 def measure(model: pyflash.Model, counts: Sequence[int], rounds: int, prompt: int) -> dict[int, tuple[float, float]]:
-    """For each count of streams: median seconds of a step with logits, and of one without."""
+    """For each count of streams: least seconds of a step with logits, and of one without."""
     chance = np.random.default_rng(1)
-    context = prompt + 2 * len(counts) * (rounds + 2)
-    sessions = [model.session(context=context, chunk=64) for _ in range(max(counts))]
+    n_vocab = model.info.n_vocab
+    sessions = [model.session(context=prompt + rounds, chunk=max(1, prompt)) for _ in range(max(counts))]
     for session in sessions:
-        session.eval(chance.integers(0, model.info.n_vocab, prompt).astype(np.int32))
+        session.eval(chance.integers(0, n_vocab, prompt).astype(np.int32))
     times: dict[tuple[int, str], list[float]] = {}
-    for turn in range(rounds + 2):  # the first two only warm up
+    for _ in range(rounds):
+        work = [(session, [int(chance.integers(0, n_vocab))]) for session in sessions]
+        take_step(work, "last")
         for count in counts:
-            for wish in ("last", "none"):
-                taken = take_step(sessions[:count], chance, wish)
-                if turn > 1:
-                    times.setdefault((count, wish), []).append(taken)
+            times.setdefault((count, "last"), []).append(take_step(work[:count], "last"))
+            times.setdefault((count, "none"), []).append(take_step(work[:count], "none"))
+        pyflash.eval_many(work, "none")
     for session in sessions:
         session.close()
-    return {n: (statistics.median(times[n, "last"]), statistics.median(times[n, "none"])) for n in counts}
+    return {n: (min(times[n, "last"]), min(times[n, "none"])) for n in counts}
 
 
 def show(title: str, seconds: dict[int, float]) -> None:
@@ -62,9 +67,9 @@ def show(title: str, seconds: dict[int, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of each stream before")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=8, help="tokens of each stream before")
     parser.add_argument("--isa", help="the CPU kernel set; the machine's best without it")
     parser.add_argument("--precision", choices=["fast", "int8", "exact"], default="fast")
     parser.add_argument("--threads", type=int)
