@@ -15,8 +15,8 @@ from pyflash.machine.info import table
 from pyflash.machine.places import cache_dir, homeless
 from pyflash.machine.processor import Processor, processor
 from pyflash.machine.units import format_bytes
-from pyflash.native.errors import Error
 from pyflash.native.block_types import BLOCK_TYPES
+from pyflash.native.errors import Error
 from pyflash.native.library import __version__, installed_file
 
 _PACKAGES = ("numpy", "cffi", "click")
@@ -159,6 +159,7 @@ def describe(found: Diagnosis) -> str:
         *((f"device {name}", state) for name, state in found.devices.items()),
         *((f"kernels {each.name}", _kernel_state(each, found.kernel_set)) for each in found.kernels),
         ("weight types", " ".join(kind.name for kind in BLOCK_TYPES.values() if kind.is_weight)),
+        ("slow types", _slow_types(found.kernel_set)),
         *((f"extra {name}", _extra(name, version)) for name, version in found.extras.items()),
         ("cache folder", found.cache_folder),
         ("demo source", found.demo_checkpoint or "absent"),
@@ -168,6 +169,15 @@ def describe(found: Diagnosis) -> str:
         *(("problem", line) for line in found.problems),
     ]
     return table(rows)
+
+
+def _slow_types(kernel_set: str | None) -> str:
+    """Those of the weight types that these kernels compute with plain code."""
+    has_super_blocks = kernel_set not in ("scalar", "neon")
+    return " ".join(
+        kind.name for kind in BLOCK_TYPES.values()
+        if kind.is_weight and kind.values > 1 and not (kind.has_integers and (kind.values <= 32 or has_super_blocks))
+    )  # fmt: skip
 
 
 def _demo_model(found: Diagnosis) -> str:

@@ -86,10 +86,12 @@ def test_tables_are_widened(tiny: TinyModel, tmp_path: Path, kind: str) -> None:
     check_exact(path, tiny.config, values, tiny.tokens(40, seed=2))
 
 
-def test_precisions_agree(tiny: TinyModel, tmp_path: Path) -> None:
-    """Formats without integer products are computed in floats whatever the precision, one token as many."""
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K", "Q6_K", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "Q5_0"])
+def test_precisions_agree(tiny: TinyModel, tmp_path: Path, kind: str) -> None:
+    """K and IQ formats are multiplied with 16-bit integers, those without integer products with floats: near `exact` whatever
+    the precision, one token as many."""
     path = copy_gguf(tiny.path, tmp_path / "k.gguf",
-                     lambda name, values: encode("Q4_K", values) if "ffn_" in name and "exps" in name else None)
+                     lambda name, values: encode(kind, values) if "ffn_" in name and "exps" in name else None)
     tokens = tiny.tokens(40, seed=4)
     logits = {}
     for precision in ("exact", "fast", "int8"):

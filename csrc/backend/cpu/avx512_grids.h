@@ -61,7 +61,7 @@ PF_INLINE void values_8(const uint8_t *codes, int entries, __m512i low, __m512i 
     }
 }
 
-/* Grids of four values of three bits. `places`: of entries 0 to 3, and 4 to 7 of every block. */
+/* Grids of four values of three bits. low and high: of entries 0 to 3, and of 4 to 7 of every block. */
 PF_INLINE void values_4(const uint8_t *codes, int entries, const __m512i *low, const __m512i *high, uint64_t values,
                         __m512i *w) {
     const __m512i table = _mm512_set1_epi64((int64_t)values), bits = _mm512_set1_epi64(0x2926232009060300);
@@ -111,7 +111,8 @@ PF_INLINE void grid_iq1_s(const uint8_t *a, const uint8_t *b, __m512i *w) {
 }
 PF_INLINE void grid_iq1_m(const uint8_t *a, const uint8_t *b, __m512i *w) {
     const __m512i first = block_places(2, 0, 16);
-    const __m512i places = _mm512_mask_add_epi8(first, 0xffffffff00000000, first, _mm512_set1_epi8(1)); /* two bytes a block */
+    /* Of a block's two bytes the first has the nibbles of entries 0 and 1. */
+    const __m512i places = _mm512_mask_add_epi8(first, 0xffffffff00000000, first, _mm512_set1_epi8(1));
     const __m512i low = _mm512_permutexvar_epi8(block_places(4, 1, 32), super_load(a, b));
     const __m256i nibbles = _mm256_inserti128_si256(_mm256_castsi128_si256(load128(a + 32)), load128(b + 32), 1);
     const __m512i both = _mm512_permutexvar_epi8(places, _mm512_castsi256_si512(nibbles));
@@ -121,7 +122,8 @@ PF_INLINE void grid_iq1_m(const uint8_t *a, const uint8_t *b, __m512i *w) {
 PF_INLINE void grid_iq3_xxs(const uint8_t *a, const uint8_t *b, __m512i *w) {
     __m512i low[2];
     PF_UNROLL for (int part = 0; part < 2; ++part) {
-        low[part] = _mm512_permutex2var_epi8(pf_ivec_load(a + 2), places_behind(block_places(8, 1, 64), 4 * part), pf_ivec_load(b + 2));
+        const __m512i places = places_behind(block_places(8, 1, 64), 4 * part);
+        low[part] = _mm512_permutex2var_epi8(pf_ivec_load(a + 2), places, pf_ivec_load(b + 2));
     }
     values_4(CODES(iq3_xxs), 256, low, low, IQ3_XXS_VALUES, w);
 }
@@ -129,7 +131,8 @@ PF_INLINE void grid_iq3_s(const uint8_t *a, const uint8_t *b, __m512i *w) {
     const __m512i both = _mm512_broadcast_i32x4(_mm_unpacklo_epi64(load64(a + 66), load64(b + 66)));
     __m512i low[2], high[2];
     PF_UNROLL for (int part = 0; part < 2; ++part) {
-        low[part] = _mm512_permutex2var_epi8(pf_ivec_load(a + 2), places_behind(block_places(8, 1, 64), 4 * part), pf_ivec_load(b + 2));
+        const __m512i places = places_behind(block_places(8, 1, 64), 4 * part);
+        low[part] = _mm512_permutex2var_epi8(pf_ivec_load(a + 2), places, pf_ivec_load(b + 2));
         high[part] = shifted_lanes(both, 1, 4 * part);
     }
     values_4(CODES(iq3_s), 512, low, high, IQ3_S_VALUES, w);

@@ -12,7 +12,7 @@ static inline __m512i pf_ivec_or(__m512i a, __m512i b) { return _mm512_or_si512(
 static inline __m512i pf_ivec_xor(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
 PF_INLINE __m512i pf_ivec_right(__m512i v, int n) { return _mm512_srli_epi32(v, (unsigned)n); }
 PF_INLINE __m512i pf_ivec_right_signed(__m512i v, int n) { return _mm512_srai_epi32(v, (unsigned)n); }
-PF_INLINE __m512i pf_ivec_right_words(__m512i v, int n) { return _mm512_srli_epi16(v, n); }
+PF_INLINE __m512i pf_ivec_right_words(__m512i v, int n) { return _mm512_srlv_epi16(v, _mm512_set1_epi16((int16_t)n)); }
 static inline __m512i pf_ivec_right_each(__m512i v, __m512i n) { return _mm512_srlv_epi32(v, n); }
 static inline __m512i pf_ivec_replicate(__m512i v, __m512i places) { return _mm512_shuffle_epi8(v, places); }
 static inline __m512i pf_ivec_turned(__m512i v) { return _mm512_permutex_epi64(v, 0xd8); }
