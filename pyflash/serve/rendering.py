@@ -1,8 +1,10 @@
 """A request as the model's prompt: the bytes that DeepSeek's own converters of requests give.
 
 Where they put system messages from the middle of a conversation to its front, these stay in their place: moved, each
-would change the beginning of the prompt, and with it everything that has been evaluated. Assistant's last messages
-with "prefix" are left open in all protocols."""
+would change the beginning of the prompt, and with it everything that has been evaluated. Beyond what they do, a last
+message of the assistant with "prefix" is left open in all protocols, free texts are described as the client describes
+them, and Messages may ask for a schema. Numbers are written as Python writes them, which differs for some exponents.
+"""
 
 from __future__ import annotations
 

@@ -20,16 +20,18 @@ MODEL = "DeepSeek-V4-Pro"  # its converters' name of the V4 encoding
 RELEASE = "0731"
 
 
-def theirs(kind: Any, body: dict[str, Any]) -> str:
+def theirs(kind: Any, body: dict[str, Any]) -> tuple[str, list[str]]:
+    """The prompt, and the special tokens in it; what a text spells is none."""
     options = recipe.ConversionOptions().with_messages_web_search(recipe.WebSearchBehavior.Drop)
     request = kind(copy.deepcopy(body)).convert(options)
-    prompt: str = recipe.DeepseekV4Encoding().render_conversation(request.conversation).prompt
-    return prompt
+    rendered = recipe.DeepseekV4Encoding().render_conversation(request.conversation)
+    return rendered.prompt, [rendered.prompt[start:end] for start, end in rendered.special_ranges]
 
 
-def ours(read: Any, body: dict[str, Any]) -> str:
+def ours(read: Any, body: dict[str, Any]) -> tuple[str, list[str]]:
     request: Request = read(copy.deepcopy(body))
-    return render(request, RELEASE).text
+    prompt = render(request, RELEASE)
+    return prompt.text, [text for text, special in prompt.segments if special]
 
 
 def without_none(value: dict[str, Any]) -> dict[str, Any]:
