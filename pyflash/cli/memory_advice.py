@@ -9,11 +9,12 @@ from pyflash.machine.units import format_bytes
 from pyflash.native.errors import MemoryLimitError
 
 
-def warning_of(model: Model, session: Session, budget: int) -> str | None:
+def warning_of(model: Model, session: Session, budget: int, n_sessions: int = 1) -> str | None:
     """A line to show before a run that does not fit this machine, or None. budget: the model's expert_budget, or 0.
+    n_sessions: like this one.
     MemoryLimitError where the context cannot be filled at all."""
     try:
-        lacking = check_room(model, session)
+        lacking = check_room(model, session, n_sessions)
     except MemoryLimitError as error:
         other = ", or --cache-type reference" if "reference" in error.way_out else ""
         raise MemoryLimitError(f"{error.what}: take a smaller --ctx{other}") from error

@@ -82,9 +82,7 @@ def expert_budget(model: Model, n_ctx: int | None, cache: str, n_sessions: int =
     """What Model.open() should be told for this machine: see Plan. For the process that will run the model, with so many
     sessions."""
     with model.session(context=n_ctx, cache=cache) as session:
-        memory = session.memory
-        more = (n_sessions - 1) * (memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes)
-        needed = _own_bytes(session) + more + _host_weights(model)
+        needed = _own_bytes(session, n_sessions) + _host_weights(model)
     return _expert_budget(needed, model.expert_reads.expert_bytes, hardware.memory().usable)
 
 
@@ -93,11 +91,15 @@ def _host_weights(model: Model) -> int:
     return max(0, model.info.weight_bytes - model.placement.weight_bytes)
 
 
-def _own_bytes(session: Session) -> int:
-    """What this process needs beside the weights."""
-    memory, process = session.memory, hardware.process_memory()
-    own = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
-    return own + (process.private if process else 0)
+def _own_bytes(session: Session, n_sessions: int = 1) -> int:
+    """What this process needs beside the weights, with so many sessions like this one."""
+    process = hardware.process_memory()
+    return n_sessions * _session_bytes(session) + (process.private if process else 0)
+
+
+def _session_bytes(session: Session) -> int:
+    memory = session.memory
+    return memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
 
 
 @dataclass(frozen=True)
@@ -194,27 +196,27 @@ def sessions_that_fit(model: Model, session: Session) -> int | None:
     usable = hardware.memory().usable
     if usable is None:
         return None
-    memory = session.memory
-    each = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
-    process = hardware.process_memory()
-    left = usable - _host_weights(model) - (process.private if process else 0)
-    return max(1, left // max(1, each))
+    left = usable - _host_weights(model) - _own_bytes(session, 0)
+    return max(1, left // max(1, _session_bytes(session)))
 
 
-def check_room(model: Model, session: Session) -> tuple[int, int] | None:
-    """What a run of the session takes and there is, in bytes, where that does not fit this machine; else None.
+def check_room(model: Model, session: Session, n_sessions: int = 1) -> tuple[int, int] | None:
+    """What a run of so many sessions like this one takes and there is, in bytes, where that does not fit this machine; else
+    None.
 
     MemoryLimitError where the context cannot be filled at all: the system would end the program, without a word.
     """
     usable = hardware.memory().usable
     if usable is None:
         return None
-    own = _own_bytes(session)
+    own = _own_bytes(session, n_sessions)
     if own > usable:
-        other = ", or with the reference cache" if _reference_bytes(model, session) < min(own, usable) else ""
+        is_smaller = n_sessions == 1 and _reference_bytes(model, session) < min(own, usable)
+        other = ", or with the reference cache" if is_smaller else ""
         raise MemoryLimitError(
-            f"a context of {session.capacity} tokens takes {format_bytes(own)} of memory beside the weights, and there "
-            f"are {format_bytes(usable)}", f"open a session with a smaller context{other}"
+            f"{f'{n_sessions} contexts' if n_sessions > 1 else 'a context'} of {session.capacity} tokens "
+            f"take{'s' * (n_sessions == 1)} {format_bytes(own)} of memory beside the weights, and there are "
+            f"{format_bytes(usable)}", f"open a session with a smaller context{other}"
         )
     needed = own + _host_weights(model)
     return (needed, usable) if needed > usable else None

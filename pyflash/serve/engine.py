@@ -246,7 +246,7 @@ class Engine:
                 model.close()
                 raise
         except Exception as error:  # whoever waits must hear of it, whatever it is
-            _log.error("the model cannot be opened: %s", error)
+            _log.info("the model cannot be opened: %s", error)
             self.state, self.failure = "failed", error
         else:
             self.state = "ready"

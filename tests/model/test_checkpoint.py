@@ -149,6 +149,25 @@ def test_reuse_keeps_as_much_of_a_prefix_as_can_be_kept(model: Any, tokens: np.n
         assert session.position == 0
 
 
+def test_what_can_be_reused_is_told_beforehand(model: Any, tokens: np.ndarray) -> None:
+    with model.session(CONTEXT) as session:
+        session.eval(tokens[:400])
+        session.checkpoint()
+        session.eval(tokens[400:])
+        assert session.reusable([]) == 0
+        with pytest.raises(pyflash.ArgumentError):
+            session.reusable([-1])
+        for n in (T, T - 10, T - ROLLBACK, 500, 405, 400, 390, 300, 1):
+            changed = np.append(tokens[:n], (tokens[n % T] + 1) % 512)
+            told, moves = session.reusable(changed), session.n_moves
+            assert session.position == T and session.n_moves == moves
+            with model.session(CONTEXT) as other:
+                other.eval(tokens[:400])
+                other.checkpoint()
+                other.eval(tokens[400:])
+                assert other.reuse(changed) == told, n
+
+
 def test_after_a_cancelled_long_step_a_checkpoint_still_leads_back(
     model: Any, tokens: np.ndarray, reference: np.ndarray
 ) -> None:

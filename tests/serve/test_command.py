@@ -45,7 +45,7 @@ class Process:
         self._is_told.set()
 
     def port(self) -> int:
-        assert self._is_told.wait(60)
+        assert self._is_told.wait(120)
         match = re.search(r"answers at https?://127\.0\.0\.1:(\d+)$", "\n".join(self.lines), re.MULTILINE)
         assert match, self.lines
         return int(match[1])
@@ -162,7 +162,7 @@ def test_a_unix_socket(demo_model: Path, tmp_path: Path) -> None:
         pytest.skip("the path is too long for a socket")
     for _ in range(2):  # the second finds what the first left
         with served(str(demo_model), "--unix-socket", str(path), "--ctx", "512") as process:
-            assert process._is_told.wait(60)
+            assert process._is_told.wait(120)
             with socket.socket(socket.AF_UNIX) as asking:
                 asking.connect(str(path))
                 asking.sendall(b"GET /health HTTP/1.1\r\nHost: anything\r\nConnection: close\r\n\r\n")
@@ -201,6 +201,8 @@ def test_what_does_not_start(demo_model: Path, tmp_path: Path) -> None:
     assert code == 2 and "--api-key-file" in told
     code, told = failing(str(demo_model), "--host", "no.such.host.invalid", "--no-auth")
     assert code == 1 and "no host" in told
+    code, told = failing(str(demo_model), "--port", "0", "--ctx", "10000000")
+    assert code == 1 and "this model takes" in told and "\n" not in told
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     code, told = failing(str(tmp_path / "bad.gguf"), "--port", "0")
     assert code == 1 and "bad.gguf" in told

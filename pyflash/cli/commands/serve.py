@@ -14,6 +14,7 @@ import pyflash
 from pyflash import demo
 from pyflash.cli.commands.cache import serve_cache
 from pyflash.cli.commands.completion import GGUFFile
+from pyflash.cli.memory_advice import warning_of
 from pyflash.cli.options import device_arguments, model_options, open_model, option, parse_size
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
@@ -121,7 +122,15 @@ def _opener(model: str | None, options: dict[str, Any]) -> Callable[[], pyflash.
         if path is None:
             with Progress("converting", sys.stderr) as progress:
                 path = str(demo.path(progress.update, progress.say))
-        found, _ = open_model(path, options)
+        found, budget = open_model(path, options)
+        try:
+            with found.session(options["context"], cache=options["cache_type"]) as session:
+                warning = warning_of(found, session, budget, options["parallel"] or 1)
+        except BaseException:
+            found.close()
+            raise
+        if warning:
+            say(f"pyflash: warning: {warning}")
         if not found.release_known:
             say(f"pyflash: the file does not tell its release; taken to be {found.release}, else give --release 0731")
         return found

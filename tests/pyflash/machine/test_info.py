@@ -138,6 +138,28 @@ def test_warning_of_a_run(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
             memory_plan.check_room(model, session)
 
 
+def test_several_sessions(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"usable": 0}
+    monkeypatch.setattr(hardware, "memory", lambda: hardware.MachineMemory(10**12, 10**12, sizes["usable"]))
+    monkeypatch.setattr(hardware, "process_memory", lambda: hardware.ProcessMemory(2 * 10**7, 10**7))
+    with pyflash.Model.open(tiny_model) as model, model.session(context=4000) as session:
+        memory = session.memory
+        each = memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
+        for n in (1, 2, 3):
+            sizes["usable"] = 10**7 + model.info.weight_bytes + n * each
+            assert memory_plan.sessions_that_fit(model, session) == n
+            assert memory_plan.check_room(model, session, n) is None
+            sizes["usable"] -= 1
+            assert memory_plan.check_room(model, session, n) is not None
+        sizes["usable"] = 10**7 + 2 * each
+        with pytest.raises(pyflash.MemoryLimitError, match=r"^3 contexts of 4000 tokens take "):
+            memory_plan.check_room(model, session, 3)
+        assert memory_plan.sessions_that_fit(model, session) == 1 or model.info.weight_bytes < each
+        sizes["usable"] = 10**7 + each + model.info.weight_bytes - 1000
+        budgets = [memory_plan.expert_budget(model, 4000, "auto", n) for n in (1, 2)]
+        assert budgets[0] is not None and budgets[1] is not None and budgets[1] <= budgets[0]
+
+
 def test_experts_that_stay_in_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = plan(tiny_model, monkeypatch, 10**9)
     assert enough.expert_budget is None and enough.expert_bytes > 0
