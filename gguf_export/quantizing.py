@@ -50,7 +50,7 @@ class QuantizeOptions:
     head: str = "BF16"
     tensor_types: tuple[tuple[str, str], ...] = ()
     imatrix: Path | str | None = None
-    objective: str = "hessian"
+    objective: str = "unbiased"
     mtp: bool = False
     shard_bytes: int | None = None
     name: str | None = None

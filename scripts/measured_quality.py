@@ -169,7 +169,7 @@ def ways(args: argparse.Namespace, kind: str, folder: Path) -> Iterator[tuple[st
 
 def print_rows(args: argparse.Namespace, measure: Callable[[Path, bool], Values], folder: Path) -> None:
     model, importance = read_gguf(args.model), read(args.imatrix)
-    print("| experts | bits | quantiser | weighted error | KL divergence, held | against pyflash, hessian |"
+    print("| experts | bits | quantiser | weighted error | KL divergence, held | less that of pyflash, hessian |"
           + (" free |" if args.free else "") + "\n|---|---|---|---|---|---|" + ("---|" if args.free else ""), flush=True)
     for kind in args.types:
         first = None

@@ -114,7 +114,7 @@ def test_types_keys_and_errors(source: str, sources: dict[str, Path], quantised:
         key: value for key, value in before.keys.items() if key not in replaced
     }
     assert found.keys["general.file_type"] == 19 and found.keys["general.quantization_version"] == 2
-    assert found.keys["pyflash.quantize.objective"] == "hessian" and found.keys["pyflash.quantize.version"]
+    assert found.keys["pyflash.quantize.objective"] == "unbiased" and found.keys["pyflash.quantize.version"]
     original = values(sources["compat"])
     report = json.loads(path.with_suffix(".quantize.json").read_text())
     told = {entry["name"]: entry for entry in report["tensors"]}
@@ -228,7 +228,7 @@ def test_an_importance_matrix_of_llama_cpp(sources: dict[str, Path], tmp_path: P
     ({"tensor_types": (("(", "Q2_K"),)}, "no regular expression"),
     ({"tensor_types": (("nothing_like_it", "Q2_K"),)}, "no tensor's name has"),
     ({"tensor_types": (("hc_attn|norm", "Q8_0"),)}, "always kept"),
-    ({"objective": "best"}, "expected one of hessian, ggml"),
+    ({"objective": "best"}, "expected one of hessian, ggml, unbiased"),
     ({"mtp": True}, "no MTP block"),
     ({"threads": 0}, "expected 1 to 256"),
     ({"resume": True, "restart": True}, "choose one of them"),
