@@ -1,6 +1,8 @@
-/* Rows of Q8_0 and MXFP4 unpacked for gemm_panel.h. The including file defines, beside what that and x86_blocks.h ask for,
+/* Rows of Q8_0, MXFP4 and super-blocks unpacked for gemm_panel.h. The including file defines, beside what that and x86_blocks.h ask for,
  *     pf_ivec rows_16bytes(const uint8_t *const *row, int64_t at): 16 bytes at `at` of every fourth row, row[0] first;
- *     pf_ivec_even_words, _odd_words: the lower, the upper signed byte of every word as a word. */
+ *     pf_ivec_even_words, _odd_words: the lower, the upper signed byte of every word as a word;
+ *     pf_ivec_even_fours(a, b), _odd_fours: every other 128 bits of a, then of b; _sub_bytes; _mul_words (16 bits); and
+ *     pf_ivec_of_vec(pf_vec): the same bits. */
 #ifndef PF_BACKEND_CPU_X86_PANELS_H
 #define PF_BACKEND_CPU_X86_PANELS_H
 
