@@ -71,7 +71,7 @@ PF_API int32_t pf_abi_version(void);
 /* "0.1.0" and the like. Static storage. */
 PF_API const char *pf_version(void);
 /* Raised when, and only when, a kernel set computes other bits than before from the same weights and tokens. */
-#define PF_ARITHMETIC_VERSION 1
+#define PF_ARITHMETIC_VERSION 2
 
 #define PF_LOG_DEBUG 0
 #define PF_LOG_INFO 1

@@ -149,7 +149,7 @@ def test_an_abandoned_answer_ends(server: Application, monkeypatch: pytest.Monke
     run(look())
 
 
-@pytest.mark.parametrize("name", ["x", "", "../../etc", str(uuid.uuid4()).upper()])
+@pytest.mark.parametrize("name", ["x", "", "../../etc", "00000000-0000-0000-0000-00000000000A"])
 def test_odd_names_are_refused(server: Application, name: str) -> None:
     headers = {**KEY, page_jobs.HEADER.decode(): name}
     answered = run(ask(server, "POST", "/v1/chat/completions", question(max_tokens=1), headers=headers))
