@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from examples.screen import picture, virtual_display
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 EMBED = ROOT / "docs" / "embed.md"
-WINDOW = "python examples/desktop/desktop.py model.gguf\n"  # the one command that does not end
+# The commands that do not end.
+WINDOW = "python examples/desktop/desktop.py model.gguf\n"
+SERVER = "pyflash serve model.gguf\n"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for a POSIX shell")
 
@@ -104,8 +108,8 @@ def test_blocks(place: Path) -> None:
         if shutil.which(tool, path=environment(place)["PATH"]) is None:
             pytest.skip(f"no {tool}")
     found = [*blocks(README), *blocks(EMBED)]
-    elsewhere = [*opening(found), *(block for block in found if block.text == WINDOW)]
-    assert len(elsewhere) == 3
+    elsewhere = [*opening(found), *(block for block in found if block.text in (WINDOW, SERVER))]
+    assert len(elsewhere) == 4
     printed = {block.text: run(block, place) for block in found if block not in elsewhere}
 
     def of(part: str) -> str:
@@ -140,6 +144,25 @@ def test_window_block(place: Path, tiny_model: Path) -> None:
             window.terminate()
             window.wait()
     assert (place / "errors").read_text() == ""
+
+
+def test_server_block(place: Path, tiny_model: Path) -> None:
+    """The server as the README starts it, but at a free port, hands out its page."""
+    (place / "model.gguf").symlink_to(tiny_model)
+    assert SERVER in [block.text for block in blocks(README)]
+    with subprocess.Popen(["bash", "-c", f"exec {SERVER}"], cwd=place, stderr=subprocess.PIPE, text=True,
+                          env={**environment(place), "PYFLASH_PORT": "0"}) as server:  # fmt: skip
+        assert server.stderr is not None
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+", server.stderr.readline())
+            assert address is not None
+            asked = urllib.request.Request(address[0], headers={"Accept": "text/html"})
+            with urllib.request.urlopen(asked, timeout=60) as page:
+                assert b"<title>pyflash</title>" in page.read()
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+        assert server.returncode == 128 + signal.SIGTERM
 
 
 def test_opening_commands() -> None:
