@@ -179,7 +179,8 @@ def print_rows(args: argparse.Namespace, measure: Callable[[Path, bool], Values]
             against = "" if held is first else cell(held - first)
             error = weighted_error(model, read_gguf(path), importance)
             free = f" {cell(measure(path, False))} |" if args.free else ""
-            print(f"| {kind} | {bits(kind_named(kind)):.4f} | {name} | {error:.5f} | {cell(held)} | {against} |{free}", flush=True)
+            width = bits(kind_named(kind))
+            print(f"| {kind} | {width:.4f} | {name} | {error:.5f} | {cell(held)} | {against} |{free}", flush=True)
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ def read_params(checkpoint: Path) -> Params:
     for prefix, found in experts.items():
         w13 = torch.stack([torch.cat([found[e]["w1"], found[e]["w3"]]) for e in range(len(found))])
         w2 = torch.stack([found[e]["w2"] for e in range(len(found))])
-        params |= {prefix + "w13": w13 if ".experts." in prefix else w13[0], prefix + "w2": w2 if ".experts." in prefix else w2[0]}
+        routed = ".experts." in prefix
+        params |= {prefix + "w13": w13 if routed else w13[0], prefix + "w2": w2 if routed else w2[0]}
     return params
 
 
