@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyflash.cli.advice import in_options
-from pyflash.cli.commands.quantize import TensorType, quantize
+from pyflash.cli.commands.quantize import OBJECTIVES, TensorType, quantize
 from pyflash.cli.options import converter_errors, parse_size, print_written
 from pyflash.cli.output import print_done
 from pyflash.cli.paths import FilePath
@@ -37,7 +37,7 @@ _CONVERTED = {"experts": ("keep", "q8_0", "bf16", "f32"), "dense": ("q8_0", "bf1
 @click.option("--tensor-type", "tensor_types", type=TensorType(), multiple=True, metavar="REGEX=TYPE",
               help="Quantise the tensors in whose name REGEX is found to TYPE; may be repeated.")
 @click.option("--imatrix", type=FilePath(), help="Importance matrix for what is quantised.")
-@click.option("--objective", type=click.Choice(["hessian", "ggml"]),
+@click.option("--objective", type=click.Choice(OBJECTIVES),
               help="What quantising makes least, as of `pyflash quantize`.")
 @click.option("--threads", "-t", type=click.IntRange(1, 256), metavar="N", help="Threads for quantising.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run that quantised.")

@@ -11,6 +11,7 @@ import click
 from gguf_export.outputs import Place, find_place
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.commands.eval import text_source
+from pyflash.cli.commands.quantize import OBJECTIVES
 from pyflash.cli.options import WITHOUT_DEVICE, converter_errors, open_model, option, processor_options
 from pyflash.cli.output import Status, log_to_stderr, print_done, print_json
 from pyflash.cli.paths import FilePath
@@ -36,7 +37,7 @@ _DEFAULT_CONTEXT = 512
 @option("--special", command="eval", is_flag=True,
         help="Text that spells a special token is that token, as in chats; llama.cpp's tool takes it for text.")
 @click.option("--imatrix", type=FilePath(), help="Importance matrix that the groups are quantised with.")
-@click.option("--objective", type=click.Choice(["unbiased", "hessian", "ggml"]), default="hessian", show_default=True,
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True,
               help="What is made least; see `pyflash quantize`.")
 @click.option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @processor_options

@@ -34,6 +34,9 @@ class TensorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return pattern, kind
 
 
+OBJECTIVES = ("unbiased", "hessian", "ggml")  # the first one is what is quantised with unasked
+
+
 @click.command()
 @click.argument("source", type=FilePath())
 @click.argument("out", type=FilePath(), metavar="OUT.gguf")
@@ -58,7 +61,7 @@ class TensorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
               help="How much errors of each group of tensors harm, for --size and --fit.  [default: a guess]")
 @click.option("--imatrix", type=FilePath(),
               help="Importance matrix: what an error of each column weighs. A GGUF file or .dat as llama.cpp writes them.")
-@click.option("--objective", type=click.Choice(["unbiased", "hessian", "ggml"]), default="unbiased", show_default=True,
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True,
               help="What is made least. hessian: importance times error squared; unbiased: the same, and rows keep their "
               "length; ggml: as llama.cpp's quantisers do.")
 @click.option("--mtp", is_flag=True, help="With the MTP block, where the source has it.")
