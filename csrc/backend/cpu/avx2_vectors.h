@@ -216,7 +216,7 @@ static inline float int_total(const __m256 *s) {
 /* ---- Tiles (gemm_panel.h) ------------------------------------------------------------------------------------ */
 
 #define PANEL_TOKENS 4
-enum { PANEL_FROM = 3 };
+enum { PANEL_FROM = 5 };
 
 #if defined(__GNUC__) && !defined(__clang__)
 #  define PANEL_HOLD(v) __asm__("" : "+x"(v))
