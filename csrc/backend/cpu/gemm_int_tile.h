@@ -1,8 +1,8 @@
 /* Matrix product of blocks of integer weights with quantised activations (int_acts.h), for the vector kernel files:
  * groups of 16 blocks of a few rows are brought into the form that the products take once, and meet a batch of tokens.
  *
- * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows that meet
- * several tokens together (Q16_ROWS, Q8_ROWS: 1 or 2), and
+ * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows that meet several
+ * tokens together (Q16_ROWS, Q8_ROWS: 1 or 2), and
  *     a type int_weights with a member `scale` (pf_vec: a block in every lane);
  *     int_weights load_<type>(const uint8_t *at, int n): the n blocks at `at`, which are a vector's, nothing behind them
  *         is read; zeros for the others;
@@ -47,7 +47,7 @@ PF_INLINE int64_t int_place(int64_t block, int_format f) { return block / f.bloc
 
 typedef struct int_tile {
     const uint8_t *rows[PF_STREAMS], *act[INT_BATCH];
-    int64_t blocks, padded, n_token; /* blocks of a row; its columns, filled up to groups */
+    int64_t padded; /* columns of a row, filled up to groups */
     pf_vec sums[PF_STREAMS][INT_BATCH][PARTS];
 } int_tile;
 
@@ -104,9 +104,7 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
 /* Of n_row rows, `step` apart from `row` on. */
 PF_INLINE void int_begin(int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t step, int64_t token,
                          int64_t n_token) {
-    tile->blocks = g->w->cols / BLOCK;
     tile->padded = pf_int_padded(g->w->cols);
-    tile->n_token = n_token;
     for (int64_t t = 0; t < n_token; ++t) tile->act[t] = pf_gemm_act(g, token + t);
     for (int64_t r = 0; r < n_row; ++r) {
         tile->rows[r] = pf_weight_row(g->w, g->matrix, row + r * step);
@@ -193,7 +191,7 @@ INT_GEMM(gemm_q8_mxfp4, .load = load_mxfp4, .plane = plane_mxfp4, MXFP4_BLOCKS, 
 #if defined(PF_SUPER)
 #  define SUPER_GEMM(type, lower, scales, minimums)                                                                   \
     INT_GEMM(gemm_q16_##lower, .load = load_##lower, .block_bytes = PF_##type##_BYTES, .blocks = PF_SUPER_BLOCKS,     \
-             .unit = 1.0f, .planes = PF_Q16_PLANES, .rows = 1, .scaling = (scales),                       \
+             .unit = 1.0f, .planes = PF_Q16_PLANES, .rows = 1, .scaling = (scales),                                  \
              .has_minimums = (minimums), .bias = BIAS_##type)
 PF_SUPER_TYPES(SUPER_GEMM)
 #  undef SUPER_GEMM
