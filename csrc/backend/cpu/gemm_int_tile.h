@@ -8,8 +8,9 @@
  *         is read; zeros for the others;
  *     pf_vec plane_<type>(const int_weights *w, const uint8_t *values, const uint8_t *sums): every block's sum of
  *         products with one plane, whose integers and sums for these blocks begin there;
- *     where it defines PF_INT_WORDS, load_words_<type>, and pf_vec word_products(const int_weights *w, const uint8_t *even,
- *         const uint8_t *odd): the same with q16 words, whose both kinds begin there;
+ *     where it defines PF_INT_WORDS, load_words_<type>, WORD_TOKENS (2 or more), and void word_products(const int_weights *w,
+ *         const uint8_t *const *even, int64_t odd, int n, pf_vec *out): the same with q16 words of n tokens (a constant, at
+ *         most WORD_TOKENS), whose odd words for these blocks begin `odd` bytes behind the even ones;
  *     float int_total(const pf_vec *sums): of the 16 sums of a row;
  *     where it defines PF_SUPER, what vector_super.h asks for, and load_<type> of every type of PF_SUPER_TYPES. */
 #ifndef PF_BACKEND_CPU_GEMM_INT_TILE_H
@@ -51,12 +52,6 @@ typedef struct int_tile {
     pf_vec sums[PF_STREAMS][INT_BATCH][PARTS];
 } int_tile;
 
-#if defined(PF_INT_WORDS)
-#  define WORD_PRODUCTS word_products
-#else /* is never called */
-#  define WORD_PRODUCTS(w, even, odd) pf_vec_zero()
-#endif
-
 #if defined(PF_SUPER)
 #  include "backend/cpu/vector_super.h"
 #else /* is never called */
@@ -67,12 +62,38 @@ typedef struct int_tile {
 PF_INLINE pf_vec int_products(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part,
                               int_format f) {
     const uint8_t *values = act + group * PF_INT_GROUP + part * (4 * PF_VEC_LANES);
-    if (f.plane == NULL) return WORD_PRODUCTS(w, values, values + padded);
     const uint8_t *sums = act + f.planes * padded + padded / 8 + group * PF_INT_QUADS + part * (4 * PF_VEC_LANES);
     const pf_vec first = f.plane(w, values, sums);
     if (f.planes == 1) return first;
     return pf_vec_fma(first, pf_vec_set1((float)PF_INT_BASE), f.plane(w, values + padded, sums + padded / 8));
 }
+
+#if defined(PF_INT_WORDS)
+/* n of the tokens (a constant) from t on, with the words of a row's blocks. */
+PF_INLINE void int_some_words(int_tile *tile, const int_weights *w, int64_t row, int64_t t, int n, int64_t group, int part) {
+    const int64_t at = group * PF_INT_GROUP + part * (4 * PF_VEC_LANES);
+    const uint8_t *even[WORD_TOKENS];
+    pf_vec i[WORD_TOKENS];
+    PF_UNROLL for (int k = 0; k < n; ++k) even[k] = tile->act[t + k] + at;
+    word_products(w, even, tile->padded, n, i);
+    PF_UNROLL for (int k = 0; k < n; ++k) {
+        const uint8_t *scales = tile->act[t + k] + PF_Q16_PLANES * tile->padded;
+        const float *act_scale = (const float *)(const void *)scales + PF_INT_BLOCKS * group + part * PF_VEC_LANES;
+        pf_vec *sum = &tile->sums[row][t + k][part];
+        *sum = pf_vec_fma(i[k], pf_vec_mul(w->scale, pf_vec_load(act_scale)), *sum);
+    }
+}
+
+PF_INLINE void int_words(int_tile *tile, const int_weights *w, int64_t row, int64_t n_token, int64_t group, int part) {
+    int64_t t = 0;
+    PF_KEEP_LOOP for (; t + WORD_TOKENS <= n_token; t += WORD_TOKENS) {
+        int_some_words(tile, w, row, t, WORD_TOKENS, group, part);
+    }
+    PF_KEEP_LOOP for (; t < n_token; ++t) int_some_words(tile, w, row, t, 1, group, part);
+}
+#else /* is never called */
+#  define int_words(tile, w, row, n_token, group, part) (void)(row)
+#endif
 
 /* The first n_block blocks of a group of rows [row, row + n_row); n_row, and n_token where it is 1, are constants. */
 PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token, int64_t group, int n_block,
@@ -83,6 +104,10 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
         if (n <= 0) break;
         PF_UNROLL for (int r = 0; r < n_row; ++r) {
             w[r] = f.load(tile->rows[row + r] + int_place(PF_INT_BLOCKS * group + part * PF_VEC_LANES, f), n);
+        }
+        if (f.plane == NULL && f.blocks == 1) {
+            PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) int_words(tile, &w[r], row + r, n_token, group, part);
+            continue;
         }
         PF_KEEP_LOOP for (int64_t t = 0; t < n_token; ++t) {
             const uint8_t *scales = tile->act[t] + f.planes * tile->padded;
@@ -123,8 +148,8 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
     }
 }
 
-/* n_row rows, `step` apart, times n_token tokens. Constants are n_token where it is 1, and n_row but with super-blocks,
- * whose code is long. */
+/* n_row rows, `step` apart, times n_token tokens. n_token is a constant where it is 1, and 2 with words; n_row but with
+ * super-blocks, whose code is long. */
 PF_INLINE void int_rows(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int64_t n_token,
                         int_format f) {
     const int64_t blocks = g->w->cols / BLOCK, group_bytes = int_place(PF_INT_BLOCKS, f);
@@ -163,7 +188,8 @@ PF_INLINE void int_runs(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
 PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, int_format f) {
     for (int64_t token = 0; token < g->n; token += INT_BATCH) {
         const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
-        if (n_token > 1) int_runs(g, row_begin, row_end, token, n_token, f);
+        if (n_token == 2 && f.plane == NULL && f.blocks == 1) int_runs(g, row_begin, row_end, token, 2, f);
+        else if (n_token > 1) int_runs(g, row_begin, row_end, token, n_token, f);
         else int_runs(g, row_begin, row_end, token, 1, f);
     }
 }
