@@ -196,14 +196,28 @@ PF_INLINE __m256 plane_q8_0(const int_weights *w, const uint8_t *values, const u
 #define PF_SUPER
 #include "backend/cpu/avx2_super.h"
 
-/* Eight blocks times 16-bit activations. */
-PF_INLINE __m256 word_products(const int_weights *w, const uint8_t *even, const uint8_t *odd) {
-    __m256i a = _mm256_setzero_si256(), b = a;
+/* Keeps gcc from reordering sums until the registers are not enough. */
+#if defined(__GNUC__) && !defined(__clang__)
+#  define VEC_HOLD(v) __asm__("" : "+x"(v))
+#else
+#  define VEC_HOLD(v) (void)(v)
+#endif
+
+/* Eight blocks times 16-bit activations. Words are made where they are used: 16 vectors of them would not fit. */
+enum { WORD_TOKENS = 2 };
+PF_INLINE void word_products(const int_weights *w, const uint8_t *const *even, int64_t odd, int n, __m256 *out) {
+    __m256i s[WORD_TOKENS];
+    PF_UNROLL for (int t = 0; t < n; ++t) s[t] = _mm256_setzero_si256();
     PF_UNROLL for (int i = 0; i < 8; ++i) {
-        a = pf_ivec_add_pairs(a, w->even[i], load256(even + i * PF_INT_QUADS));
-        b = pf_ivec_add_pairs(b, w->odd[i], load256(odd + i * PF_INT_QUADS));
+        const __m256i even_words = pf_ivec_right_byte(pf_ivec_left_byte(w->w[i])), odd_words = pf_ivec_right_byte(w->w[i]);
+        PF_UNROLL for (int t = 0; t < n; ++t) {
+            const uint8_t *at = even[t] + i * PF_INT_QUADS;
+            s[t] = pf_ivec_add_pairs(s[t], even_words, load256(at));
+            s[t] = pf_ivec_add_pairs(s[t], odd_words, load256(at + odd));
+            VEC_HOLD(s[t]);
+        }
     }
-    return _mm256_cvtepi32_ps(_mm256_add_epi32(a, b));
+    PF_UNROLL for (int t = 0; t < n; ++t) out[t] = _mm256_cvtepi32_ps(s[t]);
 }
 
 static inline float int_total(const __m256 *s) {
@@ -216,13 +230,9 @@ static inline float int_total(const __m256 *s) {
 /* ---- Tiles (gemm_panel.h) ------------------------------------------------------------------------------------ */
 
 #define PANEL_TOKENS 4
-enum { PANEL_FROM = 3 };
+enum { PANEL_FROM = 5 };
 
-#if defined(__GNUC__) && !defined(__clang__)
-#  define PANEL_HOLD(v) __asm__("" : "+x"(v))
-#else
-#  define PANEL_HOLD(v) (void)(v)
-#endif
+#define PANEL_HOLD(v) VEC_HOLD(v)
 
 PF_INLINE __m256i rows_16bytes(const uint8_t *const *row, int64_t at) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(row[0] + at)), load128(row[4] + at), 1);

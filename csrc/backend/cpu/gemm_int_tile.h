@@ -1,15 +1,16 @@
 /* Matrix product of blocks of integer weights with quantised activations (int_acts.h), for the vector kernel files:
  * groups of 16 blocks of a few rows are brought into the form that the products take once, and meet a batch of tokens.
  *
- * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows of a tile for several
- * tokens (Q16_ROWS, Q8_ROWS), and
+ * The including file defines pf_vec (pf_vec_zero, _set1, _load, _mul, _fma), pf_prefetch, the rows that meet several
+ * tokens together (Q16_ROWS, Q8_ROWS: 1 or 2), and
  *     a type int_weights with a member `scale` (pf_vec: a block in every lane);
  *     int_weights load_<type>(const uint8_t *at, int n): the n blocks at `at`, which are a vector's, nothing behind them
  *         is read; zeros for the others;
  *     pf_vec plane_<type>(const int_weights *w, const uint8_t *values, const uint8_t *sums): every block's sum of
  *         products with one plane, whose integers and sums for these blocks begin there;
- *     where it defines PF_INT_WORDS, load_words_<type>, and pf_vec word_products(const int_weights *w, const uint8_t *even,
- *         const uint8_t *odd): the same with q16 words, whose both kinds begin there;
+ *     where it defines PF_INT_WORDS, load_words_<type>, WORD_TOKENS (2 or more), and void word_products(const int_weights *w,
+ *         const uint8_t *const *even, int64_t odd, int n, pf_vec *out): the same with q16 words of n tokens (a constant, at
+ *         most WORD_TOKENS), whose odd words for these blocks begin `odd` bytes behind the even ones;
  *     float int_total(const pf_vec *sums): of the 16 sums of a row;
  *     where it defines PF_SUPER, what vector_super.h asks for, and load_<type> of every type of PF_SUPER_TYPES. */
 #ifndef PF_BACKEND_CPU_GEMM_INT_TILE_H
@@ -22,8 +23,8 @@
 
 #include "base/arith.h"
 
-/* The activations of a batch in a piece of columns, and the sums of two rows, stay in L1 while all rows pass. */
-enum { INT_BATCH = 16, INT_TILE = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
+/* The activations of a batch in a group of columns, and the sums of PF_STREAMS rows, stay in L1. */
+enum { INT_BATCH = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
 
 typedef int_weights (*load_fn)(const uint8_t *at, int n);
 typedef pf_vec (*plane_fn)(const int_weights *w, const uint8_t *values, const uint8_t *sums);
@@ -35,8 +36,7 @@ typedef struct int_format {
     int blocks;          /* that these are: 1 or PF_SUPER_BLOCKS */
     float unit; /* what the sums are multiplied with at last */
     int planes; /* of the activations, and what else depends on them: */
-    int rows;   /* of a tile for several tokens */
-    int piece;  /* groups of a piece of columns */
+    int rows;   /* that meet several tokens together */
     /* Of super-blocks: */
     pf_int_scaling scaling;
     bool has_minimums;
@@ -47,16 +47,10 @@ typedef struct int_format {
 PF_INLINE int64_t int_place(int64_t block, int_format f) { return block / f.blocks * f.block_bytes; }
 
 typedef struct int_tile {
-    const uint8_t *rows[INT_TILE], *act[INT_BATCH];
-    int64_t blocks, padded, n_token; /* blocks of a row; its columns, filled up to groups */
-    pf_vec sums[INT_TILE][INT_BATCH][PARTS];
+    const uint8_t *rows[PF_STREAMS], *act[INT_BATCH];
+    int64_t padded; /* columns of a row, filled up to groups */
+    pf_vec sums[PF_STREAMS][INT_BATCH][PARTS];
 } int_tile;
-
-#if defined(PF_INT_WORDS)
-#  define WORD_PRODUCTS word_products
-#else /* is never called */
-#  define WORD_PRODUCTS(w, even, odd) pf_vec_zero()
-#endif
 
 #if defined(PF_SUPER)
 #  include "backend/cpu/vector_super.h"
@@ -68,12 +62,38 @@ typedef struct int_tile {
 PF_INLINE pf_vec int_products(const int_weights *w, const uint8_t *act, int64_t padded, int64_t group, int part,
                               int_format f) {
     const uint8_t *values = act + group * PF_INT_GROUP + part * (4 * PF_VEC_LANES);
-    if (f.plane == NULL) return WORD_PRODUCTS(w, values, values + padded);
     const uint8_t *sums = act + f.planes * padded + padded / 8 + group * PF_INT_QUADS + part * (4 * PF_VEC_LANES);
     const pf_vec first = f.plane(w, values, sums);
     if (f.planes == 1) return first;
     return pf_vec_fma(first, pf_vec_set1((float)PF_INT_BASE), f.plane(w, values + padded, sums + padded / 8));
 }
+
+#if defined(PF_INT_WORDS)
+/* n of the tokens (a constant) from t on, with the words of a row's blocks. */
+PF_INLINE void int_some_words(int_tile *tile, const int_weights *w, int64_t row, int64_t t, int n, int64_t group, int part) {
+    const int64_t at = group * PF_INT_GROUP + part * (4 * PF_VEC_LANES);
+    const uint8_t *even[WORD_TOKENS];
+    pf_vec i[WORD_TOKENS];
+    PF_UNROLL for (int k = 0; k < n; ++k) even[k] = tile->act[t + k] + at;
+    word_products(w, even, tile->padded, n, i);
+    PF_UNROLL for (int k = 0; k < n; ++k) {
+        const uint8_t *scales = tile->act[t + k] + PF_Q16_PLANES * tile->padded;
+        const float *act_scale = (const float *)(const void *)scales + PF_INT_BLOCKS * group + part * PF_VEC_LANES;
+        pf_vec *sum = &tile->sums[row][t + k][part];
+        *sum = pf_vec_fma(i[k], pf_vec_mul(w->scale, pf_vec_load(act_scale)), *sum);
+    }
+}
+
+PF_INLINE void int_words(int_tile *tile, const int_weights *w, int64_t row, int64_t n_token, int64_t group, int part) {
+    int64_t t = 0;
+    PF_KEEP_LOOP for (; t + WORD_TOKENS <= n_token; t += WORD_TOKENS) {
+        int_some_words(tile, w, row, t, WORD_TOKENS, group, part);
+    }
+    PF_KEEP_LOOP for (; t < n_token; ++t) int_some_words(tile, w, row, t, 1, group, part);
+}
+#else /* is never called */
+#  define int_words(tile, w, row, n_token, group, part) (void)(row)
+#endif
 
 /* The first n_block blocks of a group of rows [row, row + n_row); n_row, and n_token where it is 1, are constants. */
 PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token, int64_t group, int n_block,
@@ -84,6 +104,10 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
         if (n <= 0) break;
         PF_UNROLL for (int r = 0; r < n_row; ++r) {
             w[r] = f.load(tile->rows[row + r] + int_place(PF_INT_BLOCKS * group + part * PF_VEC_LANES, f), n);
+        }
+        if (f.plane == NULL && f.blocks == 1) {
+            PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) int_words(tile, &w[r], row + r, n_token, group, part);
+            continue;
         }
         PF_KEEP_LOOP for (int64_t t = 0; t < n_token; ++t) {
             const uint8_t *scales = tile->act[t] + f.planes * tile->padded;
@@ -105,9 +129,7 @@ PF_INLINE void int_group(int_tile *tile, int64_t row, int n_row, int64_t n_token
 /* Of n_row rows, `step` apart from `row` on. */
 PF_INLINE void int_begin(int_tile *tile, const pf_gemm *g, int64_t row, int64_t n_row, int64_t step, int64_t token,
                          int64_t n_token) {
-    tile->blocks = g->w->cols / BLOCK;
     tile->padded = pf_int_padded(g->w->cols);
-    tile->n_token = n_token;
     for (int64_t t = 0; t < n_token; ++t) tile->act[t] = pf_gemm_act(g, token + t);
     for (int64_t r = 0; r < n_row; ++r) {
         tile->rows[r] = pf_weight_row(g->w, g->matrix, row + r * step);
@@ -126,67 +148,49 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
     }
 }
 
-/* n_row rows, `step` apart, times one token. n_row is a constant but with super-blocks, whose code is long. */
-PF_INLINE void int_gemv(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int_format f) {
+/* n_row rows, `step` apart, times n_token tokens. n_token is a constant where it is 1, and 2 with words; n_row but with
+ * super-blocks, whose code is long. */
+PF_INLINE void int_rows(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int64_t n_token,
+                        int_format f) {
     const int64_t blocks = g->w->cols / BLOCK, group_bytes = int_place(PF_INT_BLOCKS, f);
     const int64_t groups = f.blocks > 1 ? pf_ceil_div(blocks, PF_INT_BLOCKS) : blocks / PF_INT_BLOCKS;
-    const int rest = (int)(blocks - PF_INT_BLOCKS * groups);
+    const int rest = (int)(blocks - PF_INT_BLOCKS * groups), at_once = n_token > 1 && n_row > 1 ? f.rows : 1;
     int_tile tile;
-    int_begin(&tile, g, row, n_row, step, token, 1);
+    int_begin(&tile, g, row, n_row, step, token, n_token);
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t ahead = group * group_bytes + READ_AHEAD;
         const int n_block = f.blocks > 1 ? (int)pf_min_i64(PF_INT_BLOCKS, blocks - PF_INT_BLOCKS * group) : PF_INT_BLOCKS;
-        PF_KEEP_LOOP for (int r = 0; r < n_row; ++r) {
-            for (int64_t i = 0; i + 16 <= group_bytes; i += 64) pf_prefetch(tile.rows[r] + ahead + i);
-            int_group(&tile, r, 1, 1, group, n_block, f);
+        PF_KEEP_LOOP for (int r = 0; r < n_row; r += at_once) {
+            for (int i = 0; i < at_once; ++i) {
+                for (int64_t j = 0; j + 16 <= group_bytes; j += 64) pf_prefetch(tile.rows[r + i] + ahead + j);
+            }
+            int_group(&tile, r, at_once, n_token, group, n_block, f);
         }
     }
-    for (int r = 0; f.blocks == 1 && rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, 1, groups, rest, f);
-    int_end(&tile, g, row, n_row, step, token, 1, f);
+    for (int r = 0; f.blocks == 1 && rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, n_token, groups, rest, f);
+    int_end(&tile, g, row, n_row, step, token, n_token, f);
 }
 
-/* Groups [begin, end) of n_row rows (a constant) from `row` on. */
-PF_INLINE void int_piece(int_tile *tile, int64_t row, int n_row, int64_t begin, int64_t end, int_format f) {
-    for (int64_t group = begin; group < end; ++group) {
-        const int64_t n_block = tile->blocks - PF_INT_BLOCKS * group;
-        if (f.blocks == 1 && n_block >= PF_INT_BLOCKS) int_group(tile, row, n_row, tile->n_token, group, PF_INT_BLOCKS, f);
-        else int_group(tile, row, n_row, tile->n_token, group, (int)pf_min_i64(PF_INT_BLOCKS, n_block), f);
+/* Rows [row_begin, row_end) in PF_STREAMS runs, and what is left of them. */
+PF_INLINE void int_runs(const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token, int64_t n_token, int_format f) {
+    const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+    if (f.blocks > 1) {
+        for (int64_t i = 0; i < run + (row_end - rest); ++i) {
+            const bool in_run = i < run;
+            int_rows(g, in_run ? row_begin + i : rest + i - run, in_run ? PF_STREAMS : 1, in_run ? run : 1, token, n_token, f);
+        }
+        return;
     }
-}
-
-/* Rows [row, row + n_row) times tokens [token, token + n_token). */
-PF_INLINE void int_batch(const pf_gemm *g, int64_t row, int64_t n_row, int64_t token, int64_t n_token, int_format f) {
-    int_tile tile;
-    int_begin(&tile, g, row, n_row, 1, token, n_token);
-    const int64_t groups = tile.padded / PF_INT_GROUP;
-    for (int64_t begin = 0; begin < groups; begin += f.piece) {
-        const int64_t end = pf_min_i64(begin + f.piece, groups);
-        int64_t r = 0;
-        for (; r + f.rows <= n_row; r += f.rows) int_piece(&tile, r, f.rows, begin, end, f);
-        for (; f.rows > 1 && r < n_row; ++r) int_piece(&tile, r, 1, begin, end, f);
-    }
-    int_end(&tile, g, row, n_row, 1, token, n_token, f);
+    for (int64_t row = row_begin; row < row_begin + run; ++row) int_rows(g, row, PF_STREAMS, run, token, n_token, f);
+    for (int64_t row = rest; row < row_end; ++row) int_rows(g, row, 1, 1, token, n_token, f);
 }
 
 PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, int_format f) {
     for (int64_t token = 0; token < g->n; token += INT_BATCH) {
         const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
-        if (n_token > 1) {
-            for (int64_t row = row_begin; row < row_end; row += INT_TILE) {
-                int_batch(g, row, pf_min_i64(INT_TILE, row_end - row), token, n_token, f);
-            }
-        } else {
-            const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
-            if (f.blocks > 1) {
-                for (int64_t i = 0; i < run + (row_end - rest); ++i) {
-                    const bool in_run = i < run;
-                    int_gemv(g, in_run ? row_begin + i : rest + i - run, in_run ? PF_STREAMS : 1, in_run ? run : 1, token, f);
-                }
-                continue;
-            }
-            for (int64_t row = row_begin; row < row_begin + run; ++row) int_gemv(g, row, PF_STREAMS, run, token, f);
-            for (int64_t row = rest; row < row_end; ++row) int_gemv(g, row, 1, 1, token, f);
-        }
+        if (n_token == 2 && f.plane == NULL && f.blocks == 1) int_runs(g, row_begin, row_end, token, 2, f);
+        else if (n_token > 1) int_runs(g, row_begin, row_end, token, n_token, f);
+        else int_runs(g, row_begin, row_end, token, 1, f);
     }
 }
 
@@ -195,8 +199,8 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
         (void)k;                                                                                                 \
         int_gemm(g, row_begin, row_end, (int_format){__VA_ARGS__});                                              \
     }
-#define Q16_ACTS .planes = PF_Q16_PLANES, .rows = Q16_ROWS, .piece = 1
-#define Q8_ACTS .planes = PF_Q8_PLANES, .rows = Q8_ROWS, .piece = 2
+#define Q16_ACTS .planes = PF_Q16_PLANES, .rows = Q16_ROWS
+#define Q8_ACTS .planes = PF_Q8_PLANES, .rows = Q8_ROWS
 #define Q8_0_BLOCKS .block_bytes = Q8_0_BYTES, .blocks = 1, .unit = 1.0f
 #define MXFP4_BLOCKS .block_bytes = MXFP4_BYTES, .blocks = 1, .unit = PF_INT_MXFP4_UNIT
 
@@ -213,7 +217,7 @@ INT_GEMM(gemm_q8_mxfp4, .load = load_mxfp4, .plane = plane_mxfp4, MXFP4_BLOCKS, 
 #if defined(PF_SUPER)
 #  define SUPER_GEMM(type, lower, scales, minimums)                                                                   \
     INT_GEMM(gemm_q16_##lower, .load = load_##lower, .block_bytes = PF_##type##_BYTES, .blocks = PF_SUPER_BLOCKS,     \
-             .unit = 1.0f, .planes = PF_Q16_PLANES, .rows = 1, .piece = 1, .scaling = (scales),                       \
+             .unit = 1.0f, .planes = PF_Q16_PLANES, .rows = 1, .scaling = (scales),                                  \
              .has_minimums = (minimums), .bias = BIAS_##type)
 PF_SUPER_TYPES(SUPER_GEMM)
 #  undef SUPER_GEMM

@@ -59,7 +59,7 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
     return g->act + (g->in_rows ? g->in_rows[i] : i) * g->act_stride;
 }
 
-/* Products with one token wait for memory, and one stream of reads leaves most of it idle. So the rows are cut into
+/* Products with a few tokens wait for memory, and one stream of reads leaves most of it idle. So the rows are cut into
  * PF_STREAMS runs of following rows, which are read side by side, a row of each at a time. Rows next to each other would
  * be streams that start anew with every row. */
 enum { PF_STREAMS = 8 };

@@ -7,8 +7,9 @@
 #include <string.h>
 
 enum {
-    ROWS_ALONE = 512, /* of a piece for one token: long runs to read (PF_STREAMS) */
-    ROWS_LEAST = 32   /* of any piece: a panel of the tile kernels (gemm_panel.h) */
+    FEW_TOKENS = 8,
+    ROWS_OF_FEW = 512, /* of a piece for a few tokens: long runs to read (PF_STREAMS) */
+    ROWS_LEAST = 32    /* of any piece: a panel of the tile kernels (gemm_panel.h) */
 };
 
 pf_acts_form pf_cpu_acts_form(const pf_exec *ex, const pf_weight *w) {
@@ -135,7 +136,8 @@ static void pack_piece(void *arg, int64_t begin, int64_t end, int worker) {
 /* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
 static int64_t row_grain(const pf_exec *ex, int64_t rows, int64_t n_token) {
     const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
-    return pf_min_i64(n_token == 1 ? ROWS_ALONE : PF_TILE_ROWS, pf_max_i64(ROWS_LEAST, share & ~(int64_t)(ROWS_LEAST - 1)));
+    const int64_t most = n_token <= FEW_TOKENS ? ROWS_OF_FEW : PF_TILE_ROWS;
+    return pf_min_i64(most, pf_max_i64(ROWS_LEAST, share & ~(int64_t)(ROWS_LEAST - 1)));
 }
 
 static pf_status pack(linear_job *job) {

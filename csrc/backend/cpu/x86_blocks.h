@@ -131,8 +131,8 @@ PF_INLINE int_weights with_words(int_weights v) {
     }
     return v;
 }
-PF_INLINE int_weights load_words_q8_0(const uint8_t *at, int n) { return with_words(load_q8_0(at, n)); }
-PF_INLINE int_weights load_words_mxfp4(const uint8_t *at, int n) { return with_words(load_mxfp4_and(at, n, 0)); }
+PF_INLINE int_weights load_words_q8_0(const uint8_t *at, int n) { return load_q8_0(at, n); }
+PF_INLINE int_weights load_words_mxfp4(const uint8_t *at, int n) { return load_mxfp4_and(at, n, 0); }
 #endif
 
 /* ---- FP4 index rows, for vector_fp4.h ---------------------------------------------------------------------- */

@@ -257,8 +257,11 @@ static void bench_linear(bench *b) {
         take_acts(b, v->acts);
         a.w.rows = (int64_t)(DATA_BYTES / 2) / a.w.row_bytes / 128 * 128;
         a.w.scale_rows = a.w.rows / 128;
-        bench_measure(b, v->name, "1 token, weights from memory", linear_op, &a, (double)(a.w.rows * a.w.row_bytes),
-                (double)(a.w.rows * D));
+        for (a.n = 1; a.n <= 8; a.n *= 2) {
+            char what[40];
+            snprintf(what, sizeof what, "%d token%s, weights from memory", (int)a.n, a.n > 1 ? "s" : "");
+            bench_measure(b, v->name, what, linear_op, &a, (double)(a.w.rows * a.w.row_bytes), (double)(a.w.rows * D * a.n));
+        }
         a.w.rows = 1024; /* fits the outer caches: what counts is arithmetic */
         for (a.n = 8; a.n <= MAX_TOKENS; a.n *= 8) {
             bench_measure(b, v->name, a.n == 8 ? "8 tokens, 1024 rows" : "64 tokens, 1024 rows", linear_op, &a,
