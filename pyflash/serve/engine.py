@@ -505,6 +505,7 @@ class Engine:
             self._reading = (job, cancellation, expected if seconds is None else began)
         try:
             (logits,) = evaluate([(session, job.tokens[position:end])], "last", cancellation)
+            assert isinstance(logits, np.ndarray)
         finally:
             with self._lock:
                 self._reading = None
