@@ -136,6 +136,9 @@ class _AfterThinking:
         elif token == self._end:
             self._end = None
 
+    def forced(self) -> list[int]:
+        return self._grammar.forced() if self._end is None else []
+
 
 def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The JSON schema that a response_format asks for; None for plain text."""

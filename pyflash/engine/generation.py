@@ -49,6 +49,9 @@ class Constraint(Protocol):
     def consume(self, token: int) -> None:
         """Takes note of the token that was picked."""
 
+    def forced(self) -> list[int]:
+        """Tokens of the text that must come next, as the tokenizer cuts it; a model may cut it otherwise."""
+
 
 class StopStrings:
     """Ends a text before the first of some strings; what may become one is held back."""

@@ -181,6 +181,12 @@ class Matcher:
         self._matcher.consume_token(token)
         self._check()
 
+    def forced(self) -> list[int]:
+        """Tokens of the text that must come next, as the tokenizer cuts it: allowed() may have others of the same text."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._check()
+        return tokens
+
     @property
     def is_over(self) -> bool:
         """Whether the text is complete, and nothing can follow."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import secrets
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from pyflash.serve.turns import Turn
 from pyflash.serve.writing import EventWriter
 
 _LEAST_RESERVE = 512  # tokens that thinking leaves of max_tokens for the answer
+_LONGEST_RUN = 16  # forced tokens that are evaluated at once: others wait for that step
 _LOOP = 512  # tokens: reasoning that is three times the same is ended
 
 
@@ -82,7 +84,8 @@ class Answer:
     """What is generated for one request.
 
     next_token: what is to be evaluated for the next logits, None before the first ones and at the end. end: how it ended,
-    None while it goes on. turn: the whole of it as sampled, where it ended by itself.
+    None while it goes on. expected: tokens that are picked after it if the model cuts a text that is forced as the tokenizer
+    does, none of them the last one. turn: the whole of it as sampled, where it ended by itself.
     """
 
     def __init__(self, request: Request, prompt: Prompt, limits: Limits, sampling: SamplingOptions, tokenizer: Tokenizer,
@@ -107,6 +110,7 @@ class Answer:
         self._calls: list[tuple[str, str, str]] = []  # complete ones: id, name, arguments
         self._begun = ("", "")
         self.next_token: int | None = None
+        self.expected: list[int] = []
         self.end: out.FinishReason | None = None
         self.n_reasoning = 0
         self.is_hurried = False  # set from any thread: the reasoning ends with the next token
@@ -151,6 +155,7 @@ class Answer:
         elif self._calls and not self._request.parallel_tool_calls:
             self.end = "tool_calls"
         self.next_token = None if self.end else token
+        self.expected = self._expected()
         if ended:
             self._check()
         return shown
@@ -177,6 +182,13 @@ class Answer:
         bits = np.zeros((self._info.n_vocab + 31) // 32, dtype=np.uint32)
         bits[self._think_end // 32] = 1 << self._think_end % 32
         return bits
+
+    def _expected(self) -> list[int]:
+        if self.next_token is None or self.left_out or self._rules.constraint is None:
+            return []
+        n = min(_LONGEST_RUN, self._limits.most - self.n_generated - 1)
+        eos = self._info.eos_token
+        return list(takewhile(lambda token: token != eos, self._rules.constraint.forced()[:n]))
 
     def _repeats(self) -> bool:
         if self.n_reasoning < 3 * _LOOP or self.n_reasoning % 64:

@@ -7,14 +7,19 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
+
+import numpy as np
 
 from pyflash.chat.answer import AnswerRules, answer_rules
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
+from pyflash.engine.steps import eval_many
 from pyflash.engine.stream import Cancellation
+from pyflash.machine import hardware
 from pyflash.native.errors import (
     ArgumentError,
     CancelledError,
@@ -74,9 +79,25 @@ class Loaded:
     chunk: int
 
 
-def evaluate(session: Session, tokens: list[int], cancellation: Cancellation | None = None) -> FloatArray:
-    """One step of one session. The place where steps of several sessions become one."""
-    return session.eval(tokens, cancellation=cancellation)
+Work = Sequence[tuple[Session, list[int]]]
+
+
+def evaluate(work: Work, logits: Literal["last", "all"], cancellation: Cancellation | None = None
+             ) -> Sequence[FloatArray | BaseException | None]:
+    """The tokens of sessions through the model together: float32 [vocab] or [n, vocab] of each, or its error where there
+    are several. cancellation: of one session alone."""
+    if len(work) == 1:
+        session, tokens = work[0]
+        return [session.eval(tokens, logits == "all", cancellation=cancellation)]
+    return eval_many(work, logits, return_errors=True)
+
+
+def shares_steps(model: Model) -> bool:
+    """Whether a step of several sessions is quicker than one after the other; known once a step has been taken.
+
+    Each session chooses experts of its own, so that there is nothing to gain where those come from a disk."""
+    usable = hardware.memory().usable
+    return not (model.placement.name or model.expert_reads.n_wanted or (usable and model.info.weight_bytes > usable))
 
 
 class Engine:
@@ -109,6 +130,7 @@ class Engine:
         self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._may_admit = False
+        self._shares: bool | None = None  # see shares_steps()
         self._chunk = 0  # tokens that fit _PATIENCE, as far as is known
         self._rate = 0.0  # tokens of prompts a second
         self._thread = threading.Thread(target=self._run, name="pyflash engine", daemon=True)
@@ -250,6 +272,7 @@ class Engine:
             self.state, self.failure = "failed", error
         else:
             self.state = "ready"
+            self._shares = None
             self._chunk = min(16, self._loaded.chunk)
         self._is_ready.set()
 
@@ -388,8 +411,9 @@ class Engine:
         """A step for each stream, then one piece of a prompt."""
         streams = [job for job in self._running if job.is_streaming]
         began = time.monotonic()
-        for job in streams:
-            self._attempt(job, self._decode)
+        for together in self._steps(streams):
+            if left := [job for job in together if not job.is_cancelled]:
+                self._decode(left)
         reading = [job for job in self._running if job.n_left > 0 and not job.is_streaming]
         if not reading:
             return
@@ -408,16 +432,47 @@ class Engine:
         except Exception as error:
             self._fail(job, _as_request_error(error))
 
-    def _decode(self, job: Job) -> None:
-        assert job.slot is not None and job.answer is not None and job.answer.next_token is not None
-        logits = evaluate(job.slot.session, [job.answer.next_token])
-        if job.answer.left_out:
-            job.slot.session.hide_last()
-        self._take(job, logits)
+    def _steps(self, streams: list[Job]) -> list[list[Job]]:
+        """The streams that take a step together, or each by itself."""
+        assert self._loaded is not None
+        if len(streams) > 1 and self._shares is None:
+            self._shares = shares_steps(self._loaded.model)
+        return [streams] if self._shares else [[job] for job in streams]
 
-    def _take(self, job: Job, logits: FloatArray) -> None:
+    def _decode(self, jobs: list[Job]) -> None:
+        """A step for the next tokens of streams, and those that are expected behind them."""
+        work: list[tuple[Session, list[int]]] = []
+        for job in jobs:
+            assert job.slot is not None and job.answer is not None and job.answer.next_token is not None
+            work.append((job.slot.session, [job.answer.next_token, *job.answer.expected]))
+        results: Sequence[FloatArray | BaseException | None]
+        try:
+            results = evaluate(work, "all")
+        except Exception as error:
+            if len(jobs) > 1 and isinstance(error, Error):  # nothing has been evaluated: each may have its own
+                for job in jobs:
+                    self._decode([job])
+                return
+            results = [error] * len(jobs)
+        for job, (session, run), result in zip(jobs, work, results, strict=True):
+            if isinstance(result, np.ndarray) and job.answer is not None and job.answer.left_out:
+                session.hide_last()
+            self._attempt(job, partial(self._go_on, run=run, result=result))
+
+    def _go_on(self, job: Job, run: list[int], result: FloatArray | BaseException | None) -> None:
+        """Takes the logits behind each token of a run, as long as the next one is the one that is picked."""
+        if isinstance(result, BaseException):
+            raise result
+        assert result is not None
+        for n, logits in enumerate(result, 1):
+            if not self._take(job, logits, run[n:]):
+                break
+
+    def _take(self, job: Job, logits: FloatArray, ahead: Sequence[int] = ()) -> bool:
+        """Picks a token. ahead: those evaluated behind it already, which are dropped where it is not the first of them;
+        whether it is."""
         answer = job.answer
-        assert answer is not None
+        assert answer is not None and job.slot is not None
         now = time.monotonic()
         if job.last_token:
             self.metrics.between_tokens(now - job.last_token)
@@ -425,10 +480,15 @@ class Engine:
             job.first_token = now
             self.metrics.first_token(now - job.asked)
         job.last_token = now
-        for event in answer.take(logits):
+        told = answer.take(logits)
+        agrees = bool(ahead) and answer.next_token == ahead[0] and not answer.left_out
+        if ahead and not agrees:
+            job.slot.session.rollback(len(ahead))
+        for event in told:
             job.tell(event)
         if answer.end is not None:
             self._finish(job)
+        return agrees
 
     def _read(self, job: Job, seconds: float | None) -> None:
         """Evaluates the next piece of a prompt, of about so many seconds; None: as much as one step can take."""
@@ -444,7 +504,8 @@ class Engine:
         with self._lock:
             self._reading = (job, cancellation, expected if seconds is None else began)
         try:
-            logits = evaluate(session, job.tokens[position:end], cancellation)
+            (logits,) = evaluate([(session, job.tokens[position:end])], "last", cancellation)
+            assert isinstance(logits, np.ndarray)
         finally:
             with self._lock:
                 self._reading = None

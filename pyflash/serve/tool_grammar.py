@@ -186,6 +186,9 @@ class ToolConstraint:
             return self._matcher.allowed()
         return self._all_but_eos if self._think_end is not None else None
 
+    def forced(self) -> list[int]:
+        return self._matcher.forced() if self._matcher is not None else []
+
     def consume(self, token: int) -> None:
         if self._matcher is not None:
             self._matcher.consume(token)

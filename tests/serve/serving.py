@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,30 +26,31 @@ T = TypeVar("T")
 
 @dataclass
 class Step:
-    """One evaluation: of which session, how many tokens, when it ended."""
+    """A session's part of an evaluation: how many tokens, when it ended, of how many sessions it was."""
 
     session: Session
     n: int
     ended: float
+    n_together: int
 
 
 @dataclass
 class Pace:
-    """What evaluations take, and which there were. seconds: a token's; longest: of one evaluation so far."""
+    """What evaluations take, and which there were. seconds: a token's; sessions together take what the longest part does."""
 
     seconds: float = 0.0
     steps: list[Step] = field(default_factory=list)
     evaluate: Callable[..., Any] = engine.evaluate
 
-    def __call__(self, session: Session, tokens: list[int], cancellation: Cancellation | None = None) -> Any:
-        end = time.monotonic() + self.seconds * len(tokens)
+    def __call__(self, work: engine.Work, logits: str, cancellation: Cancellation | None = None) -> Any:
+        end = time.monotonic() + self.seconds * max(len(tokens) for _, tokens in work)
         while (left := end - time.monotonic()) > 0:
             if cancellation is not None and cancellation.requested:
                 raise CancelledError("cancelled")
             time.sleep(min(left, 0.005))
-        logits = self.evaluate(session, tokens, cancellation)
-        self.steps.append(Step(session, len(tokens), time.monotonic()))
-        return logits
+        results = self.evaluate(work, logits, cancellation)
+        self.steps += [Step(session, len(tokens), time.monotonic(), len(work)) for session, tokens in work]
+        return results
 
     @property
     def n_tokens(self) -> int:
@@ -57,10 +58,10 @@ class Pace:
 
 
 @contextmanager
-def serving(model: Path, **options: Any) -> Iterator[Application]:
-    """A server that is ready."""
+def serving(model: Path, opening: Mapping[str, Any] | None = None, **options: Any) -> Iterator[Application]:
+    """A server that is ready. opening: more for Model.open()."""
     options = {"context": 2048, "parallel": 2, "think": "off", **options}
-    made = app(lambda: Model.open(model, threads=1), name="test", **options)
+    made = app(lambda: Model.open(model, **{"threads": 1, **(opening or {})}), name="test", **options)
     made.start()
     assert made.engine.wait_ready(60), made.engine.failure
     try:
