@@ -29,6 +29,9 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     assert demo >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md"}
     assert any(path.endswith(".safetensors") for path in demo)
     files -= {f"pyflash/demo/model/{path}" for path in demo}
+    page = {path for path in files if path.startswith("pyflash/serve/page/built/")}
+    assert {path.rpartition(".")[2] for path in page} == {"html", "js", "css"}
+    files -= page
     rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", "/pyflash.h", "/build.json"))}
     assert len(rest) == 1 and "libpyflash" in rest.pop()
     assert not any("test" in path for path in files)

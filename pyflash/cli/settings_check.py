@@ -12,7 +12,7 @@ from gguf_export.stores.lookup import is_name
 from pyflash.native.errors import Error
 
 _PREFIX = "PYFLASH_"
-_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY", "PYFLASH_DEMO")
+_OTHER_VARIABLES = ("PYFLASH_CPU", "PYFLASH_CACHE", "PYFLASH_STATE", "PYFLASH_LIBRARY", "PYFLASH_DEMO", "PYFLASH_API_KEY")
 
 
 def check_settings(cli: click.Group, environment: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -106,7 +106,7 @@ def test_unbiased_rows_keep_their_length(name: str, rows: Array, importance: Arr
     energy = (importance * rows.astype(np.float64) ** 2).sum(axis=1)
     kept, restored = ((importance * rows * decode(kind, data).reshape(rows.shape).astype(np.float64)).sum(axis=1) / energy
                       for data in (plain, unbiased))  # fmt: skip
-    assert abs(kept.mean() - (1 - lost(name, rows, plain, importance))) < 2e-3
+    assert abs(kept.mean() - (1 - lost(name, rows, plain, importance))) < 3e-3
     assert np.abs(restored - 1).max() < 2e-3
     assert lost(name, rows, unbiased, importance) < 1.08 * lost(name, rows, plain, importance)
     n_blocks = rows.shape[1] // 256

@@ -254,7 +254,7 @@ def test_the_command_for_a_machine(run: Callable[..., Done], source: Path, tmp_p
     assert "103.1 GB" in told and "left for the file" in told and "nothing is lost" in told
     small = run(source, out, "--fit", "6G", "--ctx", "8192")
     assert small.returncode == 1 and small.stderr.count("\n") == 1
-    assert re.search(r"6\.00 GB of memory leave 0\.0 kB for the file, .*: give at least 7G", small.stderr)
+    assert re.search(r"6\.00 GB of memory leave 0\.0 kB for the file, .*: give at least [78]G", small.stderr)
 
 
 @pytest.mark.parametrize(("options", "words"), [

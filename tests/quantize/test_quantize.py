@@ -340,10 +340,9 @@ def test_interrupted_and_begun_anew(sources: dict[str, Path], tmp_path: Path) ->
     out = tmp_path / "q.gguf"
     process = subprocess.Popen([*COMMAND, str(sources["compat"]), str(out), "--experts", "IQ2_S", "-t", "1"],
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
-    while not (tmp_path / ".q.gguf.partial").exists():
+    while not (tmp_path / ".q.gguf.partial" / "manifest.json").exists():
         assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.7)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert "--resume goes on" in told

@@ -104,7 +104,7 @@ def test_what_needs_no_generation(server: Application) -> None:
     assert [slot["id"] for slot in get(server, "/slots").json()] == [0, 1]
     assert get(server, "/props").json()["default_generation_settings"]["n_ctx"] == 2048
     page = get(server, "/", headers={"accept": "text/html"})
-    assert b"<h1>pyflash</h1>" in page.body and "default-src 'none'" in page.headers["content-security-policy"]
+    assert b"<title>pyflash</title>" in page.body and "default-src 'none'" in page.headers["content-security-policy"]
     assert get(server, "/").body == b"Ollama is running"
     head = run(ask(server, "HEAD", "/"))
     assert head.status == 200 and head.body == b""

@@ -266,7 +266,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.count("in use") == 1 and "kernels scalar" in done.stdout
     scalar = run("doctor", cwd=tmp_path, PYFLASH_CPU="scalar").stdout
-    assert "kernels scalar  in use" in scalar
+    assert re.search(r"kernels scalar +in use", scalar)
     assert "models will not open" in run("doctor", cwd=tmp_path, PYFLASH_CPU="mmx").stdout
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyflash
 import pytest
+
+import pyflash
+from pyflash.native.library import lib
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links, devices and modes of POSIX systems")
 
@@ -402,13 +404,13 @@ def test_origin(model: pyflash.Model, tiny_model: Path, tmp_path: Path, caplog: 
         one.eval([5, 6])
         one.save(file)
         two.load(file)
-        assert two.origin == pyflash.Origin(own, 1, 0) and not caplog.records
+        assert two.origin == pyflash.Origin(own, lib.PF_ARITHMETIC_VERSION, 0) and not caplog.records
     if own == "scalar":
         pytest.skip("one kernel set only")
     with pyflash.Model.open(tiny_model, precision="exact", threads=1, isa="scalar") as scalar:
         with scalar.session(context=1000) as other:
             other.load(file)
-            assert other.origin == pyflash.Origin(own, 1, 2)
+            assert other.origin == pyflash.Origin(own, lib.PF_ARITHMETIC_VERSION, 2)
             (record,) = caplog.records
             assert record.levelname == "WARNING" and own in record.getMessage() and "scalar" in record.getMessage()
             other.eval([7])
@@ -416,14 +418,14 @@ def test_origin(model: pyflash.Model, tiny_model: Path, tmp_path: Path, caplog: 
             assert other.origin.n_foreign == 2
         with scalar.session(context=1000) as other:
             other.load(file)
-            assert other.origin == pyflash.Origin("scalar", 1, 2)
+            assert other.origin == pyflash.Origin("scalar", lib.PF_ARITHMETIC_VERSION, 2)
             other.rollback(2)
             assert other.origin.n_foreign == 1
             other.rollback(1)
             other.eval([5])
             other.save(file)
             other.load(file)
-            assert other.origin == pyflash.Origin("scalar", 1, 0)
+            assert other.origin == pyflash.Origin("scalar", lib.PF_ARITHMETIC_VERSION, 0)
 
 
 def without_origin(data: bytes) -> bytes:
