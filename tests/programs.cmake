@@ -32,7 +32,7 @@ pf_test_part(kernels_part "^csrc/backend/cpu/")
 pf_test_part(text_part "^csrc/text/|^csrc/runtime/(logits|sampler)[.]c$")
 pf_test_part(library_part "^csrc/")
 pf_test_part(choices_part "^csrc/offload/(hot|upload)_choice[.]c$")
-pf_test_part(quantise_part "^csrc/quantize/(grid|grid_formats|k|rows)[.]c$")
+pf_test_part(quantise_part "^csrc/quantize/(grid|grid_formats|k|length|rows)[.]c$")
 
 set(pf_gate tests/backend/gate.c tests/backend/gate_linear.c tests/backend/gate_model.c)
 pf_test_program(gate PARTS base_part kernels_part

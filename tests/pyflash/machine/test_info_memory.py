@@ -77,5 +77,5 @@ def test_plan_is_the_measured_peak(large_model: Path) -> None:
     for first, second in ((("f16", 6144), ("f16", 2048)), (("reference", 6144), ("reference", 2048)),
                           (("f16", 6144), ("reference", 6144))):
         planned, measured = plans[first] - plans[second], peaks[first] - peaks[second]
-        assert planned > 4e6
+        assert planned > 2e6
         assert abs(planned - measured) < 0.1 * planned + 1e6, (first, second)  # 1 MB: the interpreter's own noise
