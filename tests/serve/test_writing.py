@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflash import chat
 from pyflash.serve import chat_completions, messages, ollama, responses
-from pyflash.serve.events import Content, Event, Reasoning, Started, ToolCallBegin, ToolCallEnd, Usage
+from pyflash.serve.events import Content, Event, Reasoning, Started, ToolCallArguments, ToolCallBegin, ToolCallEnd, Usage
 from pyflash.serve.request import Request
 from pyflash.serve.writing import EventWriter
 
@@ -121,9 +121,10 @@ def test_any_answer_is_well_formed(pieces: list[str], thinking: bool, reason: st
     reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
     content = "".join(event.text for event in events if isinstance(event, Content))
     assert D not in reasoning + content
+    arguments = "".join(event.text for event in events if isinstance(event, ToolCallArguments))
     for name, (module, request) in REQUESTS.items():
         stream = module.Stream(request, "resp_1", 1)
-        assert D not in b"".join(map(stream.feed, events)).decode()
+        assert D in arguments or D not in b"".join(map(stream.feed, events)).decode()  # a value may hold any text
         whole = told(name, events)
         assert len(whole["calls"]) == len(ends)
         assert whole["reasoning"] == reasoning and whole["content"].startswith(content)

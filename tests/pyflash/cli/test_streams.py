@@ -207,7 +207,7 @@ HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "PYFLASH_CACHE", "PYFLASH_S
 
 def homeless(*arguments: object, **env: str) -> tuple[int, str, str]:
     """Run by a user without an entry, whom this Python's own folder need not let in: it becomes that one later."""
-    script = ("import os, pwd, resource, sys, pyflash.native.library\nfrom pyflash.cli.main import main\n"
+    script = ("import os, pwd, resource, sys, gguf_export.convert, pyflash.native.library\nfrom pyflash.cli.main import main\n"
               f"os.setgroups([])\nos.setuid({NOBODY})\nmain(sys.argv[1:])")
     kept = {name: value for name, value in os.environ.items() if name not in HOMES}
     process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=kept | env,
