@@ -43,8 +43,27 @@ def test_built_files_are_those_of_the_sources(node_folder: Path) -> None:
     assert all(made[name] == kept[name] for name in made), "run `npm run build` in pyflash/serve/page and commit built/"
 
 
-def serving(*arguments: object) -> Iterator[str]:
-    command = [sys.executable, "-m", "pyflash", "serve", *map(str, arguments), "--port", "0"]
+# A server that takes its time: random weights end most answers some day, and these have to be stopped before.
+SLOW = """
+import sys, time
+from pyflash.serve import engine
+
+evaluate = engine.evaluate
+
+def slow(*arguments, **options):
+    time.sleep(0.02)
+    return evaluate(*arguments, **options)
+
+engine.evaluate = slow
+from pyflash.cli.main import main
+
+main(sys.argv[1:])
+"""
+
+
+def serving(*arguments: object, slow: bool = False) -> Iterator[str]:
+    start = [sys.executable, "-c", SLOW] if slow else [sys.executable, "-m", "pyflash"]
+    command = [*start, "serve", *map(str, arguments), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -68,8 +87,8 @@ def demo_server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def endless_server(tiny_model: Path) -> Iterator[str]:
-    """Random weights: its answers go on until they are stopped."""
-    yield from serving(tiny_model, "--ctx", 30000)
+    """Random weights, slowly: its answers go on until they are stopped."""
+    yield from serving(tiny_model, "--ctx", 4000, slow=True)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +166,7 @@ def test_thinking_is_folded_with_its_time(desk: Any, demo_server: str) -> None:
     assert re.match(r"Thought for \d+\.\d s", summary.inner_text())
     assert desk.locator(".thinking .markdown").count() == 0
     summary.click()
+    desk.locator(".thinking .markdown .block").first.wait_for()
     assert desk.locator(".thinking .markdown").inner_text().strip()
 
 
@@ -237,6 +257,7 @@ def test_the_list_of_chats(desk: Any, demo_server: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"title": 1}')
     desk.set_input_files(".sidebar input[type=file]", broken)
+    desk.wait_for_timeout(300)  # it is told
     desk.reload()
     desk.locator(".sidebar li").first.wait_for()
     assert items.count() == 3
