@@ -36,12 +36,28 @@
 #define _mm512_cvtepu16_epi32 shim_cvtepu16_epi32
 #define _mm512_cvtepi32_ps shim_cvtepi32_ps
 #define _mm512_cvtps_epi32 shim_cvtps_epi32
+#define _mm512_srai_epi32 shim_srai_epi32
+#define _mm512_permutex_epi64 shim_permutex_epi64
 
 SHIM __m512i shim_join(__m256i low, __m256i high) {
     return simde_mm512_inserti64x4(simde_mm512_castsi256_si512(low), high, 1);
 }
 
 SHIM __m256i shim_high(__m512i v) { return simde_mm512_extracti64x4_epi64(v, 1); }
+
+SHIM __m512i shim_srai_epi32(__m512i v, int n) {
+    const __m128i by = _mm_cvtsi32_si128(n);
+    return shim_join(_mm256_sra_epi32(simde_mm512_castsi512_si256(v), by), _mm256_sra_epi32(shim_high(v), by));
+}
+
+/* Within each half. */
+SHIM __m512i shim_permutex_epi64(__m512i v, int order) {
+    int64_t from[8], to[8];
+    memcpy(from, &v, sizeof from);
+    for (int i = 0; i < 8; ++i) to[i] = from[i / 4 * 4 + (order >> i % 4 * 2 & 3)];
+    memcpy(&v, to, sizeof v);
+    return v;
+}
 
 SHIM __m512 shim_join_ps(__m256 low, __m256 high) {
     return simde_mm512_castsi512_ps(shim_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
