@@ -116,7 +116,7 @@ PF_INLINE void unpack_super(const uint8_t *const *row, int64_t at, panel_rows *o
             blocks_to_rows(w[q], rows);
             PF_UNROLL for (int k = 0; k < SUPER_VECS; ++k) {
                 pf_ivec *pairs = out->pairs[k];
-                put_quad(pairs, q, bias ? pf_ivec_sub_bytes(rows[k], pf_ivec_set1(bias * ONES)) : rows[k]);
+                put_quad(pairs, q, bias ? pf_ivec_sub_bytes(rows[k], pf_ivec_set1((int32_t)((uint32_t)bias * ONES))) : rows[k]);
                 if (scaling != PF_SCALES_IN_SUMS) continue;
                 pairs[2 * q] = pf_ivec_mul_words(pairs[2 * q], factors[k]);
                 pairs[2 * q + 1] = pf_ivec_mul_words(pairs[2 * q + 1], factors[k]);
