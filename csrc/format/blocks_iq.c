@@ -8,29 +8,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-static const uint8_t magnitudes_iq2[4] = {8, 25, 43, 0}; /* no grid has the code 3 */
-static const uint8_t magnitudes_iq3_xxs[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-
-static float half_at(const uint8_t *p) { return pf_f16_to_f32(pf_load_u16(p)); }
-
-static uint32_t word_at(const uint8_t *p) {
-    uint32_t word;
-    memcpy(&word, p, sizeof word);
-    return word;
-}
-
-/* Seven bits of signs; the eighth makes the number of negative values even. */
-static uint32_t even_signs(uint32_t seven) {
-    uint32_t parity = seven ^ seven >> 4;
-    parity ^= parity >> 2;
-    parity ^= parity >> 1;
-    return seven | (parity & 1u) << 7;
-}
-
 /* 8 values of a grid of IQ2, times scale; a set bit makes a value negative. */
 static void iq2_values(uint32_t entry, uint32_t signs, float scale, float *out) {
     for (int j = 0; j < 8; ++j) {
-        const float value = scale * (float)magnitudes_iq2[entry >> 2 * j & 3];
+        const float value = scale * (float)pf_iq2_magnitudes[entry >> 2 * j & 3];
         out[j] = signs >> j & 1 ? -value : value;
     }
 }
@@ -46,12 +27,12 @@ static void iq3_values(const uint8_t *magnitudes, uint32_t entry, uint32_t signs
 /* f16 d; for every 32 values four grid bytes, then four times seven bits of signs and a scale of four bits. */
 void pf_decode_iq2_xxs(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 66) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (const uint8_t *part = blocks + 2; part < blocks + 66; part += 8) {
-            const uint32_t word = word_at(part + 4);
+            const uint32_t word = pf_load_iq_word(part + 4);
             const float scale = d * (0.5f + (float)(word >> 28)) * 0.25f;
             for (int k = 0; k < 4; ++k, out += 8) {
-                iq2_values(pf_grid_iq2_xxs[part[k]], even_signs(word >> 7 * k & 127u), scale, out);
+                iq2_values(pf_grid_iq2_xxs[part[k]], pf_iq_even_signs(word >> 7 * k & 127u), scale, out);
             }
         }
     }
@@ -60,11 +41,11 @@ void pf_decode_iq2_xxs(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d; 32 words of nine grid bits and seven bits of signs; eight bytes of two scales, one for every 16 values. */
 void pf_decode_iq2_xs(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 74) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int k = 0; k < 32; ++k, out += 8) {
             const uint32_t word = pf_load_u16(blocks + 2 + 2 * k);
             const int s = blocks[66 + k / 4] >> (k % 4 < 2 ? 0 : 4) & 15;
-            iq2_values(pf_grid_iq2_xs[word & 511u], even_signs(word >> 9), d * (0.5f + (float)s) * 0.25f, out);
+            iq2_values(pf_grid_iq2_xs[word & 511u], pf_iq_even_signs(word >> 9), d * (0.5f + (float)s) * 0.25f, out);
         }
     }
 }
@@ -72,7 +53,7 @@ void pf_decode_iq2_xs(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d; 32 grid bytes; 32 bytes of signs; eight bytes of the grid's high pairs of bits; eight bytes of scales. */
 void pf_decode_iq2_s(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 82) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int k = 0; k < 32; ++k, out += 8) {
             const uint32_t place = blocks[2 + k] | (uint32_t)(blocks[66 + k / 4] >> 2 * (k % 4) & 3) << 8;
             const int s = blocks[74 + k / 4] >> (k % 4 < 2 ? 0 : 4) & 15;
@@ -84,13 +65,13 @@ void pf_decode_iq2_s(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d; 64 grid bytes; for every 32 values four times seven bits of signs and a scale of four bits. */
 void pf_decode_iq3_xxs(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 98) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int part = 0; part < 8; ++part) {
-            const uint32_t word = word_at(blocks + 66 + 4 * part);
+            const uint32_t word = pf_load_iq_word(blocks + 66 + 4 * part);
             const float scale = d * (0.5f + (float)(word >> 28)) * 0.5f;
             for (int k = 0; k < 8; ++k, out += 4) {
-                const uint32_t signs = even_signs(word >> 7 * (k / 2) & 127u) >> 4 * (k % 2);
-                iq3_values(magnitudes_iq3_xxs, pf_grid_iq3_xxs[blocks[2 + 8 * part + k]], signs, scale, out);
+                const uint32_t signs = pf_iq_even_signs(word >> 7 * (k / 2) & 127u) >> 4 * (k % 2);
+                iq3_values(pf_iq3_xxs_magnitudes, pf_grid_iq3_xxs[blocks[2 + 8 * part + k]], signs, scale, out);
             }
         }
     }
@@ -99,7 +80,7 @@ void pf_decode_iq3_xxs(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d; 64 grid bytes; eight bytes of the grid's ninth bits; 32 bytes of signs; four bytes of two scales. */
 void pf_decode_iq3_s(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 110) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int k = 0; k < 64; ++k, out += 4) {
             const uint32_t place = blocks[2 + k] | (uint32_t)(blocks[66 + k / 8] >> k % 8 & 1) << 8;
             const int s = blocks[106 + k / 16] >> (k % 16 < 8 ? 0 : 4) & 15;
@@ -117,7 +98,7 @@ static void iq1_values(uint32_t place, bool down, float scale, float *out) {
 /* f16 d; 32 grid bytes; eight words of four times three high grid bits, a scale of three bits, and the direction. */
 void pf_decode_iq1_s(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 50) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int k = 0; k < 32; ++k, out += 8) {
             const uint32_t word = pf_load_u16(blocks + 34 + 2 * (k / 4));
             const float scale = d * (float)(2 * (word >> 12 & 7) + 1);

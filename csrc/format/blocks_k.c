@@ -3,13 +3,11 @@
 
 #include "format/floats.h"
 
-static float half_at(const uint8_t *p) { return pf_f16_to_f32(pf_load_u16(p)); }
-
 /* 16 bytes of a scale (low nibble) and a minimum (high nibble), 64 bytes of codes, f16 d, f16 dmin. 32 bytes hold 128
  * values, those with the same shift next to each other; all K formats of 2 and 3 bits have them so. */
 void pf_decode_q2_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 84) {
-        const float d = half_at(blocks + 80), dmin = half_at(blocks + 82);
+        const float d = pf_load_f16(blocks + 80), dmin = pf_load_f16(blocks + 82);
         for (int part = 0; part < 16; ++part) {
             const float scale = d * (float)(blocks[part] & 15), minimum = dmin * (float)(blocks[part] >> 4);
             const uint8_t *codes = blocks + 16 + 32 * (part / 8) + 16 * (part % 2);
@@ -28,7 +26,7 @@ static int q3_k_scale(const uint8_t *packed, int part) {
 /* 32 bytes of third bits (one: nothing is taken off, zero: 4), 64 bytes of codes, 12 bytes of scales, f16 d. */
 void pf_decode_q3_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 110) {
-        const float d = half_at(blocks + 108);
+        const float d = pf_load_f16(blocks + 108);
         for (int part = 0; part < 16; ++part) {
             const float scale = d * (float)q3_k_scale(blocks + 96, part);
             const uint8_t *high = blocks + 16 * (part % 2), *codes = blocks + 32 + 32 * (part / 8) + 16 * (part % 2);
@@ -59,7 +57,7 @@ static void q4_k_scale(const uint8_t *packed, int part, int *scale, int *minimum
  * the next 32. Q5_K has 32 bytes of fifth bits before them, bit `part` for the part. */
 static void q45_k(const uint8_t *blocks, int64_t n_blocks, int64_t block_bytes, const int codes_at, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += block_bytes) {
-        const float d = half_at(blocks), dmin = half_at(blocks + 2);
+        const float d = pf_load_f16(blocks), dmin = pf_load_f16(blocks + 2);
         for (int part = 0; part < 8; ++part) {
             int scale, minimum;
             q4_k_scale(blocks + 4, part, &scale, &minimum);
@@ -80,7 +78,7 @@ void pf_decode_q5_k(const uint8_t *blocks, int64_t n_blocks, float *out) { q45_k
  * values: four times 32, of which the nibbles of the first and third, and of the second and fourth, share bytes. */
 void pf_decode_q6_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 210) {
-        const float d = half_at(blocks + 208);
+        const float d = pf_load_f16(blocks + 208);
         const int8_t *scales = (const int8_t *)(blocks + 192);
         for (int part = 0; part < 8; ++part) {
             const uint8_t *low = blocks + 64 * (part / 4) + 32 * (part % 2), *high = blocks + 128 + 32 * (part / 4);

@@ -4,8 +4,6 @@
 #include "format/floats.h"
 #include "format/iq_grids.h"
 
-static float half_at(const uint8_t *p) { return pf_f16_to_f32(pf_load_u16(p)); }
-
 static uint32_t bits_at(const uint8_t *p) {
     uint32_t bits;
     memcpy(&bits, p, sizeof bits);
@@ -15,7 +13,7 @@ static uint32_t bits_at(const uint8_t *p) {
 /* f16 d, 16 bytes: byte j has value j in its low nibble and value j + 16 in its high one. */
 void pf_decode_q4_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 18, out += 32) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int j = 0; j < 16; ++j) {
             out[j] = d * (float)((blocks[2 + j] & 15) - 8);
             out[j + 16] = d * (float)((blocks[2 + j] >> 4) - 8);
@@ -26,7 +24,7 @@ void pf_decode_q4_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, f16 minimum, 16 bytes as in Q4_0. */
 void pf_decode_q4_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 20, out += 32) {
-        const float d = half_at(blocks), minimum = half_at(blocks + 2);
+        const float d = pf_load_f16(blocks), minimum = pf_load_f16(blocks + 2);
         for (int j = 0; j < 16; ++j) {
             out[j] = d * (float)(blocks[4 + j] & 15) + minimum;
             out[j + 16] = d * (float)(blocks[4 + j] >> 4) + minimum;
@@ -37,7 +35,7 @@ void pf_decode_q4_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, the fifth bits of the 32 values, 16 bytes as in Q4_0. */
 void pf_decode_q5_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 22, out += 32) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         const uint32_t high = bits_at(blocks + 2);
         for (int j = 0; j < 16; ++j) {
             const int low = blocks[6 + j];
@@ -50,7 +48,7 @@ void pf_decode_q5_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, f16 minimum, fifth bits and 16 bytes as in Q5_0. */
 void pf_decode_q5_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 24, out += 32) {
-        const float d = half_at(blocks), minimum = half_at(blocks + 2);
+        const float d = pf_load_f16(blocks), minimum = pf_load_f16(blocks + 2);
         const uint32_t high = bits_at(blocks + 4);
         for (int j = 0; j < 16; ++j) {
             const int low = blocks[8 + j];
@@ -63,7 +61,7 @@ void pf_decode_q5_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, 32 signed bytes. */
 void pf_decode_q8_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 34, out += 32) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int j = 0; j < 32; ++j) out[j] = (float)(int8_t)blocks[2 + j] * d;
     }
 }
@@ -71,7 +69,7 @@ void pf_decode_q8_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, 128 bits, the lowest first: d or -d. */
 void pf_decode_q1_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 18, out += 128) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int j = 0; j < 128; ++j) out[j] = blocks[2 + j / 8] >> j % 8 & 1 ? d : -d;
     }
 }
@@ -79,7 +77,7 @@ void pf_decode_q1_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, 64 codes of two bits, the lowest first: d (code - 1). */
 void pf_decode_q2_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 18, out += 64) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int j = 0; j < 64; ++j) out[j] = (float)((blocks[2 + j / 4] >> 2 * (j % 4) & 3) - 1) * d;
     }
 }
@@ -99,7 +97,7 @@ static float *base3(const uint8_t *codes, int n, int digits, float d, float *out
 /* 48 bytes of five digits (32, then 16 of them), 4 bytes of four digits, f16 d. */
 void pf_decode_tq1_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 54) {
-        const float d = half_at(blocks + 52);
+        const float d = pf_load_f16(blocks + 52);
         out = base3(blocks, 32, 5, d, out);
         out = base3(blocks + 32, 16, 5, d, out);
         out = base3(blocks + 48, 4, 4, d, out);
@@ -109,7 +107,7 @@ void pf_decode_tq1_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* 64 bytes, of which 32 hold four values each, 32 apart; f16 d. */
 void pf_decode_tq2_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 66) {
-        const float d = half_at(blocks + 64);
+        const float d = pf_load_f16(blocks + 64);
         for (int half = 0; half < 64; half += 32) {
             for (int shift = 0; shift < 8; shift += 2) {
                 for (int j = 0; j < 32; ++j) *out++ = d * (float)((blocks[half + j] >> shift & 3) - 1);
@@ -154,7 +152,7 @@ void pf_decode_nvfp4(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, 16 bytes as in Q4_0, of places in a table. */
 void pf_decode_iq4_nl(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 18, out += 32) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         for (int j = 0; j < 16; ++j) {
             out[j] = d * (float)pf_iq4_values[blocks[2 + j] & 15];
             out[j + 16] = d * (float)pf_iq4_values[blocks[2 + j] >> 4];
@@ -165,7 +163,7 @@ void pf_decode_iq4_nl(const uint8_t *blocks, int64_t n_blocks, float *out) {
 /* f16 d, the high two bits of eight scales, their low four, then eight times 16 bytes as in IQ4_NL. */
 void pf_decode_iq4_xs(const uint8_t *blocks, int64_t n_blocks, float *out) {
     for (int64_t i = 0; i < n_blocks; ++i, blocks += 136) {
-        const float d = half_at(blocks);
+        const float d = pf_load_f16(blocks);
         const int high = pf_load_u16(blocks + 2);
         for (int part = 0; part < 8; ++part, out += 32) {
             const int low = blocks[4 + part / 2] >> 4 * (part % 2) & 15;

@@ -40,6 +40,7 @@ static inline float pf_f16_to_f32(uint16_t half) {
     }
     return pf_f32_from_bits(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112u) << 23) | mantissa << 13);
 }
+static inline float pf_load_f16(const uint8_t *p) { return pf_f16_to_f32(pf_load_u16(p)); }
 
 static inline uint16_t pf_f32_to_f16(float value) {
     const uint32_t bits = pf_f32_bits(value), magnitude = bits & 0x7fffffffu;
