@@ -51,7 +51,7 @@ _ISA = {
     "avx2": _AVX2,
     "avx512": (*_AVX2, *(f"-DGGML_{name}=ON" for name in ("AVX512", "AVX512_VBMI", "AVX512_VNNI"))),
 }
-_ENGINE_OPTIONS = {"llama": (), "ik": ("-DGGML_IQK_FLASH_ATTENTION=OFF",)}  # without: it takes most of an hour to compile
+_ENGINE_OPTIONS = {"llama": (), "ik": ("-DGGML_IQK_FLASH_ATTENTION=OFF", "-DLLAMA_BUILD_EXAMPLES=ON")}  # its attention takes most of an hour to compile
 
 # With AMX, that llama.cpp's repacking ends its process on every deepseek4 file: attn_output_a, which is used reshaped, goes
 # into buffers that nothing reads ("GGML_ASSERT(*cur_backend_id != -1)").
@@ -115,6 +115,24 @@ def _shown(rates: list[float]) -> str:
 # -- Rivals --
 
 
+# What ik_llama.cpp's own attention would define: no, and no memory for it.
+_IK_WITHOUT_ATTENTION = """
+#include <stdbool.h>
+#include <stddef.h>
+bool iqk_flash_attn_noalibi(void) { return false; }
+size_t iqk_fa_work_buffer_size(void) { return 0; }
+"""
+
+
+def stand_ins(place: Path) -> list[str]:
+    """The option that links what ik_llama.cpp lacks when it is compiled without its attention."""
+    place.mkdir(exist_ok=True)
+    source, made = place / "without_attention.c", place / "without_attention.o"
+    source.write_text(_IK_WITHOUT_ATTENTION)
+    subprocess.run([os.environ.get("CC", "cc"), "-c", str(source), "-o", str(made)], check=True)
+    return [f"-DCMAKE_EXE_LINKER_FLAGS={made}"]
+
+
 def build(folder: Path, engine: str, isa: str, source: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if source is None:
@@ -124,6 +142,8 @@ def build(folder: Path, engine: str, isa: str, source: Path | None) -> None:
     place = folder / f"{engine}-{isa}"
     x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform == "linux"
     flags = [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX") if x86]
+    if engine == "ik":
+        flags += stand_ins(place)
     for repack in (False, True):
         own = [f"-DGGML_CPU_REPACK={'ON' if repack else 'OFF'}"] if engine == "llama" else []
         subprocess.run(["cmake", "-S", str(source), "-B", str(place), *_OPTIONS, *_ISA[isa], *_ENGINE_OPTIONS[engine],
