@@ -141,7 +141,7 @@ def test_a_retry_goes_on_where_the_client_gave_up(demo_model: Path, pace: Pace) 
         done = pace.n_tokens
         again = submit(server, asked).wait()
         assert again.end.usage.n_cached >= 300
-        chunk = server.engine.use().chunk
+        chunk = server.engine.use().pacing.most
         assert pace.n_tokens <= len(left.job.tokens) + chunk
         assert done > 0 and not left.over.is_set()
 
