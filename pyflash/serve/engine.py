@@ -39,8 +39,9 @@ _log = logging.getLogger("pyflash.serve")
 
 _CHECKPOINT_EVERY = 8192  # tokens of a long prompt
 _WORTH_A_CHECKPOINT = 256
+_WAKING = 60.0  # seconds that requests wait for a model that was let go; then they are told to come again
 
-State = Literal["loading", "ready", "idle", "failed", "closed"]
+State = Literal["loading", "ready", "idle", "waking", "failed", "closed"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,12 @@ class Engine:
     @property
     def is_healthy(self) -> bool:
         """Whether requests are answered."""
-        return self.state in ("ready", "idle") and not self.is_draining
+        return self.state in ("ready", "idle", "waking") and not self.is_draining
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What is loaded just now; None before, and while it is let go."""
+        return self._loaded
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Waits until the model is open, or cannot be opened; whether it is open."""
@@ -168,9 +174,9 @@ class Engine:
             raise RequestError(f"the model cannot be opened: {self.failure}", code="out_of_memory")
         if self.is_draining:
             raise errors.shutting_down()
-        if self.state == "idle":
+        if self.state in ("idle", "waking"):
             self._orders.put(None)
-            self._is_ready.wait(60)
+            self._is_ready.wait(_WAKING)
         loaded = self._loaded
         if loaded is None:
             raise errors.loading()
@@ -312,7 +318,7 @@ class Engine:
 
     def _collect_forever(self) -> None:
         order = self._orders.get()
-        self.state = "loading"
+        self.state = "waking"
         if order is not None:
             self._waiting.append(order)
             self._may_admit = True
