@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyflash.machine.places import state_dir
 from pyflash.native.errors import FileError
 from pyflash.native.values import StrPath
 from pyflash.serve.disk_cache import DiskCache
+from pyflash.serve.disk_writer import MOST_WAITING
 from pyflash.serve.endpoints import Endpoints, refuse
 from pyflash.serve.engine import Engine, EngineOptions
 from pyflash.serve.guard import MAX_BODY, Guard, Policy, Receive, Scope, Send
@@ -94,7 +96,8 @@ def app(
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload)
     disk = None if disk_cache is None else DiskCache(Path(os.fsdecode(disk_cache)), disk_cache_size)
-    engine = Engine(opener, options, TurnStore(signing_key()), memory_plan.sessions_that_fit, disk)
+    fitting = partial(memory_plan.sessions_that_fit, other_bytes=0 if disk is None else MOST_WAITING)
+    engine = Engine(opener, options, TurnStore(signing_key()), fitting, disk)
     policy = Policy(None if hosts is None else frozenset(hosts), frozenset(origins), tuple(keys), max_body)
     return Application(engine, shown, policy, keepalive, disk=disk)
 

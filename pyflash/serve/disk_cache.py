@@ -224,13 +224,14 @@ class DiskCache:
         if session.position < self._least or session.origin.n_foreign:
             return
         try:
-            self._append(session, self._line(session, salt))
+            self._append(session, self._line(session, salt), session.position)
         except (Error, MemoryError) as error:
             _log.info("rows of %d tokens are not kept: %s", session.position, error)
 
-    def _append(self, session: Session, line: _Line) -> list[Path]:
+    def _append(self, session: Session, line: _Line, end: int) -> list[Path]:
+        """Those of the tokens before end; returns the files of all of them."""
         paths = []
-        for i, digest in enumerate(line.names):
+        for i, digest in enumerate(line.names[: end // CHUNK]):
             path = self._place / disk_files.rows_name(digest, (i + 1) * CHUNK)
             paths.append(path)
             if path.name not in self._rows:
@@ -260,7 +261,7 @@ class DiskCache:
             return
         try:
             line = self._line(session, salt)
-            paths = self._append(session, line)
+            paths = self._append(session, line, at)
             self._save_tail(session, line, paths, at, kind)
         except (Error, MemoryError) as error:
             _log.info("a position of %d tokens is not kept: %s", at, error)
@@ -277,7 +278,8 @@ class DiskCache:
         content = disk_files.TailContent(ids[tail.begin :], session.export_rows(tail.begin, at), state)
         pieces = content.pieces()
         n_bytes = sum(map(len, pieces))
-        if len(paths) * n_bytes_of_chunk(session) + n_bytes > self.limit * 3 // 4:
+        a_chunk = len(session.export_rows(0, CHUNK)) if paths else 0
+        if len(paths) * a_chunk + n_bytes > self.limit * 3 // 4:
             _log.info("a position of %d tokens is not kept: it would fill the cache", at)
             return
         if self._submit(self._place / tail.name, self._writing_tail(tail, pieces, paths), n_bytes):
@@ -333,8 +335,3 @@ class DiskCache:
         path = disk_folder.turns_log(self._place)
         data = b"".join(map(disk_files.sealed, lines.splitlines()))
         self._writer.submit(lambda: self._writer.replace(path, data))
-
-
-def n_bytes_of_chunk(session: Session) -> int:
-    """What the rows of a chunk take, for a session that holds one."""
-    return len(session.export_rows(0, CHUNK))

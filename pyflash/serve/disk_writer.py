@@ -15,7 +15,7 @@ from pyflash.serve import disk_files, disk_folder
 
 _log = logging.getLogger("pyflash.serve")
 
-_MOST_WAITING = 256 << 20  # bytes: where the disk is slower, what comes then is not kept
+MOST_WAITING = 256 << 20  # bytes: where the disk is slower, what comes then is not kept
 _PAUSE = 300.0  # seconds in which nothing is tried after a failure
 _SHRINK_EVERY = 64  # th part of the limit: after so much has been written the folder is looked at
 
@@ -37,7 +37,7 @@ class Writer:
     def submit(self, work: Callable[[], object], n_bytes: int = 0) -> bool:
         """Has work done. n_bytes: what it holds in memory until then. False, and it is not done, where too much waits."""
         with self._lock:
-            if n_bytes and (self._n_waiting + n_bytes > _MOST_WAITING and self._n_waiting
+            if n_bytes and (self._n_waiting + n_bytes > MOST_WAITING and self._n_waiting
                             or time.monotonic() < self._paused_until):  # fmt: skip
                 return False
             self._n_waiting += n_bytes

@@ -496,7 +496,8 @@ class Engine:
             if time.monotonic() >= until:
                 return
         job.restoring = None
-        job.n_cached = job.slot.session.reuse(job.tokens)
+        n_kept = job.slot.session.reuse(job.tokens)
+        job.n_cached, job.is_restored = n_kept, n_kept > job.n_cached
         job.slot.checkpoint()
         job.served = time.monotonic()
 

@@ -36,6 +36,7 @@ class Job:
         self.answer: Answer | None = None
         self.n_cached = 0
         self.restoring: Iterator[None] | None = None  # the pieces that are read from disk
+        self.is_restored = False  # by them
         self.began = 0.0  # when it got its slot
         self.served = 0.0  # when a piece of its prompt was evaluated last
         self.first_token = 0.0

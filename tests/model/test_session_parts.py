@@ -25,12 +25,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     )  # fmt: skip
 
 
+class CachedModel:
+    """A model whose sessions keep their cache in one of the types there are."""
+
+    def __init__(self, model: Any, cache: str) -> None:
+        self._model, self._cache = model, cache
+        self.has_mtp = model.info.has_mtp
+
+    def session(self, **options: Any) -> Any:
+        return self._model.session(cache=self._cache, **{"context": CONTEXT, **options})
+
+
 @pytest.fixture(scope="module", params=["exact-auto-mtp", "fast-f16", "fast-reference-mtp"])
-def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Iterator[Any]:
+def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Iterator[CachedModel]:
     precision, cache, *mtp = request.param.split("-")
     with pyflash.Model.open(tiny.path, precision=precision, threads=1, mtp=tiny.mtp_path if mtp else None) as opened:
-        opened.open = lambda **options: opened.session(cache=cache, **{"context": CONTEXT, **options})
-        yield opened
+        yield CachedModel(opened, cache)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +49,8 @@ def tokens(tiny: TinyModel) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def cold(model: Any, tokens: np.ndarray) -> np.ndarray:
-    with model.open() as session:
+def cold(model: CachedModel, tokens: np.ndarray) -> np.ndarray:
+    with model.session() as session:
         return np.asarray(session.eval(tokens, all_logits=True))
 
 
@@ -49,14 +59,14 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("position", [1, 5, 127, 128, 129, 400, 640])
-def test_parts_go_into_another_session(model: Any, tokens: np.ndarray, cold: np.ndarray, position: int) -> None:
+def test_parts_go_into_another_session(model: CachedModel, tokens: np.ndarray, cold: np.ndarray, position: int) -> None:
     """Whose chunks and context are others, and whose memory is poisoned by another conversation's rows."""
-    with model.open(chunk=64) as session:
+    with model.session(chunk=64) as session:
         session.eval(tokens[:position])
         pieces = [(begin, min(begin + 128, position)) for begin in range(0, position, 128)]
         rows = [session.export_rows(*piece) for piece in pieces]
         tail = session.export_tail()
-    with model.open(context=T, chunk=500) as session:
+    with model.session(context=T, chunk=500) as session:
         session.eval(tokens[::-1][:300])
         session.rollback(300)
         for (begin, end), data in zip(pieces, rows, strict=True):
@@ -66,7 +76,7 @@ def test_parts_go_into_another_session(model: Any, tokens: np.ndarray, cold: np.
         assert session.position == position and session.tokens.tolist() == tokens[:position].tolist()
         assert session.rollback_limit == min(position, 16)
         assert equal(session.eval(tokens[position:], all_logits=True), cold[position:])
-        if model.info.has_mtp:
+        if model.has_mtp:
             session.rollback(session.position)
             session.eval(tokens[:position])
             drafted = session.draft(7)
@@ -77,8 +87,8 @@ def test_parts_go_into_another_session(model: Any, tokens: np.ndarray, cold: np.
             assert equal(session.draft(7), drafted)
 
 
-def test_a_tail_leads_back_a_little(model: Any, tokens: np.ndarray, cold: np.ndarray) -> None:
-    with model.open() as session:
+def test_a_tail_leads_back_a_little(model: CachedModel, tokens: np.ndarray, cold: np.ndarray) -> None:
+    with model.session() as session:
         session.eval(tokens[:400])
         rows, tail = session.export_rows(0, 400), session.export_tail(400)
         session.rollback(400)
@@ -90,8 +100,8 @@ def test_a_tail_leads_back_a_little(model: Any, tokens: np.ndarray, cold: np.nda
         assert equal(session.eval(tokens[384:], all_logits=True), cold[384:])
 
 
-def test_a_checkpoints_tail(model: Any, tokens: np.ndarray, cold: np.ndarray) -> None:
-    with model.open() as session:
+def test_a_checkpoints_tail(model: CachedModel, tokens: np.ndarray, cold: np.ndarray) -> None:
+    with model.session() as session:
         session.eval(tokens[:200])
         session.checkpoint()
         before = session.export_tail()
@@ -101,12 +111,12 @@ def test_a_checkpoints_tail(model: Any, tokens: np.ndarray, cold: np.ndarray) ->
             session.export_tail(201)
 
 
-def test_what_a_session_has_is_passed_over(model: Any, tokens: np.ndarray, cold: np.ndarray) -> None:
+def test_what_a_session_has_is_passed_over(model: CachedModel, tokens: np.ndarray, cold: np.ndarray) -> None:
     """Its own rows stay, and so do its checkpoints."""
-    with model.open() as session:
+    with model.session() as session:
         session.eval(tokens[:640])
         rows, tail = [session.export_rows(begin, begin + 128) for begin in range(0, 640, 128)], session.export_tail()
-    with model.open() as session:
+    with model.session() as session:
         session.eval(tokens[:130])
         session.checkpoint()
         session.eval(tokens[130:150])
@@ -122,8 +132,8 @@ def test_what_a_session_has_is_passed_over(model: Any, tokens: np.ndarray, cold:
         assert equal(session.eval(tokens[130:], all_logits=True), cold[130:])
 
 
-def test_imported_rows_are_dropped_by_what_moves_the_session(model: Any, tokens: np.ndarray) -> None:
-    with model.open() as session:
+def test_imported_rows_are_dropped_by_what_moves_the_session(model: CachedModel, tokens: np.ndarray) -> None:
+    with model.session() as session:
         session.eval(tokens[:256])
         rows, tail = session.export_rows(0, 256), session.export_tail()
         for move in (lambda: session.eval(tokens[:1]), lambda: session.rollback(0)):
@@ -134,14 +144,14 @@ def test_imported_rows_are_dropped_by_what_moves_the_session(model: Any, tokens:
                 session.import_tail(tokens[:256], tail)
 
 
-def test_what_is_refused_changes_nothing(model: Any, tokens: np.ndarray, cold: np.ndarray) -> None:
-    with model.open() as session:
+def test_what_is_refused_changes_nothing(model: CachedModel, tokens: np.ndarray, cold: np.ndarray) -> None:
+    with model.session() as session:
         session.eval(tokens[:300])
         rows, tail = session.export_rows(0, 300), session.export_tail()
         for begin, end in ((-1, 5), (5, 4), (0, 301)):
             with pytest.raises(pyflash.ArgumentError):
                 session.export_rows(begin, end)
-    with model.open() as session:
+    with model.session() as session:
         session.eval(tokens[:100])
         with pytest.raises(pyflash.ArgumentError, match="bytes of rows"):
             session.import_rows(0, 300, rows[:-1])

@@ -16,6 +16,7 @@ from test_replay import TOOLS, Scripted, call, result_of
 
 from pyflash.serve import disk_files, disk_folder, keeping
 from pyflash.serve.application import Application
+from pyflash.serve.events import Content
 from pyflash.serve.turns import Turn, TurnStore
 
 PROMPT = LONG * 3  # more than the least tokens that are kept
@@ -35,7 +36,7 @@ def flush(server: Application) -> None:
 
 
 def chances(answer: Answer) -> list[Any]:
-    return [event.tokens for event in answer.events if getattr(event, "tokens", None)]
+    return [event.tokens for event in answer.events if isinstance(event, Content) and event.tokens]
 
 
 def test_a_conversation_goes_on_after_a_restart(demo_model: Path, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_a_conversation_goes_on_after_a_restart(demo_model: Path, tmp_path: Path
             usage = again.end.usage
             assert (usage.n_cached >= first.end.usage.n_prompt + first.end.usage.n_generated - 1) == (folder is not None)
             told.append(chances(again))
+            assert ('cache_hits_total{how="disk"} 1' in server.engine.metrics.text()) == (folder is not None)
     assert told[0] == told[1]  # a hit is a cold run, bit for bit
 
 
@@ -86,7 +88,7 @@ def test_reasoning_that_is_dropped_is_no_place_to_go_on_from(demo_model: Path, t
     with serving(demo_model, context=8192, disk_cache=tmp_path) as server:
         first = submit(server, request(PROMPT, thinking={"type": "enabled"}, thinking_token_budget=50)).wait()
     assert [each.end for each in tails(tmp_path)] == [first.end.usage.n_prompt]
-    said = "".join(event.text for event in first.events if type(event).__name__ == "Content")
+    said = "".join(event.text for event in first.events if isinstance(event, Content))
     with serving(demo_model, context=8192, disk_cache=tmp_path) as server:
         again = submit(server, request(PROMPT, said, "Go on.", thinking={"type": "enabled"}, max_tokens=4)).wait()
         assert again.end.usage.n_cached >= first.end.usage.n_prompt - 17

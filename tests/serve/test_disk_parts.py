@@ -107,7 +107,8 @@ def histories(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Histori
 LENGTHS = st.sampled_from([1, 3, 15, 16, 17, 100, 127, 128, 129, 200, 255, 256, 257, 300])
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), st.integers(0, 1), LENGTHS, st.integers(0, 3), st.booleans(), st.sampled_from([None, 2, 130, 300])),
+        st.tuples(st.just("ask"), st.integers(0, 1), LENGTHS, st.integers(0, 3), st.booleans(),
+                  st.sampled_from([None, 2, 130, 300])),
         st.tuples(st.just("back"), st.integers(0, 1), st.integers(0, 400)),
         st.tuples(st.just("save"), st.integers(0, 1), st.sampled_from(["turn", "base"])),
         st.tuples(st.just("checkpoint"), st.integers(0, 1)),
@@ -145,8 +146,9 @@ def test_any_history_gives_the_bits_of_a_cold_run(histories: Histories, steps: l
                 session.rollback(session.position)
         else:
             histories.cache.flush()
-            every = sorted(histories.folder.rglob("*.*"))
-            every[given_[0] % len(every)].unlink()
+            every = sorted(each.path for each in disk_folder.stored(histories.folder))
+            if every:
+                every[given_[0] % len(every)].unlink()
 
 
 def test_these_histories_had_hits(histories: Histories) -> None:
@@ -217,7 +219,7 @@ def check_damage(files: dict[Path, bytes], folder: Path, n: int, seed: int) -> N
 def test_any_damage_is_noticed(model: Model, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     _, files = kept(model, tmp_path)
-    check_damage(files, tmp_path / "other", 4000, 1)
+    check_damage(files, tmp_path / "other", 2500, 1)
     for path, data in files.items():  # whole ones under another's name
         for other in files:
             if other != path:
@@ -388,7 +390,7 @@ def test_models_and_what_computes_them_have_keys_of_their_own(model: Model, tiny
 
 
 def test_a_slow_disk_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pyflash.serve.disk_writer._MOST_WAITING", 1000)
+    monkeypatch.setattr("pyflash.serve.disk_writer.MOST_WAITING", 1000)
     writer, gate, done = Writer(tmp_path, 1 << 30), threading.Event(), []
     assert writer.submit(gate.wait, 900)
     assert not writer.submit(lambda: done.append("dropped"), 200)  # it would wait in memory

@@ -16,7 +16,7 @@ from test_engine import LONG, request
 
 from pyflash.serve.application import Application
 
-STORY = {"max_tokens": 60, "thinking": {"type": "enabled"}, "min_p": 0.0}
+HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 def jain(shares: list[int]) -> float:
@@ -185,12 +185,12 @@ def test_clients_try_again_and_succeed(demo_model: Path, pace: Pace, package: st
 
         def request_by_openai() -> None:
             with module.OpenAI(api_key="k", base_url=bridge.url + "/v1", max_retries=30) as client:
-                done = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "Hello!"}], temperature=0)
+                done = client.chat.completions.create(model="any", messages=HELLO, temperature=0)
                 texts.append(done.choices[0].message.content)
 
         def request_by_anthropic() -> None:
             with module.Anthropic(api_key="k", base_url=bridge.url, max_retries=30) as client:
-                done = client.messages.create(model="any", max_tokens=50, messages=[{"role": "user", "content": "Hello!"}])
+                done = client.messages.create(model="any", max_tokens=50, messages=HELLO)
                 texts.append(done.content[0].text)
 
         work = request_by_openai if package == "openai" else request_by_anthropic
