@@ -12,6 +12,7 @@ from pyflash.serve.turns import TurnStore
 
 _WORTH_READING = 512  # tokens that the disk has and no session
 _A_LOSS = 4096  # tokens evaluated of a prompt, after which it is kept on the way
+_MOST_LOGGED = 256 << 20
 _WORTH_KEEPING = 256  # tokens evaluated for a request that was given up
 
 
@@ -20,6 +21,7 @@ class Keeping:
 
     def __init__(self, disk: DiskCache | None, turns: TurnStore) -> None:
         self._disk, self._turns = disk, turns
+        self._n_logged = 0  # bytes of turns since their log was written anew
 
     def open(self, model: Model, session: Session) -> None:
         """Finds what there is of a model, its turns too."""
@@ -72,6 +74,10 @@ class Keeping:
         """When a turn is complete."""
         if self._disk is not None and (line := self._turns.line(job.turn_id)):
             self._disk.add_turn(line)
+            self._n_logged += len(line)
+            if self._n_logged > _MOST_LOGGED:  # the store has let go of most of them
+                self._n_logged = 0
+                self._disk.rewrite_turns(self._turns.dump())
 
 
 def _is_worth_rows(job: Job) -> bool:

@@ -267,3 +267,17 @@ def test_the_command(demo_model: Path, tmp_path: Path) -> None:
     assert "tokens" in shown.stdout and "rows" in shown.stderr
     assert "freed" in cache("clear").stderr and not list((tmp_path / "serve").iterdir())
     assert cache("list").stdout == ""
+
+
+def test_the_log_of_turns_stays_as_large_as_they_are(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store keeps few of many turns, and after a while the log does, too."""
+    monkeypatch.setattr(keeping, "_MOST_LOGGED", 4000)
+    with serving(demo_model, disk_cache=tmp_path) as server:
+        server.engine.turns._most_turns = 3
+        for n in range(30):
+            submit(server, request(f"What is {n}+1?", max_tokens=200)).wait()
+        flush(server)
+        (log,) = tmp_path.rglob("turns.log")
+        lines = disk_files.unsealed(log.read_bytes())
+        assert len(server.engine.turns) == 3 <= len(lines) < 30
+        assert b"\n".join(lines).endswith(server.engine.turns.dump().rstrip(b"\n"))

@@ -83,6 +83,6 @@ def test_killed_at_any_moment_it_loses_the_turn_under_way_at_most(demo_model: Pa
                            {"Content-Type": "application/json"})
             time.sleep(rng.random() * 0.8)
             process.process.kill()
-    with served(*options(demo_model), "--no-disk-cache") as process:
+    with served(*options(demo_model), PYFLASH_CACHE=str(cache.parent / "cold")) as process:
         for n, text in enumerate(texts):
             assert asked(process, contents[: 2 * n + 1])[0] == text
