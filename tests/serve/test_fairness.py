@@ -50,12 +50,12 @@ def test_streams_have_the_same_share(tiny_model: Path, pace: Pace, shares: bool)
 def test_a_short_prompt_passes_a_long_one_within_two_chunks(demo_model: Path, pace: Pace) -> None:
     """300 tokens, while 25,000 are being read, and by themselves so far, in the longest chunks."""
     with serving(demo_model, context=26000) as server:
-        long = submit(server, request((LONG * 40)[:89_000], max_tokens=1))
+        long = submit(server, request((LONG * 40)[:65_500], max_tokens=1))
         assert len(long.job.tokens) > 24_000
         while pace.n_tokens < 2000:
             time.sleep(0.001)
         pace.seconds = 0.002
-        short = submit(server, request((LONG * 40)[:1500], max_tokens=1))
+        short = submit(server, request((LONG * 40)[:800], max_tokens=1))
         assert 250 < len(short.job.tokens) < 400
         at = len(pace.steps)
         short.wait()
