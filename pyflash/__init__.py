@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyflash.engine.sampling import TokenLogprob as TokenLogprob
     from pyflash.engine.session import Memory as Memory
     from pyflash.engine.session import Origin as Origin
+    from pyflash.engine.session import PartsInfo as PartsInfo
     from pyflash.engine.session import Session as Session
     from pyflash.engine.steps import eval_many as eval_many
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
@@ -51,7 +52,7 @@ _NAMES_OF = {
     "engine.model": ("Model", "ModelInfo"),
     "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
-    "engine.session": ("Memory", "Origin", "Session"),
+    "engine.session": ("Memory", "Origin", "PartsInfo", "Session"),
     "engine.steps": ("eval_many",),
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -162,7 +161,7 @@ def test_server_block(place: Path, tiny_model: Path) -> None:
         finally:
             server.terminate()
             server.communicate(timeout=60)
-        assert server.returncode == 128 + signal.SIGTERM
+        assert server.returncode == 0
 
 
 def test_opening_commands() -> None:

@@ -415,6 +415,47 @@ typedef struct pf_session_origin {
 } pf_session_origin;
 PF_API pf_status pf_session_get_origin(const pf_session *session, pf_session_origin *origin, pf_error *err);
 
+/* A session's cache in parts, for stores that many conversations share. Rows stand for tokens of the past; they are appended
+ * and never change, so that conversations which begin alike have the same ones. A tail is what else a position rests on: the
+ * latest tokens' window, the compressors' states. The same tokens give the same bytes wherever pf_parts_info is the same.
+ * Grows at its end only. */
+typedef struct pf_parts_info {
+    uint32_t struct_size;
+    int32_t version;              /* of the layout of the parts */
+    uint64_t model;               /* digest of the directories of the model's files and of some bytes of every tensor */
+    int32_t precision;
+    int32_t arithmetic;           /* PF_ARITHMETIC_VERSION */
+    int32_t kv_format;            /* of the rows, and of the indexer's: numbers that tell formats apart */
+    int32_t index_format;
+    int32_t first_layer;          /* the layers whose rows and rings these are: first_layer to end_layer - 1 */
+    int32_t end_layer;
+    int32_t has_mtp;              /* 1: with the MTP block's row ring and streams */
+    int32_t n_device_layer;       /* how many of the layers a device computes, */
+    int32_t n_device_expert_layer; /* and how many of them with their routed experts */
+    int32_t row_tokens;           /* at multiples of so many tokens every layer's last row is complete */
+    char kernels[PF_KERNELS_BYTES]; /* as in pf_session_origin */
+} pf_parts_info;
+PF_API pf_status pf_session_get_parts(const pf_session *session, pf_parts_info *info, pf_error *err);
+
+/* Copies the rows that the tokens begin to end - 1 complete, 0 <= begin <= end <= position. data NULL: only tells their
+ * size in bytes. ARGUMENT beyond that, and where capacity (bytes) is too small. */
+PF_API pf_status pf_session_export_rows(pf_session *session, int64_t begin, int64_t end, void *data, uint64_t capacity,
+                                        uint64_t *n_bytes, pf_error *err);
+/* Copies the tail of the current position, or of a checkpoint. It begins with two int64_t: the position, and the lowest one
+ * that can be returned to with it, up to 16 less. data NULL and the errors as above. */
+PF_API pf_status pf_session_export_tail(pf_session *session, int64_t position, void *data, uint64_t capacity,
+                                        uint64_t *n_bytes, pf_error *err);
+/* Takes the rows of tokens that follow the session's own, for a tail to come: until then nothing that can be asked of the
+ * session has changed, and whatever moves it drops them. begin is at most where the rows so far end (the position at first);
+ * rows that the session has are passed over. ARGUMENT for a gap, and for another size than such rows have; CONTEXT_FULL. */
+PF_API pf_status pf_session_import_rows(pf_session *session, int64_t begin, int64_t end, const void *data, uint64_t n_bytes,
+                                        pf_error *err);
+/* Moves the session to a tail's position. tokens [n_tokens]: all before it, beginning with the session's own, which with the
+ * rows that were imported must reach up to there (ARGUMENT). FORMAT for what is no tail of that position in this session's
+ * sizes. What the bytes say is not checked: whoever keeps them has to notice damage. Checkpoints stay. */
+PF_API pf_status pf_session_import_tail(pf_session *session, const int32_t *tokens, int64_t n_tokens, const void *data,
+                                        uint64_t n_bytes, pf_error *err);
+
 /* From any thread: the running pf_session_eval, pf_step_eval or pf_session_draft, or else the next one, says
  * PF_ERR_CANCELLED of this session; that consumes the request. */
 PF_API void pf_session_cancel(pf_session *session);

@@ -216,7 +216,10 @@ static void copy_open_windows(const pf_cache *cache, int64_t n, bool restore) {
     }
 }
 
-void pf_cache_begin_write(pf_cache *cache, int64_t n) { copy_open_windows(cache, n, false); }
+void pf_cache_begin_write(pf_cache *cache, int64_t n) {
+    cache->imported = 0; /* will be written over */
+    copy_open_windows(cache, n, false);
+}
 
 void pf_cache_commit_write(pf_cache *cache, int64_t n) {
     cache->position += n;
@@ -253,6 +256,7 @@ bool pf_cache_rollback(pf_cache *cache, int64_t n) {
         cache->floor = checkpoint->floor;
     }
     cache->position = target;
+    cache->imported = 0;
     pf_checkpoints_drop_after(&cache->checkpoints, target);
     return true;
 }

@@ -64,6 +64,7 @@ typedef struct pf_cache {
     int32_t n_chunk;
     int64_t position;         /* tokens in the cache */
     int64_t floor;            /* lowest position that the rings can return to, besides 0 */
+    int64_t imported;         /* tokens whose rows the pools hold beyond the position, from elsewhere; 0: none */
     pf_checkpoints checkpoints;
     uint8_t *region;          /* one allocation that holds all of the above, but for layers on a device */
     uint64_t region_bytes;
@@ -131,6 +132,9 @@ typedef bool (*pf_visit_fn)(void *user, void *piece, uint64_t size);
 /* The rings' share, with which one can also go back to floor. */
 bool pf_cache_walk_rings(const pf_cache *cache, int64_t position, int64_t floor, pf_visit_fn visit, void *user);
 bool pf_cache_walk_pools(const pf_cache *cache, int64_t position, pf_visit_fn visit, void *user);
+/* The pools' rows that the tokens begin .. end-1 complete, a pool's all in one piece. */
+bool pf_cache_walk_new_rows(const pf_cache *cache, int64_t begin, int64_t end, pf_visit_fn visit, void *user);
+uint64_t pf_cache_new_rows_bytes(const pf_cache *cache, int64_t begin, int64_t end);
 /* Bytes of the rings' share. */
 uint64_t pf_cache_ring_bytes(const pf_cache *cache, int64_t position, int64_t floor);
 

@@ -44,6 +44,21 @@ bool pf_cache_walk_pools(const pf_cache *cache, int64_t position, pf_visit_fn vi
     return true;
 }
 
+static bool visit_new(const pf_rows *pool, int64_t begin, int64_t end, pf_visit_fn visit, void *user) {
+    return begin == end || visit(user, pf_row_at(pool, begin), (uint64_t)(end - begin) * (uint64_t)pool->row_bytes);
+}
+
+bool pf_cache_walk_new_rows(const pf_cache *cache, int64_t begin, int64_t end, pf_visit_fn visit, void *user) {
+    for (int32_t l = 0; l < cache->n_layer; ++l) {
+        const pf_layer_cache *layer = &cache->layers[l];
+        if (layer->ratio == 0) continue;
+        const int64_t first = begin / layer->ratio, last = end / layer->ratio;
+        if (!visit_new(&layer->pool, first, last, visit, user)) return false;
+        if (layer->ratio == PF_RATIO_CSA && !visit_new(&layer->index_pool, first, last, visit, user)) return false;
+    }
+    return true;
+}
+
 static bool add_size(void *user, void *piece, uint64_t size) {
     (void)piece;
     *(uint64_t *)user += size;
@@ -53,5 +68,11 @@ static bool add_size(void *user, void *piece, uint64_t size) {
 uint64_t pf_cache_ring_bytes(const pf_cache *cache, int64_t position, int64_t floor) {
     uint64_t bytes = 0;
     (void)pf_cache_walk_rings(cache, position, floor, add_size, &bytes);
+    return bytes;
+}
+
+uint64_t pf_cache_new_rows_bytes(const pf_cache *cache, int64_t begin, int64_t end) {
+    uint64_t bytes = 0;
+    (void)pf_cache_walk_new_rows(cache, begin, end, add_size, &bytes);
     return bytes;
 }

@@ -74,7 +74,13 @@ bool pf_session_make_room(const pf_model *model);
 
 pf_status pf_session_check_tokens(const pf_session *session, const int32_t *tokens, int64_t n, pf_error *err);
 
-/* session_file.c: lets go of the file that is held, and forgets the others. */
+/* session_file.c: FNV-1a over 8-byte words, then over the remaining bytes, from a sum that begins as 0; pieces must come in
+ * the same sizes on both sides. */
+uint64_t pf_session_checksum(uint64_t sum, const void *data, uint64_t size);
+/* The names of the kernel set and, where one computes layers, of the device's kind; all bytes are
+ * written. */
+void pf_session_name_kernels(const pf_model *model, char out[PF_KERNELS_BYTES]);
+/* Lets go of the file that is held, and forgets the others. */
 void pf_session_forget_files(pf_session *session);
 
 /* session_memory.c: finds the scratch that evaluating takes by running the steps dry, and reserves it in new arenas. */

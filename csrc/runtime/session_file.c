@@ -38,8 +38,7 @@ typedef struct checkpoint_header {
 static const char magic[8] = {'P', 'F', 'S', 'E', 'S', 'S', 'I', 'O'};
 enum { VERSION = 3, OLDEST_VERSION = 2 };
 
-/* FNV-1a over 8-byte words, then over the remaining bytes; pieces must come in the same sizes on both sides. */
-static uint64_t checksum_piece(uint64_t sum, const void *data, uint64_t size) {
+uint64_t pf_session_checksum(uint64_t sum, const void *data, uint64_t size) {
     const uint8_t *bytes = data;
     const uint64_t prime = 0x100000001b3u;
     for (; size >= 8; size -= 8, bytes += 8) {
@@ -59,7 +58,7 @@ static uint64_t file_identity(const pf_gguf *gguf) {
     const uint64_t n = pf_gguf_n_tensors(gguf), step = n / TENSORS + 1;
     for (uint64_t i = 0; i < n; i += step) {
         const pf_gguf_tensor *t = pf_gguf_tensor_at(gguf, i);
-        if (t->data != NULL) sum = checksum_piece(sum, t->data, t->bytes < BYTES ? t->bytes : BYTES);
+        if (t->data != NULL) sum = pf_session_checksum(sum, t->data, t->bytes < BYTES ? t->bytes : BYTES);
     }
     return sum;
 }
@@ -78,8 +77,7 @@ static bool walk_live(const pf_session *session, int64_t position, int64_t floor
 
 /* ---- What computes --------------------------------------------------------------------------------------- */
 
-/* The names of the kernel set and, where one computes layers, of the device's kind. */
-static void name_kernels(const pf_model *model, char out[PF_KERNELS_BYTES]) {
+void pf_session_name_kernels(const pf_model *model, char out[PF_KERNELS_BYTES]) {
     memset(out, 0, PF_KERNELS_BYTES); /* all of it goes into a file */
     (void)snprintf(out, PF_KERNELS_BYTES, "%s%s", model->backend->name, model->link != NULL ? "+cuda" : "");
 }
@@ -87,7 +85,7 @@ static void name_kernels(const pf_model *model, char out[PF_KERNELS_BYTES]) {
 static pf_origin origin_of(const pf_model *model, const file_header *file, const origin_header *found) {
     pf_origin origin = {.arithmetic = found->arithmetic};
     char own[PF_KERNELS_BYTES];
-    name_kernels(model, own);
+    pf_session_name_kernels(model, own);
     memcpy(origin.kernels, found->kernels, sizeof origin.kernels - 1);
     for (char *at = origin.kernels; *at != '\0'; ++at) {
         if (*at <= ' ' || *at > '~') *at = '?'; /* it will be shown */
@@ -102,7 +100,7 @@ static void tell_origin(const pf_session *session, const char *path) {
     const pf_origin *origin = &session->origin;
     char own[PF_KERNELS_BYTES];
     if (origin->n_foreign == 0) return;
-    name_kernels(session->model, own);
+    pf_session_name_kernels(session->model, own);
     pf_log_line(&session->model->log, PF_LOG_WARNING,
                 "%s: its first %lld tokens were computed by other kernels or another version than here (saved by %s, "
                 "arithmetic %d; here %s, %d): what follows may differ in its last bits from a session that was never saved",
@@ -207,7 +205,7 @@ typedef struct sink {
 
 static bool write_piece(void *user, void *piece, uint64_t size) {
     sink *s = user;
-    s->checksum = checksum_piece(s->checksum, piece, size);
+    s->checksum = pf_session_checksum(s->checksum, piece, size);
     s->status = pf_output_write(s->output, piece, size, s->err);
     return s->status == PF_OK;
 }
@@ -245,7 +243,7 @@ static bool write_all(sink *s, const pf_session *session) {
                           .n_checkpoint = (uint64_t)checkpoints->n, .note_bytes = session->note_len};
     memcpy(header.magic, magic, sizeof magic);
     origin_header origin = {.arithmetic = PF_ARITHMETIC_VERSION, .n_foreign = session->origin.n_foreign};
-    name_kernels(session->model, origin.kernels);
+    pf_session_name_kernels(session->model, origin.kernels);
     if (!write_piece(s, &header, sizeof header) || !write_piece(s, &origin, sizeof origin)) return false;
     if (!walk_live(session, cache->position, cache->floor, write_cache_piece, s)) return false;
     for (int32_t i = 0; i < checkpoints->n; ++i) {
@@ -304,7 +302,7 @@ typedef struct source {
 static const uint8_t *take(source *s, uint64_t size) {
     if (size > s->left) return NULL;
     const uint8_t *piece = s->at;
-    s->checksum = checksum_piece(s->checksum, piece, size);
+    s->checksum = pf_session_checksum(s->checksum, piece, size);
     s->at += size;
     s->left -= size;
     return piece;
@@ -398,6 +396,7 @@ static void copy_body(pf_session *session, const file_header *h, source *s) {
     (void)walk_live(session, h->position, h->floor, read_piece, s);
     cache->position = h->position;
     cache->floor = h->floor;
+    cache->imported = 0;
     pf_checkpoints_drop_after(&cache->checkpoints, -1);
     for (uint64_t i = 0; i < h->n_checkpoint; ++i) {
         checkpoint_header c;

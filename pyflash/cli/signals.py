@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143  # by SIGTERM
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyflash.engine.stream import Cancellation
 
 _BACK = (lib.pf_session_rollback, lib.pf_session_reuse)
-_MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load)
+_MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load, lib.pf_session_import_tail)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
 
@@ -62,6 +62,32 @@ class Origin:
     kernels: str
     arithmetic: int
     n_foreign: int
+
+
+@dataclass(frozen=True)
+class PartsInfo:
+    """What the bytes of a session's parts depend on beside the tokens: see Session.export_rows(). Where all of it is equal,
+    one session's parts are another's.
+
+    model: a digest of the model's files: their directories, and some bytes of every tensor. kernels, arithmetic: as in
+    Origin. kv_format, index_format: numbers of the rows' formats. first_layer, end_layer: the layers whose cache it is.
+    has_mtp: with what the MTP block keeps. n_device_layers: layers that a device computes; n_device_expert_layers: those
+    of them with their routed experts. row_tokens: where rows may be parted.
+    """
+
+    version: int
+    model: int
+    precision: int
+    arithmetic: int
+    kernels: str
+    kv_format: int
+    index_format: int
+    first_layer: int
+    end_layer: int
+    has_mtp: bool
+    n_device_layers: int
+    n_device_expert_layers: int
+    row_tokens: int
 
 
 class _TapCall:
@@ -442,6 +468,61 @@ class Session:
             handle = self._native()
             check(lib.pf_session_get_origin(handle, origin, error), error)
         return Origin(string(origin.kernels), origin.arithmetic, origin.n_foreign)
+
+    # -- parts --
+
+    @property
+    def parts(self) -> PartsInfo:
+        """What the parts of this session depend on. Reads a little of every tensor."""
+        info, error = ffi.new("pf_parts_info *"), ffi.new("pf_error *")
+        info.struct_size = ffi.sizeof("pf_parts_info")
+        with self._free():
+            handle = self._native()
+            check(lib.pf_session_get_parts(handle, info, error), error)
+        return PartsInfo(
+            info.version, info.model, info.precision, info.arithmetic, string(info.kernels), info.kv_format, info.index_format,
+            info.first_layer, info.end_layer, bool(info.has_mtp), info.n_device_layer, info.n_device_expert_layer,
+            info.row_tokens,
+        )  # fmt: skip
+
+    def export_rows(self, begin: int, end: int) -> bytearray:
+        """The cache's rows that tokens begin to end - 1 complete. They never change, and the same tokens at the beginning of
+        another session with equal `parts` give the same ones: for stores that conversations share.
+        ArgumentError beyond position."""
+        return self._export(lib.pf_session_export_rows, integer("begin", begin, 0, 2**62), integer("end", end, 0, 2**62))
+
+    def export_tail(self, position: int | None = None) -> bytearray:
+        """What else than rows a position rests on: this one (None), or a checkpoint's. ArgumentError for others."""
+        at = self.position if position is None else integer("position", position, 0, 2**62)
+        return self._export(lib.pf_session_export_tail, at)
+
+    def _export(self, function: Any, *arguments: int) -> bytearray:
+        n_bytes = ffi.new("uint64_t *")
+        with self._free():
+            handle = self._native()
+            self._call(function, handle, *arguments, ffi.NULL, 0, n_bytes)
+            out = bytearray(n_bytes[0])
+            if out:
+                self._call(function, handle, *arguments, ffi.from_buffer(out), len(out), n_bytes)
+        return out
+
+    def import_rows(self, begin: int, end: int, data: bytes | bytearray | memoryview) -> None:
+        """Takes rows of tokens that follow the session's own, which an import_tail() has to follow: until then nothing that
+        can be asked of the session changes, and what moves it drops them. The first ones may be the session's already.
+        ArgumentError for rows that leave a gap or are another number of bytes, ContextFullError."""
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_import_rows, handle, integer("begin", begin, 0, 2**62), integer("end", end, 0, 2**62),
+                       ffi.from_buffer(data), len(data))
+
+    def import_tail(self, tokens: Tokens, data: bytes | bytearray | memoryview) -> None:
+        """Moves the session to where a tail was exported. tokens: all before it; they go on with the session's own, and there
+        must be rows for all of them. FormatError for what is no such tail, with nothing changed; damage within it is not
+        noticed: whoever keeps it must."""
+        ids = token_array(tokens)
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_import_tail, handle, ints(ids), len(ids), ffi.from_buffer(data), len(data))
 
     @property
     def memory(self) -> Memory:

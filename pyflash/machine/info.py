@@ -87,7 +87,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "part_bytes": report.part_bytes,
         "placement": dataclasses.asdict(report.placement) if report.placement else None,
         **{name: value for name, value in plan.pop("cost").items() if name != "fits"},
-        **plan, "machine_bytes": memory["total"], "available_bytes": memory["available"],
+        **plan, "n_contexts": report.plan.n_contexts, "machine_bytes": memory["total"], "available_bytes": memory["available"],
         "limit_bytes": memory["limit"],
     }
 
@@ -120,6 +120,8 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
         ("program", format_bytes(plan.program_bytes)),
         ("together", f"{format_bytes(plan.cost.needed_bytes)} at most"),
+        *([("at once", f"{plan.n_contexts:,} such contexts fit with all weights, each a place for a conversation")]
+          if plan.n_contexts else []),
         *_device_rows(report),
         *_machine_rows(plan, advice),
         *_context_rows(plan),

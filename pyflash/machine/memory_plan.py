@@ -65,6 +65,15 @@ class Plan:
     reference_fits: bool | None
 
     @property
+    def n_contexts(self) -> int | None:
+        """How many contexts like this one fit at once, with all weights; None where the system does not tell."""
+        usable, cost = self.memory.usable, self.cost
+        if usable is None:
+            return None
+        each = cost.cache_bytes + cost.buffer_bytes + cost.checkpoint_bytes
+        return max(0, (usable - cost.needed_bytes + each) // max(1, each))
+
+    @property
     def runs(self) -> bool | None:
         """Whether it can run at all: what is no file's must be in memory."""
         usable = self.memory.usable
@@ -190,13 +199,13 @@ def _reference_bytes(model: Model, session: Session) -> int:
         return sys.maxsize
 
 
-def sessions_that_fit(model: Model, session: Session) -> int | None:
-    """How many sessions like this one, which counts, have room in memory with all weights; None where the system does not
-    tell. At least 1."""
+def sessions_that_fit(model: Model, session: Session, other_bytes: int = 0) -> int | None:
+    """How many sessions like this one, which counts, have room in memory with all weights and other_bytes of the program's;
+    None where the system does not tell. At least 1."""
     usable = hardware.memory().usable
     if usable is None:
         return None
-    left = usable - _host_weights(model) - _own_bytes(session, 0)
+    left = usable - _host_weights(model) - _own_bytes(session, 0) - other_bytes
     return max(1, left // max(1, _session_bytes(session)))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,23 @@ from pyflash.machine.places import state_dir
 from pyflash.native.errors import FileError
 from pyflash.native.values import StrPath
 from pyflash.serve.disk_cache import DiskCache
+from pyflash.serve.disk_writer import MOST_WAITING
 from pyflash.serve.endpoints import Endpoints, refuse
 from pyflash.serve.engine import Engine, EngineOptions
 from pyflash.serve.guard import MAX_BODY, Guard, Policy, Receive, Scope, Send
 from pyflash.serve.turns import TurnStore
 
 _KEY_BYTES = 32
-DISK_CACHE_SIZE = 16 * 10**9
 DRAIN_SECONDS = 30.0
 
 
 class Application:
     """An ASGI application, made by app(). Its engine starts with the server's lifespan, or else at the first request."""
 
-    def __init__(self, engine: Engine, name: str, policy: Policy, keepalive: float, drain: float = DRAIN_SECONDS) -> None:
+    def __init__(self, engine: Engine, name: str, policy: Policy, keepalive: float, drain: float = DRAIN_SECONDS,
+                 disk: DiskCache | None = None) -> None:
         """Not for callers: use app()."""
-        self.engine = engine
+        self.engine, self.disk = engine, disk
         self._drain = drain
         self._started = False
         self._guarded = Guard(Endpoints(engine, name, policy.max_body, keepalive), policy, refuse)
@@ -72,7 +74,7 @@ def app(
     cache_type: str = "auto", parallel: int | None = None, think: str = "high", queue_limit: int = 32,
     idle_unload: float | None = None, keys: Iterable[str] = (), hosts: Iterable[str] | None = (),
     origins: Iterable[str] = (), max_body: int = MAX_BODY, keepalive: float = 5.0, disk_cache: StrPath | None = None,
-    disk_cache_size: int = DISK_CACHE_SIZE, **open_options: Any,
+    disk_cache_size: int | None = None, **open_options: Any,
 ) -> Application:
     """The server, to be run by any ASGI server or mounted in an application.
 
@@ -82,8 +84,8 @@ def app(
     queue_limit: requests that may wait. idle_unload: seconds without a request after which the model is let go. keys: one
     of which requests must bring. hosts: names that the server may be called by, beside this machine's own; None: any.
     origins: web pages of others that may use it. max_body: bytes of a request. keepalive: seconds of silence in a stream.
-    disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes. open_options: of
-    Model.open().
+    disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes, None for 16 GiB or
+    a tenth of what the disk has free. open_options: of Model.open().
     """
     opener: Callable[[], Model]
     if callable(model):
@@ -94,9 +96,10 @@ def app(
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload)
     disk = None if disk_cache is None else DiskCache(Path(os.fsdecode(disk_cache)), disk_cache_size)
-    engine = Engine(opener, options, TurnStore(signing_key()), memory_plan.sessions_that_fit, disk)
+    fitting = partial(memory_plan.sessions_that_fit, other_bytes=0 if disk is None else MOST_WAITING)
+    engine = Engine(opener, options, TurnStore(signing_key()), fitting, disk)
     policy = Policy(None if hosts is None else frozenset(hosts), frozenset(origins), tuple(keys), max_body)
-    return Application(engine, shown, policy, keepalive)
+    return Application(engine, shown, policy, keepalive, disk=disk)
 
 
 def _demo() -> Path:

@@ -1,241 +1,337 @@
-"""What sessions hold, on disk: for the next start, and for conversations that begin as an earlier one did.
+"""The prefix cache on disk: rows that are appended and shared, exact tails, and the turns of conversations; for the next
+start, for conversations that another one has taken the place of, and for those that begin as an earlier one did.
 
-A unit is a session file, and beside it an index of its tokens. It is named by a digest of what it holds, and never changed.
-What cannot be read is a miss, and is deleted.
+Copying out of a session is quick and happens on the engine's thread; hashing and writing are a writer's own. What cannot
+be written is not kept, what cannot be read is a miss. Several servers may share a folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
-from pyflash.native.errors import Error, MemoryLimitError
+from pyflash.native.errors import Error
+from pyflash.serve import disk_files, disk_folder
+from pyflash.serve.disk_files import CHUNK, Damaged, Ids, Kind, Tail
+from pyflash.serve.disk_writer import Writer
 
 _log = logging.getLogger("pyflash.serve")
 
-LEAST_TOKENS = 1024  # of a unit: fewer are soon evaluated again
-_BACK = 128  # tokens that any session can go back
-_MAGIC = b"pyflash-unit-1\n"
-_DIGEST = 16
-_MOST_HEADER = 4096
-
-Ids = npt.NDArray[np.int32]
+LEAST_TOKENS = 1024  # of a position that is kept: fewer are soon evaluated again
+_MOST_TURNS = 8  # tails of a conversation's latest turns
+_RESCAN = 2.0  # seconds after which names are read again, where another server may have written
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A session on disk. checkpoint: a position within its tokens that it can go back to. n_bytes: on disk. used: when,
-    seconds since 1970."""
+class Found:
+    """A tail that a prompt may go on from. n_usable: how many of its tokens. names: of the chunks before it."""
 
-    path: Path
-    model: str
-    name: str
-    salt: str
-    tokens: Ids
-    checkpoint: int
-    n_bytes: int
-    used: float
-
-    def usable(self, prompt: Ids) -> int:
-        """How many of a prompt's tokens are evaluated there."""
-        n = min(len(self.tokens), len(prompt) - 1)
-        differing = np.flatnonzero(self.tokens[:n] != prompt[:n])
-        common = int(differing[0]) if len(differing) else n
-        if common >= len(self.tokens) - _BACK:
-            return common
-        return self.checkpoint if common >= self.checkpoint else 0
+    tail: Tail
+    n_usable: int
+    names: tuple[str, ...]
 
 
-def model_key(model: Model, session: Session, cache_type: str) -> str:
-    """Tells models and what they compute with apart. The session files themselves tell more exactly."""
-    info = model.info
-    told = (info.name, info.file_bytes, info.n_tensors, info.profile, info.precision, info.cpu_isa, model.placement.name,
-            session.capacity > 0, cache_type)
-    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+@dataclass
+class _Line:
+    """The digests of what a session held when it was looked at last."""
+
+    start: str
+    ids: Ids
+    names: list[str]
 
 
-def _salted(salt: bytes) -> str:
-    return hashlib.blake2b(b"salt" + salt, digest_size=8).hexdigest()
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
-
-
-def read_index(path: Path) -> Unit | None:
-    """A unit by its index; None where that is damaged or its session file is missing."""
-    try:
-        data = path.read_bytes()
-        file = path.with_suffix(".session")
-        state = file.stat()
-    except OSError:
-        return None
-    body, digest = data[:-_DIGEST], data[-_DIGEST:]
-    end = body.find(b"\n", len(_MAGIC), len(_MAGIC) + _MOST_HEADER)
-    if not body.startswith(_MAGIC) or end < 0 or _digest(body) != digest:
-        return None
-    try:
-        header = json.loads(body[len(_MAGIC) : end])
-        tokens = np.frombuffer(body[end + 1 :], dtype="<i4").astype(np.int32)
-        return Unit(file, str(header["model"]), str(header["name"]), str(header["salt"]), tokens,
-                    min(int(header["checkpoint"]), len(tokens)), state.st_size + len(data), state.st_mtime)
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def units(folder: Path) -> Iterator[Unit]:
-    """All units of a folder."""
-    for path in sorted(folder.glob("*.index")):
-        if (unit := read_index(path)) is not None:
-            yield unit
-
-
-def clear(folder: Path) -> int:
-    """Deletes all units and turns; returns the bytes that they had."""
-    freed = 0
-    for path in [each for pattern in ("*.index", "*.session", "*.turns", "*.part") for each in folder.glob(pattern)]:
-        with contextlib.suppress(OSError):
-            size = path.stat().st_size
-            path.unlink()
-            freed += size
-    return freed
+def model_key(model: Model, session: Session) -> str:
+    """Tells apart what computes other bits: model, precision, type of cache, kernels and their arithmetic, layers and what
+    computes them, rings that not every session has."""
+    placed = model.placement
+    told = (session.parts, placed.name, placed.n_layer, placed.n_expert_layer, placed.head)
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 
 class DiskCache:
-    """The units of one model in a folder. For the engine's thread."""
+    """The prefix cache of one model in a folder. For the engine's thread."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        """limit: bytes that all units of the folder may have together."""
+    def __init__(self, folder: Path, limit: int | None = None, least: int = LEAST_TOKENS) -> None:
+        """limit: bytes that all files of the folder may have together; None: see usual_limit(). least: tokens of what is
+        kept."""
         self.folder = folder
-        self._limit = limit
-        self._model = ""
-        self._name = ""
-        self._units: dict[str, Unit] = {}
-        self._is_usable = True
+        self.limit = disk_folder.usual_limit(folder) if limit is None else limit
+        self._least = least
+        self._key = self._name = ""
+        self._place = folder
+        self._lines: WeakKeyDictionary[Session, _Line] = WeakKeyDictionary()
+        self._rows: set[str] = set()  # names
+        self._tails: dict[str, dict[str, Tail]] = {}  # parent: name: tail
+        self._pending: set[str] = set()  # names that are to be written
+        self._scanned = 0.0
+        self._seen = -1  # the folder's time of change then
+        self._writer = Writer(folder, self.limit)
 
-    def open(self, model: Model, session: Session, cache_type: str) -> None:
-        """Finds what there is of a model."""
-        self._model, self._name = model_key(model, session, cache_type), model.info.name
+    def open(self, model: Model, session: Session) -> None:
+        """Finds what there is of a model. Before the others, and again when it has been opened anew."""
+        self._key, self._name = model_key(model, session), model.info.name
+        self._place = self.folder / self._key
+        self._lines.clear()
+        self._writer.submit(self._make_place)
+        self.flush()
+        self._scan()
+
+    def close(self) -> None:
+        """Writes what waits. It may be opened again."""
+        self._writer.submit(self._writer.shrink)
+        self._writer.close()
+
+    def flush(self) -> None:
+        """Waits until all is written that waits."""
+        self._writer.wait()
+
+    def _make_place(self) -> None:
+        disk_folder.make_model_folder(self.folder, self._key, self._name)
+
+    # -- what there is --
+
+    def _scan(self) -> None:
+        self._scanned, self._seen = time.monotonic(), self._changed()
+        self._rows, self._tails = set(), {}
+        for name in {*self._pending, *disk_folder.names(self._place)}:
+            what = disk_files.read_name(name)
+            if isinstance(what, Tail):
+                self._note(what)
+            elif what is not None:
+                self._rows.add(name)
+
+    def _changed(self) -> int:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._units = {unit.path.stem: unit for unit in units(self.folder) if unit.model == self._model}
+            return self._place.stat().st_mtime_ns
+        except OSError:
+            return -1
 
-    def _give_up(self, error: Exception) -> None:
-        _log.warning("conversations are not kept on disk: %s", error)
-        self._is_usable = False
+    def _note(self, tail: Tail) -> None:
+        self._tails.setdefault(tail.parent, {})[tail.name] = tail
 
-    def find(self, prompt: Sequence[int], salt: bytes, better_than: int) -> tuple[Unit, int] | None:
-        """The unit that has most of a prompt, and how many tokens of it; None where none has more than better_than."""
-        ids, salted = np.asarray(prompt, dtype=np.int32), _salted(salt)
-        found = [(unit.usable(ids), unit) for unit in self._units.values() if unit.salt == salted]
-        most, unit = max(found, key=lambda each: each[0], default=(0, None))
-        return (unit, most) if unit is not None and most > better_than else None
+    def _forget(self, tail: Tail) -> None:
+        self._tails.get(tail.parent, {}).pop(tail.name, None)
 
-    def load(self, unit: Unit, session: Session) -> bool:
-        """Replaces what a session holds by a unit. False, with the session empty, where that cannot be read."""
-        try:
-            session.load(unit.path)
-            with contextlib.suppress(OSError):
-                os.utime(unit.path)
-        except MemoryLimitError:
-            return False
-        except Error as error:
-            _log.info("%s is dropped: %s", unit.path.name, error)
-            self._delete(unit)
-            session.rollback(session.position)
-            return False
-        return True
+    def _look_again(self) -> None:
+        """Other servers write and delete, too."""
+        if time.monotonic() - self._scanned > _RESCAN and self._changed() != self._seen:
+            self._scan()
 
-    def _delete(self, unit: Unit) -> None:
-        self._units.pop(unit.path.stem, None)
-        for path in (unit.path.with_suffix(".index"), unit.path):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    def _line(self, session: Session, salt: bytes) -> _Line:
+        """The digests of what a session holds."""
+        ids, start = session.tokens, disk_files.root(salt)
+        known = self._lines.get(session)
+        same = 0
+        if known is not None and known.start == start:
+            n = min(len(known.ids), len(ids))
+            differing = np.flatnonzero(known.ids[:n] != ids[:n])
+            same = (int(differing[0]) if len(differing) else n) // CHUNK
+        line = _Line(start, ids, disk_files.chain(start, ids, known.names[:same] if known is not None else ()))
+        self._lines[session] = line
+        return line
 
-    def save(self, session: Session, salt: bytes) -> None:
-        """Keeps what a session holds, where that is worth it and not there yet."""
-        tokens = session.tokens
-        if not self._is_usable or len(tokens) < LEAST_TOKENS:
-            return
-        salted, data = _salted(salt), tokens.astype("<i4").tobytes()
-        stem = hashlib.blake2b(f"{self._model} {salted} ".encode() + data, digest_size=16).hexdigest()
-        path = self.folder / f"{stem}.session"
-        if stem in self._units and path.exists():
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            return
-        checkpoint = session.position - session.since_checkpoint
-        header = {"model": self._model, "name": self._name, "salt": salted, "checkpoint": checkpoint}
-        body = _MAGIC + json.dumps(header).encode() + b"\n" + data
-        try:
-            session.save(path)
-            write_private(path.with_suffix(".index"), body + _digest(body))
-        except (Error, OSError) as error:
-            self._give_up(error)
-            return
-        self._replaced(tokens, salted)
-        self._units[stem] = Unit(path, self._model, self._name, salted, tokens, checkpoint, path.stat().st_size + len(body),
-                                 time.time())
-        self._shrink(stem)
+    def _along(self, start: str, names: Sequence[str], ids: Ids, most: int) -> Iterator[tuple[int, Tail]]:
+        """Tails that tokens go through, the latest ones first, and how many of the tokens they have."""
+        for k in range(len(names), -1, -1):
+            found = self._tails.get(names[k - 1] if k else start)
+            if not found:
+                continue
+            usable = [(tail.usable(ids, most), tail) for tail in list(found.values())]
+            yield from sorted(((n, tail) for n, tail in usable if n), key=lambda each: (-each[0], each[1].name))
 
-    def _replaced(self, tokens: Ids, salt: str) -> None:
-        """Deletes the unit that this one goes on from: the same conversation a while ago."""
-        for unit in list(self._units.values()):
-            n = len(unit.tokens)
-            if unit.salt == salt and n > unit.checkpoint and n < len(tokens) and bool((tokens[:n] == unit.tokens).all()):
-                self._delete(unit)
+    def find(self, prompt: Sequence[int], salt: bytes, better_than: int) -> Found | None:
+        """The tail that has most of a prompt, short of its last token; None where none has more than better_than."""
+        self._look_again()
+        ids, start = np.asarray(prompt, dtype=np.int32), disk_files.root(salt)
+        names = disk_files.chain(start, ids[:-1])
+        best: Found | None = None
+        for n, tail in self._along(start, names, ids, len(ids) - 1):
+            if best is not None and tail.end < best.n_usable - CHUNK:
+                break
+            before = names[: tail.begin // CHUNK]
+            is_whole = all(disk_files.rows_name(name, (i + 1) * CHUNK) in self._rows for i, name in enumerate(before))
+            if is_whole and n > (best.n_usable if best else better_than):
+                best = Found(tail, n, tuple(before))
+        return best
 
-    def _shrink(self, newest: str) -> None:
-        """Deletes what was used longest ago, of any model, until the folder has room."""
-        every = sorted(units(self.folder), key=lambda unit: unit.used)
-        total = sum(unit.n_bytes for unit in every)
-        for unit in every:
-            if total <= self._limit:
+    # -- into a session --
+
+    def restore(self, session: Session, prompt: Sequence[int], salt: bytes, better_than: int) -> Iterator[None]:
+        """Brings a session that holds a beginning of a prompt, perhaps none of it, as far on as something kept has it; a
+        piece at a time. Until the last one the session stays where it is, and where nothing can be read it stays there."""
+        ids = np.asarray(prompt, dtype=np.int32)
+        while (found := self.find(prompt, salt, better_than)) is not None:
+            try:
+                yield from self._restore(session, ids, found)
                 return
-            if unit.path.stem != newest or unit.n_bytes > self._limit:
-                self._delete(unit)
-                total -= unit.n_bytes
+            except (OSError, Damaged) as error:
+                _log.info("a position of %d tokens is dropped: %s", found.tail.end, error)
+                self._delete(found.tail)
+            except (Error, MemoryError) as error:  # it does not fit this session
+                _log.info("a position of %d tokens is passed over: %s", found.tail.end, error)
+                self._forget(found.tail)
+
+    def _awaited(self, path: Path) -> Path:
+        """A file that may still wait to be written."""
+        if path.name in self._pending:
+            self.flush()
+        return path
+
+    def _restore(self, session: Session, ids: Ids, found: Found) -> Iterator[None]:
+        tail = found.tail
+        for i in range(session.position // CHUNK, len(found.names)):
+            end = (i + 1) * CHUNK
+            path = self._place / disk_files.rows_name(found.names[i], end)
+            try:
+                session.import_rows(end - CHUNK, end, disk_files.read(self._awaited(path)))
+            except (OSError, Damaged):
+                self._drop_rows(path)
+                raise
+            yield
+        content = disk_files.read_tail(self._awaited(self._place / tail.name))
+        whole = np.concatenate([ids[: tail.begin], content.tokens])
+        if len(whole) != tail.end or (whole[: tail.floor] != ids[: tail.floor]).any():
+            raise Damaged(tail.name)
+        if session.position <= found.n_usable:  # else it has got there by itself
+            session.import_rows(tail.begin, tail.end, content.rows)
+            session.import_tail(whole, content.tail)
+        paths = [self._place / disk_files.rows_name(name, (i + 1) * CHUNK) for i, name in enumerate(found.names)]
+        self._writer.submit(lambda: disk_folder.touch([*paths, self._place / tail.name]))
+
+    def _drop_rows(self, path: Path) -> None:
+        self._rows.discard(path.name)
+        self._writer.submit(lambda: path.unlink(missing_ok=True))
+
+    def _delete(self, tail: Tail) -> None:
+        self._forget(tail)
+        path = self._place / tail.name
+        self._writer.submit(lambda: path.unlink(missing_ok=True))
+
+    # -- out of one --
+
+    def append(self, session: Session, salt: bytes) -> None:
+        """Keeps the rows of a session's whole chunks that are not there yet."""
+        if session.position < self._least or session.origin.n_foreign:
+            return
+        try:
+            self._append(session, self._line(session, salt), session.position)
+        except (Error, MemoryError) as error:
+            _log.info("rows of %d tokens are not kept: %s", session.position, error)
+
+    def _append(self, session: Session, line: _Line, end: int) -> list[Path]:
+        """Those of the tokens before end; returns the files of all of them."""
+        paths = []
+        for i, digest in enumerate(line.names[: end // CHUNK]):
+            path = self._place / disk_files.rows_name(digest, (i + 1) * CHUNK)
+            paths.append(path)
+            if path.name not in self._rows:
+                rows = session.export_rows(i * CHUNK, (i + 1) * CHUNK)
+                if self._submit(path, self._writing(path, [rows]), len(rows)):
+                    self._rows.add(path.name)
+        return paths
+
+    def _submit(self, path: Path, work: Callable[[], None], n_bytes: int) -> bool:
+        def write() -> None:
+            try:
+                work()
+            finally:
+                self._pending.discard(path.name)
+
+        self._pending.add(path.name)
+        if self._writer.submit(write, n_bytes):
+            return True
+        self._pending.discard(path.name)
+        return False
+
+    def save(self, session: Session, salt: bytes, position: int | None = None, kind: Kind = "turn") -> None:
+        """Keeps a session as it is at a position: this one (None), or a checkpoint's. kind "base": where other
+        conversations begin, too."""
+        at = session.position if position is None else position
+        if at < self._least or session.origin.n_foreign:
+            return
+        try:
+            line = self._line(session, salt)
+            paths = self._append(session, line, at)
+            self._save_tail(session, line, paths, at, kind)
+        except (Error, MemoryError) as error:
+            _log.info("a position of %d tokens is not kept: %s", at, error)
+
+    def _save_tail(self, session: Session, line: _Line, paths: list[Path], at: int, kind: Kind) -> None:
+        ids, state = line.ids[:at], session.export_tail(at)
+        floor = int.from_bytes(state[8:16], "little")
+        tail = Tail.of(line.start, line.names, ids, floor, kind)
+        paths = paths[: tail.begin // CHUNK]
+        along = [each for _, each in self._along(line.start, line.names[: tail.begin // CHUNK], ids, at)]
+        if tail in along:
+            self._writer.submit(lambda: disk_folder.touch([*paths, self._place / tail.name]))
+            return
+        content = disk_files.TailContent(ids[tail.begin :], session.export_rows(tail.begin, at), state)
+        pieces = content.pieces()
+        n_bytes = sum(map(len, pieces))
+        a_chunk = len(session.export_rows(0, CHUNK)) if paths else 0
+        if len(paths) * a_chunk + n_bytes > self.limit * 3 // 4:
+            _log.info("a position of %d tokens is not kept: it would fill the cache", at)
+            return
+        if self._submit(self._place / tail.name, self._writing_tail(tail, pieces, paths), n_bytes):
+            self._note(tail)
+            for old in [each for each in along if each.kind == "turn" and each.end <= at][_MOST_TURNS - 1 :]:
+                self._delete(old)
+
+    def _writing(self, path: Path, pieces: list[Any]) -> Callable[[], None]:
+        def work() -> None:
+            try:
+                if disk_folder.touch([path]):
+                    self._writer.write(path, pieces, self._make_place)
+            except OSError:
+                self._rows.discard(path.name)
+                raise
+
+        return work
+
+    def _writing_tail(self, tail: Tail, pieces: list[Any], paths: list[Path]) -> Callable[[], None]:
+        def work() -> None:
+            missing = disk_folder.touch(paths)  # gone meanwhile: the next turn writes them again
+            self._rows.difference_update(path.name for path in missing)
+            try:
+                if missing:
+                    self._forget(tail)
+                else:
+                    self._writer.write(self._place / tail.name, pieces, self._make_place)
+                    disk_folder.touch([*paths, self._place / tail.name])
+            except OSError:
+                self._forget(tail)
+                raise
+
+        return work
 
     # -- the turns of these conversations --
 
     def read_turns(self) -> bytes:
-        with contextlib.suppress(OSError):
-            data = (self.folder / f"{self._model}.turns").read_bytes()
-            if _digest(data[:-_DIGEST]) == data[-_DIGEST:]:
-                return data[:-_DIGEST]
-        return b""
+        """The lines of all turns that were kept."""
+        try:
+            data = disk_folder.turns_log(self._place).read_bytes()
+        except OSError:
+            return b""
+        lines = disk_files.unsealed(data)
+        return b"".join(line + b"\n" for line in lines)
 
-    def write_turns(self, data: bytes) -> None:
-        if self._is_usable:
-            try:
-                write_private(self.folder / f"{self._model}.turns", data + _digest(data))
-            except OSError as error:
-                self._give_up(error)
+    def add_turn(self, line: bytes) -> None:
+        """Keeps one more line."""
+        path, data = disk_folder.turns_log(self._place), disk_files.sealed(line)
+        self._writer.submit(lambda: self._writer.append(path, data, self._make_place))
 
-
-def write_private(path: Path, data: bytes) -> None:
-    """A file of this user's alone, whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    def rewrite_turns(self, lines: bytes) -> None:
+        """Keeps these lines and no others, where the log has grown to more than twice of them."""
+        path = disk_folder.turns_log(self._place)
+        data = b"".join(map(disk_files.sealed, lines.splitlines()))
+        self._writer.submit(lambda: self._writer.replace(path, data))

@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -20,21 +20,16 @@ from pyflash.engine.session import Session
 from pyflash.engine.steps import eval_many
 from pyflash.engine.stream import Cancellation
 from pyflash.machine import hardware
-from pyflash.native.errors import (
-    ArgumentError,
-    CancelledError,
-    ClosedError,
-    Error,
-    MemoryLimitError,
-    UnsupportedError,
-)
+from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, Error, UnsupportedError
 from pyflash.native.values import FloatArray
-from pyflash.serve import events, slots
+from pyflash.serve import errors, events, slots
 from pyflash.serve.answer import Answer, Limits
-from pyflash.serve.disk_cache import LEAST_TOKENS, DiskCache
+from pyflash.serve.disk_cache import DiskCache
 from pyflash.serve.errors import RequestError
 from pyflash.serve.job import Job
+from pyflash.serve.keeping import Keeping
 from pyflash.serve.metrics import Metrics
+from pyflash.serve.pacing import PATIENCE, Pacing
 from pyflash.serve.prompts import Prompts
 from pyflash.serve.request import Request
 from pyflash.serve.tool_grammar import ToolGrammars
@@ -42,14 +37,11 @@ from pyflash.serve.turns import TurnStore
 
 _log = logging.getLogger("pyflash.serve")
 
-_PATIENCE = 0.5  # seconds that a stream waits for others at most, where single steps are no longer
-_LEAST_CHUNK = 8  # tokens of a prompt that are evaluated at once, however slow the machine
 _CHECKPOINT_EVERY = 8192  # tokens of a long prompt
 _WORTH_A_CHECKPOINT = 256
-_WORTH_LOADING = 512  # tokens that a file has and no session
-_IDLE_SAVE = 10.0  # seconds without a request after which conversations are put on disk
+_WAKING = 60.0  # seconds that requests wait for a model that was let go; then they are told to come again
 
-State = Literal["loading", "ready", "idle", "failed", "closed"]
+State = Literal["loading", "ready", "idle", "waking", "failed", "closed"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Loaded:
     prompts: Prompts
     tools: ToolGrammars
     n_ctx: int
-    chunk: int
+    pacing: Pacing
 
 
 Work = Sequence[tuple[Session, list[int]]]
@@ -112,7 +104,7 @@ class Engine:
         given one memory has room for; None where nobody knows."""
         self._open_model = open_model
         self._fitting = fitting
-        self._disk = disk
+        self._keeping = Keeping(disk, turns)
         self.options = options
         self.turns = turns
         self.metrics = Metrics()
@@ -131,8 +123,6 @@ class Engine:
         self._running: list[Job] = []
         self._may_admit = False
         self._shares: bool | None = None  # see shares_steps()
-        self._chunk = 0  # tokens that fit _PATIENCE, as far as is known
-        self._rate = 0.0  # tokens of prompts a second
         self._thread = threading.Thread(target=self._run, name="pyflash engine", daemon=True)
 
     # -- from any thread --
@@ -143,7 +133,12 @@ class Engine:
     @property
     def is_healthy(self) -> bool:
         """Whether requests are answered."""
-        return self.state in ("ready", "idle") and not self.is_draining
+        return self.state in ("ready", "idle", "waking") and not self.is_draining
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What is loaded just now; None before, and while it is let go."""
+        return self._loaded
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Waits until the model is open, or cannot be opened; whether it is open."""
@@ -165,7 +160,7 @@ class Engine:
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
-            raise _loading() from None
+            raise errors.loading() from None
         except (ArgumentError, UnsupportedError) as error:
             raise RequestError(str(error)) from None
 
@@ -178,13 +173,13 @@ class Engine:
         if self.failure is not None:
             raise RequestError(f"the model cannot be opened: {self.failure}", code="out_of_memory")
         if self.is_draining:
-            raise _shutting_down()
-        if self.state == "idle":
+            raise errors.shutting_down()
+        if self.state in ("idle", "waking"):
             self._orders.put(None)
-            self._is_ready.wait(60)
+            self._is_ready.wait(_WAKING)
         loaded = self._loaded
         if loaded is None:
-            raise _loading()
+            raise errors.loading()
         return loaded
 
     def submit(self, job: Job, tell: Callable[[events.Event], None]) -> None:
@@ -192,7 +187,7 @@ class Engine:
         job.tell = tell
         with self._lock:
             if self.is_draining:
-                raise _shutting_down()
+                raise errors.shutting_down()
             n_slots = len(self._loaded.slots) if self._loaded else 1
             if self._n_open >= self.options.queue_limit + n_slots:
                 raise RequestError(
@@ -200,7 +195,7 @@ class Engine:
                     "longer queue", code="queue_full", retry_after=max(1.0, min(60.0, self.metrics.typical_seconds())))
             self._n_open += 1
             reading = self._reading
-            if reading is not None and reading[2] - time.monotonic() > _PATIENCE:
+            if reading is not None and reading[2] - time.monotonic() > PATIENCE:
                 reading[1].request()  # it was alone, and so has a long chunk: what comes now may be short
             self._orders.put(job)
 
@@ -252,7 +247,7 @@ class Engine:
         self.is_draining = True
         self._collect_left()
         for job in [*self._waiting, *self._running]:
-            self._fail(job, _shutting_down())
+            self._fail(job, errors.shutting_down())
         if self.state != "failed":
             self._unload("closed")
 
@@ -273,7 +268,6 @@ class Engine:
         else:
             self.state = "ready"
             self._shares = None
-            self._chunk = min(16, self._loaded.chunk)
         self._is_ready.set()
 
     def _opened(self, model: Model) -> Loaded:
@@ -286,16 +280,14 @@ class Engine:
         sessions = [first]
         while len(sessions) < n:
             sessions.append(model.session(options.context, cache=options.cache_type, checkpoints=options.checkpoints))
-        if self._disk is not None:
-            self._disk.open(model, first, options.cache_type)
-            self.turns.restore(self._disk.read_turns(), model.info.n_vocab)
+        self._keeping.open(model, first)
         prompts = Prompts(model.tokenizer, model.info, model.release, options.think, self.turns)
         return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts,
-                      ToolGrammars(model.tokenizer, model.info), first.capacity, first.chunk)
+                      ToolGrammars(model.tokenizer, model.info), first.capacity, Pacing(first.chunk))
 
     def _unload(self, state: State) -> None:
         self._is_ready.clear()
-        self._save()
+        self._keeping.close()
         loaded, self._loaded = self._loaded, None
         self.state = state
         if loaded is not None:
@@ -303,26 +295,10 @@ class Engine:
                 slot.session.close()
             loaded.model.close()
 
-    def _save(self) -> None:
-        """Puts on disk what only memory has."""
-        if self._disk is not None and self._loaded is not None:
-            for slot in self._loaded.slots:
-                slot.save(self._disk)
-            self._disk.write_turns(self.turns.dump())
-
-    def _has_unsaved(self) -> bool:
-        return self._disk is not None and self._loaded is not None and any(slot.is_unsaved for slot in self._loaded.slots)
-
     def _collect(self) -> bool:
-        """Takes the orders that there are; waits for one where there is nothing to do, and puts on disk what is not there.
-        False after an idle_unload's time."""
+        """Takes the orders that there are; waits for one where there is nothing to do. False after an idle_unload's time."""
         has_work = bool(self._running or self._waiting)
         wait = self.options.idle_unload
-        if not has_work and self._has_unsaved() and self._orders.empty():
-            with contextlib.suppress(queue.Empty):
-                self._orders.put(self._orders.get(timeout=_IDLE_SAVE if wait is None else min(wait, _IDLE_SAVE)))
-                return True
-            self._save()
         try:
             while True:
                 order = self._orders.get(timeout=wait) if not has_work else self._orders.get_nowait()
@@ -342,7 +318,7 @@ class Engine:
 
     def _collect_forever(self) -> None:
         order = self._orders.get()
-        self.state = "loading"
+        self.state = "waking"
         if order is not None:
             self._waiting.append(order)
             self._may_admit = True
@@ -370,7 +346,7 @@ class Engine:
                     continue
                 self._begin(job, choice)
             except Exception as error:
-                self._fail(job, _as_request_error(error))
+                self._fail(job, errors.as_request_error(error))
 
     def _tell_place(self, job: Job, place: int) -> None:
         if job.queue_position != place:
@@ -381,7 +357,9 @@ class Engine:
         loaded = self._loaded
         assert loaded is not None
         request, prompt = job.request, job.prompt
-        choice = self._exchanged(job, choice)
+        is_on_disk = self._keeping.has_better(job, choice.n_kept)
+        if is_on_disk:
+            choice = slots.measured(choice.slot, prompt.tokens, job.salt, aligned=False)
         room = loaded.n_ctx - len(choice.tokens) + 1
         job.answer = Answer(request, prompt, Limits(room, request.max_tokens, request.thinking_budget),
                             loaded.model.sampling, loaded.model.tokenizer, loaded.model.info, job.rules)
@@ -390,22 +368,9 @@ class Engine:
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
         if choice.slot.session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             choice.slot.checkpoint()
+        if is_on_disk:
+            job.restoring = self._keeping.restoring(job)
         self._running.append(job)
-
-    def _exchanged(self, job: Job, choice: slots.Choice) -> slots.Choice:
-        """Puts on disk what a slot is about to drop, and takes from there what is better than what it has."""
-        slot, prompt = choice.slot, job.prompt.tokens
-        if self._disk is None or any(each.is_streaming for each in self._running):
-            return choice
-        if choice.n_lost >= LEAST_TOKENS:
-            slot.save(self._disk)
-        found = self._disk.find(prompt, job.salt, choice.n_kept + _WORTH_LOADING) if job.request.reuse else None
-        if found is None:
-            return choice
-        unit, n_kept = found
-        is_loaded = self._disk.load(unit, slot.session)
-        slot.salt = job.salt
-        return slots.Choice(slot, list(prompt), n_kept if is_loaded else 0, 0)
 
     def _round(self) -> None:
         """A step for each stream, then one piece of a prompt."""
@@ -418,9 +383,9 @@ class Engine:
         if not reading:
             return
         now = time.monotonic()
-        job = min(reading, key=lambda each: each.n_left / (1.0 + now - each.served))
+        job = min(reading, key=lambda each: 0.0 if each.restoring else each.n_left / (1.0 + now - each.served))
         is_alone = len(self._running) == 1 and not self._waiting
-        self._attempt(job, lambda each: self._read(each, None if is_alone else _PATIENCE - (now - began)))
+        self._attempt(job, lambda each: self._read(each, None if is_alone else PATIENCE - (now - began)))
 
     def _attempt(self, job: Job, work: Callable[[Job], None]) -> None:
         if job.is_cancelled:
@@ -430,7 +395,7 @@ class Engine:
         except CancelledError:
             pass
         except Exception as error:
-            self._fail(job, _as_request_error(error))
+            self._fail(job, errors.as_request_error(error))
 
     def _steps(self, streams: list[Job]) -> list[list[Job]]:
         """The streams that take a step together, or each by itself."""
@@ -493,34 +458,48 @@ class Engine:
     def _read(self, job: Job, seconds: float | None) -> None:
         """Evaluates the next piece of a prompt, of about so many seconds; None: as much as one step can take."""
         assert job.slot is not None and self._loaded is not None
-        session, position = job.slot.session, job.slot.session.position
-        most = self._loaded.chunk if seconds is None else self._fitting_chunk(seconds)
-        end = min(len(job.tokens), position + most)
-        marks = [mark for mark in self._marks(job) if position < mark < end]
-        end = min(marks, default=end)
+        if job.restoring is not None:
+            self._restore(job, job.restoring, PATIENCE if seconds is None else seconds)
+            return
+        session, position, pacing = job.slot.session, job.slot.session.position, self._loaded.pacing
+        end = min(len(job.tokens), position + pacing.chunk(seconds))
+        end = min((mark for mark in self._marks(job) if position < mark < end), default=end)
         cancellation = Cancellation()
         began = time.monotonic()
-        expected = began + (end - position) / self._rate if self._rate else began + 3600.0
+        over = began if seconds is not None else began + pacing.seconds(end - position)
         with self._lock:
-            self._reading = (job, cancellation, expected if seconds is None else began)
+            self._reading = (job, cancellation, over)
         try:
             (logits,) = evaluate([(session, job.tokens[position:end])], "last", cancellation)
             assert isinstance(logits, np.ndarray)
         finally:
             with self._lock:
                 self._reading = None
-        self._learn(end - position, time.monotonic() - began)
         job.served = time.monotonic()
+        pacing.learn(end - position, job.served - began)
         self.metrics.read(end - position, job.served - began)
+        self._keeping.rows(job)
         if end in self._marks(job):
             job.slot.checkpoint()
-            if end == job.prompt.system_end and self._disk is not None and len(self._running) == 1:
-                self._disk.save(session, job.salt)  # other conversations begin like this
+            self._keeping.mark(job)
         if end < len(job.tokens):
             job.tell(events.Progress(len(job.tokens), job.n_cached, end, job.served - job.began))
         else:
             job.slot.checkpoint()
             self._take(job, logits)
+
+    def _restore(self, job: Job, pieces: Iterator[None], seconds: float) -> None:
+        """Reads from disk for so long, at least one piece."""
+        assert job.slot is not None
+        until = time.monotonic() + seconds
+        for _ in pieces:
+            if time.monotonic() >= until:
+                return
+        job.restoring = None
+        n_kept = job.slot.session.reuse(job.tokens)
+        job.n_cached, job.is_restored = n_kept, n_kept > job.n_cached
+        job.slot.checkpoint()
+        job.served = time.monotonic()
 
     def _marks(self, job: Job) -> list[int]:
         """Where a prompt is worth a checkpoint on the way."""
@@ -529,24 +508,13 @@ class Engine:
             marks.append(job.prompt.system_end)
         return marks
 
-    def _fitting_chunk(self, seconds: float) -> int:
-        assert self._loaded is not None
-        share = max(0.0, seconds) / _PATIENCE
-        return max(min(_LEAST_CHUNK, self._loaded.chunk), min(self._loaded.chunk, int(self._chunk * share)))
-
-    def _learn(self, n: int, seconds: float) -> None:
-        """Adapts the chunk to what one of n tokens took."""
-        seconds = max(seconds, 1e-6)
-        self._rate = n / seconds if n >= 64 or not self._rate else self._rate
-        if n * 2 >= self._chunk or seconds > _PATIENCE:  # a step has a part that every length costs: short ones tell little
-            self._chunk = max(1, int(min(n * _PATIENCE / seconds, 2 * n)))
-
     def _finish(self, job: Job) -> None:
         answer = job.answer
         assert answer is not None and answer.end is not None
         turn = answer.turn
         if turn is not None:
             self.turns.add(job.salt, job.turn_id, turn, answer.call_ids, job.prompt.chain)
+            self._keeping.turn(job)
         last = answer.finish(job.usage)
         self._end(job, answer.end)  # before it is told: whoever hears of it finds everything done
         for event in last:
@@ -563,6 +531,7 @@ class Engine:
         if job in self._running:
             self._running.remove(job)
         if job.slot is not None:
+            self._keeping.end(job)
             slots.release(job.slot)
         self._may_admit = True
         with self._lock:
@@ -573,24 +542,3 @@ class Engine:
                   how, usage.n_prompt, usage.n_cached, usage.n_generated, usage.prompt_seconds,
                   (usage.n_generated - 1) / usage.generate_seconds if usage.generate_seconds else 0.0,
                   f"; {'; '.join(job.answer.problems)}" if job.answer and job.answer.problems else "")
-
-
-def _loading() -> RequestError:
-    return RequestError("Loading model: send the request again in a moment", code="loading", retry_after=2)
-
-
-def _shutting_down() -> RequestError:
-    return RequestError("the server is shutting down: send the request to another one", code="shutting_down", retry_after=10)
-
-
-def _as_request_error(error: Exception) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, (MemoryLimitError, MemoryError)):
-        return RequestError(f"{error or 'out of memory'}; start the server with a smaller context or fewer slots",
-                            code="out_of_memory", retry_after=10)
-    if isinstance(error, ArgumentError):
-        return RequestError(str(error))
-    if not isinstance(error, Error):
-        _log.exception("unforeseen")
-    return RequestError(f"the answer broke off: {error}", code="generation_failed")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
-from pyflash.native.errors import Error
+from pyflash.native.errors import ArgumentError, Error, MemoryLimitError
+
+_log = logging.getLogger("pyflash.serve")
 
 Code = Literal[
     "invalid_request",  # the body, or a field of it
@@ -76,3 +79,25 @@ class RequestError(Error):
             f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum; shorten the conversation, or start the server "
             "with a larger context", code="context_length_exceeded", n_prompt=n_prompt, n_ctx=n_ctx,
         )  # fmt: skip
+
+
+def loading() -> RequestError:
+    return RequestError("Loading model: send the request again in a moment", code="loading", retry_after=2)
+
+
+def shutting_down() -> RequestError:
+    return RequestError("the server is shutting down: send the request to another one", code="shutting_down", retry_after=10)
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """What a client is told of any failure of the engine."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, (MemoryLimitError, MemoryError)):
+        return RequestError(f"{error or 'out of memory'}; start the server with a smaller context or fewer slots",
+                            code="out_of_memory", retry_after=10)
+    if isinstance(error, ArgumentError):
+        return RequestError(str(error))
+    if not isinstance(error, Error):
+        _log.exception("unforeseen")
+    return RequestError(f"the answer broke off: {error}", code="generation_failed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pyflash.chat.answer import AnswerRules
 from pyflash.serve.answer import Answer
@@ -35,6 +35,8 @@ class Job:
         self.slot: Slot | None = None
         self.answer: Answer | None = None
         self.n_cached = 0
+        self.restoring: Iterator[None] | None = None  # the pieces that are read from disk
+        self.is_restored = False  # by them
         self.began = 0.0  # when it got its slot
         self.served = 0.0  # when a piece of its prompt was evaluated last
         self.first_token = 0.0

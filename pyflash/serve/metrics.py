@@ -75,7 +75,8 @@ class Metrics:
             if how == "cancelled":
                 self._counts["cancelled_total"] += 1
             if job.began:
-                how = "cold" if not usage.n_cached else "turn" if job.prompt.n_replayed else "token"
+                how = ("cold" if not usage.n_cached else "disk" if job.is_restored else
+                       "turn" if job.prompt.n_replayed else "token")
                 self._counts[f'cache_hits_total{{how="{how}"}}'] += 1
             self._seconds += 0.2 * (usage.prompt_seconds + usage.generate_seconds - self._seconds)
 

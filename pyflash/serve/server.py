@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import stat
 import sys
@@ -113,7 +114,16 @@ def run(application: Application, place: Place, ready: Callable[[str], None], dr
         raise application.engine.failure
 
 
+def _end_with_the_terminal(server: Any) -> None:
+    """A terminal that is closed ends the server as SIGTERM does, which uvicorn sees to. Not under nohup."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            asyncio.get_running_loop().add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+
+
 async def _serve(server: Any, listening: socket.socket, application: Application, ready: Callable[[], None]) -> None:
+    _end_with_the_terminal(server)
     watching = asyncio.ensure_future(_watch(server, application, ready))
     try:
         await server.serve(sockets=[listening])

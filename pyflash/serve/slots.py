@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from pyflash.engine.session import Session
 from pyflash.native.errors import MemoryLimitError, UnsupportedError
-from pyflash.serve.disk_cache import LEAST_TOKENS, DiskCache
 
 _HALF_LIFE = 1800.0  # seconds in which what a slot holds loses half of its worth
 _WORTH_WAITING = 256  # tokens: a prompt so long is not read twice at once
@@ -27,21 +26,10 @@ class Slot:
         self.hints: tuple[str, ...] = ()
         self.last_used = 0.0
         self.wanted: list[int] = []  # the prompt that it is busy with
-        self._saved = session.n_moves  # when what it holds was saved last
 
     def forget(self) -> None:
         """Drops all that is evaluated."""
         self.session.rollback(self.session.position)
-
-    @property
-    def is_unsaved(self) -> bool:
-        """Whether it holds what no file has and is worth one."""
-        return self._saved != self.session.n_moves and self.session.position >= LEAST_TOKENS
-
-    def save(self, cache: DiskCache) -> None:
-        if self.is_unsaved:
-            cache.save(self.session, self.salt)
-            self._saved = self.session.n_moves
 
     def checkpoint(self) -> None:
         with contextlib.suppress(UnsupportedError, MemoryLimitError):  # it only saves work later
@@ -59,16 +47,17 @@ class Choice:
     n_lost: int
 
 
-def measured(slot: Slot, prompt: Sequence[int], salt: bytes, reuse: bool = True) -> Choice:
-    """What a slot has of a prompt; nothing there changes."""
+def measured(slot: Slot, prompt: Sequence[int], salt: bytes, reuse: bool = True, *, aligned: bool = True) -> Choice:
+    """What a slot has of a prompt; nothing there changes. aligned: also of the same text in other tokens."""
     position = slot.session.position
     tokens = list(prompt)
     if slot.salt != salt or not reuse:
         return Choice(slot, tokens, 0, position)
     kept = slot.session.reusable(tokens)
-    aligned = slot.session.align(tokens)
-    if len(aligned) <= slot.session.capacity and (better := slot.session.reusable(aligned)) > kept:
-        tokens, kept = aligned, better
+    if aligned:
+        others = slot.session.align(tokens)
+        if len(others) <= slot.session.capacity and (better := slot.session.reusable(others)) > kept:
+            tokens, kept = others, better
     return Choice(slot, tokens, kept, position - kept)
 
 

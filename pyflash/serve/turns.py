@@ -147,11 +147,20 @@ class TurnStore:
                         del self._names[name]
 
     def dump(self) -> bytes:
-        """All turns, for restore() of another store with the same key."""
+        """All turns, a line each, for restore() of another store with the same key."""
         with self._lock:
-            rows = [[turn_id.hex(), turn.reasoning, turn.content, turn.calls, turn.reasoning_tokens, turn.content_tokens,
-                     [name.hex() for name in names]] for turn_id, (turn, names) in self._turns.items()]
-        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            return b"".join(self._line(turn_id) + b"\n" for turn_id in self._turns)
+
+    def line(self, turn_id: bytes) -> bytes:
+        """One turn's line of dump(), without its end; b"" where it is not kept."""
+        with self._lock:
+            return self._line(turn_id) if turn_id in self._turns else b""
+
+    def _line(self, turn_id: bytes) -> bytes:
+        turn, names = self._turns[turn_id]
+        row = [turn_id.hex(), turn.reasoning, turn.content, turn.calls, turn.reasoning_tokens, turn.content_tokens,
+               [name.hex() for name in names]]  # fmt: skip
+        return json.dumps(row).encode()
 
     def restore(self, data: bytes, n_vocab: int) -> None:
         """Adds turns that dump() gave. n_vocab: what tokens are below. Lines that are none are passed over."""

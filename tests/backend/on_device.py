@@ -204,6 +204,23 @@ def test_save_and_load(mixed: Any, tiny: TinyModel, reference: np.ndarray, tmp_p
             assert divergence(reference[90:], session.eval(tokens[90:], all_logits=True)) < FLAT
 
 
+def test_parts(mixed: Any, tiny: TinyModel, reference: np.ndarray) -> None:
+    """Rows and tails go out of a session and into another one, from both sides to both sides."""
+    tokens = tokens_of(tiny)
+    with mixed.session(context=CONTEXT, chunk=CHUNK) as session:
+        session.eval(tokens[:60])
+        session.checkpoint()
+        session.eval(tokens[60:90])
+        parts = [(end, session.export_rows(0, end), session.export_tail(end)) for end in (60, 90)]
+        told = session.parts
+        assert (told.n_device_layers, told.n_device_expert_layers) == (3, 2) and told.kernels.endswith("+cuda")
+    for position, rows, tail in parts:
+        with mixed.session(context=CONTEXT, chunk=CHUNK, poison=True) as session:
+            session.import_rows(0, position, rows)
+            session.import_tail(tokens[:position], tail)
+            same(session.eval(tokens[position:], all_logits=True), reference[position:])
+
+
 @pytest.mark.parametrize("step", [30, 64])
 def test_cancelled_step(mixed: Any, tiny: TinyModel, reference: np.ndarray, step: int) -> None:
     tokens = tokens_of(tiny)

@@ -87,7 +87,9 @@ def test_it_answers_and_says_where(running: Process) -> None:
     port = running.port()
     status, body = post(port, "/v1/chat/completions", HELLO)
     assert status == 200 and body["choices"][0]["message"]["content"] == "Hello! How can I help you?"
-    assert len(running.lines) == 3 and "/v1" in running.lines[1] and "pyflash cache clear" in running.lines[2]
+    assert len(running.lines) == 4 and "/v1" in running.lines[1] and "pyflash cache clear" in running.lines[3]
+    assert re.search(r"[12] conversations? ha.* 2,048 tokens .* of memory, beside .* of weights", running.lines[2])
+    assert re.search(r"kept in .*, \d.* at most; --no-disk-cache keeps none", running.lines[3])
 
 
 def test_a_stream_over_a_socket(running: Process) -> None:
@@ -130,7 +132,9 @@ def test_a_client_that_hangs_up(running: Process, tiny_model: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_sigterm_drains(demo_model: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_drains(demo_model: Path, name: str) -> None:
+    """What runs is answered, and the end is a success: for systemd, which restarts what fails, and for whoever stops it."""
     with served(str(demo_model), "--port", "0", "--ctx", "2048") as process:
         port = process.port()
         asking = connection(port)
@@ -138,12 +142,25 @@ def test_sigterm_drains(demo_model: Path) -> None:
             {"role": "user", "content": "Hello! " * 100}]}), {"Content-Type": "application/json"})  # fmt: skip
         response = asking.getresponse()
         response.readline()
-        process.process.send_signal(signal.SIGTERM)
+        process.process.send_signal(getattr(signal, name))
         assert response.read().endswith(b"data: [DONE]\n\n")
-        assert process.end() == 128 + signal.SIGTERM
+        assert process.end() == 0
         with pytest.raises(OSError):
             connection(port).request("GET", "/health")
-    assert len(process.lines) == 3
+    assert len(process.lines) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_sigterm_ends_what_takes_too_long(tiny_model: Path) -> None:
+    """tiny_model hardly ever ends an answer by itself."""
+    with served(str(tiny_model), "--port", "0", "--ctx", "60000", "--drain", "1") as process:
+        asking = connection(process.port())
+        asking.request("POST", "/v1/chat/completions", json.dumps(STORY), {"Content-Type": "application/json"})
+        response = asking.getresponse()
+        response.readline()
+        process.process.send_signal(signal.SIGTERM)
+        assert process.end() == 0
+    assert not any("Traceback" in line for line in process.lines)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes to the whole console")
@@ -152,7 +169,7 @@ def test_ctrl_c_ends_it(demo_model: Path) -> None:
         process.port()
         process.process.send_signal(signal.SIGINT)
         assert process.end() == 130
-    assert not any(process.lines[3:]) and not any("Traceback" in line for line in process.lines)
+    assert not any(process.lines[4:]) and not any("Traceback" in line for line in process.lines)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, becomes_idle, serving, submit
+from serving import Answer, Pace, becomes_idle, serving, submit
 
 from pyflash import Model
 from pyflash.serve import chat_completions
@@ -141,7 +143,7 @@ def test_a_retry_goes_on_where_the_client_gave_up(demo_model: Path, pace: Pace) 
         done = pace.n_tokens
         again = submit(server, asked).wait()
         assert again.end.usage.n_cached >= 300
-        chunk = server.engine.use().chunk
+        chunk = server.engine.use().pacing.most
         assert pace.n_tokens <= len(left.job.tokens) + chunk
         assert done > 0 and not left.over.is_set()
 
@@ -192,15 +194,34 @@ def test_an_engine_that_is_closed_early_tells_everybody(demo_model: Path, pace: 
         assert answer.job.is_cancelled
 
 
-def test_an_idle_model_is_let_go_and_opened_again(demo_model: Path) -> None:
-    with serving(demo_model, idle_unload=0.2) as server:
-        text = submit(server, request("Hello!")).wait().text
-        for _ in range(100):
+def mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_an_idle_model_is_let_go_and_opened_again(demo_model: Path, tmp_path: Path) -> None:
+    """Its memory too; a conversation goes on from disk, and requests that come at once wait instead of being refused."""
+    own = tmp_path / "own.gguf"
+    own.write_bytes(demo_model.read_bytes())
+    with serving(own, idle_unload=0.3, context=8192, disk_cache=tmp_path / "cache") as server:
+        first = submit(server, request(LONG * 3)).wait()
+        for _ in range(400):
             if server.engine.state == "idle":
                 break
             time.sleep(0.05)
-        assert server.engine.state == "idle" and server.engine.is_healthy
-        assert submit(server, request("Hello!")).wait().text == text
+        assert server.engine.state == "idle" and server.engine.is_healthy and server.engine.loaded is None
+        if sys.platform == "linux":
+            assert not mapped(own)
+        found: list[Answer] = []
+        asking = [threading.Thread(target=lambda: found.append(submit(server, request(LONG * 3, first.text, "Go on."))))
+                  for _ in range(3)]  # fmt: skip
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(60)
+        n_before = first.end.usage.n_prompt + first.end.usage.n_generated - 1
+        assert [answer.wait().end.usage.n_cached >= n_before for answer in found] == [True] * 3
+        if sys.platform == "linux":
+            assert mapped(own)
 
 
 def test_a_model_that_does_not_open(tmp_path: Path) -> None:

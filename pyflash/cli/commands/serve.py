@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,11 +19,15 @@ from pyflash.cli.options import device_arguments, model_options, open_model, opt
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
-from pyflash.cli.signals import leaving_on_signals
+from pyflash.cli.signals import EXIT_TERMINATED, leaving_on_signals
 from pyflash.cli.streams import say
 from pyflash.cli.text import read_text
 from pyflash.engine.options import RELEASES
+from pyflash.machine.units import format_bytes
 from pyflash.serve.client_configs import CLIENTS, Server
+
+if TYPE_CHECKING:
+    from pyflash.serve.engine import Loaded
 
 _LONGEST_DRAIN = 3600
 _DEFAULT_CONTEXT = 65536
@@ -57,7 +61,8 @@ _DEFAULT_CONTEXT = 65536
 @option("--idle-unload", type=click.FloatRange(0), metavar="MINUTES", help="Let go of the model after so long without a "
         "request; the next one opens it again.")
 @option("--no-disk-cache", is_flag=True, help="Keep no conversations on disk for the next start.")
-@option("--cache-size", default="16G", show_default=True, metavar="SIZE", help="Most that kept conversations take on disk.")
+@option("--cache-size", metavar="SIZE", help="Most that kept conversations take on disk.  [default: 16 GiB, or a tenth of "
+        "what is free]")
 @option("--drain", type=click.IntRange(1, _LONGEST_DRAIN), default=30, show_default=True, metavar="SECONDS",
         help="Answer what is under way for so long after Ctrl-C or SIGTERM.")
 @option("--print-config", type=click.Choice(list(CLIENTS)), help="Print what this program must be told to use the server, "
@@ -90,7 +95,7 @@ def serve(model: str | None, **options: Any) -> None:
         idle_unload=None if options["idle_unload"] is None else 60 * options["idle_unload"],
         hosts=None if place.unix_socket else {place.host.lower(), *(each.lower() for each in options["allowed_host"])},
         origins=options["cors_origin"], max_body=options["max_body"] << 20, keepalive=options["keepalive"],
-        disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]),
+        disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]) if options["cache_size"] else None,
     )
 
     def ready(address: str) -> None:
@@ -98,11 +103,26 @@ def serve(model: str | None, **options: Any) -> None:
         base = f"OpenAI clients: base URL {address}/v1; Anthropic and Ollama clients: {address}" if not place.unix_socket \
             else "curl --unix-socket PATH http://localhost/v1/models asks what is there"
         say(f"pyflash: {base}; {'with an API key' if keys else 'any API key'}; Ctrl-C stops it")
-        if folder is not None:
-            say(f"pyflash: conversations are kept in {folder}; --no-disk-cache keeps none, pyflash cache clear deletes them")
+        if (loaded := application.engine.loaded) is not None:
+            say(f"pyflash: {_memory_line(loaded)}")
+        if application.disk is not None:
+            say(f"pyflash: conversations are kept in {folder}, {format_bytes(application.disk.limit)} at most; --no-disk-cache "
+                "keeps none, pyflash cache clear deletes them")
 
     with leaving_on_signals():
-        run(application, place, ready, options["drain"])
+        try:
+            run(application, place, ready, options["drain"])
+        except SystemExit as ended:  # of a SIGTERM, when all has been answered: that is what was asked for
+            if ended.code != EXIT_TERMINATED:
+                raise
+
+
+def _memory_line(loaded: Loaded) -> str:
+    """How many conversations have a place, and what of memory is theirs."""
+    n, memory = len(loaded.slots), loaded.slots[0].session.memory
+    places = format_bytes(n * (memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes))
+    return (f"{n} conversation{'s have a place' if n > 1 else ' has a place'} of {loaded.n_ctx:,} tokens (--parallel, --ctx): "
+            f"up to {places} of memory, beside {format_bytes(loaded.model.info.weight_bytes)} of weights")
 
 
 def _print_config(options: dict[str, Any], name: str) -> None:

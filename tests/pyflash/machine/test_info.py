@@ -61,6 +61,7 @@ def test_text_has_the_same_figures(tmp_path: Path, tiny_model: Path) -> None:
     assert rows["weights"] == format_bytes(report["weight_bytes"])
     assert rows["buffers"] == format_bytes(report["buffer_bytes"])
     assert rows["checkpoints"] == format_bytes(report["checkpoint_bytes"])
+    assert rows["at once"].startswith(f"{report['n_contexts']:,} such contexts fit")
     assert format_bytes(report["cache_bytes"]) in rows["cache"] and "8K tokens" in rows and "64K tokens" in rows
 
 
@@ -148,7 +149,10 @@ def test_several_sessions(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for n in (1, 2, 3):
             sizes["usable"] = 10**7 + model.info.weight_bytes + n * each
             assert memory_plan.sessions_that_fit(model, session) == n
+            assert memory_plan.sessions_that_fit(model, session, 1) == max(1, n - 1)
             assert memory_plan.check_room(model, session, n) is None
+            enough = memory_plan.make_plan(model, 10**7 - model.info.widened_bytes, 4000, "auto", 0)
+            assert enough.n_contexts == n
             sizes["usable"] -= 1
             assert memory_plan.check_room(model, session, n) is not None
         sizes["usable"] = 10**7 + 2 * each
