@@ -281,6 +281,7 @@ static inline void set_one_entries(pf_cpu_kernels *k) {
     k->gemm_q16[PF_W_IQ3_S] = one_q16_iq3_s;
     k->gemm_q16[PF_W_IQ1_S] = one_q16_iq1_s;
     k->gemm_q16[PF_W_IQ1_M] = one_q16_iq1_m;
+    k->gemm_q16[PF_W_IQ4_XS] = one_q16_iq4_xs;
 }
 
 #endif

@@ -1,8 +1,10 @@
-/* The formats of grids times one token on AVX2 (avx2_one.h): IQ1, IQ2, IQ3. */
+/* The IQ formats times one token on AVX2 (avx2_one.h). */
 #ifndef PF_BACKEND_CPU_AVX2_ONE_IQ_H
 #define PF_BACKEND_CPU_AVX2_ONE_IQ_H
 
 #include "backend/cpu/avx2_one.h"
+
+/* ---- Grids: IQ1, IQ2, IQ3 ---------------------------------------------------------------------------------------- */
 
 /* Vector 2g + i: columns 8g to 8g + 7 of the blocks 2i, 2i + 1, 4 + 2i and 5 + 2i. */
 #define ROW(g, i) 16 * (g) + 2 * (i), 16 * (g) + 8 + 2 * (i), 16 * (g) + 1 + 2 * (i), 16 * (g) + 9 + 2 * (i), \
@@ -201,6 +203,42 @@ PF_INLINE void step_iq1_m(const uint8_t *at, const uint8_t *acts, const float *s
                   _mm256_loadu_ps(scales), *s);
 }
 
+/* ---- Values as large as bytes: IQ4_XS, times words ------------------------------------------------------------------- */
+
+/* Of every quad of all blocks columns 0 and 2, then 1 and 3. */
+static void pack_iq4(const pf_gemm *g, uint8_t *out) {
+    const uint8_t *row = pf_gemm_act(g, 0);
+    const int64_t padded = pf_int_padded(g->w->cols);
+    for (int64_t first = 0; first < g->w->cols / BLOCK; first += PF_SUPER_BLOCKS) {
+        for (int q = 0; q < 8; ++q, out += 64) {
+            __m256i even, odd;
+            one_words(row, padded, first, q, &even, &odd);
+            pf_ivec_store(out, even);
+            pf_ivec_store(out + 32, odd);
+        }
+    }
+}
+
+PF_INLINE __m256i one_quad_of_words(__m256i w, const uint8_t *acts) {
+    return _mm256_add_epi32(_mm256_madd_epi16(pf_ivec_right_byte(pf_ivec_left_byte(w)), load256(acts)),
+                            _mm256_madd_epi16(pf_ivec_right_byte(w), load256(acts + 32)));
+}
+PF_INLINE void step_iq4_xs(const uint8_t *at, const uint8_t *acts, const float *scales, const int32_t *halves, __m256 *s) {
+    const __m256i table = pf_ivec_table(load128((const uint8_t *)pf_iq4_values));
+    __m256i rows[4], codes[4], i = _mm256_setzero_si256();
+    (void)halves;
+    PF_UNROLL for (int j = 0; j < 4; ++j) rows[j] = super_pairs(at + 8 + 16 * j, at, 64);
+    quads_of_16bytes(rows, codes);
+    PF_UNROLL for (int q = 0; q < 4; ++q) {
+        const __m256i low = pf_ivec_lookup(table, pf_ivec_low_nibbles(codes[q]));
+        const __m256i high = pf_ivec_lookup(table, pf_ivec_high_nibbles(codes[q]));
+        i = _mm256_add_epi32(i, _mm256_add_epi32(one_quad_of_words(low, acts + 64 * q),
+                                                 one_quad_of_words(high, acts + 64 * q + 256)));
+    }
+    const int_weights v = decode_iq4_xs(at, at, PF_SUPER_BLOCKS); /* its scales */
+    *s = one_join(i, v.scale, _mm256_loadu_ps(scales), *s);
+}
+
 ONE_SUPER(IQ2_XXS, iq2_xxs, pack_iq)
 ONE_SUPER(IQ2_XS, iq2_xs, pack_iq)
 ONE_SUPER(IQ2_S, iq2_s, pack_iq)
@@ -208,5 +246,6 @@ ONE_SUPER(IQ3_XXS, iq3_xxs, pack_iq)
 ONE_SUPER(IQ3_S, iq3_s, pack_iq)
 ONE_SUPER(IQ1_S, iq1_s, pack_iq)
 ONE_SUPER(IQ1_M, iq1_m, pack_iq)
+ONE_SUPER(IQ4_XS, iq4_xs, pack_iq4)
 
 #endif
