@@ -230,7 +230,7 @@ static inline float int_total(const __m256 *s) {
 /* ---- Tiles (gemm_panel.h) ------------------------------------------------------------------------------------ */
 
 #define PANEL_TOKENS 4
-enum { PANEL_FROM = 5 };
+enum { PANEL_FROM = 5, PANEL_SUPER_FROM = 3 };
 
 #define PANEL_HOLD(v) VEC_HOLD(v)
 

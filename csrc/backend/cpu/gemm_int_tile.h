@@ -26,6 +26,13 @@
 /* The activations of a batch in a group of columns, and the sums of PF_STREAMS rows, stay in L1. */
 enum { INT_BATCH = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
 
+/* Whether other loops are for one token of q16, so that these need not be quick for it. */
+#if defined(PF_INT_WORDS)
+enum { ONE_APART = 1 };
+#else
+enum { ONE_APART = 0 };
+#endif
+
 typedef int_weights (*load_fn)(const uint8_t *at, int n);
 typedef pf_vec (*plane_fn)(const int_weights *w, const uint8_t *values, const uint8_t *sums);
 
@@ -189,7 +196,7 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
     for (int64_t token = 0; token < g->n; token += INT_BATCH) {
         const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
         if (n_token == 2 && f.plane == NULL && f.blocks == 1) int_runs(g, row_begin, row_end, token, 2, f);
-        else if (n_token > 1) int_runs(g, row_begin, row_end, token, n_token, f);
+        else if (n_token > 1 || (ONE_APART && f.plane == NULL)) int_runs(g, row_begin, row_end, token, n_token, f);
         else int_runs(g, row_begin, row_end, token, 1, f);
     }
 }

@@ -71,6 +71,7 @@ enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 enum { PF_TILE_TOKENS = 16, PF_TILE_ROWS = 64 };
 typedef struct pf_tile_kernels {
     int64_t from; /* the fewest tokens that these are quicker for; 0: there are none */
+    int64_t super_from; /* the same of types of super-blocks, whose rows cost more to unpack */
     int64_t rest; /* and the fewest that are left over behind PF_TILE_TOKENS of them */
     int64_t (*packed_bytes)(int planes, int64_t cols); /* of PF_TILE_TOKENS, a multiple of 64 */
     /* Activations [first, first + n) of g, n <= PF_TILE_TOKENS. */

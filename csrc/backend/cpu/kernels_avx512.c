@@ -9,7 +9,7 @@
 
 #define PANEL_TOKENS 6
 #define PANEL_HOLD(v) (void)(v)
-enum { PANEL_FROM = 9 };
+enum { PANEL_FROM = 9, PANEL_SUPER_FROM = PANEL_FROM };
 
 static inline __m512i pf_ivec_add_pairs(__m512i s, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(s, a, b); }
 

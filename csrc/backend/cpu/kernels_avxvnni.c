@@ -6,11 +6,12 @@
 #define PF_AVX_VNNI
 #include "backend/cpu/avx2_vectors.h"
 
-#include "backend/cpu/gemm_int_tile.h"
+#include "backend/cpu/avx2_one.h"
 #include "backend/cpu/x86_panels.h"
 
 void pf_kernels_avxvnni_init(pf_cpu_kernels *k) {
     set_int_entries(k);
+    set_one_entries(k);
     set_panel_entries(k);
 }
 

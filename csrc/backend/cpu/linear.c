@@ -71,8 +71,11 @@ pf_status pf_cpu_take_acts(pf_exec *ex, pf_acts_form form, const float *x, int64
 /* ---- Tiles ------------------------------------------------------------------------------------------------- */
 
 int64_t pf_cpu_tile_tokens(const pf_exec *ex, pf_acts_form form, const pf_weight *w, int64_t n) {
-    const pf_tile_kernels *tiles = &pf_cpu_kernels_of(ex)->tiles;
-    if (form == PF_ACTS_F32 || tiles->from == 0 || pf_cpu_tile_gemm(ex, form, w) == NULL || n < tiles->from) return 0;
+    const pf_cpu_kernels *k = pf_cpu_kernels_of(ex);
+    const pf_tile_kernels *tiles = &k->tiles;
+    if (form == PF_ACTS_F32 || tiles->from == 0 || pf_cpu_tile_gemm(ex, form, w) == NULL) return 0;
+    const bool of_supers = k->gemm_q8[pf_weight_kind(w->type)] == NULL; /* what has tiles has q8 else */
+    if (n < (of_supers ? tiles->super_from : tiles->from)) return 0;
     /* A few tokens left over are quicker without, and as right. */
     const int64_t rest = n % PF_TILE_TOKENS;
     return rest < tiles->rest ? n - rest : n;

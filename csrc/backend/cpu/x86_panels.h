@@ -1,4 +1,5 @@
-/* Rows of Q8_0, MXFP4 and super-blocks unpacked for gemm_panel.h. The including file defines, beside what that and x86_blocks.h ask for,
+/* Rows of Q8_0, MXFP4 and super-blocks unpacked for gemm_panel.h. The including file defines, beside what that and
+ * x86_blocks.h ask for, PANEL_FROM and PANEL_SUPER_FROM (pf_tile_kernels), and
  *     pf_ivec rows_16bytes(const uint8_t *const *row, int64_t at): 16 bytes at `at` of every fourth row, row[0] first;
  *     pf_ivec_even_words, _odd_words: the lower, the upper signed byte of every word as a word;
  *     pf_ivec_even_fours(a, b), _odd_fours: every other 128 bits of a, then of b; _sub_bytes; _mul_words (16 bits); and
@@ -140,6 +141,7 @@ PF_SUPER_TYPES(PANEL_SUPER)
 static inline void set_panel_entries(pf_cpu_kernels *k) {
     pf_tile_kernels *t = &k->tiles;
     t->from = PANEL_FROM;
+    t->super_from = PANEL_SUPER_FROM;
     t->rest = 1;
     t->packed_bytes = panel_packed_bytes;
     t->pack = panel_pack;

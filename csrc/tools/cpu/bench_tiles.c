@@ -64,7 +64,7 @@ static void bench_type(tile_bench *b, const char *name, pf_dtype type) {
         }
     }
     for (int f = 0; f < 2; ++f) {
-        printf("%-6s %-6s", name, f ? "tiles" : "others");
+        printf("%-7s %-6s", name, f ? "tiles" : "others");
         for (int c = 0; c < COUNTS; ++c) printf("%8.1f", 1e-9 * best[f][c]);
         printf("\n");
     }
@@ -99,10 +99,17 @@ int main(int argc, char **argv) {
         for (int i = 0; i < COLS; ++i) x[i] = (float)((i * 37 + t * 11) % 201 - 100);
         b.k->quantize_q16(x, COLS, 0, COLS, b.acts + t * b.stride);
     }
-    printf("%s, Gmac/s\n%-13s", b.k->name, "tokens");
+    printf("%s, Gmac/s\n%-14s", b.k->name, "tokens");
     for (int c = 0; c < COUNTS; ++c) printf("%8lld", (long long)counts[c]);
     printf("\n");
     bench_type(&b, "mxfp4", PF_MXFP4);
     bench_type(&b, "q8_0", PF_Q8_0);
+    static const struct {
+        const char *name;
+        pf_dtype type;
+    } supers[] = {{"iq2_xxs", PF_IQ2_XXS}, {"q2_k", PF_Q2_K},   {"q4_k", PF_Q4_K},   {"q5_k", PF_Q5_K},   {"q6_k", PF_Q6_K},
+                  {"iq3_xxs", PF_IQ3_XXS}, {"iq2_s", PF_IQ2_S}, {"iq2_xs", PF_IQ2_XS}, {"iq4_xs", PF_IQ4_XS},
+                  {"q3_k", PF_Q3_K},       {"iq3_s", PF_IQ3_S}, {"iq1_m", PF_IQ1_M}, {"iq1_s", PF_IQ1_S}};
+    for (size_t i = 0; i < sizeof supers / sizeof *supers; ++i) bench_type(&b, supers[i].name, supers[i].type);
     return 0;
 }
