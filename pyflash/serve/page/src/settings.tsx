@@ -4,7 +4,7 @@ import { PRICES, cost, dollars, prices, restart, setPrices, tally, tokens } from
 
 const dialog = createRef<HTMLDialogElement>();
 export function openSettings(section?: string): void {
-  dialog.current?.showModal();
+  if (!document.querySelector("dialog[open]")) dialog.current?.showModal();
   if (section) document.getElementById(section)?.scrollIntoView();
 }
 
@@ -55,16 +55,5 @@ export function SettingsDialog() {
                onInput={(event) => change(key, event.currentTarget.value)} /></label>)}
     </section>
     <PriceTable />
-    <section>
-      <h2>Keys</h2>
-      <dl class="keys">
-        <dt>Enter, Shift+Enter</dt><dd>send, a new line</dd>
-        <dt>Esc</dt><dd>stop the answer</dd>
-        <dt>Ctrl+Shift+O</dt><dd>new chat</dd>
-        <dt>Ctrl+K</dt><dd>search the chats</dd>
-        <dt>Ctrl+B</dt><dd>show or hide them</dd>
-        <dt>Ctrl+Shift+Backspace</dt><dd>delete this chat</dd>
-      </dl>
-    </section>
   </dialog>;
 }
