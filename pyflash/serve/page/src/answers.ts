@@ -110,7 +110,7 @@ async function listen(conversation: Conversation, turn: Turn, request: object | 
   } catch (error) {
     note(turn, error);
   }
-  works.value = works.value.filter((each) => each !== work);
+  works.value = works.value.filter((each) => each.job !== work.job);
   const where = conversation.id === current.value ? "" : ` in ${conversation.title}`;
   say(turn.error ? `The answer${where} broke off: ${turn.error}` : `The answer${where} is complete.`);
   touched();
@@ -145,34 +145,43 @@ async function hear(conversation: Conversation, turn: Turn, work: Work, request:
   }
 }
 
+/** As a new object: components that are given the same one are not drawn again. */
 function change(work: Work, changed: Partial<Work>): void {
-  Object.assign(work, changed);
-  works.value = [...works.value];
+  works.value = works.value.map((each) => (each.job === work.job ? { ...each, ...changed } : each));
 }
 
 /** Writes what comes into the turn, after what it had before its job. */
 function listenerOf(conversation: Conversation, turn: Turn, work: Work, isRepeated: boolean): api.Listener {
   const before = turn.before ?? { text: 0, reasoning: 0 };
   let text = turn.text.slice(0, before.text), reasoning = (turn.reasoning ?? "").slice(0, before.reasoning), saved = Date.now();
+  let phase: Work["phase"] = "waiting";
+  const enter = (entered: Work["phase"]): void => {
+    if (phase === entered) return;
+    phase = entered;
+    change(work, { phase });
+  };
   const grow = (): void => {
-    const now = performance.now();
-    work.pieces = [...work.pieces.filter((at) => now - at < RATE_OVER), now];
+    const now = performance.now(), { pieces } = work;
+    pieces.splice(0, Math.max(0, pieces.findIndex((at) => now - at < RATE_OVER)));
+    pieces.push(now);
     if (Date.now() - saved > SAVE_EVERY) { saved = Date.now(); keep(conversation); }
     ticks.value++;
   };
   return {
-    progress: (progress) => change(work, { phase: "prompt", progress }),
+    progress: (progress) => { // in a silence of the answer, too
+      if (phase === "thinking" || phase === "answer") return;
+      phase = "prompt";
+      change(work, { phase, progress });
+    },
     reasoning: (piece) => {
-      if (work.phase !== "thinking") {
-        turn.reasoningSince ??= Date.now();
-        change(work, { phase: "thinking" });
-      }
+      turn.reasoningSince ??= Date.now();
+      enter("thinking");
       turn.reasoning = reasoning += piece;
       turn.reasoningMs = Date.now() - turn.reasoningSince!;
       grow();
     },
     content: (piece) => {
-      if (work.phase !== "answer") change(work, { phase: "answer" });
+      enter("answer");
       turn.text = text += piece;
       grow();
     },

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { announcement } from "./aloud";
 import { removeConversation, stop } from "./answers";
 import { Chat } from "./chat";
@@ -46,14 +46,17 @@ function TallyLine() {
 function KeyDialog() {
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => field.current?.focus(), []);
-  const enter = (event: Event): void => {
+  const [isWrong, setWrong] = useState(false);
+  const enter = async (event: Event): Promise<void> => {
     event.preventDefault();
-    api.setKey(field.current?.value ?? "");
-    void connect();
+    api.setKey(field.current!.value);
+    await connect();
+    setWrong(true); // else this is gone
   };
-  return <form class="key" onSubmit={enter}>
+  return <form class="key" onSubmit={(event) => void enter(event)}>
     <label for="key">This server asks for an API key.</label>
     <input id="key" ref={field} type="password" autocomplete="off" />
+    {isWrong && <p class="error" role="alert">The server does not know this key.</p>}
     <button type="submit" class="primary">Go on</button>
     <p>It stays in this tab. The person who started the server has it in the file that <code>--api-key-file</code> names.</p>
   </form>;

@@ -24,6 +24,10 @@ for (const [name, language] of Object.entries({ bash, c, cpp, css, diff, go, jav
 const escape = (text: string): string =>
   text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
 
+/** Only what leads elsewhere is a link: nothing of the page's own is known to a model. */
+const linkHtml = (href: string, html: string, title?: string | null): string => !/^(https?:|mailto:)/i.test(href) ? html
+  : `<a href="${escape(href)}"${title ? ` title="${escape(title)}"` : ""} target="_blank" rel="noopener noreferrer nofollow">${html}</a>`;
+
 const mathHtml = (tex: string, display: boolean): string =>
   `<span class="math${display ? " display" : ""}">${escape(tex)}</span>`;
 
@@ -58,9 +62,7 @@ const marked = new Marked({
         + `<button type="button" class="copy">Copy</button></div><pre tabindex="0"><code>${body}</code></pre></div>`;
     },
     link({ href, title, tokens }) {
-      const text = this.parser.parseInline(tokens);
-      const tip = title ? ` title="${escape(title)}"` : "";
-      return `<a href="${escape(href)}"${tip} target="_blank" rel="noopener noreferrer nofollow">${text}</a>`;
+      return linkHtml(href, this.parser.parseInline(tokens), title);
     },
     html({ text }) { // shown as it is written
       return escape(text);
@@ -69,7 +71,7 @@ const marked = new Marked({
       return checked ? "☑ " : "☐ ";
     },
     image({ href, text }) { // pictures from elsewhere are never loaded: they would tell somebody that they were seen
-      return `<a href="${escape(href)}" target="_blank" rel="noopener noreferrer nofollow">${escape(text || href)}</a>`;
+      return linkHtml(href, escape(text || href));
     },
     table(token) {
       const row = (cells: Tokens.TableCell[], tag: string): string =>

@@ -38,7 +38,7 @@ function PriceTable() {
     <p>With these prices ({at.date}) DeepSeek's API would have charged <b>{dollars(cost(now, at))}</b> since{" "}
       {new Date(now.since).toLocaleDateString()}. Here it was the price of your electricity.</p>
     <p><button type="button" onClick={restart}>Count from zero</button>{" "}
-      <button type="button" onClick={() => setPrices(PRICES)}>Prices of {PRICES.date}</button></p>
+      <button type="button" onClick={() => setPrices(PRICES)}>Prices {PRICES.date}</button></p>
   </section>;
 }
 
