@@ -321,8 +321,11 @@ def test_stop_from_the_list(desk: Any, endless_server: str) -> None:
     stopped(desk)
 
 
-def test_attached_texts_are_sent(desk: Any, demo_server: str) -> None:
-    """From the file dialog, dropped and pasted; what is no text is refused by name."""
+def test_attached_texts_are_sent(losing: Any, demo_server: str) -> None:
+    """From the file dialog, dropped and pasted, and those of PDFs; what is no text is refused by name."""
+    desk = losing
+    desk.set_content("<p>The printed word is avast.</p>")
+    printed = desk.pdf()
     sent: list[str] = []
     desk.on("request", lambda request: sent.append(request.post_data) if "completions" in request.url else None)
     desk.goto(demo_server)
@@ -330,12 +333,12 @@ def test_attached_texts_are_sent(desk: Any, demo_server: str) -> None:
         {"name": "note.txt", "mimeType": "text/plain", "buffer": b"The word is ahoy. ```"},
         {"name": "wide.txt", "mimeType": "text/plain", "buffer": "\ufeffcaf\u00e9".encode("utf-16-le")},
         {"name": "picture.png", "mimeType": "image/png", "buffer": b"\x89PNG\xff\xfe"},
-        {"name": "paper.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7\n\xff\xfe"},
+        {"name": "cut.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7\n\xff\xfe"},
     ])
     attached = desk.locator(".composer .files")
     attached.locator("text=wide.txt").wait_for()
     notice = desk.locator(".trouble[role=alert]").inner_text()
-    assert "picture.png is not a text file" in notice and "paper.pdf is a PDF" in notice
+    assert "picture.png: neither a text" in notice and "cut.pdf: this PDF cannot be read" in notice
     for event, key in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         desk.evaluate("""([event, key]) => {
             const data = new DataTransfer();
@@ -346,11 +349,14 @@ def test_attached_texts_are_sent(desk: Any, demo_server: str) -> None:
         }""", [event, key])
         attached.locator(f"text={event}.txt").wait_for()
     attached.locator("[aria-label='Remove wide.txt']").click()
-    assert desk.locator(".composer .files li").count() == 3
+    desk.set_input_files(".composer input[type=file]", {"name": "paper.pdf", "mimeType": "application/pdf", "buffer": printed})
+    attached.locator("text=paper.pdf").wait_for()
+    assert desk.locator(".composer .files li").count() == 4
     ask(desk, "Hello")
     answers(desk, 1)
     content = json.loads(sent[0])["messages"][-1]["content"]
     assert "File note.txt:\n````\nThe word is ahoy. ```\n````" in content  # in a fence that it does not end
+    assert "File paper.pdf:\n```\nThe printed word is avast." in content
     assert "It came by drop." in content and "It came by paste." in content
     assert "caf" not in content and content.endswith("Hello")
     desk.click(".question summary >> text=note.txt")

@@ -67,6 +67,15 @@ export async function tell(job: string, what: "stop" | "answer"): Promise<boolea
   return response?.ok ?? false;
 }
 
+/** The text of a PDF, which the server reads. */
+export async function pdfText(base64: string): Promise<string> {
+  const response = await fetch("page/pdf", {
+    method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: JSON.stringify({ data: base64 }),
+  }).catch(lost);
+  if (!response.ok) throw await failure(response);
+  return (await response.json()).text;
+}
+
 function lost(error: unknown): never {
   throw new ConnectionError(String(error));
 }

@@ -54,10 +54,13 @@ function useDrop(add: (files: Iterable<File>) => void): boolean {
 export function Composer({ work }: { work: Work | undefined }) {
   const text = useSignal("");
   const files = useSignal<Attachment[]>([]);
+  const reading = useSignal(0);
   const field = useRef<HTMLTextAreaElement>(null);
   useEffect(() => { if (types.matches) field.current?.focus(); }, [current.value]);
   const add = async (list: Iterable<File>): Promise<void> => {
+    reading.value++;
     const read = await readFiles(list);
+    reading.value--;
     files.value = [...files.value, ...read.texts];
     notice.value = read.notice;
     if (types.matches) field.current?.focus();
@@ -87,14 +90,15 @@ export function Composer({ work }: { work: Work | undefined }) {
   };
   const isEmpty = !text.value.trim() && !files.value.length;
   return <form class={`composer ${held ? "held" : ""}`} onSubmit={(event) => { event.preventDefault(); submit(); }}>
-    {held && <p class="quiet">Drop text files to attach them.</p>}
+    {held && <p class="quiet">Drop texts and PDFs to attach them.</p>}
+    {reading.value > 0 && <p class="quiet" role="status">Reading…</p>}
     {files.value.length > 0 && <ul class="files" aria-label="Attached files">{files.value.map((file, index) =>
       <li key={`${index} ${file.name}`}><span>{file.name}</span><button type="button" class="icon" aria-label={`Remove ${file.name}`}
         onClick={() => { files.value = files.value.filter((each) => each !== file); }}>✕</button></li>)}</ul>}
     <textarea id="question" ref={field} rows={1} value={text.value} placeholder="Ask something" aria-label="Your question"
               onInput={(event) => { text.value = event.currentTarget.value; }} onKeyDown={onKey} onPaste={onPaste} />
     <div class="row">
-      <label class="icon button" title="Attach text files"><Clip /><span class="aloud">Attach text files</span>
+      <label class="icon button" title="Attach texts and PDFs"><Clip /><span class="aloud">Attach texts and PDFs</span>
         <input type="file" multiple class="aloud" onChange={(event) => {
           void add([...event.currentTarget.files ?? []]);
           event.currentTarget.value = "";
