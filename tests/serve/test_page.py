@@ -39,7 +39,7 @@ def test_a_first_visit(page: Any, demo_server: str) -> None:
     ask(page, "What is the capital of France?")
     assert "Paris" in answers(page, 2)[1]
     facts = page.locator(".answer .facts").last.inner_text()
-    assert re.search(r"\d+ tokens · [\d.]+ tokens/s · read \d+ tokens in [\d.]+ m?s · \d+ reused", facts)
+    assert re.search(r"\d+ tokens · [\d.]+ tokens/s · read \d+ tokens? in [\d.]+\sm?s · \d+ reused", facts)
     assert re.search(r"\d+ of 4096 tokens", page.locator(".context").inner_text())
     assert page.title() == "What is 12 + 30? · pyflash"
     width = page.evaluate("document.documentElement.scrollWidth")
@@ -63,7 +63,7 @@ def test_thinking_is_folded_with_its_time(desk: Any, demo_server: str) -> None:
     ask(desk, "What is 25 + 17?")
     assert "42" in answers(desk, 1)[0]
     summary = desk.locator(".thinking summary")
-    assert re.match(r"Thought for [\d.]+ m?s", summary.inner_text())
+    assert re.match(r"Thought for [\d.]+\sm?s", summary.inner_text())
     assert desk.locator(".thinking .markdown").count() == 0
     summary.click()
     desk.locator(".thinking .markdown .block").first.wait_for()

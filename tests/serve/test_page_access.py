@@ -251,15 +251,15 @@ AT_END = """(expected) => {
 }"""
 
 
-def test_the_end_stays_in_sight(desk: Any, demo_server: str) -> None:
+def test_the_end_stays_in_sight(page: Any, demo_server: str) -> None:
     """Of a growing answer, until somebody scrolls away; a button leads back."""
-    streamed(desk, [f"Paragraph {i}.\n\n" for i in range(60)] + ["The end."])
-    desk.goto(demo_server)
-    ask(desk, "Hello")
-    answers(desk, 1)
-    until(desk, AT_END, True)
-    desk.evaluate("document.querySelector('.scroller').scrollTop = 0")
-    until(desk, AT_END, False)
-    desk.click("[aria-label='To the end']")
-    until(desk, AT_END, True)
-    until(desk, "!document.querySelector('.to-end')")
+    streamed(page, [f"Paragraph {i}.\n\n" for i in range(60)] + ["The end."])
+    page.goto(demo_server)
+    ask(page, "Hello")
+    answers(page, 1)
+    until(page, AT_END, True)
+    page.evaluate("document.querySelector('.scroller').scrollTop = 0")
+    until(page, AT_END, False)
+    page.click("[aria-label='To the end']")
+    until(page, AT_END, True)
+    until(page, "!document.querySelector('.to-end')")

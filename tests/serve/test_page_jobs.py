@@ -232,7 +232,7 @@ def test_pdfs_without_a_text_are_refused(server: Application, make: Any, says: s
 
 def test_pdfs_are_read_apart(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes too long is given up, one that ends its process is told, and the server goes on."""
-    monkeypatch.setattr(pdf_text, "SECONDS", 0.2)
+    monkeypatch.setattr(pdf_text, "SECONDS", 0.001)
     assert "more than 0 s" in read_pdf(server, pdf("x")).json()["error"]["message"]
     monkeypatch.setattr(pdf_text, "SECONDS", 60)
     monkeypatch.setattr(pdf_text.sys, "executable", "false")

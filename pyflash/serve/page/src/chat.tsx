@@ -45,7 +45,7 @@ function ContextMeter({ turns }: { turns: Turn[] }) {
 /** Keeps the end of a growing chat in sight, unless somebody has scrolled away from it. */
 function useFollowing(conversation: string | null, n: number) {
   const scroller = useRef<HTMLDivElement>(null), content = useRef<HTMLDivElement>(null);
-  const follows = useSignal(true);
+  const follows = useSignal(true), before = useRef(0);
   const toEnd = (): void => { follows.value = true; scroller.current!.scrollTop = conversation ? scroller.current!.scrollHeight : 0; };
   useEffect(() => {
     toEnd();
@@ -54,9 +54,11 @@ function useFollowing(conversation: string | null, n: number) {
     observer.observe(content.current);
     return () => observer.disconnect();
   }, [conversation, n]);
-  const onScroll = (): void => {
+  const onScroll = (): void => { // of somebody, or of toEnd() before the text grew again: that goes down
     const { scrollHeight, scrollTop, clientHeight } = scroller.current!;
-    follows.value = scrollHeight - scrollTop - clientHeight < 60;
+    if (scrollHeight - scrollTop - clientHeight < 60) follows.value = true;
+    else if (scrollTop < before.current) follows.value = false;
+    before.current = scrollTop;
   };
   return { scroller, content, follows, toEnd, onScroll };
 }

@@ -66,7 +66,7 @@ function Markdown({ text, growing, aloud }: { text: () => string; growing: boole
 }
 
 const seconds = (ms: number): string =>
-  ms < 95 ? `${Math.ceil(ms)} ms` : ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
+  ms < 95 ? `${Math.ceil(ms)}\u00a0ms` : ms < 9950 ? `${(ms / 1000).toFixed(1)}\u00a0s` : `${Math.round(ms / 1000)}\u00a0s`;
 
 function Thinking({ turn, work }: { turn: Turn; work: Work | undefined }) {
   const thinks = work?.phase === "thinking";
@@ -90,10 +90,12 @@ function Waiting({ work }: { work: Work }) {
   return <p class="waiting"><progress max={at.total} value={at.done} aria-label={words} /> {words}</p>;
 }
 
+const nTokens = (n: number): string => (n === 1 ? "1 token" : `${n} tokens`);
+
 function factsOf(stats: Stats): string[] {
   const rate = stats.generateMs && stats.generated > 1 ? `${(1000 * (stats.generated - 1) / stats.generateMs).toFixed(1)} tokens/s` : "";
-  const read = `read ${stats.prompt - stats.reused} tokens in ${seconds(stats.promptMs)}`;
-  return [`${stats.generated} tokens`, rate, read, stats.reused ? `${stats.reused} reused` : ""].filter(Boolean);
+  const read = `read ${nTokens(stats.prompt - stats.reused)} in ${seconds(stats.promptMs)}`;
+  return [nTokens(stats.generated), rate, read, stats.reused ? `${stats.reused} reused` : ""].filter(Boolean);
 }
 
 function Siblings({ conversation, turn }: { conversation: Conversation; turn: Turn }) {

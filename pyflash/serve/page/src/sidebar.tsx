@@ -10,7 +10,7 @@ import type { Conversation } from "./types";
 export const searchField = createRef<HTMLInputElement>();
 
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
-const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const time = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
 const whenOf = (at: number): string =>
   new Date(at).toDateString() === new Date().toDateString() ? time.format(at) : day.format(at);
 
