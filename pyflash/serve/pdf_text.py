@@ -1,5 +1,5 @@
 """The text of PDFs that are attached in the page. A process of its own reads each, since strangers may have made them:
-python -m pyflash.serve.pdf_text takes one on stdin and writes JSON."""
+python -m pyflash.serve.pdf_text takes one on its standard input and writes JSON."""
 
 from __future__ import annotations
 
@@ -80,4 +80,5 @@ def _limit() -> None:
 if __name__ == "__main__":
     logging.disable()  # what it thinks of the file
     _limit()
-    sys.stdout.buffer.write(json.dumps(read(sys.stdin.buffer.read())).encode())
+    with open(0, "rb") as source, open(1, "wb") as target:
+        target.write(json.dumps(read(source.read())).encode())
