@@ -1,8 +1,8 @@
 // Answers: asking for them, listening to them, stopping them.
 import * as api from "./api";
 import { say } from "./aloud";
-import { busy, connect, conversationOf, conversations, current, effort, keep, options, server, show, ticks, touched, trouble, works,
-         type Work } from "./state";
+import { busy, connect, conversationOf, conversations, current, effort, keep, options, server, show,
+         ticks, touched, trouble, works, type Work } from "./state";
 import * as store from "./store";
 import { count } from "./tally";
 import { addTurn, newId, path, sentText, titleOf } from "./tree";
@@ -77,7 +77,8 @@ function requestOf(conversation: Conversation, turn: Turn, lengthens: boolean): 
                     ...(turn.reasoning ? { reasoning_content: turn.reasoning } : {}) });
   }
   const thinks = lengthens && turn.text ? Boolean(turn.reasoning) : effort.value !== "off";
-  const chosen = { temperature, top_p: topP, min_p: minP, max_tokens: maxTokens, seed, reasoning_budget: thinks ? thinkingBudget : null };
+  const chosen = { temperature, top_p: topP, min_p: minP, max_tokens: maxTokens, seed,
+                     reasoning_budget: thinks ? thinkingBudget : null };
   return {
     model: server.value?.name ?? "", messages, thinking: { type: thinks ? "enabled" : "disabled" },
     ...(thinks ? { reasoning_effort: effort.value === "max" ? "max" : "high" } : {}), prompt_cache_key: conversation.id,
@@ -188,7 +189,9 @@ function listenerOf(conversation: Conversation, turn: Turn, work: Work, isRepeat
     end: (finish, stats, reasoningTokens) => {
       turn.finish = turn.finish === "stopped" ? "stopped" : finish;
       if (stats) { turn.stats = stats; count(stats); }
-      if (stats && reasoningTokens && isRepeated && !before.reasoning) turn.reasoningMs = stats.generateMs * reasoningTokens / stats.generated;
+      if (stats && reasoningTokens && isRepeated && !before.reasoning) {
+        turn.reasoningMs = stats.generateMs * reasoningTokens / stats.generated;
+      }
       delete turn.job;
       delete turn.before;
     },

@@ -13,13 +13,15 @@ const search = (): void => { sidebar.value = true; setTimeout(() => searchField.
 const WITH_CONTROL: Record<string, () => void> = {
   "k": search, "b": () => { sidebar.value = !sidebar.value; }, ",": () => openSettings(), "/": openHelp,
 };
-const WITH_SHIFT: Record<string, () => void> = { "o": () => show(null), "backspace": removeCurrent, "/": openHelp, "?": openHelp };
+const WITH_SHIFT: Record<string, () => void> = { "o": () => show(null), "backspace": removeCurrent,
+  "/": openHelp, "?": openHelp };
 
 function onKey(event: KeyboardEvent): void {
   const key = event.key.toLowerCase();
   const isField = /^(INPUT|TEXTAREA|SELECT)$/.test((event.target as HTMLElement).tagName);
   if (key === "escape" && !document.querySelector("dialog[open]")) stopCurrent();
-  const act = hasControl(event) ? (event.shiftKey ? WITH_SHIFT : WITH_CONTROL)[key] : key === "?" && !isField ? openHelp : undefined;
+  const act = hasControl(event) ? (event.shiftKey ? WITH_SHIFT : WITH_CONTROL)[key]
+    : key === "?" && !isField ? openHelp : undefined;
   if (!act) return;
   event.preventDefault();
   act();
@@ -78,17 +80,20 @@ export function App() {
   return <div class={`app ${sidebar.value ? "with-sidebar" : ""}`}>
     <a class="skip" href="#question">Skip to the question</a>
     {sidebar.value && <Sidebar />}
-    {sidebar.value && <button type="button" class="shade" aria-label="Close the list of chats" onClick={() => { sidebar.value = false; }} />}
+    {sidebar.value && <button type="button" class="shade" aria-label="Close the list of chats"
+        onClick={() => { sidebar.value = false; }} />}
     <main>
       <header>
         <button type="button" class="icon" aria-label="Chats" aria-expanded={sidebar.value} title={`Chats (${keys("B")})`}
                 onClick={() => { sidebar.value = !sidebar.value; }}>☰</button>
         <span class="name" title={found ? `pyflash ${found.version}` : ""}>{found?.name ?? "pyflash"}</span>
         <TallyLine />
-        <button type="button" class="icon" aria-label={`Colours: ${THEMES[theme.value]}`} title={`Colours: ${THEMES[theme.value]}`}
+        <button type="button" class="icon" aria-label={`Colours: ${THEMES[theme.value]}`}
+                title={`Colours: ${THEMES[theme.value]}`}
                 onClick={nextTheme}>{theme.value === "dark" ? "☾" : theme.value === "light" ? "☀" : "◐"}</button>
         <button type="button" class="icon" aria-label="Keyboard" title={`Keyboard (${keys("/")})`} onClick={openHelp}>?</button>
-        <button type="button" class="icon" aria-label="Settings" title={`Settings (${keys(",")})`} onClick={() => openSettings()}>⚙</button>
+        <button type="button" class="icon" aria-label="Settings" title={`Settings (${keys(",")})`}
+                onClick={() => openSettings()}>⚙</button>
       </header>
       {trouble.value && <p class="trouble" role="alert">{trouble.value}</p>}
       {found?.state === "loading" && <p class="trouble" role="status">The model is being loaded; questions wait for it.</p>}

@@ -23,7 +23,9 @@ function Welcome() {
   return <section class="welcome">
     <h1>{demo ? "The demonstration model" : found.name}</h1>
     <p>{demo
-      ? "A few million parameters in the shape of DeepSeek-V4-Flash, trained on made-up conversations: it does small sums, knows a few facts and chats a little. For real answers, start the server with a real model's file."
+      ? "A few million parameters in the shape of DeepSeek-V4-Flash, trained on made-up conversations: "
+        + "it does small sums, knows a few facts and chats a little. For real answers, start the server with a real model's "
+        + "file."
       : "DeepSeek-V4-Flash runs on this computer. What you write stays here: no other machine sees it."}</p>
     {found.context > 0 && <p class="quiet">{found.name} · {tokens(found.context)} tokens of context</p>}
     <ul>{(demo ? DEMO_THINGS : THINGS).map((text) =>
@@ -46,7 +48,10 @@ function ContextMeter({ turns }: { turns: Turn[] }) {
 function useFollowing(conversation: string | null, n: number) {
   const scroller = useRef<HTMLDivElement>(null), content = useRef<HTMLDivElement>(null);
   const follows = useSignal(true), before = useRef(0);
-  const toEnd = (): void => { follows.value = true; scroller.current!.scrollTop = conversation ? scroller.current!.scrollHeight : 0; };
+  const toEnd = (): void => {
+    follows.value = true;
+    scroller.current!.scrollTop = conversation ? scroller.current!.scrollHeight : 0;
+  };
   useEffect(() => {
     toEnd();
     if (!content.current) return;
@@ -76,7 +81,8 @@ export function Chat() {
       </div> : <Welcome />}
     </div>
     <div class="foot">
-      {!follows.value && <button type="button" class="to-end" aria-label="To the end" title="To the end" onClick={toEnd}>↓</button>}
+      {!follows.value && <button type="button" class="to-end" aria-label="To the end" title="To the end"
+            onClick={toEnd}>↓</button>}
       <Composer work={work} />
       <p class="under"><ContextMeter turns={turns} /><span>Answers can be wrong.</span></p>
     </div>

@@ -9,7 +9,8 @@ import type { Attachment, Effort } from "./types";
 const EFFORTS: [Effort, string][] = [["off", "No thinking"], ["high", "Think"], ["max", "Think hard"]];
 export const types = matchMedia("(pointer: fine)"); // on a keyboard: on a touch screen Enter is a new line
 
-const Clip = () => <svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor" stroke-width="2" aria-hidden="true">
+const Clip = () => <svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor"
+    stroke-width="2" aria-hidden="true">
   <path d="M20 11.5 12.2 19a5 5 0 0 1-7-7l8-8a3.4 3.4 0 0 1 4.8 4.8l-8 8a1.8 1.8 0 0 1-2.5-2.5l7-7" />
 </svg>;
 
@@ -17,7 +18,8 @@ const Clip = () => <svg viewBox="0 0 24 24" width="20" height="20" fill="none" s
 function Rate({ work }: { work: Work }) {
   ticks.value;
   const { pieces } = work, took = (pieces.at(-1) ?? 0) - (pieces[0] ?? 0);
-  return pieces.length < 5 || took < 200 ? null : <span class="quiet rate">≈ {(1000 * (pieces.length - 1) / took).toFixed(1)} tokens/s</span>;
+  return pieces.length < 5 || took < 200 ? null
+    : <span class="quiet rate">≈ {(1000 * (pieces.length - 1) / took).toFixed(1)} tokens/s</span>;
 }
 
 function editLast(): void {
@@ -93,7 +95,8 @@ export function Composer({ work }: { work: Work | undefined }) {
     {held && <p class="quiet">Drop texts and PDFs to attach them.</p>}
     {reading.value > 0 && <p class="quiet" role="status">Reading…</p>}
     {files.value.length > 0 && <ul class="files" aria-label="Attached files">{files.value.map((file, index) =>
-      <li key={`${index} ${file.name}`}><span>{file.name}</span><button type="button" class="icon" aria-label={`Remove ${file.name}`}
+      <li key={`${index} ${file.name}`}><span>{file.name}</span><button type="button" class="icon"
+              aria-label={`Remove ${file.name}`}
         onClick={() => { files.value = files.value.filter((each) => each !== file); }}>✕</button></li>)}</ul>}
     <textarea id="question" ref={field} rows={1} value={text.value} placeholder="Ask something" aria-label="Your question"
               onInput={(event) => { text.value = event.currentTarget.value; }} onKeyDown={onKey} onPaste={onPaste} />
@@ -104,7 +107,8 @@ export function Composer({ work }: { work: Work | undefined }) {
           event.currentTarget.value = "";
         }} />
       </label>
-      <select aria-label="Thinking" value={effort.value} onChange={(event) => { effort.value = event.currentTarget.value as Effort; }}>
+      <select aria-label="Thinking" value={effort.value}
+                    onChange={(event) => { effort.value = event.currentTarget.value as Effort; }}>
         {EFFORTS.map(([value, label]) => <option key={value} value={value}>{label}</option>)}
       </select>
       <span class="space" />

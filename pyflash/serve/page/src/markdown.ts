@@ -26,7 +26,8 @@ const escape = (text: string): string =>
 
 /** Only what leads elsewhere is a link: nothing of the page's own is known to a model. */
 const linkHtml = (href: string, html: string, title?: string | null): string => !/^(https?:|mailto:)/i.test(href) ? html
-  : `<a href="${escape(href)}"${title ? ` title="${escape(title)}"` : ""} target="_blank" rel="noopener noreferrer nofollow">${html}</a>`;
+  : `<a href="${escape(href)}"${title ? ` title="${escape(title)}"` : ""} target="_blank"`
+    + ` rel="noopener noreferrer nofollow">${html}</a>`;
 
 const mathHtml = (tex: string, display: boolean): string =>
   `<span class="math${display ? " display" : ""}">${escape(tex)}</span>`;
@@ -82,8 +83,8 @@ const marked = new Marked({
   },
 });
 
-const ALLOWED = { RETURN_TRUSTED_TYPE: true as const, ADD_ATTR: ["target"], FORBID_TAGS: ["style", "form", "input", "img", "svg"],
-                  FORBID_ATTR: ["style"] };
+const ALLOWED = { RETURN_TRUSTED_TYPE: true as const, ADD_ATTR: ["target"],
+                  FORBID_TAGS: ["style", "form", "input", "img", "svg"], FORBID_ATTR: ["style"] };
 
 /** Safe HTML: where a browser has trusted types one of them, which innerHTML takes like a text. */
 export const purified = (html: string): string => DOMPurify.sanitize(html, ALLOWED) as unknown as string;
@@ -106,7 +107,8 @@ export function renderInto(element: HTMLElement, token: Token): void {
   }
 }
 
-const plain = (text: string): Token => ({ type: "paragraph", raw: text, text, tokens: [{ type: "text", raw: text, text, escaped: false }] });
+const plain = (text: string): Token =>
+  ({ type: "paragraph", raw: text, text, tokens: [{ type: "text", raw: text, text, escaped: false }] });
 
 /** Turns the formulas of an element into MathML. */
 export async function showMath(element: HTMLElement): Promise<void> {

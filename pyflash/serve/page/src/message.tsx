@@ -15,7 +15,8 @@ const When = ({ at }: { at: number }) => <time dateTime={new Date(at).toISOStrin
 
 async function copy(text: string, button: HTMLButtonElement): Promise<void> {
   const label = button.textContent;
-  const done = await (navigator.clipboard ? navigator.clipboard.writeText(text).then(() => true, () => copyOld(text)) : copyOld(text));
+  const done = await (navigator.clipboard
+    ? navigator.clipboard.writeText(text).then(() => true, () => copyOld(text)) : copyOld(text));
   button.textContent = done ? "Copied" : "Not allowed";
   say(button.textContent);
   setTimeout(() => { button.textContent = label; }, 1500);
@@ -84,7 +85,9 @@ function Waiting({ work }: { work: Work }) {
   const at = work.progress;
   if (work.phase === "thinking" || work.phase === "answer") return null;
   if (work.phase === "lost") return <p class="waiting" role="status">The connection was lost; trying again…</p>;
-  if (at?.queue) return <p class="waiting" role="status">Waiting for {at.queue} other {at.queue === 1 ? "answer" : "answers"}…</p>;
+  if (at?.queue) {
+    return <p class="waiting" role="status">Waiting for {at.queue} other {at.queue === 1 ? "answer" : "answers"}…</p>;
+  }
   if (!at?.total) return <p class="waiting" role="status">Waiting for the server…</p>;
   const words = `Reading ${at.done} of ${at.total} tokens${at.cached ? `, ${at.cached} known already` : ""}`;
   return <p class="waiting"><progress max={at.total} value={at.done} aria-label={words} /> {words}</p>;
@@ -93,7 +96,8 @@ function Waiting({ work }: { work: Work }) {
 const nTokens = (n: number): string => (n === 1 ? "1 token" : `${n} tokens`);
 
 function factsOf(stats: Stats): string[] {
-  const rate = stats.generateMs && stats.generated > 1 ? `${(1000 * (stats.generated - 1) / stats.generateMs).toFixed(1)} tokens/s` : "";
+  const rate = stats.generateMs && stats.generated > 1
+    ? `${(1000 * (stats.generated - 1) / stats.generateMs).toFixed(1)} tokens/s` : "";
   const read = `read ${nTokens(stats.prompt - stats.reused)} in ${seconds(stats.promptMs)}`;
   return [nTokens(stats.generated), rate, read, stats.reused ? `${stats.reused} reused` : ""].filter(Boolean);
 }
@@ -104,9 +108,11 @@ function Siblings({ conversation, turn }: { conversation: Conversation; turn: Tu
   const at = all.findIndex((each) => each.id === turn.id);
   const go = (to: Turn | undefined): void => { if (to) choose(conversation, to); };
   return <span class="siblings">
-    <button type="button" class="icon" aria-label="The one before" disabled={at === 0} onClick={() => go(all[at - 1])}>‹</button>
+    <button type="button" class="icon" aria-label="The one before" disabled={at === 0}
+                onClick={() => go(all[at - 1])}>‹</button>
     {at + 1}/{all.length}
-    <button type="button" class="icon" aria-label="The next one" disabled={at === all.length - 1} onClick={() => go(all[at + 1])}>›</button>
+    <button type="button" class="icon" aria-label="The next one" disabled={at === all.length - 1}
+                onClick={() => go(all[at + 1])}>›</button>
   </span>;
 }
 
@@ -154,7 +160,8 @@ function Question({ conversation, turn }: { conversation: Conversation; turn: Tu
 }
 
 const ENDS: Record<string, string> = {
-  length: "The answer reached its longest length.", context_full: "The context is full.", stopped: "Stopped.", broken: "Broken off.",
+  length: "The answer reached its longest length.", context_full: "The context is full.",
+  stopped: "Stopped.", broken: "Broken off.",
 };
 
 function Answer({ conversation, turn, last }: { conversation: Conversation; turn: Turn; last: boolean }) {
@@ -165,7 +172,8 @@ function Answer({ conversation, turn, last }: { conversation: Conversation; turn
     <Thinking turn={turn} work={work} />
     {work && <Waiting work={work} />}
     <Markdown text={() => turn.text} growing={Boolean(work)} aloud />
-    {!work && (turn.error || end) && <p class={turn.error ? "error" : "quiet"} role={turn.error ? "alert" : undefined}>{turn.error ?? end}</p>}
+    {!work && (turn.error || end) && <p class={turn.error ? "error" : "quiet"}
+          role={turn.error ? "alert" : undefined}>{turn.error ?? end}</p>}
     {!work && <p class="actions">
       <Siblings conversation={conversation} turn={turn} />
       <button type="button" class="quiet" onClick={(event) => void copy(turn.text, event.currentTarget)}>Copy</button>

@@ -32,7 +32,8 @@ function PriceTable() {
       <tbody>{rows.map(([key, label, counted]) => <tr key={key}>
         <th scope="row">{label}</th><td>{tokens(counted)}</td>
         <td><input type="number" min={0} step="0.0001" value={at[key]} aria-label={`Price of a million tokens: ${label}`}
-                   onChange={(event) => setPrices({ ...at, [key]: Number(event.currentTarget.value), date: "your own" })} /></td>
+                   onChange={(event) => setPrices({ ...at, [key]: Number(event.currentTarget.value),
+                     date: "your own" })} /></td>
       </tr>)}</tbody>
     </table>
     <p>With these prices ({at.date}) DeepSeek's API would have charged <b>{dollars(cost(now, at))}</b> since{" "}

@@ -37,8 +37,9 @@ export async function importFiles(files: Iterable<File>): Promise<void> {
       found = list.map(checked).filter((each) => each !== null);
     } catch { /* told below */ }
     const added = addConversations(found), known = found.length - added;
+    const already = known ? `; ${chats(known)} of ${file.name} ${known === 1 ? "was" : "were"} here already` : "";
     told.push(!found.length ? `${file.name} holds no chats: choose a file that "Export" made.`
-      : `${chats(added)} added${known ? `; ${chats(known)} of ${file.name} ${known === 1 ? "was" : "were"} here already` : ""}.`);
+      : `${chats(added)} added${already}.`);
   }
   notice.value = told.join(" ");
 }
@@ -69,15 +70,19 @@ function Item({ conversation }: { conversation: Conversation }) {
   return <li class={current.value === conversation.id ? "current" : ""}>
     <button type="button" class="title" aria-current={current.value === conversation.id ? "page" : undefined}
             onClick={() => show(conversation.id)}>
-      <span>{conversation.title}</span><time dateTime={new Date(conversation.updated).toISOString()}>{work ? "working…" : whenOf(conversation.updated)}</time>
+      <span>{conversation.title}</span>
+      <time dateTime={new Date(conversation.updated).toISOString()}>{work ? "working…" : whenOf(conversation.updated)}</time>
     </button>
     <button type="button" class="icon more" aria-label={`More for ${conversation.title}`} aria-expanded={open.value}
             onClick={() => { open.value = !open.value; }}>⋯</button>
     <span class={`tools ${open.value ? "open" : ""}`}>
-      {work && <button type="button" class="icon" aria-label={`Stop ${conversation.title}`} title="Stop" onClick={() => void stop(work)}>■</button>}
-      <button type="button" class="icon" aria-label={`Rename ${conversation.title}`} title="Rename" onClick={() => { editing.value = true; }}>✎</button>
+      {work && <button type="button" class="icon" aria-label={`Stop ${conversation.title}`} title="Stop"
+              onClick={() => void stop(work)}>■</button>}
+      <button type="button" class="icon" aria-label={`Rename ${conversation.title}`} title="Rename"
+              onClick={() => { editing.value = true; }}>✎</button>
       <button type="button" class="icon" aria-label={`Export ${conversation.title}`} title="Export"
-              onClick={() => download(`${conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.json`, conversation)}>↓</button>
+              onClick={() => download(`${conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.json`,
+                                      conversation)}>↓</button>
       <button type="button" class="icon" aria-label={`Delete ${conversation.title}`} title="Delete" onClick={remove}>✕</button>
     </span>
   </li>;
@@ -88,7 +93,8 @@ export function Sidebar() {
   const found = conversations.value.filter((each) => matches(each, words.value));
   return <nav class="sidebar" aria-label="Chats">
     <button type="button" class="new" title={`New chat (${keys("Shift", "O")})`} onClick={() => show(null)}>New chat</button>
-    <input type="search" ref={searchField} placeholder={types.matches ? `Search (${keys("K")})` : "Search"} aria-label="Search chats" value={words.value}
+    <input type="search" ref={searchField} placeholder={types.matches ? `Search (${keys("K")})` : "Search"}
+           aria-label="Search chats" value={words.value}
            onInput={(event) => { words.value = event.currentTarget.value; }} />
     <ul>{found.map((each) => <Item key={each.id} conversation={each} />)}</ul>
     {!found.length && <p class="quiet">{words.value ? "No chat has these words." : "Chats are kept in this browser only."}</p>}

@@ -71,13 +71,15 @@ export function checked(value: unknown): Conversation | null {
   for (const turn of Object.values(kept)) if (turn.parent !== null && !kept[turn.parent]) turn.parent = null;
   if (hasCycle(kept)) return null;
   const last = isText(leaf) && kept[leaf] ? leaf : (Object.keys(kept).at(-1) ?? null);
-  return { id: isText(id) && ID.test(id) ? id : newId(), title, created, updated: typeof updated === "number" ? updated : created,
+  return { id: isText(id) && ID.test(id) ? id : newId(), title, created,
+           updated: typeof updated === "number" ? updated : created,
            turns: kept, leaf: last, ...(renamed === true ? { renamed } : {}) };
 }
 
 function checkedTurn(value: unknown): Turn | null {
   if (typeof value !== "object" || value === null) return null;
-  const { id, parent, role, text, created, reasoning, attachments, finish, reasoningMs, stats } = value as Record<string, unknown>;
+  const { id, parent, role, text, created, reasoning, attachments,
+    finish, reasoningMs, stats } = value as Record<string, unknown>;
   if (!isText(id) || !isText(text) || (role !== "user" && role !== "assistant") || typeof created !== "number") return null;
   const turn: Turn = { id, parent: isText(parent) ? parent : null, role, text, created };
   if (isText(reasoning)) turn.reasoning = reasoning;
