@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import logging
@@ -22,6 +23,7 @@ from pyflash.serve.errors import RequestError
 from pyflash.serve.exchange import Exchange, Gone, read_json, send_bytes, send_error, send_json
 from pyflash.serve.guard import Receive, Scope, Send, header
 from pyflash.serve.page import SECURITY_POLICY, page_files
+from pyflash.serve.pdf_text import PdfReader
 from pyflash.serve.request import Request
 
 _log = logging.getLogger("pyflash.serve")
@@ -85,6 +87,7 @@ class Endpoints:
         self._max_body, self._keepalive = max_body, keepalive
         self._created = int(time.time())
         self._page_jobs = page_jobs.PageJobs(engine, keepalive)
+        self._pdfs = PdfReader()
         get: dict[str, Handler] = {
             "/": self._page, "/page/info": self._page_info, "/health": self._health, "/v1/health": self._health, "/metrics": self._metrics,
             "/slots": self._slots, "/props": self._props, "/api/version": self._ollama(lambda _: ollama.version_body()),
@@ -95,7 +98,7 @@ class Endpoints:
         post: dict[str, Handler] = {
             **dict.fromkeys(_GENERATING, self._generate), **dict.fromkeys(_COUNTING, self._count),
             "/tokenize": self._tokenize, "/detokenize": self._detokenize, "/apply-template": self._apply_template,
-            "/api/show": self._ollama(ollama.show_body),
+            "/api/show": self._ollama(ollama.show_body), "/page/pdf": self._page_pdf,
         }  # fmt: skip
         self._handlers = {"GET": get, "HEAD": get, "POST": post}
 
@@ -231,6 +234,15 @@ class Endpoints:
             body |= {"state": "ready", "context": loaded.n_ctx, "release": loaded.model.release,
                      "demo": loaded.model.info.name == demo.NAME}  # fmt: skip
         await send_json(send, 200, body)
+
+    async def _page_pdf(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The text of an attached PDF."""
+        body = await read_json(receive, self._max_body)
+        try:
+            data = base64.b64decode(body.get("data", ""), validate=True)
+        except (TypeError, ValueError):
+            raise RequestError("data must be a PDF in base64", param="data") from None
+        await send_json(send, 200, {"text": await self._pdfs.text_of(data)})
 
     async def _page_job(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An answer from its beginning; POST .../stop ends it, .../answer ends its thinking."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncIterator
 
 from pyflash.serve.engine import Engine
 from pyflash.serve.errors import RequestError
-from pyflash.serve.events import Finished
+from pyflash.serve.events import Failed, Finished
 from pyflash.serve.exchange import Exchange, Gone, Writer
 from pyflash.serve.guard import Message
 from pyflash.serve.job import Job
+
+_log = logging.getLogger("pyflash.serve")
 
 HEADER = b"x-pyflash-job"
 _NAME = re.compile(r"[0-9a-f-]{36}")
@@ -55,9 +58,14 @@ class PageJob:
                 await exchange.stream(self._writer)
         except Gone:
             self._add(self._writer.feed(Finished("stop", self.job.usage)))
-        except RequestError as error:
+        except Exception as error:
             if not self._started.done():
                 self._started.set_exception(error)
+                return
+            _log.exception("an answer for the page broke off")
+            what = "the answer broke off, which nobody foresaw; the server's log shows where"
+            failed = error if isinstance(error, RequestError) else RequestError(what, code="generation_failed")
+            self._add(self._writer.feed(Failed(failed)))
         finally:
             self._is_over = True
             self.left = time.monotonic()
@@ -122,9 +130,12 @@ class PageJobs:
             raise RequestError("a job of this name has been started already: listen to it", param="X-Pyflash-Job")
         while len(self._jobs) >= _MOST_JOBS:
             self._jobs.pop(next(iter(self._jobs))).stop()
-        made = PageJob(job, writer, salt)
-        await made.begin(self._engine, self._keepalive)
-        self._jobs[name] = made
+        made = self._jobs[name] = PageJob(job, writer, salt)
+        try:
+            await made.begin(self._engine, self._keepalive)
+        except BaseException:
+            del self._jobs[name]
+            raise
         return made
 
     def find(self, name: str, salt: bytes) -> PageJob:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import page_browser
 import pytest
 from serving import pace as pace
 
@@ -12,3 +17,57 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYFLASH_STATE", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+# -- the page in a browser --
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the page's sources with the packages that its lock file names."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm")
+    folder = tmp_path_factory.mktemp("page") / "page"
+    shutil.copytree(page_browser.SOURCES, folder, ignore=shutil.ignore_patterns("node_modules", "built", "__pycache__"))
+    subprocess.run([npm, "ci", "--ignore-scripts", "--silent"], cwd=folder, check=True, timeout=600)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[str]:
+    yield from page_browser.serving("--ctx", 4096)
+
+
+@pytest.fixture(scope="session")
+def endless_server(tiny_model: Path) -> Iterator[str]:
+    """Random weights, slowly: its answers go on until they are stopped."""
+    yield from page_browser.serving(tiny_model, "--ctx", 4000, program=page_browser.SLOW)
+
+
+@pytest.fixture(scope="module")  # and no longer: its event loop would be in the way of other tests' own
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if page_browser.CHROMIUM is None:
+        pytest.skip("there is no Chromium (Debian: chromium)")
+    with sync_api.sync_playwright() as playwright:
+        # page.test: a name under which a browser trusts this machine no more than others.
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP page.test 127.0.0.1"]
+        found = playwright.chromium.launch(executable_path=page_browser.CHROMIUM, args=arguments)
+        yield found
+        found.close()
+
+
+@pytest.fixture(params=list(page_browser.SIZES))
+def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    yield from page_browser.opened(browser, request.param)
+
+
+@pytest.fixture
+def desk(browser: Any) -> Iterator[Any]:
+    yield from page_browser.opened(browser, "desk")
+
+
+@pytest.fixture
+def phone(browser: Any) -> Iterator[Any]:
+    yield from page_browser.opened(browser, "phone")

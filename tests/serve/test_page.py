@@ -1,160 +1,60 @@
-"""The page in a real browser, on a real server with the demo model; and that its built files are those of its sources."""
+"""The page in a real browser, on a real server with the demo model: chats from the first visit on."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_browser import LATE, answers, ask, opened, serving, started, streamed, until
 
 pytestmark = pytest.mark.page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "pyflash" / "serve" / "page"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SIZES = {"desk": {"width": 1280, "height": 800}, "phone": {"width": 360, "height": 640}}
-
-
-@pytest.fixture(scope="module")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the page's sources with the packages that its lock file names."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm")
-    folder = tmp_path_factory.mktemp("page") / "page"
-    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("node_modules", "built", "__pycache__"))
-    subprocess.run([npm, "ci", "--ignore-scripts", "--silent"], cwd=folder, check=True, timeout=300)
-    return folder
-
-
-def test_built_files_are_those_of_the_sources(node_folder: Path) -> None:
-    for command in ("check", "build"):
-        subprocess.run([shutil.which("npm") or "npm", "run", "--silent", command], cwd=node_folder, check=True, timeout=300)
-    made, kept = ({path.name: path.read_bytes() for path in (folder / "built").iterdir()} for folder in (node_folder, SOURCES))
-    assert sorted(made) == sorted(kept)
-    assert all(made[name] == kept[name] for name in made), "run `npm run build` in pyflash/serve/page and commit built/"
-
-
-# A server that takes its time: random weights end most answers some day, and these have to be stopped before.
-SLOW = """
-import sys, time
-from pyflash.serve import engine
-
-evaluate = engine.evaluate
-
-def slow(*arguments, **options):
-    time.sleep(0.02)
-    return evaluate(*arguments, **options)
-
-engine.evaluate = slow
-from pyflash.cli.main import main
-
-main(sys.argv[1:])
-"""
-
-
-def serving(*arguments: object, slow: bool = False) -> Iterator[str]:
-    start = [sys.executable, "-c", SLOW] if slow else [sys.executable, "-m", "pyflash"]
-    command = [*start, "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if found := re.search(r"answers at (http://\S+)", line):
-                    yield found[1]
-                    break
-            else:
-                raise AssertionError(lines)
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def demo_server() -> Iterator[str]:
-    yield from serving("--ctx", 4096)
-
-
-@pytest.fixture(scope="module")
-def endless_server(tiny_model: Path) -> Iterator[str]:
-    """Random weights, slowly: its answers go on until they are stopped."""
-    yield from serving(tiny_model, "--ctx", 4000, slow=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture(params=list(SIZES))
-def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    yield from opened(browser, request.param)
-
-
-@pytest.fixture
-def desk(browser: Any) -> Iterator[Any]:
-    yield from opened(browser, "desk")
-
-
-def opened(browser: Any, size: str) -> Iterator[Any]:
-    """A page of its own, without anything kept. Nothing of what it does may be an error or against its security policy."""
-    context = browser.new_context(viewport=SIZES[size], accept_downloads=True)
-    found, problems = context.new_page(), []
-    found.set_default_timeout(30_000)
-    found.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    found.on("pageerror", lambda error: problems.append(str(error)))
-    found.on("dialog", lambda dialog: dialog.accept())
-    found.on("request", lambda sent: None if re.match(r"http://127\.0\.0\.1:|data:|blob:", sent.url) else problems.append(sent.url))
-    yield found
-    context.close()
-    assert problems == []
-
-
 GREEDY = "localStorage.setItem('pyflash.options', JSON.stringify({temperature: 0}))"  # random weights then end no answer
+GROWS = "(n) => (document.querySelector('.answer:last-of-type .markdown')?.textContent.length ?? 0) > n"
+N_WORKING = "(n) => document.querySelectorAll('.answer[aria-busy=true]').length === n"
 
 
-def ask(page: Any, text: str) -> None:
-    page.fill("#question", text)
-    page.click("text=Send")
+def length(page: Any) -> int:
+    found: int = page.evaluate("document.querySelector('.answer:last-of-type .markdown')?.textContent.length ?? 0")
+    return found
 
 
-def answers(page: Any, n: int) -> list[str]:
-    """The texts of n complete answers."""
-    page.locator(".answer .actions").nth(n - 1).wait_for()
-    return [text.strip() for text in page.locator(".answer .markdown").all_inner_texts()]
+def stopped(page: Any) -> None:
+    page.locator("text=Stopped.").wait_for()
 
 
 def test_a_first_visit(page: Any, demo_server: str) -> None:
     """It says what the model is, offers four things, and answers them; a second question knows the first."""
     page.goto(demo_server)
-    page.locator(".welcome").wait_for()
+    page.locator(".welcome li").first.wait_for()
     assert "demonstration model" in page.locator(".welcome").inner_text()
-    things = page.locator(".welcome li button")
-    assert things.count() == 4
-    page.screenshot()
-    things.nth(1).click()
+    assert "4096 tokens of context" in page.locator(".welcome").inner_text()
+    page.click("text=What is 12 + 30?")
     assert answers(page, 1) == ["12 + 30 = 42."]
     ask(page, "What is the capital of France?")
     assert "Paris" in answers(page, 2)[1]
-    assert "tokens/s" in page.locator(".answer").last.inner_text()
-    assert page.locator(".context").inner_text().endswith("tokens of context")
+    facts = page.locator(".answer .facts").last.inner_text()
+    assert re.search(r"\d+ tokens · [\d.]+ tokens/s · read \d+ tokens? in [\d.]+\sm?s · \d+ reused", facts)
+    assert re.search(r"\d+ of 4096 tokens", page.locator(".context").inner_text())
+    assert page.title() == "What is 12 + 30? · pyflash"
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= page.viewport_size["width"], "it scrolls sideways"
+
+
+def test_the_four_things_can_be_done(desk: Any, demo_server: str) -> None:
+    desk.goto(demo_server)
+    desk.locator(".welcome li").first.wait_for()
+    things = desk.locator(".welcome li button").all_inner_texts()
+    assert len(things) == 4
+    for thing, answer in zip(things, ("pyflash", "42", "Paris", "small talk|sums|facts"), strict=True):
+        desk.keyboard.press("Control+Shift+O")
+        desk.click(f"text={thing}")
+        assert re.search(answer, answers(desk, 1)[0]), thing
 
 
 def test_thinking_is_folded_with_its_time(desk: Any, demo_server: str) -> None:
@@ -163,30 +63,45 @@ def test_thinking_is_folded_with_its_time(desk: Any, demo_server: str) -> None:
     ask(desk, "What is 25 + 17?")
     assert "42" in answers(desk, 1)[0]
     summary = desk.locator(".thinking summary")
-    assert re.match(r"Thought for \d+\.\d s", summary.inner_text())
+    assert re.match(r"Thought for [\d.]+\sm?s", summary.inner_text())
     assert desk.locator(".thinking .markdown").count() == 0
     summary.click()
     desk.locator(".thinking .markdown .block").first.wait_for()
     assert desk.locator(".thinking .markdown").inner_text().strip()
 
 
+def test_answer_now_ends_thinking(desk: Any, endless_server: str) -> None:
+    """Random weights think on and on; then content comes."""
+    desk.add_init_script(GREEDY)
+    desk.goto(endless_server)
+    desk.select_option("select", "high")
+    ask(desk, "Go on for ever")
+    desk.locator(".thinking summary >> text=Thinking").wait_for()
+    assert length(desk) == 0
+    desk.click("text=Answer now")
+    until(desk, GROWS, 0)
+    desk.locator(".thinking summary >> text=Thought for").wait_for()
+    desk.keyboard.press("Escape")
+    stopped(desk)
+
+
 def test_stop_continue_and_again(desk: Any, endless_server: str) -> None:
     desk.add_init_script(GREEDY)
     desk.goto(endless_server)
     ask(desk, "Go on for ever")
-    desk.wait_for_timeout(800)
+    until(desk, GROWS, 20)
+    desk.locator(".rate >> text=tokens/s").wait_for()
     desk.keyboard.press("Escape")
-    desk.locator("text=Stopped.").wait_for()
+    stopped(desk)
     first = answers(desk, 1)[0]
-    assert first
     desk.click("text=Continue")
-    desk.wait_for_timeout(800)
-    desk.click("main >> text=Stop")
-    desk.locator("text=Stopped.").wait_for()
+    until(desk, GROWS, len(first) + 20)
+    desk.click(".composer >> text=Stop")
+    stopped(desk)
     longer = answers(desk, 1)[0]
-    assert len(longer) > len(first)
+    assert longer.startswith(first) and len(longer) > len(first)
     desk.click("text=Again")
-    desk.wait_for_timeout(300)
+    until(desk, N_WORKING, 1)
     desk.keyboard.press("Escape")
     desk.locator("text=2/2").wait_for()
     desk.click("[aria-label='The one before']")
@@ -195,19 +110,121 @@ def test_stop_continue_and_again(desk: Any, endless_server: str) -> None:
 
 
 def test_an_answer_survives_a_reload(desk: Any, endless_server: str) -> None:
+    """Also one that was continued: what it had before stays before what comes."""
     desk.add_init_script(GREEDY)
     desk.goto(endless_server)
     ask(desk, "Go on for ever")
-    desk.locator(".answer .markdown .block").first.wait_for()
-    desk.wait_for_timeout(300)
+    until(desk, GROWS, 20)
     desk.reload()
-    desk.locator("main >> text=Stop").wait_for()
-    desk.wait_for_timeout(500)
-    desk.click("main >> text=Stop")
-    desk.locator("text=Stopped.").wait_for()
-    assert answers(desk, 1)[0]
+    desk.locator(".composer >> text=Stop").wait_for()
+    until(desk, GROWS, length(desk) + 20)
+    desk.click(".composer >> text=Stop")
+    stopped(desk)
+    first = answers(desk, 1)[0]
+    desk.click("text=Continue")
+    until(desk, GROWS, len(first) + 20)
     desk.reload()
-    assert answers(desk, 1)[0] and desk.locator("text=Stopped.").count() == 1
+    desk.locator(".composer >> text=Stop").wait_for()
+    until(desk, GROWS, len(first) + 40)
+    desk.click(".composer >> text=Stop")
+    stopped(desk)
+    whole = answers(desk, 1)[0]
+    assert whole.startswith(first) and not whole[len(first) :].startswith(first[:20])
+    desk.reload()
+    assert answers(desk, 1)[0] == whole
+    stopped(desk)
+
+
+@pytest.fixture
+def losing(browser: Any) -> Any:
+    """A desk whose console may tell of requests that fail."""
+    yield from opened(browser, "desk", allowed="Failed to load resource|net::ERR_")
+
+
+def test_a_lost_connection_is_taken_up(losing: Any, endless_server: str) -> None:
+    """The first try does not reach the server, the second ends early, the third has all of it."""
+    tries = []
+
+    def fail(route: Any) -> None:
+        tries.append(route.request.url)
+        if len(tries) == 1:
+            route.abort()
+        elif len(tries) == 2:
+            at = {"total": 400, "cache": 100, "processed": 250, "time_ms": 5, "queue_position": None}
+            route.fulfill(status=200, content_type="text/event-stream",
+                          body=f"data: {json.dumps({'choices': [], 'prompt_progress': at})}\n\n")
+        else:
+            route.continue_()
+
+    losing.route("**/v1/chat/completions", fail)
+    losing.add_init_script(GREEDY)
+    losing.goto(endless_server)
+    ask(losing, "Go on for ever")
+    losing.locator("text=The connection was lost").wait_for()
+    until(losing, GROWS, 20)
+    assert len(tries) == 3
+    losing.keyboard.press("Escape")
+    stopped(losing)
+
+
+def test_an_answer_that_the_server_has_lost(losing: Any, endless_server: str) -> None:
+    """The stream ends early, and the server knows nothing of it: what there is stays, with what to do."""
+    streamed(losing, ["Half of an "], finish=None)
+    losing.goto(endless_server)
+    ask(losing, "Hello")
+    losing.locator(".answer .error >> text=ask again").wait_for()
+    assert answers(losing, 1) == ["Half of an"]
+    assert losing.locator(".answer >> text=Continue").count() == 1
+
+
+def test_a_refusal_is_shown(losing: Any, demo_server: str) -> None:
+    losing.goto(demo_server)
+    ask(losing, "word " * 6000)
+    losing.locator(".answer .error").wait_for()
+    assert "4096" in losing.locator(".answer .error").inner_text()
+
+
+def test_the_progress_of_a_prompt(desk: Any, endless_server: str) -> None:
+    """The bar goes on from what is known already to the end."""
+    desk.add_init_script(GREEDY)
+    desk.add_init_script("""
+        window.seen = [];
+        new MutationObserver(() => {
+            const bar = document.querySelector('.waiting progress');
+            if (bar) seen.push([bar.value, bar.max]);
+        }).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+    """)
+    desk.goto(endless_server)
+    ask(desk, "word " * 2500)
+    until(desk, GROWS, 0)
+    desk.keyboard.press("Escape")
+    stopped(desk)
+    seen = desk.evaluate("seen")
+    assert len({value for value, _ in seen}) > 2 and seen == sorted(seen)
+    assert {most for _, most in seen} == {desk.evaluate("seen.at(-1)[1]")} and seen[-1][1] > 2000
+
+
+def test_the_page_waits_for_the_model(losing: Any, tmp_path: Path) -> None:
+    """It is there while the model is being loaded, takes a question, which can be stopped, and answers the next one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gate = tmp_path / "gate"
+    with started("--ctx", 1024, "--port", port, program=LATE, before=(gate,)):
+        end = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        losing.goto(f"http://127.0.0.1:{port}")
+        losing.locator("text=The model is being loaded").wait_for()
+        ask(losing, "Never mind")
+        losing.click(".composer >> text=Stop")
+        stopped(losing)
+        ask(losing, "What is 12 + 30?")
+        losing.locator("text=Waiting for the server").wait_for()
+        gate.touch()
+        assert answers(losing, 2)[1] == "12 + 30 = 42."
+        assert losing.locator("text=The model is being loaded").count() == 0
 
 
 def test_edit_makes_a_branch(desk: Any, demo_server: str) -> None:
@@ -219,12 +236,13 @@ def test_edit_makes_a_branch(desk: Any, demo_server: str) -> None:
     desk.click(".edit >> text=Send")
     desk.locator(".question >> text=2/2").wait_for()
     assert answers(desk, 1) == ["12 + 30 = 42."]
+    desk.reload()
     desk.click(".question [aria-label='The one before']")
     assert answers(desk, 1) == ["1 + 1 = 2."]
 
 
-def test_the_list_of_chats(desk: Any, demo_server: str, tmp_path: Path) -> None:
-    """Search, rename, export, import, delete; kept over a reload."""
+def test_the_list_of_chats(desk: Any, demo_server: str) -> None:
+    """Search, rename, delete, the time of each; kept over a reload."""
     desk.goto(demo_server)
     ask(desk, "What is 1 + 1?")
     answers(desk, 1)
@@ -233,49 +251,130 @@ def test_the_list_of_chats(desk: Any, demo_server: str, tmp_path: Path) -> None:
     ask(desk, "What is 12 + 30?")
     answers(desk, 1)
     items = desk.locator(".sidebar li")
-    assert items.count() == 2
+    assert items.count() == desk.locator(".sidebar li time[datetime]").count() == 2
     desk.keyboard.press("Control+K")
-    desk.keyboard.type("1 + 1")
-    desk.wait_for_timeout(100)
-    assert items.count() == 1
+    desk.keyboard.type("1 + 1 = 2")  # what was answered is found, too
+    until(desk, "document.querySelectorAll('.sidebar li').length === 1")
+    desk.fill("[type=search]", "nothing of the kind")
+    desk.locator("text=No chat has these words").wait_for()
     desk.fill("[type=search]", "")
+    desk.locator("li.current").hover()
     desk.click("li.current [aria-label^=Rename]")
     desk.fill(".rename", "Sums <b>of mine</b>")
     desk.keyboard.press("Enter")
-    desk.locator("text=Sums <b>of mine</b>").first.wait_for()
+    desk.locator(".sidebar >> text=Sums <b>of mine</b>").wait_for()
+    desk.reload()
+    desk.locator(".sidebar >> text=Sums <b>of mine</b>").wait_for()
+    desk.locator("li.current").hover()
+    desk.click("li.current [aria-label^=Delete]")
+    until(desk, "document.querySelectorAll('.sidebar li').length === 1")
+    desk.locator(".welcome").wait_for()
+    desk.reload()
+    desk.locator(".sidebar li >> text=What is 1 + 1?").wait_for()
+    assert items.count() == 1
+
+
+def test_export_and_import(desk: Any, demo_server: str, tmp_path: Path) -> None:
+    """All of it comes back, with branches and times; what is there already is not doubled, what is no chat is told."""
+    desk.goto(demo_server)
+    ask(desk, "What is 1 + 1?")
+    answers(desk, 1)
+    desk.click("text=Again")
+    desk.locator("text=2/2").wait_for()
+    desk.keyboard.press("Control+Shift+O")
+    ask(desk, "What is 12 + 30?")
+    answers(desk, 1)
     with desk.expect_download() as download:
         desk.click("text=Export all")
     kept = tmp_path / "chats.json"
     download.value.save_as(kept)
-    assert len(json.loads(kept.read_text())["conversations"]) == 2
-    desk.click("li.current [aria-label^=Delete]")
-    desk.wait_for_timeout(200)
-    assert items.count() == 1
+    before = json.loads(kept.read_text(encoding="utf-8"))["conversations"]
+    assert len(before) == 2
     desk.set_input_files(".sidebar input[type=file]", kept)
-    desk.wait_for_timeout(300)
-    assert items.count() == 3
+    desk.locator("text=No chats added; 2 chats of chats.json were here already.").wait_for()
+    desk.keyboard.press("Control+Shift+Backspace")
+    until(desk, "document.querySelectorAll('.sidebar li').length === 1")
+    desk.set_input_files(".sidebar input[type=file]", kept)
+    desk.locator("text=1 chat added").wait_for()
+    until(desk, "document.querySelectorAll('.sidebar li').length === 2")
+    with desk.expect_download() as download:
+        desk.click("text=Export all")
+    download.value.save_as(kept)
+    assert json.loads(kept.read_text(encoding="utf-8"))["conversations"] == before
     broken = tmp_path / "broken.json"
-    broken.write_text('{"title": 1}')
+    broken.write_text('{"title": 1}', encoding="utf-8")
     desk.set_input_files(".sidebar input[type=file]", broken)
-    desk.wait_for_timeout(300)  # it is told
-    desk.reload()
-    desk.locator(".sidebar li").first.wait_for()
-    assert items.count() == 3
+    desk.locator("text=broken.json holds no chats").wait_for()
 
 
-def test_attached_texts_are_sent(desk: Any, demo_server: str) -> None:
+def test_stop_from_the_list(desk: Any, endless_server: str) -> None:
+    desk.add_init_script(GREEDY)
+    desk.goto(endless_server)
+    ask(desk, "Go on for ever")
+    until(desk, GROWS, 0)
+    desk.keyboard.press("Control+Shift+O")
+    desk.locator(".welcome").wait_for()
+    desk.locator(".sidebar li >> text=working").hover()
+    desk.click("[aria-label='Stop Go on for ever']")
+    until(desk, "!document.querySelector('.sidebar').textContent.includes('working')")
+    desk.click(".sidebar li >> text=Go on for ever")
+    stopped(desk)
+
+
+def test_attached_texts_are_sent(losing: Any, demo_server: str) -> None:
+    """From the file dialog, dropped and pasted, and those of PDFs; what is no text is refused by name."""
+    desk = losing
+    desk.set_content("<p>The printed word is avast.</p>")
+    printed = desk.pdf()
     sent: list[str] = []
     desk.on("request", lambda request: sent.append(request.post_data) if "completions" in request.url else None)
     desk.goto(demo_server)
     desk.set_input_files(".composer input[type=file]", [
-        {"name": "note.txt", "mimeType": "text/plain", "buffer": "The word is ahoy.".encode()},
+        {"name": "note.txt", "mimeType": "text/plain", "buffer": b"The word is ahoy. ```"},
+        {"name": "wide.txt", "mimeType": "text/plain", "buffer": "\ufeffcaf\u00e9".encode("utf-16-le")},
         {"name": "picture.png", "mimeType": "image/png", "buffer": b"\x89PNG\xff\xfe"},
+        {"name": "cut.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7\n\xff\xfe"},
     ])
-    desk.locator(".composer .files >> text=note.txt").wait_for()
-    assert desk.locator(".composer .files li").count() == 1  # the other is no text
+    attached = desk.locator(".composer .files")
+    attached.locator("text=wide.txt").wait_for()
+    notice = desk.locator(".trouble[role=alert]").inner_text()
+    assert "picture.png: neither a text" in notice and "cut.pdf: this PDF cannot be read" in notice
+    for event, key in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        desk.evaluate("""([event, key]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([`It came by ${event}.`], `${event}.txt`));
+            const made = event === "drop" ? new DragEvent(event, {[key]: data, bubbles: true, cancelable: true})
+                : new ClipboardEvent(event, {[key]: data, bubbles: true, cancelable: true});
+            document.querySelector(event === "drop" ? ".welcome" : "#question").dispatchEvent(made);
+        }""", [event, key])
+        attached.locator(f"text={event}.txt").wait_for()
+    attached.locator("[aria-label='Remove wide.txt']").click()
+    desk.set_input_files(".composer input[type=file]", {"name": "paper.pdf", "mimeType": "application/pdf", "buffer": printed})
+    attached.locator("text=paper.pdf").wait_for()
+    assert desk.locator(".composer .files li").count() == 4
     ask(desk, "Hello")
     answers(desk, 1)
-    assert "The word is ahoy." in json.loads(sent[0])["messages"][-1]["content"]
+    content = json.loads(sent[0])["messages"][-1]["content"]
+    assert "File note.txt:\n````\nThe word is ahoy. ```\n````" in content  # in a fence that it does not end
+    assert "File paper.pdf:\n```\nThe printed word is avast." in content
+    assert "It came by drop." in content and "It came by paste." in content
+    assert "caf" not in content and content.endswith("Hello")
+    desk.click(".question summary >> text=note.txt")
+    desk.locator(".question pre >> text=The word is ahoy.").wait_for()
+
+
+def test_code_and_answers_are_copied(browser: Any, demo_server: str) -> None:
+    for page in opened(browser, "desk", permissions=["clipboard-read", "clipboard-write"]):
+        streamed(page, ["See:\n\n```python\nprint(1)\n```\n"])
+        page.goto(demo_server)
+        ask(page, "Hello")
+        answers(page, 1)
+        page.click(".code .copy")
+        page.locator(".code >> text=Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
+        page.click(".answer .actions >> text=Copy")
+        page.locator(".answer .actions >> text=Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == "See:\n\n```python\nprint(1)\n```\n"
 
 
 def test_settings_reach_the_model(desk: Any, demo_server: str) -> None:
@@ -290,106 +389,61 @@ def test_settings_reach_the_model(desk: Any, demo_server: str) -> None:
     ask(desk, "Hello")
     answers(desk, 1)
     assert sent[0]["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (sent[0]["temperature"], sent[0]["max_tokens"]) == (0, 5)
+    assert (sent[0]["temperature"], sent[0]["max_tokens"], sent[0]["thinking"]) == (0, 5, {"type": "disabled"})
     desk.locator("text=longest length").wait_for()
+    desk.select_option("select", "max")
+    ask(desk, "And now?")
+    answers(desk, 2)
+    assert (sent[1]["thinking"], sent[1]["reasoning_effort"]) == ({"type": "enabled"}, "max")
+
+
+def test_the_tally_and_its_prices(desk: Any, demo_server: str) -> None:
+    """The sum is that of the counts; prices can be changed, and come back; kept over a reload."""
+    desk.goto(demo_server)
+    ask(desk, "What is 1 + 1?")
+    answers(desk, 1)
+    ask(desk, "What is 12 + 30?")
+    answers(desk, 2)
+    fresh, reused, out = (int(each) for each in re.findall(r"(\d+) (?:in|reused|out)", desk.locator(".tally").inner_text()))
+    assert fresh > 0 and reused > 0 and out > 0
     desk.click(".tally")
-    assert "would have charged" in desk.locator("#prices").inner_text()
+    prices = desk.locator("#prices")
+    assert "until August 2026" in prices.inner_text()
+    assert f"${(fresh * 0.14 + reused * 0.0028 + out * 0.28) / 1e6:.5f}" in prices.inner_text()
+    desk.get_by_label("Price of a million tokens: Out").fill("1000000")
+    desk.keyboard.press("Tab")
+    prices.locator("text=your own").wait_for()
+    assert float(re.findall(r"charged \$([\d.]+)", prices.inner_text())[0]) == pytest.approx(out, abs=0.01)
+    desk.reload()
+    desk.click(".tally")
+    prices.locator("text=your own").wait_for()
+    desk.click("text=Prices until August 2026")
+    assert desk.get_by_label("Price of a million tokens: Out").input_value() == "0.28"
+    desk.click("text=Count from zero")
+    assert "$0.00000" in prices.inner_text()
 
 
-HOSTILE = [
-    "<script>window.hit=1</script>", "<img src=x onerror='window.hit=1'>", "[x](javascript:window.hit=1)", "<svg onload=window.hit=1>",
-    "<iframe src='javascript:parent.hit=1'></iframe>", "![x](https://example.org/a.png)", "<a href='javascript:hit=1'>x</a>",
-    "<math><mtext><script>window.hit=1</script></mtext></math>", "$\\href{javascript:window.hit=1}{x}$", "```html\n<script>window.hit=1</script>\n```",
-    "| a |\n|---|\n| <b onclick='window.hit=1'>x</b> |", "<style>*{display:none}</style>", "&lt;script&gt;window.hit=1&lt;/script&gt;",
-    "[x](data:text/html,<script>opener.hit=1</script>)", "<https://example.org/\"onmouseover=\"window.hit=1>",
-]
-
-
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_nothing_that_a_model_writes_runs(desk: Any, demo_server: str, step: int) -> None:
-    """Hostile answers, streamed in pieces: nothing runs, nothing is loaded, all is shown."""
-    text = "\n\n".join(HOSTILE) + "\n\nThe end."
-
-    def answer(route: Any) -> None:
-        chunks = [{"choices": [{"index": 0, "delta": {"content": text[at:at + step]}}]} for at in range(0, len(text), step)]
-        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-        route.fulfill(status=200, content_type="text/event-stream", body=body)
-
-    desk.route("**/v1/chat/completions", answer)
-    desk.goto(demo_server)
-    ask(desk, "Hello")
-    shown = answers(desk, 1)[0]
-    assert "The end." in shown and "<script>window.hit=1</script>" in shown
-    for link in desk.locator(".answer .markdown a").all():
-        link.hover(force=True)
-        assert re.match(r"https://example\.org/", link.get_attribute("href") or "https://example.org/")
-    desk.wait_for_timeout(200)
-    assert desk.evaluate("typeof window.hit") == "undefined"
-    assert desk.locator(".markdown script, .markdown img, .markdown iframe, .markdown style").count() == 0
-
-
-def test_a_connection_that_ends_early(desk: Any, demo_server: str) -> None:
-    def answer(route: Any) -> None:
-        at = {"total": 400, "cache": 100, "processed": 250, "time_ms": 5, "queue_position": None}
-        route.fulfill(status=200, content_type="text/event-stream",
-                      body=f"data: {json.dumps({'choices': [], 'prompt_progress': at})}\n\n")
-
-    desk.route("**/v1/chat/completions", answer)
-    desk.goto(demo_server)
-    with desk.expect_request("**/v1/chat/completions"):
-        ask(desk, "Hello")
-    assert desk.locator(".answer .error").inner_text() == "the connection ended before the answer did"
-
-
-def test_a_server_that_wants_a_key(browser: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_server_that_wants_a_key(losing: Any, tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("open sesame\n")
     for address in serving(tiny_model, "--ctx", 512, "--api-key-file", keys):
-        page = browser.new_context().new_page()
-        page.goto(address)
-        page.locator("#key").wait_for()
-        page.fill("#key", "open sesame")
-        page.click("text=Go on")
-        page.locator(".welcome").wait_for()
-        page.context.close()
+        losing.goto(address)
+        losing.fill("#key", "wrong")
+        losing.click("text=Go on")
+        losing.locator("text=does not know this key").wait_for()
+        losing.fill("#key", "open sesame")
+        losing.click("text=Go on")
+        losing.locator(".welcome").wait_for()
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-def test_accessible(page: Any, demo_server: str, node_folder: Path, colours: str) -> None:
-    """axe finds nothing: names, contrast, order; on the first screen, in a chat, in the settings."""
-    axe = (node_folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
-    page.emulate_media(color_scheme=colours)
-    page.goto(demo_server)
-    page.locator(".welcome li button").first.wait_for()
-    tools = page.context.new_cdp_session(page)
-
-    def violations() -> Any:
-        run = axe + ";axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 90))])))"
-        found = tools.send("Runtime.evaluate", {"expression": run, "awaitPromise": True, "returnByValue": True})
-        return json.loads(found["result"]["value"])
-
-    assert violations() == []
-    page.locator(".welcome li button").first.click()
-    answers(page, 1)
-    assert violations() == []
-    page.click("[aria-label=Settings]")
-    page.wait_for_timeout(100)
-    assert violations() == []
-
-
-def test_keys_alone_are_enough(desk: Any, demo_server: str) -> None:
-    """Everything of a first answer can be reached and used with the keyboard."""
-    desk.goto(demo_server)
-    desk.locator("#question:focus").wait_for()
-    desk.keyboard.type("What is 12 + 30?")
-    desk.keyboard.press("Enter")
-    assert answers(desk, 1) == ["12 + 30 = 42."]
-    desk.keyboard.press("Control+B")
-    assert desk.locator(".sidebar").count() == 0
-    desk.keyboard.press("Control+B")
-    reached = set()
-    for _ in range(25):
-        desk.keyboard.press("Tab")
-        reached.add(desk.evaluate("document.activeElement.textContent || document.activeElement.getAttribute('aria-label')"))
-    assert {"New chat", "Edit", "Copy", "Again", "Export all"} <= {text.strip() for text in reached if text}
+def test_over_plain_http_from_another_machine(browser: Any) -> None:
+    """A browser then has no crypto.randomUUID and no clipboard: chatting and copying work all the same."""
+    for address in serving("--ctx", 1024, "--allowed-host", "page.test"):
+        for page in opened(browser, "desk", allowed="Cross-Origin-Opener-Policy header has been ignored"):
+            page.goto(address.replace("127.0.0.1", "page.test"))
+            assert page.evaluate("[isSecureContext, typeof crypto.randomUUID, typeof navigator.clipboard]") == [
+                False, "undefined", "undefined"]
+            ask(page, "What is 12 + 30?")
+            assert answers(page, 1) == ["12 + 30 = 42."]
+            page.click(".answer .actions >> text=Copy")
+            page.locator("text=Copied").wait_for()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
+import io
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pypdf
 import pytest
 from serving import Pace, ask, serving
 
-from pyflash.serve import engine, page_jobs
+from pyflash.serve import engine, page_jobs, pdf_text
 from pyflash.serve.application import Application
 from pyflash.serve.page import page_files
 
@@ -147,6 +150,102 @@ def test_an_abandoned_answer_ends(server: Application, monkeypatch: pytest.Monke
             await asyncio.sleep(0.02)
 
     run(look())
+
+
+def test_a_name_is_taken_at_once(server: Application) -> None:
+    """Of two requests of the same name at the same time one is answered."""
+
+    async def look() -> None:
+        headers = {**KEY, page_jobs.HEADER.decode(): str(uuid.uuid4())}
+        asked = (ask(server, "POST", "/v1/chat/completions", question(max_tokens=3), headers=headers) for _ in range(2))
+        assert sorted(answered.status for answered in await asyncio.gather(*asked)) == [200, 400]
+
+    run(look())
+
+
+def test_an_unforeseen_end_is_told(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the page would listen again and again. What cannot begin is refused."""
+    stream = page_jobs.Exchange.stream
+
+    async def broken(exchange: Any, writer: Any) -> None:
+        await exchange._write(writer.feed(exchange._started()))
+        raise ZeroDivisionError
+
+    async def look() -> None:
+        headers = {**KEY, page_jobs.HEADER.decode(): str(uuid.uuid4())}
+        monkeypatch.setattr(page_jobs.Exchange, "stream", broken)
+        events = (await ask(server, "POST", "/v1/chat/completions", question(), headers=headers)).events()
+        assert "broke off" in events[-1]["error"]["message"]
+        monkeypatch.setattr(page_jobs.Exchange, "stream", stream)
+        monkeypatch.setattr(page_jobs.Exchange, "__aenter__", lambda exchange: 1 // 0)
+        headers = {**KEY, page_jobs.HEADER.decode(): str(uuid.uuid4())}
+        assert (await ask(server, "POST", "/v1/chat/completions", question(), headers=headers)).status == 503
+
+    run(look())
+
+
+def pdf(*texts: str) -> bytes:
+    """A PDF with these pages, by hand: a catalog, the pages, a font, a content stream each."""
+    pages = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(texts)))
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{pages}] /Count {len(texts)} >>",
+               "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]  # fmt: skip
+    for i, text in enumerate(texts):
+        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        objects.append(f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * i} 0 R"
+                       " /Resources << /Font << /F1 3 0 R >> >> >>")  # fmt: skip
+        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+    out, places = b"%PDF-1.4\n", []
+    for i, each in enumerate(objects):
+        places.append(len(out))
+        out += f"{i + 1} 0 obj\n{each}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
+    return out + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}".encode()
+
+
+def read_pdf(server: Application, data: bytes) -> Any:
+    return run(ask(server, "POST", "/page/pdf", {"data": base64.b64encode(data).decode()}, headers=KEY))
+
+
+def test_the_text_of_a_pdf(server: Application) -> None:
+    answered = read_pdf(server, pdf("The word is ahoy.", "Page two."))
+    assert (answered.status, answered.json()) == (200, {"text": "The word is ahoy.\n\nPage two."})
+
+
+def locked() -> bytes:
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("Secret.")))
+    writer.encrypt("open sesame", algorithm="RC4-128")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (lambda: b"", "cannot be read"), (lambda: b"%PDF-1.7\n\xff\xfe", "cannot be read"),
+    (lambda: pdf("x")[:200], "cannot be read"),
+    (lambda: pdf("", ""), "no text"), (locked, "password"),
+], ids=["empty", "damaged", "cut", "pictures", "locked"])  # fmt: skip
+def test_pdfs_without_a_text_are_refused(server: Application, make: Any, says: str) -> None:
+    answered = read_pdf(server, make())
+    assert answered.status == 400 and says in answered.json()["error"]["message"]
+
+
+def test_pdfs_are_read_apart(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes too long is given up, one that ends its process is told, and the server goes on."""
+    monkeypatch.setattr(pdf_text, "SECONDS", 0.001)
+    assert "more than 0 s" in read_pdf(server, pdf("x")).json()["error"]["message"]
+    monkeypatch.setattr(pdf_text, "SECONDS", 60)
+    monkeypatch.setattr(pdf_text.sys, "executable", "false")
+    assert "cannot be read" in read_pdf(server, pdf("x")).json()["error"]["message"]
+
+
+def test_a_pdf_needs_the_key_and_its_package(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(ask(server, "POST", "/page/pdf", {"data": ""})).status == 401
+    assert run(ask(server, "POST", "/page/pdf", {"data": 5}, headers=KEY)).status == 400
+    assert run(ask(server, "POST", "/page/pdf", {"data": "?"}, headers=KEY)).status == 400
+    monkeypatch.setattr(pdf_text.importlib.util, "find_spec", lambda name: None)
+    refused = read_pdf(server, pdf("x"))
+    assert refused.status == 501 and "pip install pypdf" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["x", "", "../../etc", "00000000-0000-0000-0000-00000000000A"])

@@ -1,23 +1,29 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { announcement } from "./aloud";
+import { removeConversation, stop } from "./answers";
 import { Chat } from "./chat";
+import { HelpDialog, hasControl, keys, openHelp } from "./help";
 import { SettingsDialog, openSettings } from "./settings";
 import { Sidebar, searchField } from "./sidebar";
 import * as api from "./api";
-import { announcement, busy, connect, current, needsKey, removeConversation, server, show, sidebar, stop, theme, trouble } from "./state";
+import { busy, connect, conversationOf, current, needsKey, notice, server, show, sidebar, theme, trouble } from "./state";
 import { cost, dollars, prices, tally, tokens } from "./tally";
 
-const isApple = /Mac|iP(hone|ad)/.test(navigator.platform);
+const search = (): void => { sidebar.value = true; setTimeout(() => searchField.current?.focus()); };
+const WITH_CONTROL: Record<string, () => void> = {
+  "k": search, "b": () => { sidebar.value = !sidebar.value; }, ",": () => openSettings(), "/": openHelp,
+};
+const WITH_SHIFT: Record<string, () => void> = { "o": () => show(null), "backspace": removeCurrent,
+  "/": openHelp, "?": openHelp };
 
 function onKey(event: KeyboardEvent): void {
-  const control = isApple ? event.metaKey : event.ctrlKey;
   const key = event.key.toLowerCase();
-  const act = control && event.shiftKey && key === "o" ? () => show(null)
-    : control && !event.shiftKey && key === "k" ? () => { sidebar.value = true; setTimeout(() => searchField.current?.focus()); }
-    : control && !event.shiftKey && key === "b" ? () => { sidebar.value = !sidebar.value; }
-    : control && event.shiftKey && key === "backspace" ? removeCurrent
-    : key === "escape" && !document.querySelector("dialog[open]") ? stopCurrent : null;
+  const isField = /^(INPUT|TEXTAREA|SELECT)$/.test((event.target as HTMLElement).tagName);
+  if (key === "escape" && !document.querySelector("dialog[open]")) stopCurrent();
+  const act = hasControl(event) ? (event.shiftKey ? WITH_SHIFT : WITH_CONTROL)[key]
+    : key === "?" && !isField ? openHelp : undefined;
   if (!act) return;
-  if (key !== "escape") event.preventDefault();
+  event.preventDefault();
   act();
 }
 
@@ -42,14 +48,17 @@ function TallyLine() {
 function KeyDialog() {
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => field.current?.focus(), []);
-  const enter = (event: Event): void => {
+  const [isWrong, setWrong] = useState(false);
+  const enter = async (event: Event): Promise<void> => {
     event.preventDefault();
-    api.setKey(field.current?.value ?? "");
-    void connect();
+    api.setKey(field.current!.value);
+    await connect();
+    setWrong(true); // else this is gone
   };
-  return <form class="key" onSubmit={enter}>
+  return <form class="key" onSubmit={(event) => void enter(event)}>
     <label for="key">This server asks for an API key.</label>
     <input id="key" ref={field} type="password" autocomplete="off" />
+    {isWrong && <p class="error" role="alert">The server does not know this key.</p>}
     <button type="submit" class="primary">Go on</button>
     <p>It stays in this tab. The person who started the server has it in the file that <code>--api-key-file</code> names.</p>
   </form>;
@@ -66,26 +75,34 @@ export function App() {
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, []);
-  const found = server.value;
+  const found = server.value, title = conversationOf(current.value)?.title;
+  useEffect(() => { document.title = title ? `${title} · pyflash` : "pyflash"; }, [title]);
   return <div class={`app ${sidebar.value ? "with-sidebar" : ""}`}>
     <a class="skip" href="#question">Skip to the question</a>
     {sidebar.value && <Sidebar />}
-    {sidebar.value && <button type="button" class="shade" aria-label="Close the list of chats" onClick={() => { sidebar.value = false; }} />}
+    {sidebar.value && <button type="button" class="shade" aria-label="Close the list of chats"
+        onClick={() => { sidebar.value = false; }} />}
     <main>
       <header>
-        <button type="button" class="icon" aria-label="Chats" aria-expanded={sidebar.value} title="Chats (Ctrl+B)"
+        <button type="button" class="icon" aria-label="Chats" aria-expanded={sidebar.value} title={`Chats (${keys("B")})`}
                 onClick={() => { sidebar.value = !sidebar.value; }}>☰</button>
         <span class="name" title={found ? `pyflash ${found.version}` : ""}>{found?.name ?? "pyflash"}</span>
         <TallyLine />
-        <button type="button" class="icon" aria-label={`Colours: ${THEMES[theme.value]}`} title={`Colours: ${THEMES[theme.value]}`}
+        <button type="button" class="icon" aria-label={`Colours: ${THEMES[theme.value]}`}
+                title={`Colours: ${THEMES[theme.value]}`}
                 onClick={nextTheme}>{theme.value === "dark" ? "☾" : theme.value === "light" ? "☀" : "◐"}</button>
-        <button type="button" class="icon" aria-label="Settings" title="Settings" onClick={() => openSettings()}>⚙</button>
+        <button type="button" class="icon" aria-label="Keyboard" title={`Keyboard (${keys("/")})`} onClick={openHelp}>?</button>
+        <button type="button" class="icon" aria-label="Settings" title={`Settings (${keys(",")})`}
+                onClick={() => openSettings()}>⚙</button>
       </header>
       {trouble.value && <p class="trouble" role="alert">{trouble.value}</p>}
       {found?.state === "loading" && <p class="trouble" role="status">The model is being loaded; questions wait for it.</p>}
+      {notice.value && <p class="trouble" role="alert"><span>{notice.value}</span>
+        <button type="button" class="icon" aria-label="Close this notice" onClick={() => { notice.value = ""; }}>✕</button></p>}
       {needsKey.value ? <KeyDialog /> : <Chat />}
     </main>
     <SettingsDialog />
+    <HelpDialog />
     <p class="aloud" aria-live="polite">{announcement.value}</p>
   </div>;
 }

@@ -1,7 +1,8 @@
 import { effect } from "@preact/signals";
 import { render } from "preact";
+import { begin } from "./answers";
 import { App } from "./app";
-import { begin, connect, effort, options, theme } from "./state";
+import { connect, effort, options, theme } from "./state";
 import { keepSetting } from "./store";
 
 effect(() => {

@@ -1,4 +1,4 @@
-// Markdown to safe HTML, a block at a time: while an answer streams, blocks that are complete are rendered once.
+// Markdown to safe HTML.
 import DOMPurify from "dompurify";
 import hljs from "highlight.js/lib/core";
 import { Marked, type Token, type TokenizerAndRendererExtension, type Tokens } from "marked";
@@ -23,6 +23,11 @@ for (const [name, language] of Object.entries({ bash, c, cpp, css, diff, go, jav
 
 const escape = (text: string): string =>
   text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+
+/** Only what leads elsewhere is a link: nothing of the page's own is known to a model. */
+const linkHtml = (href: string, html: string, title?: string | null): string => !/^(https?:|mailto:)/i.test(href) ? html
+  : `<a href="${escape(href)}"${title ? ` title="${escape(title)}"` : ""} target="_blank"`
+    + ` rel="noopener noreferrer nofollow">${html}</a>`;
 
 const mathHtml = (tex: string, display: boolean): string =>
   `<span class="math${display ? " display" : ""}">${escape(tex)}</span>`;
@@ -58,15 +63,16 @@ const marked = new Marked({
         + `<button type="button" class="copy">Copy</button></div><pre tabindex="0"><code>${body}</code></pre></div>`;
     },
     link({ href, title, tokens }) {
-      const text = this.parser.parseInline(tokens);
-      const tip = title ? ` title="${escape(title)}"` : "";
-      return `<a href="${escape(href)}"${tip} target="_blank" rel="noopener noreferrer nofollow">${text}</a>`;
+      return linkHtml(href, this.parser.parseInline(tokens), title);
     },
     html({ text }) { // shown as it is written
       return escape(text);
     },
+    checkbox({ checked }) { // as a sign: answers have no fields
+      return checked ? "☑ " : "☐ ";
+    },
     image({ href, text }) { // pictures from elsewhere are never loaded: they would tell somebody that they were seen
-      return `<a href="${escape(href)}" target="_blank" rel="noopener noreferrer nofollow">${escape(text || href)}</a>`;
+      return linkHtml(href, escape(text || href));
     },
     table(token) {
       const row = (cells: Tokens.TableCell[], tag: string): string =>
@@ -77,18 +83,35 @@ const marked = new Marked({
   },
 });
 
-const ALLOWED = { RETURN_TRUSTED_TYPE: true as const, ADD_ATTR: ["target"], FORBID_TAGS: ["style", "form", "input", "img", "svg"],
-                  FORBID_ATTR: ["style"] };
+const ALLOWED = { RETURN_TRUSTED_TYPE: true as const, ADD_ATTR: ["target"],
+                  FORBID_TAGS: ["style", "form", "input", "img", "svg"], FORBID_ATTR: ["style"] };
 
 /** Safe HTML: where a browser has trusted types one of them, which innerHTML takes like a text. */
-const purified = (html: string): string => DOMPurify.sanitize(html, ALLOWED) as unknown as string;
+export const purified = (html: string): string => DOMPurify.sanitize(html, ALLOWED) as unknown as string;
 
-/** A block of an answer and its HTML. */
-function render(token: Token): string {
-  return marked.parser([token]);
+/** The blocks of a text. One that nests too deeply for the stack is a plain text. */
+export function blocks(text: string): Token[] {
+  try {
+    return marked.lexer(text);
+  } catch {
+    return [plain(text)];
+  }
 }
 
-async function showMath(element: HTMLElement): Promise<void> {
+/** Shows a block in an element. */
+export function renderInto(element: HTMLElement, token: Token): void {
+  try {
+    element.innerHTML = purified(marked.parser([token]));
+  } catch {
+    element.innerHTML = purified(marked.parser([plain(token.raw)]));
+  }
+}
+
+const plain = (text: string): Token =>
+  ({ type: "paragraph", raw: text, text, tokens: [{ type: "text", raw: text, text, escaped: false }] });
+
+/** Turns the formulas of an element into MathML. */
+export async function showMath(element: HTMLElement): Promise<void> {
   const found = [...element.querySelectorAll<HTMLElement>(".math:not([data-done])")];
   if (!found.length) return;
   const { texToMathML } = await import("./math");
@@ -96,40 +119,5 @@ async function showMath(element: HTMLElement): Promise<void> {
     each.dataset.done = "";
     const html = texToMathML(each.textContent ?? "", each.classList.contains("display"));
     if (html) each.innerHTML = purified(html);
-  }
-}
-
-/** Shows a growing Markdown text in an element. */
-export class MarkdownView {
-  private shown = 0; // characters whose blocks are complete
-  private last: HTMLElement | null = null; // the block that may still change
-
-  constructor(private readonly element: HTMLElement) {}
-
-  /** text: all of it so far, the beginning as in the call before. */
-  update(text: string, complete: boolean): void {
-    if (text.length < this.shown) this.clear();
-    const tokens = marked.lexer(text.slice(this.shown));
-    if (!complete) while (tokens.length > 1 && tokens.at(-1)?.type === "space") tokens.pop();
-    this.last?.remove();
-    this.last = null;
-    tokens.forEach((token, index) => {
-      const block = document.createElement("div");
-      block.className = "block";
-      block.innerHTML = purified(render(token));
-      if (block.childNodes.length) this.element.append(block);
-      if (complete || index < tokens.length - 1) {
-        this.shown += token.raw.length;
-        void showMath(block);
-      } else {
-        this.last = block;
-      }
-    });
-  }
-
-  private clear(): void {
-    this.element.replaceChildren();
-    this.shown = 0;
-    this.last = null;
   }
 }

@@ -3,7 +3,8 @@ import katex from "katex";
 
 export function texToMathML(tex: string, display: boolean): string | null {
   try {
-    return katex.renderToString(tex, { output: "mathml", displayMode: display, throwOnError: true, maxSize: 50, maxExpand: 200 });
+    return katex.renderToString(tex, { output: "mathml", displayMode: display,
+      throwOnError: true, maxSize: 50, maxExpand: 200 });
   } catch {
     return null; // it stays as it was written
   }

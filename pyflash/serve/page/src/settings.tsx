@@ -4,7 +4,7 @@ import { PRICES, cost, dollars, prices, restart, setPrices, tally, tokens } from
 
 const dialog = createRef<HTMLDialogElement>();
 export function openSettings(section?: string): void {
-  dialog.current?.showModal();
+  if (!document.querySelector("dialog[open]")) dialog.current?.showModal();
   if (section) document.getElementById(section)?.scrollIntoView();
 }
 
@@ -32,13 +32,14 @@ function PriceTable() {
       <tbody>{rows.map(([key, label, counted]) => <tr key={key}>
         <th scope="row">{label}</th><td>{tokens(counted)}</td>
         <td><input type="number" min={0} step="0.0001" value={at[key]} aria-label={`Price of a million tokens: ${label}`}
-                   onChange={(event) => setPrices({ ...at, [key]: Number(event.currentTarget.value), date: "your own" })} /></td>
+                   onChange={(event) => setPrices({ ...at, [key]: Number(event.currentTarget.value),
+                     date: "your own" })} /></td>
       </tr>)}</tbody>
     </table>
     <p>With these prices ({at.date}) DeepSeek's API would have charged <b>{dollars(cost(now, at))}</b> since{" "}
       {new Date(now.since).toLocaleDateString()}. Here it was the price of your electricity.</p>
     <p><button type="button" onClick={restart}>Count from zero</button>{" "}
-      <button type="button" onClick={() => setPrices(PRICES)}>Prices of {PRICES.date}</button></p>
+      <button type="button" onClick={() => setPrices(PRICES)}>Prices {PRICES.date}</button></p>
   </section>;
 }
 
@@ -55,16 +56,5 @@ export function SettingsDialog() {
                onInput={(event) => change(key, event.currentTarget.value)} /></label>)}
     </section>
     <PriceTable />
-    <section>
-      <h2>Keys</h2>
-      <dl class="keys">
-        <dt>Enter, Shift+Enter</dt><dd>send, a new line</dd>
-        <dt>Esc</dt><dd>stop the answer</dd>
-        <dt>Ctrl+Shift+O</dt><dd>new chat</dd>
-        <dt>Ctrl+K</dt><dd>search the chats</dd>
-        <dt>Ctrl+B</dt><dd>show or hide them</dd>
-        <dt>Ctrl+Shift+Backspace</dt><dd>delete this chat</dd>
-      </dl>
-    </section>
   </dialog>;
 }

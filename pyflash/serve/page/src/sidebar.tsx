@@ -1,13 +1,16 @@
 import { useSignal } from "@preact/signals";
 import { createRef } from "preact";
-import { addConversations, busy, conversations, current, removeConversation, rename, show, stop } from "./state";
+import { removeConversation, stop } from "./answers";
+import { types } from "./composer";
+import { keys } from "./help";
+import { addConversations, busy, conversations, current, notice, rename, show } from "./state";
 import { checked } from "./tree";
 import type { Conversation } from "./types";
 
 export const searchField = createRef<HTMLInputElement>();
 
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
-const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const time = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
 const whenOf = (at: number): string =>
   new Date(at).toDateString() === new Date().toDateString() ? time.format(at) : day.format(at);
 
@@ -23,8 +26,9 @@ export function exportAll(): void {
   download("pyflash-chats.json", { pyflash: 1, conversations: conversations.value });
 }
 
-/** Adds the chats of exported files; says what was not one. */
+/** Adds the chats of exported files; says how many came, and what was not one. */
 export async function importFiles(files: Iterable<File>): Promise<void> {
+  const told: string[] = [];
   for (const file of files) {
     let found: Conversation[] = [];
     try {
@@ -32,10 +36,15 @@ export async function importFiles(files: Iterable<File>): Promise<void> {
       const list: unknown[] = Array.isArray(value?.conversations) ? value.conversations : [value];
       found = list.map(checked).filter((each) => each !== null);
     } catch { /* told below */ }
-    if (found.length) addConversations(found);
-    else alert(`${file.name} holds no chats: choose a file that "Export" made`);
+    const added = addConversations(found), known = found.length - added;
+    const already = known ? `; ${chats(known)} of ${file.name} ${known === 1 ? "was" : "were"} here already` : "";
+    told.push(!found.length ? `${file.name} holds no chats: choose a file that "Export" made.`
+      : `${chats(added)} added${already}.`);
   }
+  notice.value = told.join(" ");
 }
+
+const chats = (n: number): string => (n === 1 ? "1 chat" : `${n || "No"} chats`);
 
 function matches(conversation: Conversation, words: string): boolean {
   const text = words.trim().toLowerCase();
@@ -44,7 +53,7 @@ function matches(conversation: Conversation, words: string): boolean {
 }
 
 function Item({ conversation }: { conversation: Conversation }) {
-  const editing = useSignal(false);
+  const editing = useSignal(false), open = useSignal(false);
   const work = busy(conversation.id);
   const save = (event: Event): void => {
     rename(conversation, (event.currentTarget as HTMLInputElement).value);
@@ -61,13 +70,19 @@ function Item({ conversation }: { conversation: Conversation }) {
   return <li class={current.value === conversation.id ? "current" : ""}>
     <button type="button" class="title" aria-current={current.value === conversation.id ? "page" : undefined}
             onClick={() => show(conversation.id)}>
-      <span>{conversation.title}</span><time>{work ? "working…" : whenOf(conversation.updated)}</time>
+      <span>{conversation.title}</span>
+      <time dateTime={new Date(conversation.updated).toISOString()}>{work ? "working…" : whenOf(conversation.updated)}</time>
     </button>
-    <span class="tools">
-      {work && <button type="button" class="icon" aria-label={`Stop ${conversation.title}`} title="Stop" onClick={() => void stop(work)}>■</button>}
-      <button type="button" class="icon" aria-label={`Rename ${conversation.title}`} title="Rename" onClick={() => { editing.value = true; }}>✎</button>
+    <button type="button" class="icon more" aria-label={`More for ${conversation.title}`} aria-expanded={open.value}
+            onClick={() => { open.value = !open.value; }}>⋯</button>
+    <span class={`tools ${open.value ? "open" : ""}`}>
+      {work && <button type="button" class="icon" aria-label={`Stop ${conversation.title}`} title="Stop"
+              onClick={() => void stop(work)}>■</button>}
+      <button type="button" class="icon" aria-label={`Rename ${conversation.title}`} title="Rename"
+              onClick={() => { editing.value = true; }}>✎</button>
       <button type="button" class="icon" aria-label={`Export ${conversation.title}`} title="Export"
-              onClick={() => download(`${conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.json`, conversation)}>↓</button>
+              onClick={() => download(`${conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.json`,
+                                      conversation)}>↓</button>
       <button type="button" class="icon" aria-label={`Delete ${conversation.title}`} title="Delete" onClick={remove}>✕</button>
     </span>
   </li>;
@@ -77,8 +92,9 @@ export function Sidebar() {
   const words = useSignal("");
   const found = conversations.value.filter((each) => matches(each, words.value));
   return <nav class="sidebar" aria-label="Chats">
-    <button type="button" class="primary" title="New chat (Ctrl+Shift+O)" onClick={() => show(null)}>New chat</button>
-    <input type="search" ref={searchField} placeholder="Search (Ctrl+K)" aria-label="Search chats" value={words.value}
+    <button type="button" class="new" title={`New chat (${keys("Shift", "O")})`} onClick={() => show(null)}>New chat</button>
+    <input type="search" ref={searchField} placeholder={types.matches ? `Search (${keys("K")})` : "Search"}
+           aria-label="Search chats" value={words.value}
            onInput={(event) => { words.value = event.currentTarget.value; }} />
     <ul>{found.map((each) => <Item key={each.id} conversation={each} />)}</ul>
     {!found.length && <p class="quiet">{words.value ? "No chat has these words." : "Chats are kept in this browser only."}</p>}

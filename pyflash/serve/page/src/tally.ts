@@ -5,7 +5,7 @@ import type { Stats } from "./types";
 
 /** US dollars a million tokens. */
 export interface Prices { fresh: number; reused: number; out: number; date: string }
-export const PRICES: Prices = { fresh: 0.14, reused: 0.0028, out: 0.28, date: "August 2026" };
+export const PRICES: Prices = { fresh: 0.14, reused: 0.0028, out: 0.28, date: "until August 2026" };
 
 export interface Tally { fresh: number; reused: number; out: number; since: number }
 const empty = (): Tally => ({ fresh: 0, reused: 0, out: 0, since: Date.now() });

@@ -21,10 +21,12 @@ export interface Turn {
   attachments?: Attachment[];
   reasoning?: string;
   reasoningMs?: number;
+  reasoningSince?: number; // milliseconds since 1970
   stats?: Stats;
   finish?: string; // "stop", "length", "stopped" by the user, "broken" off
   error?: string;
   job?: string; // while the server works on it, and until its end has been seen
+  before?: { text: number; reasoning: number }; // characters that the job goes on after
 }
 
 export interface Conversation {

@@ -1,0 +1,132 @@
+"""The page in a browser: servers for it, pages with nothing kept, and what tests do with them again and again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "pyflash" / "serve" / "page"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SIZES: dict[str, dict[str, Any]] = {
+    "desk": {"viewport": {"width": 1280, "height": 800}},
+    "phone": {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True},
+}
+OURS = re.compile(r"http://(127\.0\.0\.1|page\.test):|data:|blob:")
+PATIENCE = 60_000  # milliseconds, on a machine that has more to do
+
+# Random weights end most answers some day, and these have to be stopped before: every step takes its time.
+SLOW = """
+import sys, time
+from pyflash.serve import engine
+
+evaluate = engine.evaluate
+
+def slow(*arguments, **options):
+    time.sleep(0.02)
+    return evaluate(*arguments, **options)
+
+engine.evaluate = slow
+from pyflash.cli.main import main
+
+main(sys.argv[1:])
+"""
+
+# The model is opened when a file appears, whose path is the first argument.
+LATE = """
+import os, sys, time
+from pyflash import Model
+
+gate, opened = sys.argv[1], Model.open
+
+def late(*arguments, **options):
+    while not os.path.exists(gate):
+        time.sleep(0.05)
+    return opened(*arguments, **options)
+
+Model.open = late
+from pyflash.cli.main import main
+
+main(sys.argv[2:])
+"""
+
+
+@contextmanager
+def started(*arguments: object, program: str | None = None, before: tuple[object, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """`pyflash serve` in a process of its own. program: Python that runs it otherwise, with arguments before its own."""
+    start = [sys.executable, "-m", "pyflash"] if program is None else [sys.executable, "-c", program, *map(str, before)]
+    command = [*start, "serve", *map(str, arguments), "--no-disk-cache"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def serving(*arguments: object, program: str | None = None) -> Iterator[str]:
+    """Its address, once it answers."""
+    with started(*arguments, "--port", 0, program=program) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"answers at (http://\S+)", line):
+                yield found[1]
+                return
+        raise AssertionError(lines)
+
+
+def opened(browser: Any, size: str, allowed: str = "$^", **options: Any) -> Iterator[Any]:
+    """A page of its own, without anything kept. Nothing of what it does may be an error, against its security policy, or
+    asked of another machine. allowed: a pattern of messages on its console that are none."""
+    context = browser.new_context(accept_downloads=True, **{**SIZES[size], **options})
+    found, problems = context.new_page(), []
+    found.set_default_timeout(PATIENCE)
+
+    def note(text: str) -> None:
+        if not re.search(allowed, text):
+            problems.append(text)
+
+    found.on("console", lambda message: note(message.text) if message.type == "error" else None)
+    found.on("pageerror", lambda error: note(str(error)))
+    found.on("dialog", lambda dialog: dialog.accept())
+    found.on("request", lambda sent: None if OURS.match(sent.url) else note(sent.url))
+    found.expose_function("violated", note)
+    found.add_init_script("addEventListener('securitypolicyviolation', (event) => violated(`CSP ${event.violatedDirective}`))")
+    yield found
+    context.close()
+    assert problems == []
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#question", text)
+    page.click(".composer >> text=Send")
+
+
+def answers(page: Any, n: int) -> list[str]:
+    """The texts of n complete answers."""
+    page.locator(".answer .actions").nth(n - 1).wait_for()
+    return [text.strip() for text in page.locator(".answer .markdown").all_inner_texts()]
+
+
+def until(page: Any, holds: str, argument: Any = None) -> None:
+    """Waits for a condition of JavaScript: a function, or an expression."""
+    page.wait_for_function(holds if "=>" in holds else f"() => {holds}", arg=argument)
+
+
+def streamed(page: Any, pieces: list[str], kind: str = "content", finish: str | None = "stop") -> None:
+    """Has the page's questions answered with these pieces, instead of by the server."""
+    chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {kind: piece}}]} for piece in pieces]
+    if finish is not None:
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    fulfill: Callable[[Any], None] = lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body)  # noqa: E731
+    page.route("**/v1/chat/completions", fulfill)
