@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _HOUR_MS = 3_600_000  # a long prompt takes longer than the programs' own patience
+CODEX_CATALOG = "pyflash-models.json"  # beside Codex's settings
+
+_INSTRUCTIONS = """\
+You are a coding agent that works in a terminal, in the folder of the user's project. Work on what you are asked until it is
+done, and do no more than that.
+
+- Look before you change anything: list and read the files that matter.
+- Change files with apply_patch. Run commands to build and to test.
+- Keep to the style of the code around a change. Leave what others changed as it is.
+- Say briefly what you are about to do before you call tools, and at the end what you did and what is left.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,19 +50,48 @@ def _toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, but for this one
 
 
+def codex_settings(server: Server, catalog: str) -> dict[str, str]:
+    """Codex's settings by their dotted names, each a value of TOML. catalog: the file of codex_models(), where it is not an
+    absolute path beside the settings."""
+    provider = "model_providers.pyflash"
+    settings = {
+        "model": _toml_string(server.model), "model_provider": _toml_string("pyflash"),
+        "model_catalog_json": _toml_string(catalog), "model_context_window": str(server.n_ctx),
+        "model_auto_compact_token_limit": str(server.n_ctx * 3 // 4), "model_reasoning_effort": _toml_string("high"),
+        "model_reasoning_summary": _toml_string("auto"), "web_search": _toml_string("disabled"),
+        f"{provider}.name": _toml_string("pyflash"), f"{provider}.base_url": _toml_string(server.base),
+        f"{provider}.wire_api": _toml_string("responses"), f"{provider}.stream_idle_timeout_ms": str(_HOUR_MS),
+    }  # fmt: skip
+    if server.key != "none":
+        settings[f"{provider}.env_key"] = _toml_string("PYFLASH_API_KEY")
+    return settings
+
+
 def _codex(server: Server) -> str:
-    return (
-        f"model = {_toml_string(server.model)}\n"
-        'model_provider = "pyflash"\n'
-        f"model_context_window = {server.n_ctx}\n"
-        f"model_auto_compact_token_limit = {server.n_ctx * 3 // 4}\n\n"
-        "[model_providers.pyflash]\n"
-        'name = "pyflash"\n'
-        f"base_url = {_toml_string(server.base)}\n"
-        'wire_api = "responses"\n'
-        f"stream_idle_timeout_ms = {_HOUR_MS}\n"
-        + ("" if server.key == "none" else 'env_key = "PYFLASH_API_KEY"\n')
-    )
+    lines, table = [], ""
+    for name, value in codex_settings(server, CODEX_CATALOG).items():
+        inside, _, key = name.rpartition(".")
+        if inside != table:
+            lines.append(f"\n[{inside}]")
+            table = inside
+        lines.append(f"{key} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def codex_models(server: Server) -> str:
+    """What Codex is to know of the model: without it, it takes it for one with another context and without apply_patch."""
+    efforts = {"low": "Thinks little", "high": "Thinks as long as it takes", "max": "Thinks longest"}
+    return _json({"models": [{
+        "slug": server.model, "display_name": server.model, "description": "A model that pyflash runs on this machine",
+        "base_instructions": _INSTRUCTIONS, "context_window": server.n_ctx, "max_context_window": server.n_ctx,
+        "auto_compact_token_limit": server.n_ctx * 3 // 4, "effective_context_window_percent": 95,
+        "default_reasoning_level": "high", "supports_reasoning_summaries": True, "default_reasoning_summary": "auto",
+        "supported_reasoning_levels": [{"effort": name, "description": what} for name, what in efforts.items()],
+        "apply_patch_tool_type": "freeform", "shell_type": "unified_exec", "supports_parallel_tool_calls": True,
+        "truncation_policy": {"mode": "tokens", "limit": min(10_000, max(1, server.n_ctx // 8))},
+        "support_verbosity": False, "default_verbosity": None, "visibility": "list", "supported_in_api": True, "priority": 1,
+        "upgrade": None, "availability_nux": None, "experimental_supported_tools": [], "input_modalities": ["text"],
+    }]})  # fmt: skip
 
 
 def _claude(server: Server) -> str:
@@ -81,11 +122,20 @@ def _opencode(server: Server) -> str:
 
 
 def _cline(server: Server) -> str:
+    name = "openai-compatible"
+    settings = {"provider": name, "apiKey": server.key, "model": server.model, "baseUrl": server.base,
+                "contextWindow": server.n_ctx, "maxTokens": server.most_answer, "timeout": _HOUR_MS}  # fmt: skip
+    return _json({"version": 1, "lastUsedProvider": name, "modes": {}, "providers": {name: {
+        "settings": settings, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}}})  # fmt: skip
+
+
+def _dsh(server: Server) -> str:
+    model = {"id": server.model, "name": server.model, "contextWindow": server.n_ctx, "maxTokens": server.most_answer}
     return _json({
-        "apiProvider": "openai", "openAiBaseUrl": server.base, "openAiApiKey": server.key, "openAiModelId": server.model,
-        "openAiModelInfo": {"contextWindow": server.n_ctx, "maxTokens": server.most_answer, "supportsImages": False},
-        "requestTimeoutMs": _HOUR_MS,
-    })
+        "llm-deepseek": {"baseURL": server.base, "maxTokens": server.most_answer, "defaultContextWindow": server.n_ctx,
+                         "streamIdleTimeoutMs": _HOUR_MS, "models": [model]},
+        "agent-default-model": {"provider": "deepseek-official", "model": server.model},
+    })  # fmt: skip
 
 
 def _pi(server: Server) -> str:
@@ -122,19 +172,93 @@ def _open_webui(server: Server) -> str:
 
 @dataclass(frozen=True)
 class Client:
-    """A program. file: where its settings belong, as a person is told. render: the settings."""
+    """A program. file: where its settings belong, as a person is told. render: the settings. hint: what there is to be told
+    beside, or ""."""
 
     file: str
     render: Callable[[Server], str]
+    hint: str = ""
 
 
 CLIENTS = {
     "claude": Client("~/.claude/settings.json", _claude),
-    "cline": Client("Cline's settings: provider OpenAI Compatible", _cline),
-    "codex": Client("~/.codex/config.toml", _codex),
+    "cline": Client("~/.cline/data/settings/providers.json", _cline),
+    "codex": Client("~/.codex/pyflash.config.toml", _codex, f"--print-config codex-models prints {CODEX_CATALOG}, which "
+                    "belongs beside it; then start codex --profile pyflash"),
+    "codex-models": Client(f"~/.codex/{CODEX_CATALOG}", codex_models),
     "continue": Client("~/.continue/config.yaml", _continue),  # JSON is YAML
+    "dsh": Client("~/.dsh/settings.yaml", _dsh, "the variable DEEPSEEK_API_KEY must hold the key, any text where there is none"),
     "open-webui": Client("Open WebUI's environment", _open_webui),
     "opencode": Client("opencode.json", _opencode),
-    "pi": Client("~/.pi/agent/models.json", _pi),
+    "pi": Client("~/.pi/agent/models.json", _pi, "then start pi --provider pyflash"),
     "zed": Client("Zed's settings.json", _zed),
+}  # fmt: skip
+
+
+# -- started by pyflash --
+
+
+@dataclass(frozen=True)
+class Start:
+    """A program to be started with settings in a folder of its own. arguments: before those of the user. variables: more of
+    its environment. files: what the folder must hold, by name."""
+
+    arguments: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that can be started so. command: its name. package: what npm installs it by. start: how, for a server and a
+    folder, which is to be kept for the next time where keeps is true."""
+
+    command: str
+    package: str
+    start: Callable[[Server, Path], Start]
+    keeps: bool = False
+
+
+def _literal(value: str) -> str:
+    """A value of TOML without double quotes where that can be: Windows' batch files lose those."""
+    text = json.loads(value) if value.startswith('"') else None
+    return value if text is None or "'" in text or not text.isprintable() else f"'{text}'"
+
+
+def _start_codex(server: Server, folder: Path) -> Start:
+    settings = codex_settings(server, str(folder / CODEX_CATALOG))
+    pairs = [f"{name}={_literal(value)}" for name, value in settings.items()]
+    key = {} if server.key == "none" else {"PYFLASH_API_KEY": server.key}
+    return Start([part for pair in pairs for part in ("-c", pair)], key, {CODEX_CATALOG: codex_models(server)})
+
+
+def _start_claude(server: Server, folder: Path) -> Start:
+    return Start(variables=json.loads(_claude(server))["env"])
+
+
+def _start_opencode(server: Server, folder: Path) -> Start:
+    return Start([], {"OPENCODE_CONFIG": str(folder / "opencode.json")}, {"opencode.json": _opencode(server)})
+
+
+def _start_cline(server: Server, folder: Path) -> Start:
+    name = "providers.json"
+    return Start([], {"CLINE_PROVIDER_SETTINGS_PATH": str(folder / name)}, {name: _cline(server)})
+
+
+def _start_pi(server: Server, folder: Path) -> Start:
+    return Start(["--provider", "pyflash", "--model", server.model], {"PI_CODING_AGENT_DIR": str(folder)},
+                 {"models.json": _pi(server)})  # fmt: skip
+
+
+def _start_dsh(server: Server, folder: Path) -> Start:
+    return Start([], {"DSH_HOME": str(folder), "DEEPSEEK_API_KEY": server.key}, {"settings.yaml": _dsh(server)})
+
+
+PROGRAMS = {
+    "claude": Program("claude", "@anthropic-ai/claude-code", _start_claude),
+    "cline": Program("cline", "cline", _start_cline),
+    "codex": Program("codex", "@openai/codex", _start_codex),
+    "dsh": Program("dsh", "@deepseek-ai/dsh", _start_dsh, keeps=True),
+    "opencode": Program("opencode", "opencode-ai", _start_opencode),
+    "pi": Program("pi", "@earendil-works/pi-coding-agent", _start_pi, keeps=True),
 }

@@ -111,7 +111,8 @@ def _print_config(options: dict[str, Any], name: str) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options["host"], options["host"])
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options['port']}"
     has_key = options["api_key_file"] or os.environ.get("PYFLASH_API_KEY")
-    say(f"pyflash: for {client.file}" + ("; put your key in the place of YOUR-KEY" if has_key else ""))
+    told = [f"for {client.file}", client.hint, "put your key in the place of YOUR-KEY" if has_key else ""]
+    say(f"pyflash: {'; '.join(filter(None, told))}")
     click.echo(client.render(Server(address, name, options["context"] or _DEFAULT_CONTEXT, "YOUR-KEY" if has_key else "none")),
                nl=False)
 
