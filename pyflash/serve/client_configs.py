@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 _HOUR_MS = 3_600_000  # a long prompt takes longer than the programs' own patience
@@ -51,8 +50,8 @@ def _toml_string(text: str) -> str:
 
 
 def codex_settings(server: Server, catalog: str) -> dict[str, str]:
-    """Codex's settings by their dotted names, each a value of TOML. catalog: the file of codex_models(), where it is not an
-    absolute path beside the settings."""
+    """Codex's settings by their dotted names, each a value of TOML. catalog: the file of the models that it knows, a relative
+    path from where the settings are."""
     provider = "model_providers.pyflash"
     settings = {
         "model": _toml_string(server.model), "model_provider": _toml_string("pyflash"),
@@ -78,7 +77,7 @@ def _codex(server: Server) -> str:
     return "\n".join(lines) + "\n"
 
 
-def codex_models(server: Server) -> str:
+def _codex_models(server: Server) -> str:
     """What Codex is to know of the model: without it, it takes it for one with another context and without apply_patch."""
     efforts = {"low": "Thinks little", "high": "Thinks as long as it takes", "max": "Thinks longest"}
     return _json({"models": [{
@@ -172,93 +171,21 @@ def _open_webui(server: Server) -> str:
 
 @dataclass(frozen=True)
 class Client:
-    """A program. file: where its settings belong, as a person is told. render: the settings. hint: what there is to be told
-    beside, or ""."""
+    """A program. file: where its settings belong, as a person is told. render: the settings."""
 
     file: str
     render: Callable[[Server], str]
-    hint: str = ""
 
 
 CLIENTS = {
     "claude": Client("~/.claude/settings.json", _claude),
     "cline": Client("~/.cline/data/settings/providers.json", _cline),
-    "codex": Client("~/.codex/pyflash.config.toml", _codex, f"--print-config codex-models prints {CODEX_CATALOG}, which "
-                    "belongs beside it; then start codex --profile pyflash"),
-    "codex-models": Client(f"~/.codex/{CODEX_CATALOG}", codex_models),
+    "codex": Client("~/.codex/pyflash.config.toml", _codex),
+    "codex-models": Client(f"~/.codex/{CODEX_CATALOG}", _codex_models),
     "continue": Client("~/.continue/config.yaml", _continue),  # JSON is YAML
-    "dsh": Client("~/.dsh/settings.yaml", _dsh, "the variable DEEPSEEK_API_KEY must hold the key, any text where there is none"),
+    "dsh": Client("~/.dsh/settings.yaml", _dsh),
     "open-webui": Client("Open WebUI's environment", _open_webui),
     "opencode": Client("opencode.json", _opencode),
-    "pi": Client("~/.pi/agent/models.json", _pi, "then start pi --provider pyflash"),
+    "pi": Client("~/.pi/agent/models.json", _pi),
     "zed": Client("Zed's settings.json", _zed),
-}  # fmt: skip
-
-
-# -- started by pyflash --
-
-
-@dataclass(frozen=True)
-class Start:
-    """A program to be started with settings in a folder of its own. arguments: before those of the user. variables: more of
-    its environment. files: what the folder must hold, by name."""
-
-    arguments: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program that can be started so. command: its name. package: what npm installs it by. start: how, for a server and a
-    folder, which is to be kept for the next time where keeps is true."""
-
-    command: str
-    package: str
-    start: Callable[[Server, Path], Start]
-    keeps: bool = False
-
-
-def _literal(value: str) -> str:
-    """A value of TOML without double quotes where that can be: Windows' batch files lose those."""
-    text = json.loads(value) if value.startswith('"') else None
-    return value if text is None or "'" in text or not text.isprintable() else f"'{text}'"
-
-
-def _start_codex(server: Server, folder: Path) -> Start:
-    settings = codex_settings(server, str(folder / CODEX_CATALOG))
-    pairs = [f"{name}={_literal(value)}" for name, value in settings.items()]
-    key = {} if server.key == "none" else {"PYFLASH_API_KEY": server.key}
-    return Start([part for pair in pairs for part in ("-c", pair)], key, {CODEX_CATALOG: codex_models(server)})
-
-
-def _start_claude(server: Server, folder: Path) -> Start:
-    return Start(variables=json.loads(_claude(server))["env"])
-
-
-def _start_opencode(server: Server, folder: Path) -> Start:
-    return Start([], {"OPENCODE_CONFIG": str(folder / "opencode.json")}, {"opencode.json": _opencode(server)})
-
-
-def _start_cline(server: Server, folder: Path) -> Start:
-    name = "providers.json"
-    return Start([], {"CLINE_PROVIDER_SETTINGS_PATH": str(folder / name)}, {name: _cline(server)})
-
-
-def _start_pi(server: Server, folder: Path) -> Start:
-    return Start(["--provider", "pyflash", "--model", server.model], {"PI_CODING_AGENT_DIR": str(folder)},
-                 {"models.json": _pi(server)})  # fmt: skip
-
-
-def _start_dsh(server: Server, folder: Path) -> Start:
-    return Start([], {"DSH_HOME": str(folder), "DEEPSEEK_API_KEY": server.key}, {"settings.yaml": _dsh(server)})
-
-
-PROGRAMS = {
-    "claude": Program("claude", "@anthropic-ai/claude-code", _start_claude),
-    "cline": Program("cline", "cline", _start_cline),
-    "codex": Program("codex", "@openai/codex", _start_codex),
-    "dsh": Program("dsh", "@deepseek-ai/dsh", _start_dsh, keeps=True),
-    "opencode": Program("opencode", "opencode-ai", _start_opencode),
-    "pi": Program("pi", "@earendil-works/pi-coding-agent", _start_pi, keeps=True),
 }

@@ -79,28 +79,30 @@ class _Picks:
 
     def __init__(self, tokenizer: Any, text: str, eos: int, faults: list[str]) -> None:
         self._tokenizer, self._left, self._eos, self._faults = tokenizer, text, eos, faults
+        self._begun: list[int] = []  # the rest of a character of several tokens
 
     def pick(self, logits: Any, allowed: Any = None) -> tuple[int, float]:
-        for token, text in self._ways():
-            if allowed is None or allowed[token // 32] >> token % 32 & 1:
-                self._left = self._left.removeprefix(text)
-                return token, -1.0
+        for tokens, text in [(self._begun, "")] if self._begun else self._ways():
+            if allowed is None or allowed[tokens[0] // 32] >> tokens[0] % 32 & 1:
+                self._begun, self._left = tokens[1:], self._left.removeprefix(text)
+                return tokens[0], -1.0
         self._faults.append(f"{self._left[:60]!r} is not allowed")
         return self._eos, -1.0
 
-    def _ways(self) -> Iterator[tuple[int, str]]:
+    def _ways(self) -> Iterator[tuple[list[int], str]]:
+        """Tokens that what is left may go on with, and their text."""
+        if not self._left:
+            yield [self._eos], ""
+            return
         for special in _SPECIAL:
             if self._left.startswith(special):
-                yield self._tokenizer.token_id(special), special
-        for n in (5, 4, 3, 2, 1, *range(6, 40)):
-            piece = self._left[:n]
-            if len(piece) == n:
-                token = self._tokenizer.encode(piece)[0]
-                text = self._tokenizer.decode([token])
-                if piece.startswith(text):
-                    yield token, text
-        if not self._left:
-            yield self._eos, ""
+                yield [self._tokenizer.token_id(special)], special
+        for n in (5, 4, 3, 2, *range(6, 40)):
+            token = self._tokenizer.encode(self._left[:n])[0]
+            text = self._tokenizer.decode([token])
+            if len(self._left) >= n and self._left.startswith(text):
+                yield [token], text
+        yield self._tokenizer.encode(self._left[:1]), self._left[:1]
 
 
 @dataclass

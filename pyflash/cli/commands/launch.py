@@ -19,12 +19,13 @@ from typing import Any
 import click
 
 import pyflash
+from pyflash.cli.agents import PROGRAMS, Program
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import option
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import say
 from pyflash.machine.places import state_dir
-from pyflash.serve.client_configs import PROGRAMS, Program, Server
+from pyflash.serve.client_configs import Server
 
 _HOST = "127.0.0.1"
 _LOOK = 0.1  # seconds between looks at a server that starts
@@ -50,7 +51,7 @@ def launch(client: str, arguments: Sequence[str], **options: Any) -> int:
     program = PROGRAMS[client]
     path = shutil.which(program.command)
     if path is None:
-        raise click.ClickException(f"{program.command} is not installed, or not in PATH: npm install -g {program.package}")
+        raise pyflash.Error(f"{program.command} is not installed, or not in PATH: npm install -g {program.package}")
     with leaving_on_signals(), _server(options) as server, _folder(client, program) as folder:
         start = program.start(server, folder)
         for name, text in start.files.items():
@@ -63,7 +64,7 @@ def _run(command: list[str], variables: dict[str, str]) -> int:
     try:
         process = subprocess.Popen(command, env=variables)
     except OSError as error:
-        raise click.ClickException(f"{command[0]} cannot be started: {error.strerror or error}") from error
+        raise pyflash.Error(f"{command[0]} cannot be started: {error.strerror or error}") from error
     try:
         while True:
             with contextlib.suppress(KeyboardInterrupt):  # is the program's, too, which decides what it means
@@ -129,7 +130,7 @@ def _found(port: int) -> Server:
     status: int = answered[0] if answered else 0
     body: Any = answered[1] if answered else None
     if status == 401:
-        raise click.ClickException(f"the server at port {port} wants a key: set PYFLASH_API_KEY to one of its keys")
+        raise pyflash.Error(f"the server at port {port} wants a key: set PYFLASH_API_KEY to one of its keys")
     try:
         (entry,) = body["data"]
         if status != 200 or entry["owned_by"] != "pyflash":
@@ -137,7 +138,7 @@ def _found(port: int) -> Server:
         key = os.environ.get("PYFLASH_API_KEY", "").strip() or "none"
         return Server(f"http://{_HOST}:{port}", entry["id"], int(entry["context_length"]), key)
     except (TypeError, KeyError, ValueError):
-        raise click.ClickException(f"what answers at port {port} is no pyflash serve: choose another --port") from None
+        raise pyflash.Error(f"what answers at port {port} is no pyflash serve: choose another --port") from None
 
 
 @contextlib.contextmanager
@@ -189,7 +190,7 @@ def _wait_loaded(port: int, process: subprocess.Popen[bytes] | None, log: str) -
         if answered is not None and answered[0] != 503:
             return
         if answered is None and process is None:
-            raise click.ClickException(f"the server at port {port} has gone: start this again")
+            raise pyflash.Error(f"the server at port {port} has gone: start this again")
         time.sleep(_LOOK)
 
 
