@@ -58,6 +58,11 @@ def steps(*says: Says | Script, aside: str = "A title") -> Script:
     return script
 
 
+def _json(value: Any) -> str:
+    """As nobody else writes it: numbers with an exponent where they have a point, blanks before colons."""
+    return f"{value:.1e}" if isinstance(value, float) else json.dumps(value, separators=(", ", " : "), ensure_ascii=False)
+
+
 def _written(says: Says) -> str:
     """As the model writes it, DSML's token as such."""
     out = says.content
@@ -67,7 +72,7 @@ def _written(says: Says) -> str:
         out += f'\n<{DSML}invoke name="{call.name}">'
         for name, value in call.arguments.items():
             is_text = isinstance(value, str)
-            text = value if is_text else json.dumps(value, separators=(", ", " : "), ensure_ascii=False)
+            text = value if is_text else _json(value)
             out += f'\n<{DSML}parameter name="{name}" string="{"true" if is_text else "false"}">{text}</{DSML}parameter>'
         out += f"\n</{DSML}invoke>"
     return out + (f"\n</{DSML}tool_calls>" if says.calls else "")
@@ -130,6 +135,9 @@ class Played:
         work = self.work
         assert len(work) >= least_turns, [job.request for job in self.jobs]
         assert all(job.answer is not None and job.answer.end is not None and not job.answer.problems for job in work)
+        for job in work:
+            n = sum(message["role"] == "assistant" for message in job.request.messages)
+            assert job.prompt.n_replayed == n, f"{job.prompt.n_replayed} of {n} turns were known"
         for before, after in zip(work, work[1:], strict=False):
             known = len(before.tokens) + before.usage.n_generated - 1
             assert after.tokens[:known] == [*before.tokens, *said(before)][:known], difference(before, after)

@@ -89,8 +89,9 @@ def test_codex_outlasts_a_long_silence(served: Played, tmp_path: Path, monkeypat
 
 def test_opencode(served: Played, tmp_path: Path) -> None:
     work = tmp_path / "work"
+    todos = [{"content": "Look", "status": "completed", "priority": "high"}]
     served.script = steps(
-        Says("Let me see.", [Call("bash", {"command": "ls", "timeout": 20000})]),
+        Says("Let me see.", [Call("bash", {"command": "ls", "timeout": 20000}), Call("todowrite", {"todos": todos})]),
         Says(calls=[Call("read", {"filePath": str(work / "notes.txt"), "limit": 20})]),
         Says("Now  writing.", [Call("write", {"content": TEXT, "filePath": str(work / "out.txt")})]), Says(END))
     agent = prepared("opencode", served, tmp_path)
@@ -101,8 +102,8 @@ def test_opencode(served: Played, tmp_path: Path) -> None:
 @pytest.mark.parametrize("api", ["openai-completions", "openai-responses", "anthropic-messages"])
 def test_pi(served: Played, tmp_path: Path, api: str) -> None:
     served.script = steps(
-        Says("Let me see.", [Call("bash", {"command": "ls", "timeout": 20})]),
-        Says(calls=[Call("read", {"limit": 20, "path": "notes.txt"}), Call("bash", {"command": "pwd"})]),
+        Says("Let me see.", [Call("bash", {"command": "ls", "timeout": 20.0})]),
+        Says(calls=[Call("read", {"limit": 20.0, "path": "notes.txt"}), Call("bash", {"command": "pwd"})]),
         Says("Now  writing.", [Call("write", {"path": "out.txt", "content": TEXT})]), Says(END))
     agent = prepared("pi", served, tmp_path)
     settings = json.loads(printed("pi", served))
@@ -130,11 +131,40 @@ def test_dsh(served: Played, tmp_path: Path) -> None:
     work = tmp_path / "work"
     served.script = steps(
         Says("Let me see.", [Call("bash", {"command": "ls", "description": "Lists the files"})]),
-        Says(calls=[Call("read", {"file_path": str(work / "notes.txt"), "limit": 20})]),
+        Says(calls=[Call("read", {"file_path": str(work / "notes.txt"), "limit": 20.0})]),
         Says("Now  writing.", [Call("write", {"file_path": str(work / "out.txt"), "content": TEXT})]), Says(END))
     agent = prepared("dsh", served, tmp_path)
     done = agent.run("--profile", "headless", TASK, DEEPSEEK_API_KEY="none", DSH_PERMISSION_MODE="danger-full-access")
     check(agent, served, done)
+
+
+# -- by pyflash launch --
+
+LAUNCHED: dict[str, tuple[list[str], Call]] = {
+    "cline": ([], Call("editor", {"path": "FOLDER/out.txt", "new_text": TEXT})),
+    "codex": (["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"],
+              Call("exec_command", {"cmd": f"cat > out.txt <<'E'\n{TEXT}E"})),
+    "dsh": (["--profile", "headless"], Call("write", {"file_path": "FOLDER/out.txt", "content": TEXT})),
+    "opencode": (["run", "--auto"], Call("write", {"filePath": "FOLDER/out.txt", "content": TEXT})),
+    "pi": (["-p"], Call("write", {"path": "out.txt", "content": TEXT})),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_launch(served: Played, tmp_path: Path, name: str) -> None:
+    """With no settings in the agent's home but those that it makes itself."""
+    agent = Agent(name, tmp_path)
+    arguments, call = LAUNCHED[name]
+    filled = {key: value.replace("FOLDER", str(agent.work)) for key, value in call.arguments.items()}
+    served.script = steps(Says("Now.", [Call(call.name, filled)]), Says(END))
+    command = [sys.executable, "-m", "pyflash", "launch", name, "--port", served.address.rpartition(":")[2], "--", *arguments, TASK]
+    done = subprocess.run(command, cwd=agent.work, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL, env={
+        **agent.environment, "PYFLASH_STATE": str(tmp_path / "state"), "DSH_PERMISSION_MODE": "danger-full-access"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert END in done.stdout and (agent.work / "out.txt").read_text(encoding="utf-8") == TEXT
+    served.check(2)
+    for client in CLIENTS.values():
+        assert not (agent.home / client.file.removeprefix("~/")).exists()
 
 
 # -- Python --
@@ -144,8 +174,9 @@ def _weather(arguments: dict[str, Any]) -> str:
     return f"{arguments['city']}: rain for {arguments['days']} days"
 
 
-def test_litellm(served: Played) -> None:
+def test_litellm(served: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop with tools, streamed and in one piece."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks for a list of prices
     litellm: Any = pytest.importorskip("litellm", reason="pip install '.[test,clients]'")
     tool = {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": {
         "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}}}
