@@ -29,6 +29,7 @@ from pyflash.serve.client_configs import Server
 
 _HOST = "127.0.0.1"
 _LOOK = 0.1  # seconds between looks at a server that starts
+_LEAVE_SECONDS = 10  # for a client that is told to end
 _END_SECONDS = 45  # for a server to answer what is under way, and to save
 
 
@@ -73,7 +74,7 @@ def _run(command: list[str], variables: dict[str, str]) -> int:
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait()
+            _wait_or_kill(process, _LEAVE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -202,8 +203,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.CTRL_BREAK_EVENT)
     else:
         process.terminate()
+    _wait_or_kill(process, _END_SECONDS)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> None:
     try:
-        process.wait(_END_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
