@@ -136,6 +136,9 @@ class Played:
         assert len(work) >= least_turns, [job.request for job in self.jobs]
         assert all(job.answer is not None and job.answer.end is not None and not job.answer.problems for job in work)
         for job in work:
+            texts = [text for message in job.request.messages for text in (
+                message["content"], *(call["function"]["arguments"] for call in message.get("tool_calls", ())))]
+            assert not any("DSML" in text for text in texts), texts
             n = sum(message["role"] == "assistant" for message in job.request.messages)
             assert job.prompt.n_replayed == n, f"{job.prompt.n_replayed} of {n} turns were known"
         for before, after in zip(work, work[1:], strict=False):

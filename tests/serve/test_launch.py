@@ -136,6 +136,7 @@ def test_it_uses_a_server_that_answers(served: int, home: Path, programs: Path) 
     seen = with_key("claude", served, home, programs, "--", "-p", "hi")
     assert seen["arguments"] == ["-p", "hi"]
     variables = seen["variables"]
+    assert variables["NO_PROXY"].split(",")[-1] == "127.0.0.1"
     assert (variables["ANTHROPIC_BASE_URL"], variables["ANTHROPIC_AUTH_TOKEN"]) == (address, "secret")
     assert variables["ANTHROPIC_MODEL"] == "its name" and variables["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] == "2048"
     seen = with_key("opencode", served, home, programs)

@@ -57,7 +57,12 @@ def launch(client: str, arguments: Sequence[str], **options: Any) -> int:
         start = program.start(server, folder)
         for name, text in start.files.items():
             _write_private(folder / name, text)
-        return _run([path, *start.arguments, *arguments], {**os.environ, **start.variables})
+        return _run([path, *start.arguments, *arguments], {**os.environ, **_past_proxies(), **start.variables})
+
+
+def _past_proxies() -> dict[str, str]:
+    """Variables that keep clients from asking a proxy for this machine."""
+    return {name: ",".join(filter(None, (os.environ.get(name, ""), _HOST))) for name in ("NO_PROXY", "no_proxy")}
 
 
 def _run(command: list[str], variables: dict[str, str]) -> int:
