@@ -41,7 +41,8 @@ def _start_codex(server: Server, folder: Path) -> Start:
     settings = codex_settings(server, str(folder / CODEX_CATALOG))
     pairs = [f"{name}={_literal(value)}" for name, value in settings.items()]
     key = {} if server.key == "none" else {"PYFLASH_API_KEY": server.key}
-    return Start([part for pair in pairs for part in ("-c", pair)], key, {CODEX_CATALOG: CLIENTS["codex-models"].render(server)})
+    arguments = [part for pair in pairs for part in ("-c", pair)]
+    return Start(arguments, key, {CODEX_CATALOG: CLIENTS["codex-models"].render(server)})
 
 
 def _start_claude(server: Server, folder: Path) -> Start:
@@ -63,7 +64,8 @@ def _start_pi(server: Server, folder: Path) -> Start:
 
 
 def _start_dsh(server: Server, folder: Path) -> Start:
-    return Start([], {"DSH_HOME": str(folder), "DEEPSEEK_API_KEY": server.key}, {"settings.yaml": CLIENTS["dsh"].render(server)})
+    return Start([], {"DSH_HOME": str(folder), "DEEPSEEK_API_KEY": server.key},
+                 {"settings.yaml": CLIENTS["dsh"].render(server)})  # fmt: skip
 
 
 PROGRAMS = {

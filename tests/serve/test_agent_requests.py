@@ -51,7 +51,8 @@ def tools(n: int = 138) -> list[dict[str, Any]]:
             for k in range(3)}
         properties["items"] = {"type": "array", "items": {"$ref": "#/$defs/item"}, "maxItems": 20}
         properties["kind"] = {"enum": ["one", "two", None]}
-        out.append({"name": f"mcp__server_{i % 7}__tool_{i}", "description": f"Tool {i}. " + "Tell me a story about the old man and the small dog. " * 11,
+        story = "Tell me a story about the old man and the small dog. " * 11
+        out.append({"name": f"mcp__server_{i % 7}__tool_{i}", "description": f"Tool {i}. {story}",
                     "input_schema": {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object",
                                      "properties": properties, "required": ["field_0"], "additionalProperties": False,
                                      "$defs": {"item": {"type": "object", "properties": {"id": {"type": "string"}}}}}})
@@ -126,8 +127,8 @@ def test_claude_code(served: Played) -> None:
     served.check(4)
     assert reused[0] == 0 and reused[1] > 30_000
     assert [job.request.notes for job in served.jobs][0] == ("a tool of the type 'web_search_20250305' is left out",)
-    (counted,) = post(served, "/v1/messages/count_tokens?beta=true", {
-        key: value for key, value in claude_body(messages[:1], "fffff").items() if key not in ("max_tokens", "stream")}, **HEADERS)
+    body = {key: value for key, value in claude_body(messages[:1], "fffff").items() if key not in ("max_tokens", "stream")}
+    (counted,) = post(served, "/v1/messages/count_tokens?beta=true", body, **HEADERS)
     assert counted == {"input_tokens": len(served.jobs[0].tokens)}
 
 
@@ -163,10 +164,11 @@ def codex_body(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_codex_tools(served: Played) -> None:
     """A free text goes out and comes back as it was sampled; tools in a namespace keep their names; the rest is left out."""
-    served.script = steps(Says("First.", [Call("apply_patch", {"input": PATCH}), Call("multi_agent_v1__spawn_agent", {"target": "x"})]),
-                          Says(calls=[Call("exec_command", {"target": "ls"})]), Says("Done."))  # fmt: skip
-    items: list[dict[str, Any]] = [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Rules."}]},
-                                   {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Go."}]}]
+    both = [Call("apply_patch", {"input": PATCH}), Call("multi_agent_v1__spawn_agent", {"target": "x"})]
+    served.script = steps(Says("First.", both), Says(calls=[Call("exec_command", {"target": "ls"})]), Says("Done."))
+    items: list[dict[str, Any]] = [
+        {"type": "message", "role": role, "content": [{"type": "input_text", "text": text}]}
+        for role, text in (("developer", "Rules."), ("user", "Go."))]  # fmt: skip
     streams = []
     for _ in range(3):
         events = post(served, "/v1/responses", codex_body(items))

@@ -53,7 +53,8 @@ def check(agent: Agent, served: Played, done: subprocess.CompletedProcess[str], 
 
 def test_codex(served: Played, tmp_path: Path) -> None:
     """With apply_patch, whose input is a free text and no JSON; and tools in namespaces."""
-    patch = "*** Begin Patch\n*** Add File: out.txt\n" + "".join(f"+{line}\n" for line in TEXT.splitlines()) + "*** End Patch"
+    added = "".join(f"+{line}\n" for line in TEXT.splitlines())
+    patch = f"*** Begin Patch\n*** Add File: out.txt\n{added}*** End Patch"
     served.script = steps(
         Says("Let me see.", [Call("exec_command", {"cmd": "ls", "yield_time_ms": 1000})]),
         Says(calls=[Call("exec_command", {"cmd": "cat notes.txt"}), Call("exec_command", {"login": False, "cmd": "pwd"})]),
@@ -70,8 +71,9 @@ def test_codex(served: Played, tmp_path: Path) -> None:
 
 def test_codex_outlasts_a_long_silence(served: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own patience is with events: 3 s, while the prompt takes longer, and something comes each second."""
-    from pyflash.serve import engine
     import time
+
+    from pyflash.serve import engine
 
     evaluate = engine.evaluate
 
@@ -157,7 +159,8 @@ def test_launch(served: Played, tmp_path: Path, name: str) -> None:
     arguments, call = LAUNCHED[name]
     filled = {key: value.replace("FOLDER", str(agent.work)) for key, value in call.arguments.items()}
     served.script = steps(Says("Now.", [Call(call.name, filled)]), Says(END))
-    command = [sys.executable, "-m", "pyflash", "launch", name, "--port", served.address.rpartition(":")[2], "--", *arguments, TASK]
+    port = served.address.rpartition(":")[2]
+    command = [sys.executable, "-m", "pyflash", "launch", name, "--port", port, "--", *arguments, TASK]
     done = subprocess.run(command, cwd=agent.work, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL, env={
         **agent.environment, "PYFLASH_STATE": str(tmp_path / "state"), "DSH_PERMISSION_MODE": "danger-full-access"})
     assert done.returncode == 0, done.stderr[-3000:]

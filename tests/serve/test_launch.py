@@ -90,7 +90,8 @@ def answers(port: int) -> bool:
 
 
 def test_it_starts_a_server_and_ends_it(demo_model: Path, port: int, home: Path, programs: Path) -> None:
-    done, seen = launched("codex", port, home, programs, "--model", str(demo_model), "--ctx", "4096", "--", "exec", "--x", "a b")
+    more = ["--model", str(demo_model), "--ctx", "4096", "--", "exec", "--x", "a b"]
+    done, seen = launched("codex", port, home, programs, *more)
     assert done.returncode == 7, done.stderr
     assert done.stderr == f"pyflash: no server answers at port {port}: starting one\n" and done.stdout == ""
     assert seen["arguments"][-3:] == ["exec", "--x", "a b"]

@@ -35,7 +35,7 @@ _END_SECONDS = 45  # for a server to answer what is under way, and to save
 
 @click.command()
 @click.argument("client", type=click.Choice(list(PROGRAMS)))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]...")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]")
 @option("--model", type=GGUFFile(), help="The GGUF file, or a name as for run, to be served if no server answers.  "
         "[default: the demo model]")
 @option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Where a server of this machine "
