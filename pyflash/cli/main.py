@@ -26,6 +26,7 @@ from pyflash.cli.commands.eval_sensitivity import sensitivity
 from pyflash.cli.commands.export import export
 from pyflash.cli.commands.imatrix import imatrix
 from pyflash.cli.commands.info import info
+from pyflash.cli.commands.launch import launch
 from pyflash.cli.commands.list import list_models
 from pyflash.cli.commands.pull import pull
 from pyflash.cli.commands.quantize import quantize
@@ -103,7 +104,7 @@ def _let_be_verbose(command: click.Command) -> None:
 
 
 evaluate.add_command(sensitivity)
-for _command in (bench, cache, completion, convert, doctor, evaluate, export, imatrix, info, list_models, pull, quantize,
-                 run, serve):
+for _command in (bench, cache, completion, convert, doctor, evaluate, export, imatrix, info, launch, list_models, pull,
+                 quantize, run, serve):
     _let_be_verbose(_command)
     cli.add_command(_command)

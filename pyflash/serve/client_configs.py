@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 _HOUR_MS = 3_600_000  # a long prompt takes longer than the programs' own patience
+CODEX_CATALOG = "pyflash-models.json"  # beside Codex's settings
+
+_INSTRUCTIONS = """\
+You are a coding agent that works in a terminal, in the folder of the user's project. Work on what you are asked until it is
+done, and do no more than that.
+
+- Look before you change anything: list and read the files that matter.
+- Change files with apply_patch. Run commands to build and to test.
+- Keep to the style of the code around a change. Leave what others changed as it is.
+- Say briefly what you are about to do before you call tools, and at the end what you did and what is left.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,19 +49,48 @@ def _toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, but for this one
 
 
+def codex_settings(server: Server, catalog: str) -> dict[str, str]:
+    """Codex's settings by their dotted names, each a value of TOML. catalog: the file of the models that it knows, a relative
+    path from where the settings are."""
+    provider = "model_providers.pyflash"
+    settings = {
+        "model": _toml_string(server.model), "model_provider": _toml_string("pyflash"),
+        "model_catalog_json": _toml_string(catalog), "model_context_window": str(server.n_ctx),
+        "model_auto_compact_token_limit": str(server.n_ctx * 3 // 4), "model_reasoning_effort": _toml_string("high"),
+        "model_reasoning_summary": _toml_string("auto"), "web_search": _toml_string("disabled"),
+        f"{provider}.name": _toml_string("pyflash"), f"{provider}.base_url": _toml_string(server.base),
+        f"{provider}.wire_api": _toml_string("responses"), f"{provider}.stream_idle_timeout_ms": str(_HOUR_MS),
+    }  # fmt: skip
+    if server.key != "none":
+        settings[f"{provider}.env_key"] = _toml_string("PYFLASH_API_KEY")
+    return settings
+
+
 def _codex(server: Server) -> str:
-    return (
-        f"model = {_toml_string(server.model)}\n"
-        'model_provider = "pyflash"\n'
-        f"model_context_window = {server.n_ctx}\n"
-        f"model_auto_compact_token_limit = {server.n_ctx * 3 // 4}\n\n"
-        "[model_providers.pyflash]\n"
-        'name = "pyflash"\n'
-        f"base_url = {_toml_string(server.base)}\n"
-        'wire_api = "responses"\n'
-        f"stream_idle_timeout_ms = {_HOUR_MS}\n"
-        + ("" if server.key == "none" else 'env_key = "PYFLASH_API_KEY"\n')
-    )
+    lines, table = [], ""
+    for name, value in codex_settings(server, CODEX_CATALOG).items():
+        inside, _, key = name.rpartition(".")
+        if inside != table:
+            lines.append(f"\n[{inside}]")
+            table = inside
+        lines.append(f"{key} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _codex_models(server: Server) -> str:
+    """What Codex is to know of the model: without it, it takes it for one with another context and without apply_patch."""
+    efforts = {"low": "Thinks little", "high": "Thinks as long as it takes", "max": "Thinks longest"}
+    return _json({"models": [{
+        "slug": server.model, "display_name": server.model, "description": "A model that pyflash runs on this machine",
+        "base_instructions": _INSTRUCTIONS, "context_window": server.n_ctx, "max_context_window": server.n_ctx,
+        "auto_compact_token_limit": server.n_ctx * 3 // 4, "effective_context_window_percent": 95,
+        "default_reasoning_level": "high", "supports_reasoning_summaries": True, "default_reasoning_summary": "auto",
+        "supported_reasoning_levels": [{"effort": name, "description": what} for name, what in efforts.items()],
+        "apply_patch_tool_type": "freeform", "shell_type": "unified_exec", "supports_parallel_tool_calls": True,
+        "truncation_policy": {"mode": "tokens", "limit": min(10_000, max(1, server.n_ctx // 8))},
+        "support_verbosity": False, "default_verbosity": None, "visibility": "list", "supported_in_api": True, "priority": 1,
+        "upgrade": None, "availability_nux": None, "experimental_supported_tools": [], "input_modalities": ["text"],
+    }]})  # fmt: skip
 
 
 def _claude(server: Server) -> str:
@@ -81,11 +121,20 @@ def _opencode(server: Server) -> str:
 
 
 def _cline(server: Server) -> str:
+    name = "openai-compatible"
+    settings = {"provider": name, "apiKey": server.key, "model": server.model, "baseUrl": server.base,
+                "contextWindow": server.n_ctx, "maxTokens": server.most_answer, "timeout": _HOUR_MS}  # fmt: skip
+    return _json({"version": 1, "lastUsedProvider": name, "modes": {}, "providers": {name: {
+        "settings": settings, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}}})  # fmt: skip
+
+
+def _dsh(server: Server) -> str:
+    model = {"id": server.model, "name": server.model, "contextWindow": server.n_ctx, "maxTokens": server.most_answer}
     return _json({
-        "apiProvider": "openai", "openAiBaseUrl": server.base, "openAiApiKey": server.key, "openAiModelId": server.model,
-        "openAiModelInfo": {"contextWindow": server.n_ctx, "maxTokens": server.most_answer, "supportsImages": False},
-        "requestTimeoutMs": _HOUR_MS,
-    })
+        "llm-deepseek": {"baseURL": server.base, "maxTokens": server.most_answer, "defaultContextWindow": server.n_ctx,
+                         "streamIdleTimeoutMs": _HOUR_MS, "models": [model]},
+        "agent-default-model": {"provider": "deepseek-official", "model": server.model},
+    })  # fmt: skip
 
 
 def _pi(server: Server) -> str:
@@ -130,9 +179,11 @@ class Client:
 
 CLIENTS = {
     "claude": Client("~/.claude/settings.json", _claude),
-    "cline": Client("Cline's settings: provider OpenAI Compatible", _cline),
-    "codex": Client("~/.codex/config.toml", _codex),
+    "cline": Client("~/.cline/data/settings/providers.json", _cline),
+    "codex": Client("~/.codex/pyflash.config.toml", _codex),
+    "codex-models": Client(f"~/.codex/{CODEX_CATALOG}", _codex_models),
     "continue": Client("~/.continue/config.yaml", _continue),  # JSON is YAML
+    "dsh": Client("~/.dsh/settings.yaml", _dsh),
     "open-webui": Client("Open WebUI's environment", _open_webui),
     "opencode": Client("opencode.json", _opencode),
     "pi": Client("~/.pi/agent/models.json", _pi),

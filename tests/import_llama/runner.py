@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -17,70 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from npm_packages import installed, require_node
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER / "package.json"
 _LEAST_NODE = 20
-_NO_REGISTRY = (
-    "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH",
-    "ERR_SOCKET_TIMEOUT", "E403", "E407", "E502", "E503", "E504",
-)  # fmt: skip
 
 
-def _cache_folder() -> Path:
-    """Where this version of the package is kept between runs; PYFLASH_TEST_CACHE names another parent."""
-    parent = os.environ.get("PYFLASH_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(PACKAGE.read_bytes() + b"without AMX").hexdigest()[:12]
-    return Path(parent) / "pyflash-tests" / f"llama-cpp-{digest}"
-
-
-def _require_node() -> None:
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        pytest.skip("the prebuilt llama.cpp of these tests is for Linux on x86-64")
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("llama.cpp comes from npm: install node and npm to run these tests")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").split(".")[0]) < _LEAST_NODE:
-        pytest.skip(f"llama.cpp's package needs node {_LEAST_NODE} or newer, this is {version}")
-
-
-def _npm_install(folder: Path) -> None:
-    """Only what package.json names: nothing optional (GPU builds), no scripts (downloads, compilers).
-
-    Without llama.cpp's kernels for AMX: on processors that have it, every deepseek4 file with Q8_0 weights ends the process
-    ("GGML_ASSERT(*cur_backend_id != -1)"), as attn_output_a is used reshaped and AMX's buffers take no such weight. Without
-    that library llama.cpp picks its next best one.
-    """
-    shutil.copy(PACKAGE, folder)
-    command = ["npm", "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
-               "--prefer-offline", "--fetch-retries=1", "--fetch-timeout=60000"]  # fmt: skip
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm cannot reach its registry: no answer in 300 s")
-    codes = [code for code in _NO_REGISTRY if f" {code}" in done.stderr]
-    if done.returncode and codes:
-        pytest.skip(f"npm cannot reach its registry: {', '.join(codes)}")
-    assert done.returncode == 0, f"npm install failed:\n{done.stderr}"
+def _without_amx(folder: Path) -> None:
+    """Takes away llama.cpp's kernels for AMX: on processors that have it, every deepseek4 file with Q8_0 weights ends the
+    process ("GGML_ASSERT(*cur_backend_id != -1)"), as attn_output_a is used reshaped and AMX's buffers take no such weight.
+    Without that library llama.cpp picks its next best one."""
     for library in folder.rglob("libggml-cpu-sapphirerapids.so"):
         library.unlink()
 
 
 def install() -> Path:
-    """The folder that holds node_modules, about 85 MB. Skips the test where llama.cpp cannot be had."""
-    _require_node()
-    folder = _cache_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:  # test processes side by side install once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            new = Path(tempfile.mkdtemp(dir=folder.parent))
-            try:
-                _npm_install(new)
-                new.rename(folder)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
-    return folder
+    """The folder that holds node_modules, about 85 MB: only what package.json names, nothing optional (GPU builds), no
+    scripts (downloads, compilers). Skips the test where llama.cpp cannot be had."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("the prebuilt llama.cpp of these tests is for Linux on x86-64")
+    require_node(_LEAST_NODE, "llama.cpp comes")
+    return installed("llama-cpp", PACKAGE.read_bytes(), ["--omit=optional", "--ignore-scripts"], _without_amx, b"without AMX")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,19 @@ from pyflash.cli.streams import say
 from pyflash.cli.text import read_text
 from pyflash.engine.options import RELEASES
 from pyflash.machine.units import format_bytes
-from pyflash.serve.client_configs import CLIENTS, Server
+from pyflash.serve.client_configs import CLIENTS, CODEX_CATALOG, Server
 
 if TYPE_CHECKING:
     from pyflash.serve.engine import Loaded
 
 _LONGEST_DRAIN = 3600
 _DEFAULT_CONTEXT = 65536
+_KEY = "YOUR-KEY"
+_HINTS = {  # beside where the settings belong
+    "codex": f"--print-config codex-models prints {CODEX_CATALOG}, which belongs beside it; then start codex --profile pyflash",
+    "dsh": "the variable DEEPSEEK_API_KEY must hold the key, any text where there is none",
+    "pi": "then start pi --provider pyflash",
+}
 
 
 @click.command()
@@ -131,9 +137,11 @@ def _print_config(options: dict[str, Any], name: str) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options["host"], options["host"])
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options['port']}"
     has_key = options["api_key_file"] or os.environ.get("PYFLASH_API_KEY")
-    say(f"pyflash: for {client.file}" + ("; put your key in the place of YOUR-KEY" if has_key else ""))
-    click.echo(client.render(Server(address, name, options["context"] or _DEFAULT_CONTEXT, "YOUR-KEY" if has_key else "none")),
-               nl=False)
+    text = client.render(Server(address, name, options["context"] or _DEFAULT_CONTEXT, _KEY if has_key else "none"))
+    told = [f"for {client.file}", _HINTS.get(options["print_config"], ""),
+            f"put your key in the place of {_KEY}" if _KEY in text else ""]  # fmt: skip
+    say(f"pyflash: {'; '.join(filter(None, told))}")
+    click.echo(text, nl=False)
 
 
 def _opener(model: str | None, options: dict[str, Any]) -> Callable[[], pyflash.Model]:
