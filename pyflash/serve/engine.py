@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyflash.chat.answer import AnswerRules, answer_rules
+from pyflash.chat.answer import AnswerRules
 from pyflash.engine.model import Model
+from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.session import Session
 from pyflash.engine.steps import eval_many
 from pyflash.engine.stream import Cancellation
@@ -48,6 +49,8 @@ _CHECKPOINT_EVERY = 8192  # tokens of a long prompt
 _WORTH_A_CHECKPOINT = 256
 _WORTH_LOADING = 512  # tokens that a file has and no session
 _IDLE_SAVE = 10.0  # seconds without a request after which conversations are put on disk
+
+_AGENTS_TOP_P = {"0731": 0.95}  # by release
 
 State = Literal["loading", "ready", "idle", "failed", "closed"]
 
@@ -98,6 +101,15 @@ def shares_steps(model: Model) -> bool:
     Each session chooses experts of its own, so that there is nothing to gain where those come from a disk."""
     usable = hardware.memory().usable
     return not (model.placement.name or model.expert_reads.n_wanted or (usable and model.info.weight_bytes > usable))
+
+
+def default_sampling(model: Model, request: Request) -> SamplingOptions:
+    """How tokens are chosen where the request does not say: as the file recommends, and with tools as the release's model
+    card does for agents."""
+    found = model.sampling
+    if request.tools and model.release in _AGENTS_TOP_P:
+        found["top_p"] = min(found.get("top_p", 1.0), _AGENTS_TOP_P[model.release])
+    return found
 
 
 class Engine:
@@ -157,11 +169,8 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
-            model, schema, opening, rules = loaded.model, request.response_schema, prompt.opening, AnswerRules()
-            if schema is None and opening is not None:
-                rules = AnswerRules(loaded.tools.constraint(request, prompt.begun, opening.kind == "reasoning"))
-            elif schema is not None and opening is not None:
-                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), opening)
+            opening = prompt.opening
+            rules = AnswerRules() if opening is None else loaded.tools.rules(request, prompt.begun, opening)
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
@@ -384,7 +393,7 @@ class Engine:
         choice = self._exchanged(job, choice)
         room = loaded.n_ctx - len(choice.tokens) + 1
         job.answer = Answer(request, prompt, Limits(room, request.max_tokens, request.thinking_budget),
-                            loaded.model.sampling, loaded.model.tokenizer, loaded.model.info, job.rules)
+                            default_sampling(loaded.model, request), loaded.model.tokenizer, loaded.model.info, job.rules)
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)

@@ -1,8 +1,8 @@
 """Tool calls held to the tools that there are: from the token that opens them, the names and parameters of the request's
 tools are all that a model can write.
 
-The token opens calls only where they begin, after "<" at the beginning of a line. What of a schema is about several
-parameters at once is left to the call's reader.
+The token opens calls only where they begin, after "<" at the beginning of a line, and what the calls end with ends the
+answer. What of a schema is about several parameters at once is left to the call's reader.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash.chat import DSML
-from pyflash.engine.grammar import Grammar, Matcher
+from pyflash.chat.answer import AnswerRules, answer_rules
+from pyflash.chat.encoding import Opening
+from pyflash.engine.grammar import Grammar, Matcher, json_or
 from pyflash.engine.model import ModelInfo
 from pyflash.engine.tokenizer import Tokenizer
 from pyflash.native.errors import ArgumentError, UnsupportedError
 from pyflash.serve.request import Request, Tool
 
-Start = Literal["marker", "block", "calls"]
+Start = Literal["marker", "block", "calls", "json"]
 
 _MOST_GRAMMARS = 64
 _MOST_DEMANDED = 3  # required parameters whose orders are few enough to be written down
@@ -34,6 +36,7 @@ _STARTS: dict[Start, str] = {
     "marker": r'"tool_calls>\n<" calls',  # behind the token that opens the calls
     "block": r'"\n\n<" MARK "tool_calls>\n<" calls',
     "calls": r'"<" calls',  # behind the first line of them
+    "json": r'"\n\n<" MARK "tool_calls>\n<" calls',  # or else JSON of the request's schema
 }
 
 
@@ -92,13 +95,13 @@ def _tool(n: int, tool: Tool, typed: bool) -> list[str]:
     return rules
 
 
-def _source(tools: Sequence[Tool], marker: int, start: Start, parallel: bool, typed: bool) -> str:
-    """The grammar as text. typed: with the parameters' own schemas, else any JSON."""
+def _rules(tools: Sequence[Tool], parallel: bool, typed: bool) -> str:
+    """The rule "calls" and what it needs. typed: with the parameters' own schemas, else any JSON."""
     more_calls = r'("\n<" call)*' if parallel else ""
-    lines = [f"start: {_STARTS[start]}", f"calls: call {more_calls} \"\\n</\" MARK \"tool_calls>\"",
+    lines = [f"calls: call {more_calls} \"\\n</\" MARK \"tool_calls>\"",
              f"call: {' | '.join(f'c{n}' for n in range(len(tools)))}"]
     lines += (rule for n, tool in enumerate(tools) for rule in _tool(n, tool, typed))
-    return "\n".join(lines).replace("MARK", f"<[{marker}]>")
+    return "\n".join(lines)
 
 
 def _is_name(value: Any) -> bool:
@@ -118,36 +121,57 @@ class ToolGrammars:
         self._lock = Lock()
         self._kept: OrderedDict[str, Grammar | None] = OrderedDict()
 
-    def constraint(self, request: Request, begun: str, thinks: bool) -> ToolConstraint | None:
-        """What holds an answer to the request's tools; None where there are none, or no llguidance. begun: markup of the
-        calls that stands in the prompt. thinks: whether the answer begins with reasoning."""
-        if not request.tools or self._marker is None:
-            return None
-        tools = [tool for name, tool in request.tools.items() if not request.tool_names or name in request.tool_names]
-        must = request.tool_choice == "required"
-        try:
-            trigger = self._grammar(tools, "marker", request.parallel_tool_calls)
-            first = self._grammar(tools, "calls" if begun else "block", request.parallel_tool_calls) if must else None
-        except UnsupportedError:
-            return None
-        return ToolConstraint(self._tokenizer, self._info, self._marker, trigger, first, thinks)
+    def rules(self, request: Request, begun: str, opening: Opening) -> AnswerRules:
+        """What holds an answer to the request's tools and to its schema. begun: markup of the calls that stands in the prompt.
 
-    def _grammar(self, tools: Sequence[Tool], start: Start, parallel: bool) -> Grammar | None:
+        Where a tool must be called, the answer is its call, whatever the schema; else it is JSON of the schema or calls.
+        ArgumentError for a schema that no grammar can be made of; UnsupportedError where llguidance is missing and something
+        is demanded that cannot be promised without it."""
+        must = request.tool_choice == "required" and bool(request.tools)
+        schema = None if must else request.response_schema
+        if schema is not None and (not request.tools or self._marker is None or opening.given):
+            return answer_rules(self._tokenizer, self._info, dict(schema), list(request.tools), opening)
+        if not request.tools or self._marker is None:
+            return AnswerRules()
+        tools = [tool for name, tool in request.tools.items() if not request.tool_names or name in request.tool_names]
+        parallel, first = request.parallel_tool_calls, None
+        try:
+            trigger = self._grammar(tools, "marker", parallel)
+            if must:
+                first = self._grammar(tools, "calls" if begun else "block", parallel)
+            elif schema is not None:
+                first = self._grammar(tools, "json", parallel, schema)
+        except UnsupportedError:
+            if must or schema is not None:
+                raise
+            return AnswerRules()
+        if first is None and must:
+            raise ArgumentError("tool_choice: no grammar can be made of the tools, so that a call cannot be promised; simplify "
+                                "their schemas, or let the model choose")
+        if first is None and schema is not None:
+            return answer_rules(self._tokenizer, self._info, dict(schema), [tool.name for tool in tools], opening)
+        thinks = opening.kind == "reasoning"
+        constraint = ToolConstraint(self._tokenizer, self._info, self._marker, trigger, first, thinks)
+        return AnswerRules(constraint, first.check if first else None)
+
+    def _grammar(self, tools: Sequence[Tool], start: Start, parallel: bool, schema: Mapping[str, Any] | None = None
+                 ) -> Grammar | None:
         """None where none can be made of the tools."""
-        assert self._marker is not None
-        key = json.dumps([start, parallel, [(tool.name, tool.kind, tool.schema) for tool in tools]])
+        key = json.dumps([start, parallel, schema, [(tool.name, tool.kind, tool.schema) for tool in tools]])
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = self._made([_source(tools, self._marker, start, parallel, typed) for typed in (True, False)])
+                self._kept[key] = self._made(tools, start, parallel, schema)
                 if len(self._kept) > _MOST_GRAMMARS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def _made(self, sources: list[str]) -> Grammar | None:
-        for source in sources:
+    def _made(self, tools: Sequence[Tool], start: Start, parallel: bool, schema: Mapping[str, Any] | None) -> Grammar | None:
+        for typed in (True, False):
+            opening, rules = (text.replace("MARK", f"<[{self._marker}]>")
+                              for text in (_STARTS[start], _rules(tools, parallel, typed)))
             try:
-                grammar = Grammar.lark(source)
+                grammar = Grammar.lark(f"start: {opening}\n{rules}") if schema is None else json_or(schema, opening, rules)
                 grammar.matcher(self._tokenizer, self._info)  # the vocabulary's form takes seconds, once a model
             except ArgumentError:
                 continue
@@ -156,8 +180,8 @@ class ToolGrammars:
 
 
 class ToolConstraint:
-    """Free, until calls begin; then what the grammar allows, up to their end. Where a tool must be called, that comes after
-    the reasoning."""
+    """Free, until calls begin; then what the grammar allows, up to their end, which is the answer's. Where the whole answer is
+    held, that begins after the reasoning."""
 
     def __init__(self, tokenizer: Tokenizer, info: ModelInfo, marker: int, trigger: Grammar | None, first: Grammar | None,
                  thinks: bool) -> None:
@@ -167,35 +191,38 @@ class ToolConstraint:
         self._trigger, self._first = trigger, first
         self._think_end = tokenizer.token_id("</think>") if thinks else None
         self._matcher: Matcher | None = None
+        self._is_over = False
         self._tail = "\n"  # of the text so far
-        self._all_but_eos: npt.NDArray[np.uint32] | None = None
-        if first is not None:
-            bits = np.pad(np.ones(info.n_vocab, dtype=np.uint8), (0, -info.n_vocab % 32))
-            bits[info.eos_token] = 0
-            self._all_but_eos = np.packbits(bits, bitorder="little").view(np.uint32)
-            if self._think_end is None:
-                self._matcher = first.matcher(tokenizer, info)
+        only_eos = np.zeros(info.n_vocab + -info.n_vocab % 32, dtype=np.uint8)
+        only_eos[info.eos_token] = 1
+        self._only_eos = _bits(only_eos)
+        self._all_but_eos = _bits(1 - only_eos)
+        if first is not None and self._think_end is None:
+            self._matcher = first.matcher(tokenizer, info)
 
     @property
     def is_held(self) -> bool:
-        """Whether the next token is one of calls."""
+        """Whether the next token is one of calls, or of the answer that they or JSON must be."""
         return self._matcher is not None
 
     def allowed(self) -> npt.NDArray[np.uint32] | None:
+        if self._is_over:
+            return self._only_eos
         if self._matcher is not None:
             return self._matcher.allowed()
-        return self._all_but_eos if self._think_end is not None else None
+        return self._all_but_eos if self._first is not None else None
 
     def forced(self) -> list[int]:
         return self._matcher.forced() if self._matcher is not None else []
 
     def consume(self, token: int) -> None:
+        if self._is_over:
+            return
         if self._matcher is not None:
             self._matcher.consume(token)
             if self._matcher.is_over:
-                self._matcher = None
-            return
-        if token == self._think_end:
+                self._matcher, self._is_over = None, True
+        elif token == self._think_end:
             self._think_end, self._tail = None, "\n"
             if self._first is not None:
                 self._matcher = self._first.matcher(self._tokenizer, self._info)
@@ -203,3 +230,9 @@ class ToolConstraint:
             self._matcher = self._trigger.matcher(self._tokenizer, self._info)
         else:
             self._tail = (self._tail + self._tokenizer.decode([token]))[-4:]
+
+
+def _bits(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """A bit for each token, the lowest first. flags: uint8 of a multiple of 32 tokens."""
+    words: npt.NDArray[np.uint32] = np.packbits(flags, bitorder="little").view(np.uint32)
+    return words
