@@ -145,6 +145,7 @@ class Engine:
         self._shares: bool | None = None  # see shares_steps()
         self._chunk = 0  # tokens that fit _PATIENCE, as far as is known
         self._rate = 0.0  # tokens of prompts a second
+        self._last_progress = 0.0  # when something was evaluated last
         self._thread = threading.Thread(target=self._run, name="pyflash engine", daemon=True)
 
     # -- from any thread --
@@ -242,6 +243,12 @@ class Engine:
 
     def waiting_and_running(self) -> tuple[int, int]:
         return len(self._waiting) + self._orders.qsize(), len(self._running)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long requests have waited without anything being evaluated; 0 where there are none."""
+        asked = [job.asked for job in (*self._waiting, *self._running)]
+        return max(0.0, time.monotonic() - max(self._last_progress, min(asked))) if asked else 0.0
 
     # -- on the thread --
 
@@ -488,7 +495,7 @@ class Engine:
         else:
             job.first_token = now
             self.metrics.first_token(now - job.asked)
-        job.last_token = now
+        job.last_token = self._last_progress = now
         told = answer.take(logits)
         agrees = bool(ahead) and answer.next_token == ahead[0] and not answer.left_out
         if ahead and not agrees:
@@ -519,7 +526,7 @@ class Engine:
             with self._lock:
                 self._reading = None
         self._learn(end - position, time.monotonic() - began)
-        job.served = time.monotonic()
+        job.served = self._last_progress = time.monotonic()
         self.metrics.read(end - position, job.served - began)
         if end in self._marks(job):
             job.slot.checkpoint()

@@ -11,7 +11,6 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from threading import Lock
 from typing import Any, Literal
 
@@ -30,7 +29,9 @@ from pyflash.serve.request import Request, Tool
 Start = Literal["marker", "block", "calls", "json"]
 
 _MOST_GRAMMARS = 64
-_MOST_DEMANDED = 3  # required parameters whose orders are few enough to be written down
+_MOST_COUNTED = 6  # parameters of which every set has a rule
+_MOST_LISTED = 200  # strings that are written down one by one
+_LONGEST_CHAIN = 8  # of references, and of alternatives within each other
 _OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,40})?", "lenient": True}
 _STARTS: dict[Start, str] = {
     "marker": r'"tool_calls>\n<" calls',  # behind the token that opens the calls
@@ -45,53 +46,121 @@ def _regex(text: str) -> str:
     return re.sub(r"([\\/.^$|?*+()\[\]{}&~#-])", r"\\\1", text)
 
 
-def _parameter(name: str, schema: Any, root: Mapping[str, Any], number: str) -> tuple[str, list[str]]:
-    """The alternatives for a parameter, and the rules that they need."""
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
+    """A schema in the place of a reference to one of root's."""
+    for _ in range(_LONGEST_CHAIN):
+        target = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(target, str) or not target.startswith("#/"):
+            break
+        schema = root
+        for key in target[2:].split("/"):
+            schema = schema.get(key) if isinstance(schema, Mapping) else None
+    return schema
+
+
+def _kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> tuple[bool, bool]:
+    """Whether a value that fits a schema may be a string, and whether it may be anything else."""
+    schema = _resolved(schema, root)
+    if not isinstance(schema, Mapping) or depth == _LONGEST_CHAIN:
+        return True, True
+    kind, values = schema.get("type"), [schema["const"]] if "const" in schema else schema.get("enum")
+    kinds = [kind] if isinstance(kind, str) else kind if isinstance(kind, list) else None
+    string = kinds is None or "string" in kinds
+    other = kinds is None or kinds != ["string"]
+    if isinstance(values, list):
+        string &= any(isinstance(value, str) for value in values)
+        other &= not all(isinstance(value, str) for value in values)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(ways := schema.get(key), list) and ways:
+            found = [_kinds(way, root, depth + 1) for way in ways]
+            string &= any(each[0] for each in found)
+            other &= any(each[1] for each in found)
+    return (string, other) if string or other else (True, True)  # nothing fits, and who wrote it meant something else
+
+
+def _listed(schema: Any, root: Mapping[str, Any], depth: int = 0) -> list[str] | None:
+    """The strings that alone fit a schema; None where it lists none, or too many."""
+    schema = _resolved(schema, root)
+    if not isinstance(schema, Mapping) or depth == _LONGEST_CHAIN:
+        return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    found = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    for key in ("anyOf", "oneOf"):
+        ways = schema.get(key)
+        for way in ways if isinstance(ways, list) and not found else ():
+            listed = _listed(way, root, depth + 1)
+            if listed is None and _kinds(way, root)[0]:
+                return None
+            found += listed or ()
+    return found if 0 < len(found) <= _MOST_LISTED else None
+
+
+def _literal(text: str) -> str:
+    """A text in the grammar's notation."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _parameter(name: str, schema: Any, root: Mapping[str, Any], number: str, typed: bool) -> tuple[str, list[str]]:
+    """The alternatives for a parameter, and the rules that they need. typed: held to its schema, else only to whether it is a
+    string."""
     head = f'parameter name="{name}" string='
-    ways, rules = [], []
-    if kind == "string" or not isinstance(kind, str):
-        rules.append(f"S{number}: /{_regex(head)}\"true\">(?s:.)*<\\//")
-        ways.append(f"S{number}")
-    if kind != "string":
-        inner = dict(schema) if isinstance(schema, Mapping) else {}
+    string, other = _kinds(schema, root)
+    ways: list[str] = []
+    rules: list[str] = []
+    if string:
+        if typed and (listed := _listed(schema, root)):
+            ways += (_literal(f'{head}"true">{value}</') for value in listed)
+        else:
+            rules.append(f"S{number}: /{_regex(head)}\"true\">(?s:.)*<\\//")
+            ways.append(f"S{number}")
+    if other:
+        inner = dict(schema) if typed and isinstance(schema, Mapping) else {}
         shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
         rules.append(f"v{number}: %json {json.dumps({**shared, **inner, 'x-guidance': _OPTIONS})}")
-        ways.append(f"{json.dumps(head + chr(34) + 'false' + chr(34) + '>', ensure_ascii=False)} v{number} \"</\"")
+        opening = _literal(f'{head}"false">')
+        ways.append(f'{opening} v{number} "</"')
     return " | ".join(ways), rules
 
 
 def _tool(n: int, tool: Tool, typed: bool) -> list[str]:
-    """The rules of a tool's call. Few required parameters are demanded, in any order; of many, that there is one."""
+    """The rules of a tool's call.
+
+    A rule for each set of parameters that are there already says which may follow, so that none comes twice and the required
+    ones come. With many parameters only the required ones are counted, with many of these none."""
     found = tool.schema.get("properties")
     properties: Mapping[str, Any] = {"input": {"type": "string"}} if tool.kind == "custom" else (
         found if isinstance(found, Mapping) else {})
     listed = tool.schema.get("required")
     required = set(filter(_is_name, listed)) if isinstance(listed, list) else set()
-    free: list[str] = []
-    demanded: list[str] = []
     rules: list[str] = []
+    ways: dict[str, str] = {}  # by parameter: its rule
     for i, (name, schema) in enumerate(properties.items()):
         if '"' in name or "\n" in name:
             continue  # the format has no way to write it
-        way, more = _parameter(name, schema if typed or _is_string(schema) else {}, tool.schema, f"{n}_{i}")
+        way, more = _parameter(name, schema, tool.schema, f"{n}_{i}", typed)
+        ways[name] = f"q{n}_{i}"
         rules += [*more, f"q{n}_{i}: MARK ({way}) MARK \"parameter>\""]
-        (demanded if name in required else free).append(f"q{n}_{i}")
-    if len(demanded) > _MOST_DEMANDED:
-        free, demanded = free + demanded, []
-    ways = []
-    if free:
-        rules.append(f"p{n}: {' | '.join(free)}")
-    before, after = (f'(p{n} "\\n<")*', f'("\\n<" p{n})*') if free else ("", "")
-    for order in permutations(demanded):
-        ways.append(f'"<" {before} ' + ' "\\n<" '.join(f"{each} {after}" for each in order) if order else
-                    f'"<" p{n} {after}' if free else "")
-    inner = " | ".join(filter(None, ways))
-    if inner:
-        rules.append(f"a{n}: {inner}")
-    is_optional = not (demanded or (required and free))
-    head = json.dumps(f'invoke name="{tool.name}">\n', ensure_ascii=False)
-    rules.append(f"c{n}: MARK {head} {f'a{n}' + '?' * is_optional if inner else ''} \"\\n</\" MARK \"invoke>\"")
+    counted = list(ways)
+    if len(counted) > _MOST_COUNTED:
+        counted = [name for name in ways if name in required]
+        counted = counted if len(counted) <= _MOST_COUNTED else []
+    free = [way for name, way in ways.items() if name not in counted]
+    needed = sum(1 << i for i, name in enumerate(counted) if name in required)
+
+    def after(there: int, separator: str) -> str:
+        """What may follow a set of parameters."""
+        steps = [f"{ways[name]} s{n}_{there | 1 << i}" for i, name in enumerate(counted) if not there >> i & 1]
+        steps += (f"{way} s{n}_{there}" for way in free)
+        out = [f"{_literal(separator + '<')} {step}" for step in steps]
+        is_bare = not separator and bool(required & ways.keys())
+        if needed & ~there == 0 and not is_bare:
+            out.append(_literal("\n</") + ' MARK "invoke>"')
+        return " | ".join(out)
+
+    if ways:
+        rules += (f"s{n}_{there}: {after(there, chr(10))}" for there in range(1 << len(counted)))
+    head = _literal(f'invoke name="{tool.name}">\n')
+    rules.append(f"c{n}: MARK {head} ({after(0, '')})")
     return rules
 
 
@@ -106,10 +175,6 @@ def _rules(tools: Sequence[Tool], parallel: bool, typed: bool) -> str:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_string(schema: Any) -> bool:
-    return isinstance(schema, Mapping) and schema.get("type") == "string"
 
 
 class ToolGrammars:

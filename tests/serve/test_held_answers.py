@@ -38,6 +38,9 @@ class Wild:
         self.say: list[int] = []
         special = {self.token(text) for text in ("</think>", "｜DSML｜")} | {model.info.eos_token}
         texts = {n: model.tokenizer.decode([n]) for n in range(model.info.n_vocab)}
+        all_special = {*special, *model.tokenizer.vocabulary()[1]}
+        self.plain = [n for n, text in texts.items() if text and n not in all_special and "x" not in text]
+        self.marker, self.ends = self.token("｜DSML｜"), [n for n, text in texts.items() if text in ("</", '"')]
         self.closing = special | {n for n, text in texts.items() if text and set(text) <= CLOSING}
         monkeypatch.setattr(sampling.Sampler, "pick", lambda sampler, logits, allowed=None: (self.pick(allowed), -1.0))
 
@@ -55,13 +58,18 @@ class Wild:
             32 * n + bit for n in allowed.nonzero()[0].tolist() for bit in range(32) if int(allowed[n]) >> bit & 1]
         if self.say and self.say[0] in may:
             return self.say.pop(0)
+        if len(may) >= self.info.n_vocab - 1:  # free
+            return self.random.choice(self.plain)
+        for token in (self.marker, *self.ends):  # what ends a text within a call
+            if token in may and self.random.random() < 0.5:
+                return token
         closing = self.closing & set(may)
         return self.random.choice(sorted(closing) if closing and self.random.random() < 0.4 else may)
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[Application]:
-    with serving(tiny_model) as made:
+    with serving(tiny_model, context=12288) as made:
         yield made
 
 
@@ -154,22 +162,22 @@ def forced_calls(server: Application, wild: Wild, tools: list[dict[str, Any]], n
         opens = (found + cut) % 2
         if opens:
             wild.script("Well.\n\n<", "!｜DSML｜")
-        body = chat_body(tools, None if opens else "required", None, False)
+        body = chat_body(tools, None if opens else "required", None, False) | {"max_tokens": 400}
         content, calls, ended = answer(server, "/v1/chat/completions", body)
         wild.say.clear()
         check(calls, tools)
         assert "DSML" not in content
-        assert calls or not ended
+        assert calls or not ended, content
         names |= {name for name, _ in calls}
         found += len(calls)
         cut += not ended
-        assert cut <= 5 + found
+        assert cut <= 60 + 10 * found
     assert len(names) > min(len(tools), n) // 3
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_forced_calls(server: Application, wild: Wild, name: str) -> None:
-    forced_calls(server, wild, LISTS[name], 10)
+    forced_calls(server, wild, LISTS[name], 6)
 
 
 @pytest.mark.long
@@ -205,7 +213,7 @@ def test_choices(server: Application, wild: Wild, path: str, thinks: bool, choic
         elif choice == "mode":
             assert {name for name, _ in calls} <= {"mode"} and (calls or not ended)
         elif choice == "required":
-            assert calls or not ended
+            assert calls or not ended, content
         if schema and ended and not calls:
             jsonschema.validate(json.loads(content), schema)
             n_json += 1
@@ -235,12 +243,20 @@ def test_calls_end_the_answer(server: Application, wild: Wild) -> None:
     assert (content.strip(), calls, ended) == ("", [("nothing", {})], True)
 
 
-def test_what_cannot_be_promised_is_refused(server: Application) -> None:
-    huge = tool("big", "x", x={"type": "object", "properties": {f"p{n}": {"enum": [f"{n}_{i}" for i in range(30)]} for n in range(600)}})
-    response = run(ask(server, "POST", "/v1/chat/completions", chat_body([huge] * 1 + SMALL, "required", None, False)))
-    assert response.status in (200, 400)
-    if response.status == 400:
-        assert "tool_choice" in response.json()["error"]["message"]
+def test_what_cannot_be_promised_is_refused(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyflash import ArgumentError
+    from pyflash.engine.grammar import Grammar
+
+    def too_big(*_: Any) -> Any:
+        raise ArgumentError("the grammar cannot be used: too big")
+
+    monkeypatch.setattr(Grammar, "lark", too_big)
+    server.engine.use().tools._kept.clear()
+    path = "/v1/chat/completions"
+    refused = run(ask(server, "POST", path, chat_body(SMALL, "required", None, False)))
+    assert refused.status == 400 and "tool_choice" in refused.json()["error"]["message"]
+    assert run(ask(server, "POST", path, {**chat_body(SMALL, None, None, False), "max_tokens": 3})).status == 200
+    server.engine.use().tools._kept.clear()
 
 
 def test_without_llguidance(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +271,8 @@ def test_without_llguidance(server: Application, monkeypatch: pytest.MonkeyPatch
     server.engine.use().tools._kept.clear()
     path = "/v1/chat/completions"
     assert run(ask(server, "POST", path, {**chat_body(SMALL, None, None, False), "max_tokens": 3})).status == 200
-    refused = run(ask(server, "POST", path, chat_body(SMALL, "required", None, False)))
+    for choice, schema in (("required", None), (None, JSON_SCHEMA)):
+        refused = run(ask(server, "POST", path, chat_body(SMALL, choice, schema, False)))
     assert refused.status == 400 and "pip install llguidance" in refused.json()["error"]["message"]
 
 
@@ -268,7 +285,7 @@ def usage(response: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("field", ["reasoning_budget", "thinking_token_budget", "budget_tokens"])
-def test_a_budget(server: Application, field: str) -> None:
+def test_a_budget(server: Application, wild: Wild, field: str) -> None:
     body = chat_body(None, None, None, True) | {"max_tokens": 90, field: 64}
     if field == "budget_tokens":
         body = {**body, "thinking": {"type": "enabled", field: body.pop(field)}}
@@ -276,7 +293,7 @@ def test_a_budget(server: Application, field: str) -> None:
     assert n == 65 and message["content"]  # with the token that ends it
 
 
-def test_room_for_an_answer_is_kept(server: Application) -> None:
+def test_room_for_an_answer_is_kept(server: Application, wild: Wild) -> None:
     n, message = usage(run(ask(server, "POST", "/v1/chat/completions", chat_body(None, None, None, True) | {"max_tokens": 1100})))
     assert n == 1100 - 512 + 1 and message["content"]
 
@@ -285,14 +302,10 @@ def test_room_for_an_answer_is_kept(server: Application) -> None:
 def test_a_loop_is_ended(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, period: int) -> None:
     with serving(tiny_model, context=4096) as server:
         wild = Wild(server, monkeypatch)
-        plain = [n for n in range(300, 300 + period)]
-        wild.say = plain * (3000 // period + 1)
+        wild.say = [wild.plain[n % period] for n in range(3000)]
         body = chat_body(None, None, None, True) | {"max_tokens": 3500, "reasoning_budget": 2900}
-        body["max_tokens"] = 3500
-        response = run(ask(server, "POST", "/v1/chat/completions", {**body, "stream": True, "stream_options": {
-            "include_usage": True}, "stop": [wild.tokenizer.decode([plain[0]])]}))
-        n = response.events()[-1]["usage"]["completion_tokens_details"]["reasoning_tokens"]
-        assert 1536 <= n <= 2048
+        n, message = usage(run(ask(server, "POST", "/v1/chat/completions", body)))
+        assert 1536 <= n <= 2048 and message["content"]
 
 
 def test_what_repeats() -> None:
@@ -304,8 +317,8 @@ def test_what_repeats() -> None:
 def test_no_loop_is_left_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tiny_model, context=4096) as server:
         wild = Wild(server, monkeypatch)
-        wild.say = [300 + n * n % 1201 for n in range(2300)]
-        body = chat_body(None, None, None, True) | {"max_tokens": 3300, "reasoning_budget": 2200, "stop": ["x"] }
+        wild.say = [wild.plain[n % 600] for n in range(2300)]
+        body = chat_body(None, None, None, True) | {"max_tokens": 3300, "reasoning_budget": 2200}
         n, _ = usage(run(ask(server, "POST", "/v1/chat/completions", body)))
         assert n == 2201
 

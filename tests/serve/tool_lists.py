@@ -76,7 +76,7 @@ CLINE = [
     {"name": "tree", "description": "Nested.", "parameters": _TREE},
     tool("flags", "", **{f"flag-{n}": B for n in range(12)}),
     tool("many", "a b c d e", a=N, b=N, c=B, d=N, e=B),
-    tool("odd.name-[x]", "a (1)", **{"a (1)": B, "b/c": N}),
+    tool("odd.name-[x]", "b/c", **{"a (1)": B, "b/c": N}),
     tool("nothing"),
     {"name": "no_schema", "description": "", "parameters": {}},
 ]  # fmt: skip
