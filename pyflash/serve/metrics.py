@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _FIRST_TOKEN = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _PLAIN = ("prompt_tokens_total", "prompt_tokens_cached_total", "prompt_seconds_total", "generated_tokens_total",
           "generation_seconds_total", "tool_calls_total", "cancelled_total")  # are told before they have counted anything
+_MOST_KINDS = 40
 _BETWEEN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -49,6 +50,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._counts: defaultdict[str, float] = defaultdict(float, dict.fromkeys(_PLAIN, 0.0))
         self._first, self._between = _Histogram(_FIRST_TOKEN), _Histogram(_BETWEEN)
+        self._kinds: set[str] = set()  # of malformed answers; no client can have any number of them told
         self._seconds = 5.0  # a request's, as an average of late
 
     def add(self, name: str, value: float = 1) -> None:
@@ -80,7 +82,9 @@ class Metrics:
             self._counts["generation_seconds_total"] += usage.generate_seconds
             self._counts["tool_calls_total"] += len(job.answer.call_ids) if job.answer else 0
             for problem in job.answer.problems if job.answer else ():
-                self._counts[f'tool_calls_malformed_total{{kind="{_kind(problem)}"}}'] += 1
+                self._kinds.add(kind := _kind(problem))
+                kind = kind if len(self._kinds) <= _MOST_KINDS else "other"
+                self._counts[f'tool_calls_malformed_total{{kind="{kind}"}}'] += 1
             if how == "cancelled":
                 self._counts["cancelled_total"] += 1
             if job.began:
