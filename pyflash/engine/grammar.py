@@ -134,17 +134,20 @@ class Grammar:
         return Matcher(self._source, tokenizer, info)
 
 
+def json_or(schema: Mapping[str, Any], other: str, rules: str) -> Grammar:
+    """JSON of a schema, or else what another rule allows. other: an expression of lark()'s notation; rules: what it needs."""
+    enforceable, check = _enforceable(read_schema(schema))
+    return Grammar(_of_lark(f"start: answer | {other}\nanswer: %json {json.dumps(enforceable)}\n{rules}"), check)
+
+
 def json_or_calls(schema: Mapping[str, Any], marker: int, names: Iterable[str] | None = None) -> Grammar:
     """JSON of a schema, or else tool calls; marker is the id of the token that those contain, names are the tools' (None:
     any)."""
-    enforceable, check = _enforceable(read_schema(schema))
     any_head = r'/invoke name="[^"\n]+">\n/'
     heads = [json.dumps(f'invoke name="{name}">\n', ensure_ascii=False) for name in names or ()]
     mark = f"<[{marker}]>"
     # The marker, which no text can contain, ends what is read as STRING.
-    return Grammar(_of_lark(f"""\
-start: answer | calls
-answer: %json {json.dumps(enforceable)}
+    return json_or(schema, "calls", f"""\
 calls: "\\n\\n<" {mark} "tool_calls>\\n<" call ("\\n<" call)* "\\n</" {mark} "tool_calls>"
 call: {mark} HEAD ("<" parameter ("\\n<" parameter)*)? "\\n</" {mark} "invoke>"
 parameter: {mark} (STRING | VALUE value "</") {mark} "parameter>"
@@ -152,7 +155,7 @@ value: %json {json.dumps({"x-guidance": _JSON_OPTIONS})}
 HEAD: {" | ".join(heads) or any_head}
 STRING: /parameter name="[^"\\n]+" string="true">(?s:.)*<\\//
 VALUE: /parameter name="[^"\\n]+" string="false">/
-"""), check)
+""")
 
 
 class Matcher:

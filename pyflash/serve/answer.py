@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
@@ -22,12 +23,15 @@ from pyflash.native.values import FloatArray
 from pyflash.serve import events as out
 from pyflash.serve.prompts import Prompt
 from pyflash.serve.request import Request
+from pyflash.serve.tool_grammar import ToolConstraint
 from pyflash.serve.turns import Turn
 from pyflash.serve.writing import EventWriter
 
 _LEAST_RESERVE = 512  # tokens that thinking leaves of max_tokens for the answer
 _LONGEST_RUN = 16  # forced tokens that are evaluated at once: others wait for that step
-_LOOP = 512  # tokens: reasoning that is three times the same is ended
+_LONGEST_LOOP = 512  # tokens that reasoning repeats
+_LOOPING = 3 * _LONGEST_LOOP  # tokens of nothing but repetitions, after which it is ended
+_LOOK_FOR_LOOPS = 64  # tokens between looks
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,18 @@ class PlainReader:
         return [encoding.Event("content", text)], stopped
 
 
+def repeats(tokens: Sequence[int], longest: int) -> bool:
+    """Whether tokens are nothing but a run of at most longest tokens, again and again; the last one may be cut.
+
+    By the failure function of Knuth, Morris and Pratt: what a text ends with and begins with tells its period."""
+    borders = [0] * len(tokens)
+    matched = 0
+    for i in range(1, len(tokens)):
+        while matched and tokens[i] != tokens[matched]:
+            matched = borders[matched - 1]
+        matched += tokens[i] == tokens[matched]
+        borders[i] = matched
+    return bool(tokens) and len(tokens) - borders[-1] <= longest
 
 
 class Answer:
@@ -174,8 +190,11 @@ class Answer:
 
     def _forced(self) -> npt.NDArray[np.uint32] | None:
         """The end of the reasoning as the only choice, where that has gone on for long enough."""
+        constraint = self._rules.constraint
         if self._reader.kind != "reasoning" or self._think_end is None:
             return None
+        if isinstance(constraint, ToolConstraint) and constraint.is_held:
+            return None  # a call has begun, though the reader cannot know it yet
         most = self._limits.most_reasoning
         if not (self.is_hurried or (most is not None and self.n_reasoning >= most) or self._repeats()):
             return None
@@ -191,10 +210,9 @@ class Answer:
         return list(takewhile(lambda token: token != eos, self._rules.constraint.forced()[:n]))
 
     def _repeats(self) -> bool:
-        if self.n_reasoning < 3 * _LOOP or self.n_reasoning % 64:
+        if self.n_reasoning < _LOOPING or self.n_reasoning % _LOOK_FOR_LOOPS:
             return False
-        last = self._tokens[-_LOOP:]
-        return last == self._tokens[-2 * _LOOP : -_LOOP] == self._tokens[-3 * _LOOP : -2 * _LOOP]
+        return repeats(self._tokens[-_LOOPING:], _LONGEST_LOOP)
 
     def _chances(self, token: int, logprob: float, logits: FloatArray) -> tuple[out.TokenChance, ...]:
         if self._request.logprobs is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyflash.serve import options
 from pyflash.serve.chances import logprobs_content
-from pyflash.serve.collecting import Answer, collect
+from pyflash.serve.collecting import Answer, Call, collect
 from pyflash.serve.errors import RequestError
 from pyflash.serve.events import (
     Content,
@@ -22,6 +22,7 @@ from pyflash.serve.events import (
     Usage,
 )
 from pyflash.serve.fields import Fields, wrong
+from pyflash.serve.free_text import FreeText, arguments_of, free_text
 from pyflash.serve.json_body import sse
 from pyflash.serve.request import Request, ToolChoice
 
@@ -90,28 +91,39 @@ def _message(fields: Fields) -> dict[str, Any]:
 
 
 def _call(fields: Fields) -> dict[str, Any]:
-    inner = fields.inner("function")
-    if inner is None:
-        raise RequestError(f"{fields.at('function')} is missing: send the function that was called",
-                           param=fields.at("function"))  # fmt: skip
+    kind = fields.choice("type", "function", "custom") or "function"
+    inner = _described(fields, kind, "send what was called")
     name = options.tool_name(inner)
-    arguments = inner.raw("arguments")
-    if arguments is not None and not isinstance(arguments, (str, dict)):
-        raise wrong(inner.at("arguments"), "a string", arguments)
+    if kind == "custom":
+        arguments: Any = arguments_of(inner.string("input"))
+    else:
+        arguments = inner.raw("arguments")
+        if arguments is not None and not isinstance(arguments, (str, dict)):
+            raise wrong(inner.at("arguments"), "a string", arguments)
     return {"id": fields.string("id"), "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
+
+
+def _described(fields: Fields, kind: str, what_to_do: str) -> Fields:
+    """The object that a tool, a call or a choice keeps its name in; it has the name of the tool's kind."""
+    inner = fields.inner(kind)
+    if inner is None:
+        raise RequestError(f"{fields.at(kind)} is missing: {what_to_do}", param=fields.at(kind))
+    return inner
 
 
 def _tools(fields: Fields) -> options.Tools:
     tools = options.Tools()
     for each in fields.objects("tools", options.MAX_TOOLS):
         kind = each.string("type", "function")
-        inner = each.inner("function")
-        if kind != "function":
-            tools.drop(kind)
-        elif inner is None:
-            raise RequestError(f"{each.at('function')} is missing: describe the function", param=each.at("function"))
+        if kind == "function":
+            tools.function(_described(each, kind, "describe the function"), "parameters")
+        elif kind == "custom":
+            inner = _described(each, kind, "describe the tool")
+            given = inner.inner("format")
+            is_bound = given is not None and given.choice("type", "text", "grammar") == "grammar"
+            tools.custom(inner, given.inner("grammar") if given is not None and is_bound else None)
         else:
-            tools.function(inner, "parameters")
+            tools.drop(kind)
     return tools
 
 
@@ -123,12 +135,12 @@ def _tool_choice(fields: Fields, tools: options.Tools) -> tuple[ToolChoice, tupl
         choice = fields.choice("tool_choice", "auto", "none", "required")
         return ("none" if choice == "none" else "required" if choice == "required" else "auto"), ()
     inner = Fields(given, "tool_choice")
-    kind = inner.choice("type", "function", "allowed_tools") or "function"
-    if kind == "function":
-        function = Fields(inner.require("function"), "tool_choice.function")
-        return "required", tools.names([function.string("name")], function.at("name"))
+    kind = inner.choice("type", "function", "custom", "allowed_tools") or "function"
+    if kind != "allowed_tools":
+        named = _described(inner, kind, "name the tool")
+        return "required", tools.names([named.string("name")], named.at("name"))
     allowed = Fields(inner.require("allowed_tools"), "tool_choice.allowed_tools")
-    wanted = [Fields(each.require("function"), each.at("function")).string("name")
+    wanted = [_described(each, each.choice("type", "function", "custom") or "function", "name the tool").string("name")
               for each in allowed.objects("tools", options.MAX_TOOLS)]  # fmt: skip
     mode = allowed.choice("mode", "auto", "required")
     return ("required" if mode == "required" else "auto"), tools.names(wanted, allowed.at("tools"))
@@ -227,6 +239,7 @@ class Stream:
     def __init__(self, request: Request, response_id: str, created: int) -> None:
         self._request = request
         self._head = {"id": response_id, "object": "chat.completion.chunk", "created": created, "model": request.model}
+        self._free: FreeText | None = None  # the input of the custom tool that is being called
 
     def feed(self, event: Event) -> bytes:
         """What an event adds."""
@@ -241,11 +254,15 @@ class Stream:
         if isinstance(event, Content):
             return self._chunk({"content": event.text}, logprobs_content(event.tokens))
         if isinstance(event, ToolCallBegin):
-            function = {"name": event.name, "arguments": ""}
-            return self._chunk({"tool_calls": [
-                {"index": event.index, "id": event.call_id, "type": "function", "function": function}]})  # fmt: skip
+            self._free = FreeText() if _is_custom(self._request, event.name) else None
+            kind, inner = ("custom", {"name": event.name, "input": ""}) if self._free is not None else (
+                "function", {"name": event.name, "arguments": ""})  # fmt: skip
+            return self._chunk({"tool_calls": [{"index": event.index, "id": event.call_id, "type": kind, kind: inner}]})
         if isinstance(event, ToolCallArguments):
-            return self._chunk({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
+            if self._free is None:
+                return self._chunk({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
+            text = self._free.feed(event.text)
+            return self._chunk({"tool_calls": [{"index": event.index, "custom": {"input": text}}]}) if text else b""
         if isinstance(event, Finished):
             return self._end(event)
         return sse(error_body(event.error)) if isinstance(event, Failed) else b""
@@ -261,16 +278,24 @@ class Stream:
         return out + b"data: [DONE]\n\n"
 
 
+def _is_custom(request: Request, name: str) -> bool:
+    tool = request.tools.get(name)
+    return tool is not None and tool.kind == "custom"
+
+
+def _call_body(request: Request, call: Call) -> dict[str, Any]:
+    if _is_custom(request, call.name):
+        return {"id": call.call_id, "type": "custom", "custom": {"name": call.name, "input": free_text(call.arguments)}}
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def message_body(request: Request, answer: Answer) -> dict[str, Any]:
     """The message of a whole answer."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.content}
     if answer.reasoning and request.show_reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
-        message["tool_calls"] = [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in answer.calls
-        ]
+        message["tool_calls"] = [_call_body(request, call) for call in answer.calls]
     return message
 
 

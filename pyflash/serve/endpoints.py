@@ -18,8 +18,9 @@ from urllib.parse import unquote
 from pyflash import demo
 from pyflash.native.library import __version__
 from pyflash.serve import chat_completions, completions, messages, ollama, page_jobs, responses
-from pyflash.serve.engine import Engine
+from pyflash.serve.engine import Engine, Loaded
 from pyflash.serve.errors import RequestError
+from pyflash.serve.events import Failed, Started
 from pyflash.serve.exchange import Exchange, Gone, read_json, send_bytes, send_error, send_json
 from pyflash.serve.guard import Receive, Scope, Send, header
 from pyflash.serve.page import SECURITY_POLICY, page_files
@@ -58,6 +59,7 @@ _GENERATING = {
 }  # fmt: skip
 _COUNTING = ("/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens")
 _LISTING = ("/v1/models", "/models", "/anthropic/v1/models")
+_NOT_HERE = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings", "/v1/audio/speech", "/v1/images/generations")
 _PAGE_JOBS = "/page/jobs/"
 _HINT_HEADERS = (b"session-id", b"x-session-id", b"x-session-affinity", b"thread-id")
 
@@ -75,7 +77,11 @@ def api_of(scope: Scope) -> Api:
 
 async def refuse(scope: Scope, send: Send, error: RequestError) -> None:
     """Answers with an error in the protocol's own form."""
-    await send_error(send, error, api_of(scope).module.error_body(error))
+    api = api_of(scope)
+    body = api.module.error_body(error)
+    if api is MESSAGES:
+        body["request_id"] = scope["state"]["request_id"]
+    await send_error(send, error, body)
 
 
 class Endpoints:
@@ -89,8 +95,8 @@ class Endpoints:
         self._page_jobs = page_jobs.PageJobs(engine, keepalive)
         self._pdfs = PdfReader()
         get: dict[str, Handler] = {
-            "/": self._page, "/page/info": self._page_info, "/health": self._health, "/v1/health": self._health, "/metrics": self._metrics,
-            "/slots": self._slots, "/props": self._props, "/api/version": self._ollama(lambda _: ollama.version_body()),
+            "/": self._page, "/page/info": self._page_info, "/health": self._health, "/v1/health": self._health,
+            "/metrics": self._metrics, "/slots": self._slots, "/props": self._props, "/api/version": self._ollama(lambda _: ollama.version_body()),
             "/api/tags": self._ollama(ollama.tags_body),
             "/api/ps": self._ollama(lambda facts: ollama.ps_body(facts, int(time.time()) + 3600)),
             **dict.fromkeys(_LISTING, self._models),
@@ -138,6 +144,8 @@ class Endpoints:
             return self._page_file
         if path.startswith(_PAGE_JOBS):
             return self._page_job
+        if path in _NOT_HERE:
+            raise RequestError(f"{path} is not supported: this server answers with text only", code="not_implemented")
         if any(path in each for each in self._handlers.values()):
             raise RequestError(f"{path} is not for {method[:20]}: see docs/serve.md", code="method_not_allowed")
         raise RequestError(f"there is no {path[:100]} here: the APIs are under /v1 and /api", code="not_found")
@@ -151,8 +159,14 @@ class Endpoints:
             await send_json(send, 200, ollama.load_body(body, int(time.time()), chat=api is OLLAMA_CHAT))
             return
         request = self._completed(api.read(body), scope)
-        job = await asyncio.to_thread(self._engine.prepare, request, scope["state"]["salt"])
         created, response_id = int(time.time()), f"{api.prefix}{secrets.token_hex(16)}"
+        try:
+            job = await asyncio.to_thread(self._engine.prepare, request, scope["state"]["salt"])
+        except RequestError as error:
+            if error.code == "context_length_exceeded" and api is RESPONSES and request.stream:
+                await self._failed_stream(request, error, send, response_id, created)
+                return
+            raise
         page_name = header(scope, page_jobs.HEADER)
         if page_name is not None and request.stream:
             writer = api.module.Stream(request, response_id, created)
@@ -164,6 +178,12 @@ class Endpoints:
                 await exchange.stream(api.module.Stream(request, response_id, created))
             else:
                 await exchange.whole(api.module.full, api.module.error_body, response_id, created)
+
+    async def _failed_stream(self, request: Request, error: RequestError, send: Send, response_id: str, created: int) -> None:
+        """An error as the stream that it ends, where clients look for it in there: agents compact by that of a full context."""
+        writer = responses.Stream(request, response_id, created)
+        data = writer.feed(Started(n_prompt=error.n_prompt or 0)) + writer.feed(Failed(error))
+        await send_bytes(send, 200, writer.content_type.encode(), data)
 
     def _completed(self, request: Request, scope: Scope) -> Request:
         """The request with what its headers call the session, and the model's name where it has none."""
@@ -180,21 +200,27 @@ class Endpoints:
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._engine.is_healthy:
-            self._engine.use()
+            await self._loaded()
         await send_json(send, 200, {"status": "ok"})
+
+    async def _loaded(self) -> Loaded:
+        """The model, which takes a while where it has been let go. RequestError."""
+        return await asyncio.to_thread(self._engine.use)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         waiting, running = self._engine.waiting_and_running()
-        text = self._engine.metrics.text(requests_waiting=waiting, requests_running=running, slots_busy=running)
+        text = self._engine.metrics.text(requests_waiting=waiting, requests_running=running, slots_busy=running,
+                                         engine_stalled_seconds=self._engine.stalled_seconds)
         await send_bytes(send, 200, b"text/plain; version=0.0.4; charset=utf-8", text.encode())
 
     async def _slots(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, 200, [
-            {"id": slot.index, "is_processing": slot.is_busy, "n_ctx": slot.session.capacity} for slot in self._engine.use().slots
+            {"id": slot.index, "is_processing": slot.is_busy, "n_ctx": slot.session.capacity, "n_past": slot.session.position}
+            for slot in (await self._loaded()).slots
         ])  # fmt: skip
 
     async def _props(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loaded = self._engine.use()
+        loaded = await self._loaded()
         await send_json(send, 200, {
             "model_path": self._name, "total_slots": len(loaded.slots), "build_info": f"pyflash {__version__}",
             "default_generation_settings": {"n_ctx": loaded.n_ctx}})
@@ -230,7 +256,7 @@ class Endpoints:
         body: dict[str, Any] = {"name": self._name, "version": __version__, "state": "loading", "context": 0, "release": "",
                                 "demo": False}  # fmt: skip
         with contextlib.suppress(RequestError):
-            loaded = await asyncio.to_thread(self._engine.use)
+            loaded = await self._loaded()
             body |= {"state": "ready", "context": loaded.n_ctx, "release": loaded.model.release,
                      "demo": loaded.model.info.name == demo.NAME}  # fmt: skip
         await send_json(send, 200, body)
@@ -282,8 +308,7 @@ class Endpoints:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _facts(self) -> ollama.ModelFacts:
-        loaded = self._engine.use()
+    def _facts(self, loaded: Loaded) -> ollama.ModelFacts:
         info = loaded.model.info
         name = self._name if ":" in self._name else f"{self._name}:latest"
         digest = hashlib.sha256(f"{info.name} {info.file_bytes}".encode()).hexdigest()
@@ -294,12 +319,11 @@ class Endpoints:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["method"] == "POST":
                 await read_json(receive, self._max_body)
-            await send_json(send, 200, body(self._facts()))
+            await send_json(send, 200, body(self._facts(await self._loaded())))
 
         return answer
 
-    def _entry(self, name: str, anthropic: bool) -> dict[str, Any]:
-        loaded = self._engine.use()
+    def _entry(self, name: str, anthropic: bool, loaded: Loaded) -> dict[str, Any]:
         if anthropic:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))
             return {"type": "model", "id": name, "display_name": name, "created_at": when}
@@ -310,34 +334,35 @@ class Endpoints:
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         if api_of(scope) is MESSAGES:
-            entries = [self._entry(self._name, True)]
+            entries = [self._entry(self._name, True, await self._loaded())]
             await send_json(send, 200, {"data": entries, "has_more": False, "first_id": self._name, "last_id": self._name})
             return
-        await send_json(send, 200, {"object": "list", "data": [self._entry(self._name, False)]})
+        await send_json(send, 200, {"object": "list", "data": [self._entry(self._name, False, await self._loaded())]})
 
     async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Any name is the model's, as in requests."""
         name = unquote(scope["path"].rpartition("/")[2])
-        await send_json(send, 200, self._entry(name, api_of(scope) is MESSAGES))
+        await send_json(send, 200, self._entry(name, api_of(scope) is MESSAGES, await self._loaded()))
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_json(receive, self._max_body)
         text = body.get("content")
         if not isinstance(text, str):
             raise RequestError("content must be a string", param="content")
-        tokenizer = self._engine.use().model.tokenizer
+        tokenizer = (await self._loaded()).model.tokenizer
         await send_json(send, 200, {"tokens": await asyncio.to_thread(tokenizer.encode, text)})
 
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_json(receive, self._max_body)
-        tokens, model = body.get("tokens"), self._engine.use().model
+        tokens, model = body.get("tokens"), (await self._loaded()).model
         if not isinstance(tokens, list) or not all(type(each) is int and 0 <= each < model.info.n_vocab for each in tokens):
             raise RequestError(f"tokens must be a list of token ids below {model.info.n_vocab}", param="tokens")
         await send_json(send, 200, {"content": await asyncio.to_thread(model.tokenizer.decode, tokens, True)})
 
     async def _apply_template(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = chat_completions.read({"model": "", **await read_json(receive, self._max_body)})
-        await send_json(send, 200, {"prompt": await asyncio.to_thread(self._engine.use().prompts.text, request)})
+        prompts = (await self._loaded()).prompts
+        await send_json(send, 200, {"prompt": await asyncio.to_thread(prompts.text, request)})
 
 
 def _without_body(send: Send) -> Send:

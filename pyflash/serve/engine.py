@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyflash.chat.answer import AnswerRules, answer_rules
+from pyflash.chat.answer import AnswerRules
 from pyflash.engine.model import Model
+from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.session import Session
 from pyflash.engine.steps import eval_many
 from pyflash.engine.stream import Cancellation
@@ -40,6 +41,8 @@ _log = logging.getLogger("pyflash.serve")
 _CHECKPOINT_EVERY = 8192  # tokens of a long prompt
 _WORTH_A_CHECKPOINT = 256
 _WAKING = 60.0  # seconds that requests wait for a model that was let go; then they are told to come again
+
+_AGENTS_TOP_P = {"0731": 0.95}  # by release
 
 State = Literal["loading", "ready", "idle", "waking", "failed", "closed"]
 
@@ -92,6 +95,15 @@ def shares_steps(model: Model) -> bool:
     return not (model.placement.name or model.expert_reads.n_wanted or (usable and model.info.weight_bytes > usable))
 
 
+def default_sampling(model: Model, request: Request) -> SamplingOptions:
+    """How tokens are chosen where the request does not say: as the file recommends, and with tools as the release's model
+    card does for agents."""
+    found = model.sampling
+    if request.tools and model.release in _AGENTS_TOP_P:
+        found["top_p"] = min(found.get("top_p", 1.0), _AGENTS_TOP_P[model.release])
+    return found
+
+
 class Engine:
     """Answers requests. prepare(), submit(), cancel() and what it tells may be used from any thread.
 
@@ -123,6 +135,7 @@ class Engine:
         self._running: list[Job] = []
         self._may_admit = False
         self._shares: bool | None = None  # see shares_steps()
+        self._last_progress = 0.0  # when something was evaluated last
         self._thread = threading.Thread(target=self._run, name="pyflash engine", daemon=True)
 
     # -- from any thread --
@@ -152,11 +165,8 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
-            model, schema, opening, rules = loaded.model, request.response_schema, prompt.opening, AnswerRules()
-            if schema is None and opening is not None:
-                rules = AnswerRules(loaded.tools.constraint(request, prompt.begun, opening.kind == "reasoning"))
-            elif schema is not None and opening is not None:
-                rules = answer_rules(model.tokenizer, model.info, dict(schema), list(request.tools), opening)
+            opening = prompt.opening
+            rules = AnswerRules() if opening is None else loaded.tools.rules(request, prompt.begun, opening)
             turn_id = self.turns.new_id()
             return Job(request, prompt, rules, salt, turn_id, self.turns.signature(salt, turn_id))
         except ClosedError:
@@ -228,6 +238,12 @@ class Engine:
 
     def waiting_and_running(self) -> tuple[int, int]:
         return len(self._waiting) + self._orders.qsize(), len(self._running)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long requests have waited without anything being evaluated; 0 where there are none."""
+        asked = [job.asked for job in (*self._waiting, *self._running)]
+        return max(0.0, time.monotonic() - max(self._last_progress, min(asked))) if asked else 0.0
 
     # -- on the thread --
 
@@ -362,7 +378,7 @@ class Engine:
             choice = slots.measured(choice.slot, prompt.tokens, job.salt, aligned=False)
         room = loaded.n_ctx - len(choice.tokens) + 1
         job.answer = Answer(request, prompt, Limits(room, request.max_tokens, request.thinking_budget),
-                            loaded.model.sampling, loaded.model.tokenizer, loaded.model.info, job.rules)
+                            default_sampling(loaded.model, request), loaded.model.tokenizer, loaded.model.info, job.rules)
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
@@ -444,7 +460,7 @@ class Engine:
         else:
             job.first_token = now
             self.metrics.first_token(now - job.asked)
-        job.last_token = now
+        job.last_token = self._last_progress = now
         told = answer.take(logits)
         agrees = bool(ahead) and answer.next_token == ahead[0] and not answer.left_out
         if ahead and not agrees:
@@ -475,7 +491,7 @@ class Engine:
         finally:
             with self._lock:
                 self._reading = None
-        job.served = time.monotonic()
+        job.served = self._last_progress = time.monotonic()
         pacing.learn(end - position, job.served - began)
         self.metrics.read(end - position, job.served - began)
         self._keeping.rows(job)

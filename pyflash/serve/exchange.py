@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from pyflash.serve import json_body
@@ -17,8 +18,12 @@ from pyflash.serve.job import Job
 
 _LARGE_BODY = 256 << 10  # is parsed on a thread of its own
 _BODY_SECONDS = 60.0  # without a byte of it
+_WHOLE_BODY_SECONDS = 600.0  # for all of it
 _SEND_SECONDS = 60.0  # without the client reading
 _WHOLE_SECONDS = 30.0  # after which an answer in one piece begins with blanks, so that nobody gives it up
+
+
+_reading = ThreadPoolExecutor(1, "pyflash large bodies")  # one at a time: as objects they take many times their size
 
 
 class Writer(Protocol):
@@ -37,11 +42,12 @@ async def read_json(receive: Receive, max_body: int) -> dict[str, Any]:
     """The JSON object that is sent. RequestError, Gone."""
     parts: list[bytes] = []
     size, more = 0, True
+    end = time.monotonic() + _WHOLE_BODY_SECONDS
     while more:
         try:
-            message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+            message = await asyncio.wait_for(receive(), min(_BODY_SECONDS, end - time.monotonic()))
         except asyncio.TimeoutError:
-            raise RequestError(f"nothing of the body came for {_BODY_SECONDS:.0f} s: send it at once") from None
+            raise RequestError("the body came too slowly, or not at all: send it at once", code="too_slow") from None
         if message["type"] == "http.disconnect":
             raise Gone
         parts.append(message.get("body", b""))
@@ -50,7 +56,9 @@ async def read_json(receive: Receive, max_body: int) -> dict[str, Any]:
             raise too_large(max_body)
         more = message.get("more_body", False)
     data = b"".join(parts)
-    return await asyncio.to_thread(json_body.decode, data) if size > _LARGE_BODY else json_body.decode(data)
+    if size <= _LARGE_BODY:
+        return json_body.decode(data)
+    return await asyncio.get_running_loop().run_in_executor(_reading, json_body.decode, data)
 
 
 async def send_json(send: Send, status: int, body: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:

@@ -21,7 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY = 32 << 20
-_PUBLIC = ("/", "/health", "/v1/health")  # need no key
+_HEALTH = ("/health", "/v1/health")  # are told however busy it is
+_PUBLIC = ("/", *_HEALTH)  # need no key
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
 _CORS_HEADERS = (
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
@@ -102,7 +103,8 @@ class Guard:
         state = scope["state"] = dict(scope.get("state") or {})
         state["request_id"] = f"req_{secrets.token_hex(12)}"
         state["salt"] = b""
-        more = [(b"x-request-id", state["request_id"].encode()), *_HARDENING]
+        request_id = state["request_id"].encode()
+        more = [(b"x-request-id", request_id), (b"request-id", request_id), *_HARDENING]  # OpenAI's name, and Anthropic's
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -111,7 +113,7 @@ class Guard:
 
         self._n_open += 1
         try:
-            if self._n_open > self._policy.max_requests:
+            if self._n_open > self._policy.max_requests and scope["path"] not in _HEALTH:
                 raise RequestError(f"{self._policy.max_requests} connections are being answered: try again later",
                                    code="queue_full", retry_after=2)
             self._check_host(scope)

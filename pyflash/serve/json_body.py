@@ -9,13 +9,17 @@ from typing import Any
 from pyflash.serve.errors import RequestError
 
 MAX_DEPTH = 128  # lists and objects within each other
+MAX_VALUES = 4_000_000  # a context of a million token ids has a quarter; Python's objects of ten times that fill a machine
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def decode(data: bytes) -> dict[str, Any]:
     """The JSON object that a body is. Halves of characters become U+FFFD. RequestError for anything else: other JSON,
-    NaN and infinities, numbers of thousands of digits, more than MAX_DEPTH lists and objects in each other."""
+    NaN and infinities, numbers of thousands of digits, more than MAX_DEPTH lists and objects in each other, more than
+    MAX_VALUES values (as far as commas and brackets tell, those of texts among them)."""
+    if len(data) > MAX_VALUES and sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise RequestError(f"the body has more than {MAX_VALUES:,} values: send less", code="too_large")
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:

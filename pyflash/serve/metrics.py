@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_left
 from collections import defaultdict
@@ -13,7 +14,15 @@ if TYPE_CHECKING:
     from pyflash.serve.job import Job
 
 _FIRST_TOKEN = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_PLAIN = ("prompt_tokens_total", "prompt_tokens_cached_total", "prompt_seconds_total", "generated_tokens_total",
+          "generation_seconds_total", "tool_calls_total", "cancelled_total")  # are told before they have counted anything
+_MOST_KINDS = 40
 _BETWEEN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+def _kind(problem: str) -> str:
+    """A problem of an answer's form without what the model wrote, as a label."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", problem)[:80].replace("\\", "").replace('"', "").replace("\n", " ")
 
 
 class _Histogram:
@@ -39,8 +48,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, float] = defaultdict(float, dict.fromkeys(_PLAIN, 0.0))
         self._first, self._between = _Histogram(_FIRST_TOKEN), _Histogram(_BETWEEN)
+        self._kinds: set[str] = set()  # of malformed answers; no client can have any number of them told
         self._seconds = 5.0  # a request's, as an average of late
 
     def add(self, name: str, value: float = 1) -> None:
@@ -71,7 +81,10 @@ class Metrics:
             self._counts["generated_tokens_total"] += usage.n_generated
             self._counts["generation_seconds_total"] += usage.generate_seconds
             self._counts["tool_calls_total"] += len(job.answer.call_ids) if job.answer else 0
-            self._counts["tool_calls_malformed_total"] += bool(job.answer and job.answer.problems)
+            for problem in job.answer.problems if job.answer else ():
+                self._kinds.add(kind := _kind(problem))
+                kind = kind if len(self._kinds) <= _MOST_KINDS else "other"
+                self._counts[f'tool_calls_malformed_total{{kind="{kind}"}}'] += 1
             if how == "cancelled":
                 self._counts["cancelled_total"] += 1
             if job.began:

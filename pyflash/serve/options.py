@@ -172,6 +172,22 @@ class Tools:
         tool = Tool(name, "function", namespace, local_name, schema, strict=fields.boolean("strict"))
         self.add(tool, function_schema(name, fields.string("description"), schema), fields.path)
 
+    def custom(self, fields: Fields, grammar: Fields | None, namespace: str = "", prefix: str = "") -> None:
+        """A tool of a free text: a function of one string to the model. grammar: where the notation of the text stands."""
+        name = tool_name(fields, prefix)
+        description, syntax = fields.string("description"), None
+        if grammar is not None:
+            notation = grammar.choice("syntax", "lark", "regex") or "lark"
+            definition = grammar.string("definition")
+            check_size(definition, grammar.at("definition"))
+            syntax = (notation, definition)
+            shown = "Lark grammar" if notation == "lark" else "regular expression"
+            description += f"\n\nThe input must match this {shown}:\n{definition}"
+        schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+        local_name = fields.string("name") if namespace else ""
+        self.add(Tool(name, "custom", namespace, local_name, schema, syntax),
+                 function_schema(name, description.strip(), schema), fields.path)  # fmt: skip
+
     def drop(self, kind: str) -> None:
         """Leaves out what only another service can run."""
         self.notes.append(f"a tool of the type {kind[:40]!r} is left out")

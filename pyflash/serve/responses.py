@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from pyflash.serve import options
 from pyflash.serve.errors import RequestError
 from pyflash.serve.fields import Fields, wrong
-from pyflash.serve.request import Request, Tool, ToolChoice
+from pyflash.serve.free_text import arguments_of
+from pyflash.serve.request import Request, ToolChoice
 from pyflash.serve.responses_stream import Stream, error_body, full
 
 __all__ = ["Stream", "error_body", "full", "read"]
@@ -115,7 +115,7 @@ class _Items:
     def _call(self, item: Fields, kind: str) -> dict[str, Any]:
         name = options.tool_name(item, _prefix(item.string("namespace")))
         if kind == "custom_tool_call":
-            arguments = json.dumps({"input": item.string("input")}, ensure_ascii=False)
+            arguments = arguments_of(item.string("input"))
         else:
             arguments = item.string("arguments") or "{}"
         call_id = item.string("call_id") or item.string("id")
@@ -164,27 +164,11 @@ def _tool(tools: options.Tools, fields: Fields, namespace: str) -> None:
     if kind == "function":
         tools.function(fields, "parameters", namespace, _prefix(namespace))
     elif kind == "custom":
-        _custom(tools, fields, namespace)
+        given = fields.inner("format")
+        is_bound = given is not None and given.choice("type", "text", "grammar") == "grammar"
+        tools.custom(fields, given if is_bound else None, namespace, _prefix(namespace))
     else:
         tools.drop(kind)
-
-
-def _custom(tools: options.Tools, fields: Fields, namespace: str) -> None:
-    """A tool of a free text: a function of one string to the model."""
-    name = options.tool_name(fields, _prefix(namespace))
-    description, syntax = fields.string("description"), None
-    given = fields.inner("format")
-    if given and given.choice("type", "text", "grammar") == "grammar":
-        notation = given.choice("syntax", "lark", "regex") or "lark"
-        definition = given.string("definition")
-        options.check_size(definition, given.at("definition"))
-        syntax = (notation, definition)
-        shown = "Lark grammar" if notation == "lark" else "regular expression"
-        description += f"\n\nThe input must match this {shown}:\n{definition}"
-    schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-    local_name = fields.string("name") if namespace else ""
-    tools.add(Tool(name, "custom", namespace, local_name, schema, syntax),
-              options.function_schema(name, description.strip(), schema), fields.path)  # fmt: skip
 
 
 def _tool_choice(fields: Fields, tools: options.Tools) -> tuple[ToolChoice, tuple[str, ...]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,11 +23,10 @@ from pyflash.serve.events import (
     ToolCallEnd,
     Usage,
 )
+from pyflash.serve.free_text import FreeText, free_text
 from pyflash.serve.json_body import sse
 from pyflash.serve.request import Request, Tool
 
-_INPUT_OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-_ESCAPES = re.compile(r'(?:[^"\\]|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....|\\[^u])*')
 _CODES = {"generation_failed": "server_error", "context_length_exceeded": "context_length_exceeded",
           "queue_full": "rate_limit_exceeded"}  # fmt: skip
 
@@ -48,38 +45,6 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def free_text(arguments: str) -> str:
-    """The input of a custom tool in its arguments; they themselves where they are something else."""
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    text = value.get("input") if isinstance(value, dict) else None
-    return text if isinstance(text, str) else arguments
-
-
-class _FreeText:
-    """The input of a custom tool while its arguments come."""
-
-    def __init__(self) -> None:
-        self._raw = ""
-        self._within = False
-
-    def feed(self, text: str) -> str:
-        """What text adds to the input."""
-        self._raw += text
-        if not self._within:
-            opening = _INPUT_OPENING.match(self._raw)
-            if opening is None:
-                return ""
-            self._within, self._raw = True, self._raw[opening.end() :]
-        whole = _ESCAPES.match(self._raw)
-        if whole is None or not whole.end():
-            return ""
-        self._raw = self._raw[whole.end() :]
-        return str(json.loads(f'"{whole[0]}"', strict=False))
-
-
 class _Item:
     """An item of the output while it is open. value: the item as it stands."""
 
@@ -89,7 +54,7 @@ class _Item:
         self.pieces: list[str] = []
         self.tokens: list[TokenChance] = []
         self.is_whole = not self.kind.endswith("_call")  # calls are once their arguments are
-        self.free = _FreeText()
+        self.free = FreeText()
 
     @property
     def kind(self) -> str:

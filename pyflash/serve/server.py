@@ -16,6 +16,7 @@ from typing import Any
 
 from pyflash.native.errors import ArgumentError, FileError, UnsupportedError
 from pyflash.serve.application import DRAIN_SECONDS, Application
+from pyflash.serve.connections import limited_protocol
 
 _LOOK = 0.05  # seconds between looks at whether the model is open, and whether a signal came
 
@@ -99,9 +100,9 @@ def run(application: Application, place: Place, ready: Callable[[str], None], dr
             raise FileError(f"{what} is no file: give the PEM files of the certificate and of its key")
     listening = listen(place)
     config = uvicorn.Config(
-        application, loop="asyncio", http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
-        log_level="warning", server_header=False, proxy_headers=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(1, int(drain)),
-        ssl_certfile=place.tls_cert, ssl_keyfile=place.tls_key,
+        application, loop="asyncio", http=limited_protocol(), ws="none", lifespan="on", log_config=None, access_log=False,
+        log_level="warning", server_header=False, proxy_headers=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, int(drain)), ssl_certfile=place.tls_cert, ssl_keyfile=place.tls_key,
     )
     try:
         asyncio.run(_serve(uvicorn.Server(config), listening, application, lambda: ready(place.address(listening))))

@@ -15,7 +15,7 @@ pytest.importorskip("llguidance")
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "set_mode", "parameters": {"type": "object", "properties": {
         "mode": {"enum": ["on", "off"], "type": "string"}, "level": {"type": "integer", "minimum": 0, "maximum": 9},
-        "loud": {"type": "boolean"}}, "required": ["loud", "level"]}}},
+        "loud": {"type": "boolean"}, "note": {"type": "string"}}, "required": ["loud", "level"]}}},
     {"type": "function", "function": {"name": "odd.name-[x]", "description": "odd", "parameters": {
         "type": "object", "$defs": {"side": {"enum": ["left", "right"]}}, "properties": {
             'a "quoted" one': {"type": "string"}, "side": {"$ref": "#/$defs/side"}, "flags (2)": {"type": "boolean"}}}}},
@@ -81,14 +81,14 @@ def test_texts_of_a_call(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     text = 'a "text"\n</b> < ｜ <invoke> über 東京'
     with serving(demo_model) as server:
         script.say(server, "\n\n<", mark, "tool_calls>\n<", mark, 'invoke name="set_mode">\n<', mark,
-                   f'parameter name="mode" string="true">{text}</', mark, "parameter>\n<", mark,
+                   f'parameter name="note" string="true">{text}</', mark, "parameter>\n<", mark,
                    'parameter name="level" string="false">7</', mark, "parameter>\n<", mark,
                    'parameter name="loud" string="false">true</', mark, "parameter>\n</", mark, "invoke>\n<", mark,
                    'invoke name="nothing">\n', "\n</", mark, "invoke>\n</", mark, "tool_calls>")
         choice = chat(server, tools=TOOLS)
         calls = choice["message"]["tool_calls"]
         assert choice["finish_reason"] == "tool_calls"
-        assert json.loads(calls[0]["function"]["arguments"]) == {"mode": text, "level": 7, "loud": True}
+        assert json.loads(calls[0]["function"]["arguments"]) == {"note": text, "level": 7, "loud": True}
         assert calls[1]["function"] == {"name": "nothing", "arguments": "{}"}
 
 
@@ -104,3 +104,24 @@ def test_prose_is_free(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_tools_nothing_is_held(demo_model: Path) -> None:
     with serving(demo_model) as server:
         assert chat(server, temperature=0)["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(("schema", "kinds", "listed"), [
+    ({}, (True, True), None), (True, (True, True), None), ({"type": "string"}, (True, False), None),
+    ({"type": ["string", "null"]}, (True, True), None), ({"type": "integer"}, (False, True), None),
+    ({"enum": ["a", "b"]}, (True, False), ["a", "b"]), ({"enum": ["a", 1]}, (True, True), ["a"]),
+    ({"const": 5}, (False, True), None), ({"type": "string", "const": "x"}, (True, False), ["x"]),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, (False, True), None),
+    ({"oneOf": [{"const": "now"}, {"const": "later"}]}, (True, False), ["now", "later"]),
+    ({"anyOf": [{"const": "now"}, {"type": "string"}]}, (True, False), None),
+    ({"anyOf": [{"enum": ["a"]}, {"type": "integer"}]}, (True, True), ["a"]),
+    ({"$ref": "#/$defs/side"}, (True, False), ["left", "right"]), ({"$ref": "#/$defs/loop"}, (True, True), None),
+    ({"$ref": "http://elsewhere/x"}, (True, True), None), ({"type": "string", "enum": [1]}, (True, True), None),
+    ({"type": [], "enum": []}, (True, True), None),
+])  # fmt: skip
+def test_what_a_parameter_may_be(schema: Any, kinds: tuple[bool, bool], listed: list[str] | None) -> None:
+    from pyflash.serve import tool_grammar
+
+    root = {"$defs": {"side": {"enum": ["left", "right"]}, "loop": {"$ref": "#/$defs/loop"}}}
+    assert tool_grammar._kinds(schema, root) == kinds
+    assert tool_grammar._listed(schema, root) == listed
