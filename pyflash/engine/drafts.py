@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,9 @@ class Drafter(Protocol):
     often tokens of each sureness are right, as long as nobody has counted.
     """
 
-    name: str
-    is_free: bool
-    priors: Sequence[float]
+    name: ClassVar[str]
+    is_free: ClassVar[bool]
+    priors: ClassVar[Sequence[float]]
 
     def begin(self, tokens: Tokens) -> None:
         """A generation begins behind tokens."""
@@ -61,9 +61,9 @@ class NgramDrafter:
     taken to go on behind that, as in a text that is copied with changes.
     """
 
-    name = "ngram"
-    is_free = True
-    priors = (0.35, 0.45, 0.6, 0.75, 0.85)
+    name: ClassVar[str] = "ngram"
+    is_free: ClassVar[bool] = True
+    priors: ClassVar[Sequence[float]] = (0.35, 0.45, 0.6, 0.75, 0.85)
     LEAST = 3  # tokens of a match: shorter ones are chance
     _LENGTHS = (LEAST, 5, 9, 17)  # of matches, from which the next sureness begins
     _LONGEST = 32  # tokens that are compared
@@ -153,9 +153,9 @@ def _index(text: npt.NDArray[np.int32], bits: int) -> tuple[array[int], array[in
 class MtpDrafter:
     """Proposes what the model's MTP block drafts: a token, and one behind that."""
 
-    name = "mtp"
-    is_free = False
-    priors = (0.2, 0.4, 0.6, 0.8)
+    name: ClassVar[str] = "mtp"
+    is_free: ClassVar[bool] = False
+    priors: ClassVar[Sequence[float]] = (0.2, 0.4, 0.6, 0.8)
     _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
     _MOST = 2  # it is trained for one; a third is hardly ever right
 

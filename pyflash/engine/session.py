@@ -121,9 +121,11 @@ class Session:
         self._collector: Collector | None = None  # kept while the library may write to it
         self._profiler: Profiler | None = None  # likewise
         self._choices: Choices | None = None  # likewise
-        self.draft_ledger: Final = DraftLedger()
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
+        self.draft_ledger: Final = DraftLedger()
+        # A device may be sent experts for steps of 32 rows or more, which gives other bits.
+        self.most_ahead: Final = min(lib.PF_STEP_WAITING, self.chunk, 31 if model.placement.name else 32)
         forks.watch(self)
 
     def _new_locks(self) -> None:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from pyflash.engine.draft_lengths import DraftLedger, DrafterRecord
 from pyflash.engine.drafts import Draft, Drafter, MtpDrafter, NgramDrafter
 from pyflash.native.errors import ArgumentError, CancelledError, Error, UnsupportedError
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
 DRAFTERS: Final = ("auto", "off", "ngram", "mtp")
-MOST_DRAFTED: Final = 31  # tokens: longer steps may be computed in another way by a device
+MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
 
 @dataclass
@@ -120,10 +118,10 @@ class Speculation:
         """source: of drafts; None: there are none. draft_max: tokens of one, at most."""
         self._session = session
         self._source = source
-        device = 1 if session.model.placement.name else 0  # whose sending of experts begins with 32 rows
-        self._most = min(draft_max, MOST_DRAFTED - device, session.chunk - 1)
+        self._most = min(draft_max, session.most_ahead - 1)
         self._ahead: list[int] = []  # evaluated behind the last token
-        self._rows: FloatArray = np.empty((0, 0), dtype=np.float32)
+        self._rows: list[FloatArray] = []  # logits of the step that they are of
+        self._row = 0  # the last token's
         self.stats = DraftStats()
 
     def begin(self) -> None:
@@ -138,15 +136,15 @@ class Speculation:
             self._source.feed(token)
         if self._ahead and self._ahead.pop(0) == token and self._session.advance():
             self.stats.n_kept += 1
-            self._rows = self._rows[1:]
-            return self._rows[0]
+            self._row += 1
+            return self._rows[self._row]
         self.stats.n_steps += 1
         self._ahead = self._drafted(left)
         if self._ahead:
             rows = self._checked(token, cancellation)
             if rows is not None:
-                self._rows = rows
-                return rows[0]
+                self._rows, self._row = list(rows), 0
+                return self._rows[0]
         began = time.perf_counter()
         logits = self._session.eval([token], cancellation=cancellation)
         if self._source is not None:
