@@ -29,7 +29,7 @@ DRAFTERS: Final = ("auto", "off", "ngram", "mtp")
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class DraftStats:
     """n_steps: steps behind the prompt's; n_drafted: drafted tokens that they checked; n_kept: of these, those that were
     picked. Each step gives one token, and those that it keeps."""
