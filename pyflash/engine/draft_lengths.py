@@ -31,9 +31,10 @@ class StepTimes:
 
     @property
     def plain(self) -> float | None:
-        """Seconds of a step of one row; None as long as too few were seen."""
-        samples = self._samples.get(1, ())
-        return statistics.median(samples) if len(samples) >= _LEAST_SAMPLES else None
+        """Seconds of a step of one row; None as long as too few steps were seen. Of longer ones, where there are no others."""
+        size = min(self._samples, default=1)
+        samples = self._samples.get(size, ())
+        return statistics.median(samples) / (1 + _ROW * (size - 1)) if len(samples) >= _LEAST_SAMPLES else None
 
     def of(self, n_rows: int) -> float:
         """Seconds of a step of so many rows. Needs `plain`."""
@@ -45,7 +46,7 @@ class StepTimes:
                 below = size
             if size > n_rows and (not above or size < above):
                 above = size
-        low = statistics.median(self._samples[below])
+        low = statistics.median(self._samples[below]) if below in self._samples else plain
         if below == n_rows:
             return low
         if above:
@@ -121,37 +122,37 @@ class DrafterRecord:
             return False
         most = min(most, self._n_drafted or 1)
         rates = [self.overall.of(0, place) for place in range(1, most + 1)]
-        if _best(rates, times, self.seconds)[0] > 0:
+        if _best(rates, times, self.seconds, 1, 1.0)[0] > 0:
             self._probes.reset()
             return True
         self._is_probing = self._probes.is_due()
         return self._is_probing
 
-    def best_length(self, sureness: Sequence[int], times: StepTimes) -> int:
-        """How many tokens of a draft to check, 0 for none."""
+    def best_length(self, sureness: Sequence[int], times: StepTimes, n_rows: int, expected: float) -> tuple[int, float]:
+        """How many tokens of a draft to check, 0 for none, and how many of these are expected to be right. n_rows: that the
+        step has without them, of which so many tokens are expected."""
         if times.plain is None:
-            return 0
-        n, expected = _best([self.rates.of(sure, place) for place, sure in enumerate(sureness, 1)], times, 0.0)
+            return 0, 0.0
+        rates = [self.rates.of(sure, place) for place, sure in enumerate(sureness, 1)]
+        n, promised = _best(rates, times, 0.0, n_rows, expected)
         if n:
             self._probes.reset()
-        elif expected > 0.5 and (self._is_probing or self._probes.is_due()):
-            n = 1  # it would be right, and steps take too long: as far as is known
+        elif rates[0] > 0.5 and (self._is_probing or self._probes.is_due()):
+            n, promised = 1, rates[0]  # it would be right, and steps take too long: as far as is known
         self._is_probing = False
-        return n
+        return n, promised
 
 
-def _best(rates: Sequence[float], times: StepTimes, seconds: float) -> tuple[int, float]:
-    """The length that most tokens a second are expected of, and how likely the first one is right. rates: that a token is
-    right where those before it are; seconds: that the draft takes."""
-    plain = times.plain
-    assert plain is not None
-    best, highest, expected = 0, _GAIN / plain, 1.0
+def _best(rates: Sequence[float], times: StepTimes, seconds: float, n_rows: int, expected: float) -> tuple[int, float]:
+    """The length that most tokens a second are expected of, and how many tokens more. rates: that a token is right where
+    those before it are; seconds: that the draft takes; n_rows, expected: rows and tokens of the step without it."""
+    best, gained, promised, highest = 0, 0.0, 0.0, _GAIN * expected / times.of(n_rows)
     for n, chance in enumerate(accumulate(rates, mul), 1):
-        expected += chance
-        speed = expected / (seconds + times.of(n + 1))
+        promised += chance
+        speed = (expected + promised) / (seconds + times.of(n_rows + n))
         if speed > highest:
-            best, highest = n, speed
-    return best, rates[0] if rates else 0.0
+            best, gained, highest = n, promised, speed
+    return best, gained
 
 
 class DraftLedger:

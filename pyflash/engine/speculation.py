@@ -19,6 +19,7 @@ from pyflash.native.errors import ArgumentError, CancelledError, Error, Unsuppor
 from pyflash.native.values import FloatArray, Tokens, integer
 
 if TYPE_CHECKING:
+    from pyflash.engine.model import ModelInfo
     from pyflash.engine.session import Session
     from pyflash.engine.stream import Cancellation
 
@@ -53,6 +54,7 @@ class Choosing:
         self._drafters = drafters
         self._ledger = ledger
         self._compared: dict[str, tuple[DrafterRecord, Draft, int]] = {}  # drafts, and how many of their tokens were right
+        self.promised = 0.0
 
     def begin(self, tokens: Tokens) -> None:
         for drafter in self._drafters:
@@ -71,7 +73,17 @@ class Choosing:
                 del self._compared[name]
 
     def propose(self, most: int) -> Sequence[int]:
+        return self.propose_beside(most, 1, 1.0)
+
+    def checkable(self, info: ModelInfo, most: int, n_rows: int, expected: float) -> list[int]:
+        """The same beside other rows, up to what cannot be checked: see propose_beside()."""
+        return checkable(self.propose_beside(most, n_rows, expected), most, info)
+
+    def propose_beside(self, most: int, n_rows: int, expected: float) -> Sequence[int]:
+        """Tokens worth their rows in a step that has n_rows already, of which so many tokens are expected. promised: how
+        many more are expected then."""
         times = self._ledger.times
+        self.promised = 0.0
         for drafter in self._drafters:
             record = self._ledger.of(drafter.name, drafter.priors)
             if not drafter.is_free and not record.is_worth_asking(times, most):
@@ -82,7 +94,8 @@ class Choosing:
             if not draft.tokens:
                 continue
             self._compared.setdefault(drafter.name, (record, draft, 0))
-            if n := record.best_length(draft.sureness, times):
+            n, self.promised = record.best_length(draft.sureness, times, n_rows, expected)
+            if n:
                 return draft.tokens[:n]
         return ()
 
@@ -109,6 +122,16 @@ class Given:
 
     def took(self, n_rows: int, seconds: float) -> None:
         """It measures nothing."""
+
+
+def checkable(tokens: Sequence[int], most: int, info: ModelInfo) -> list[int]:
+    """Tokens up to what can be no row: nothing is evaluated behind the end token."""
+    found = []
+    for token in tokens[:most]:
+        if not 0 <= token < info.n_vocab or token == info.eos_token:
+            break
+        found.append(int(token))
+    return found
 
 
 class Speculation:
@@ -157,12 +180,7 @@ class Speculation:
         most = min(self._most, left - 1, session.capacity - session.position - 1)
         if self._source is None or most < 1 or session.is_watched:
             return []
-        drafted, info = [], session.model.info
-        for token in self._source.propose(most)[:most]:
-            if not 0 <= token < info.n_vocab or token == info.eos_token:
-                break
-            drafted.append(int(token))
-        return drafted
+        return checkable(self._source.propose(most), most, session.model.info)
 
     def _checked(self, token: int, cancellation: Cancellation) -> FloatArray | None:
         """Logits behind a token and those that were drafted, [1 + n, vocab]; None where the drafts' share cannot be
@@ -187,13 +205,19 @@ def speculation(session: Session, draft: str | Propose, draft_max: int | None, p
     most = MOST_DRAFTED if draft_max is None else integer("draft_max", draft_max, 1, MOST_DRAFTED)
     if callable(draft):
         return Speculation(session, Given(draft), most)
+    drafters = drafters_of(session, draft, prediction)
+    return Speculation(session, Choosing(drafters, session.draft_ledger) if drafters else None, most)
+
+
+def drafters_of(session: Session, draft: str, prediction: Tokens = ()) -> list[Drafter]:
+    """The drafters that a name stands for, [] for none. ArgumentError, or UnsupportedError where the model has none such."""
     if draft not in DRAFTERS:
         raise ArgumentError(f"unknown drafter {draft!r:.40}; use one of {', '.join(DRAFTERS)}, or a function")
     if draft == "mtp" and not session.model.info.has_mtp:
-        raise UnsupportedError("this model has no MTP block to draft with; use draft \"auto\" or \"ngram\"")
+        raise UnsupportedError('this model has no MTP block to draft with; use draft "auto" or "ngram"')
     drafters: list[Drafter] = []
     if draft in ("auto", "ngram"):
         drafters.append(NgramDrafter(prediction))
     if draft == "mtp" or (draft == "auto" and session.model.info.has_mtp):
         drafters.append(MtpDrafter(session))
-    return Speculation(session, Choosing(drafters, session.draft_ledger) if drafters else None, most)
+    return drafters
