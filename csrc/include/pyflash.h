@@ -365,10 +365,25 @@ PF_API pf_status pf_session_keep(pf_session *session, int64_t n, pf_error *err);
 /* Tokens that wait to be kept; 0: none. */
 PF_API int64_t pf_session_waiting(const pf_session *session);
 
+/* Goes on with n more of the tokens that the last pf_session_keep() left out: they are still there, behind those that were
+ * kept, until the session is moved in another way (evaluated, rolled back, loaded) or drafts. Takes no time, and the session
+ * is then the same bits as if they had been kept at once. So a run of tokens can be gone on with one by one, by the logits,
+ * while the session may be saved or checkpointed in between. ARGUMENT for more than there are. */
+PF_API pf_status pf_session_advance(pf_session *session, int64_t n, pf_error *err);
+/* Tokens that pf_session_advance() can go on with. */
+PF_API int64_t pf_session_ahead(const pf_session *session);
+
 /* Drafts with the MTP block: logits [vocab] for position + 1, given the token that will stand at position.
  * Does not move the session. UNSUPPORTED without an MTP block, ARGUMENT on an empty session. */
 PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                                   pf_error *err);
+
+/* Drafts n tokens one after the other, for position + 1 on, given the token that will stand at position: each the likeliest
+ * by the MTP block, which goes on from its own streams behind the first one. It is trained to draft one, and is much less
+ * often right about later ones. chances [n]: the probabilities that it gives them. n at most the session's chunk. Errors as
+ * of pf_session_draft(). */
+PF_API pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32_t n, int32_t *tokens,
+                                         float *chances, pf_error *err);
 
 /* Drops the last n tokens. The last 256 evaluated can always be dropped, less those dropped already, and so can all
  * (n = position), and whatever leads back to a checkpoint; pf_session_rollback_limit() says how many of the last now. So

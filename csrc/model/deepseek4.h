@@ -33,7 +33,8 @@ pf_status pf_forward(pf_step *s);
  * the step's final streams. */
 pf_status pf_mtp_follow(const pf_step *s, float *streams);
 /* The logits that a step of one token asks for, of the MTP block: the token is what stands behind the one at the share's
- * position, which the cache has. */
-pf_status pf_mtp_draft(pf_step *s);
+ * position. streams [N D] become the block's own; chained: they are those that it goes on from, of the draft before this
+ * one, and not the model's, which the cache has for what was evaluated. Writes the position's window row. */
+pf_status pf_mtp_draft(pf_step *s, float *streams, bool chained);
 
 #endif

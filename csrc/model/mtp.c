@@ -89,16 +89,17 @@ pf_status pf_mtp_follow(const pf_step *s, float *streams) {
     return PF_OK;
 }
 
-pf_status pf_mtp_draft(pf_step *s) {
+pf_status pf_mtp_draft(pf_step *s, float *streams, bool chained) {
     const pf_config *c = &s->net->config;
     const pf_mtp_weights *w = &s->net->weights.mtp;
-    const pf_share *share = s->shares;
-    const int64_t floats = (int64_t)c->n_stream * c->n_embd;
+    const size_t mark = pf_arena_mark(s->ex->arena);
     PF_TRY(pf_step_prepare(s));
-    PF_SCRATCH(float, hidden, s, floats);
-    PF_SCRATCH(float, inner, s, floats);
-    copy_streams(s, share, share->position, 1, hidden, false);
-    PF_TRY(enter(s, w, hidden, inner));
-    PF_TRY(pf_layer(s, c->n_layer, &w->layer, inner));
-    return pf_head(s, &w->head_mix, w->norm, inner);
+    PF_SCRATCH(float, hidden, s, s->shares->cache->stream_floats);
+    if (!chained) copy_streams(s, s->shares, s->shares->position, 1, hidden, false);
+    else if (!s->ex->dry) memcpy(hidden, streams, (size_t)s->shares->cache->stream_floats * sizeof *streams);
+    PF_TRY(enter(s, w, hidden, streams));
+    PF_TRY(pf_layer(s, c->n_layer, &w->layer, streams));
+    PF_TRY(pf_head(s, &w->head_mix, w->norm, streams));
+    pf_arena_reset(s->ex->arena, mark);
+    return PF_OK;
 }

@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "model/deepseek4.h"
+#include "runtime/logits.h"
 #include "step/recording.h"
 
 /* More than any scratch, of the device's memory that does not exist: one block makes an arena's peak exact. */
@@ -55,11 +56,35 @@ static pf_status step_dry(const pf_model *model, pf_share *share, pf_arenas aren
     return pf_evaluate(out);
 }
 
+/* The likeliest token by logits, and its probability. */
+static pf_status pick_likeliest(const float *logits, int64_t n_vocab, int32_t *token, float *chance, pf_error *err) {
+    PF_TRY(pf_logits_highest(logits, n_vocab, token, err));
+    *chance = (float)pf_exp_nonpositive(-pf_logits_log_total(logits, n_vocab, logits[*token]));
+    return PF_OK;
+}
+
+pf_status pf_evaluate_drafts(pf_evaluation *evaluation, int32_t token, int32_t n, int32_t *tokens, float *chances) {
+    pf_step *s = &evaluation->host;
+    pf_share *share = s->shares;
+    const int64_t n_vocab = s->net->config.n_vocab;
+    PF_SCRATCH(float, streams, s, share->cache->stream_floats);
+    PF_SCRATCH(float, logits, s, n_vocab);
+    share->logits = logits;
+    s->tokens = &token;
+    for (int32_t i = 0; i < n; ++i, ++share->position) {
+        PF_TRY(pf_mtp_draft(s, streams, i > 0));
+        if (s->ex->dry) return PF_OK;
+        PF_TRY(pick_likeliest(logits, n_vocab, &token, chances + i, s->err));
+        tokens[i] = token;
+    }
+    return PF_OK;
+}
+
 static pf_status draft_dry(pf_evaluation *evaluation, pf_share *share, pf_arenas arenas) {
     pf_arena_reset(arenas.host, 0);
     pf_arena_reset(arenas.device, 0);
     evaluation->host.n = share->n = 1;
-    return pf_mtp_draft(&evaluation->host);
+    return pf_evaluate_drafts(evaluation, 0, 1, NULL, NULL);
 }
 
 static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens) {

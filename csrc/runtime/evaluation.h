@@ -21,6 +21,10 @@ void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_arenas are
 /* pf_step_prepare() and pf_forward(). */
 pf_status pf_evaluate(pf_evaluation *evaluation);
 
+/* n tokens that the MTP block drafts behind the one of a step of one token, which stands behind the one at its share's
+ * position: see pf_session_draft_tokens(). */
+pf_status pf_evaluate_drafts(pf_evaluation *evaluation, int32_t token, int32_t n, int32_t *tokens, float *chances);
+
 /* Scratch in bytes, on the host and on the device, of the longest step at the fullest context and of a draft. cache is
  * one of the session's shape; it is not touched. */
 pf_status pf_measure_scratch(const pf_model *model, pf_cache *cache, uint64_t *host, uint64_t *device);

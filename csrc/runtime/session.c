@@ -245,6 +245,7 @@ pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *err) {
                        (long long)cache->position);
     }
     PF_TRY(pf_session_enter(session, err));
+    session->n_ahead = 0;
     const bool done = pf_cache_rollback(cache, n);
     note_dropped(session);
     PF_TRY(pf_session_leave(session, PF_OK, err));
@@ -314,6 +315,7 @@ pf_status pf_session_reuse(pf_session *session, const int32_t *tokens, int64_t n
     PF_TRY(pf_session_reusable(session, tokens, n_tokens, n_kept, err));
     const int64_t kept = *n_kept;
     PF_TRY(pf_session_enter(session, err));
+    session->n_ahead = 0;
     (void)pf_cache_rollback(cache, cache->position - kept); /* can go there by its definition */
     note_dropped(session);
     return pf_session_leave(session, PF_OK, err);

@@ -43,6 +43,7 @@ struct pf_session {
     atomic_uint running; /* 0, or within enter and leave the number of the process: its fork generation + 1 */
     int32_t *tokens;   /* [n_ctx], the first cache.position of them valid, then those that wait to be kept */
     int64_t n_waiting; /* rows of a step that wait for pf_session_keep() */
+    int64_t n_ahead;   /* rows beyond the position that it left out, which pf_session_advance() may still take */
     void *note;        /* the caller's own bytes */
     size_t note_len;
     pf_session_files files;

@@ -435,6 +435,7 @@ static pf_status load_mapped(pf_session *session, const char *path, const pf_map
     s.at = body;
     PF_TRY(pf_session_enter(session, err)); /* before anything changes */
     pf_status status = pf_session_set_note(session, note, (size_t)h.note_bytes, err);
+    session->n_ahead = 0;
     if (status == PF_OK) copy_body(session, &h, &s);
     status = pf_session_leave(session, status, err);
     if (status != PF_OK) return status;

@@ -169,6 +169,7 @@ static void run_alone(work *w) {
     pf_share share;
     pf_status status = pf_session_enter(session, w->error);
     if (status != PF_OK) return;
+    session->n_ahead = 0;
     pf_cache_begin_write(&session->cache, w->given.n_tokens);
     do { /* another time writes the same rows */
         status = forward(&w, 1, &share, w->given.tokens, session->arenas, w->error);
@@ -208,7 +209,10 @@ static bool run_together(work *const *group, int64_t n) {
     const pf_arenas arenas = largest_arenas(group, n);
     pf_share *shares = NULL;
     int32_t *tokens = NULL;
-    for (int64_t i = 0; i < n; ++i) pf_cache_begin_write(&group[i]->given.session->cache, group[i]->given.n_tokens);
+    for (int64_t i = 0; i < n; ++i) {
+        group[i]->given.session->n_ahead = 0;
+        pf_cache_begin_write(&group[i]->given.session->cache, group[i]->given.n_tokens);
+    }
     pf_status status = gather(group, n, arenas.host, &shares, &tokens);
     if (status == PF_OK) status = forward(group, n, shares, tokens, arenas, NULL);
     const bool done = status == PF_OK || status == PF_ERR_CANCELLED;
@@ -311,10 +315,23 @@ pf_status pf_session_keep(pf_session *session, int64_t n, pf_error *err) {
         return pf_fail(err, PF_ERR_ARGUMENT, "cannot keep %lld tokens: %lld wait", (long long)n,
                        (long long)session->n_waiting);
     }
+    session->n_ahead = session->n_waiting - n;
     session->n_waiting = 0;
     pf_cache_commit_write(&session->cache, n); /* the rows beyond lie within the rings' slack, as an aborted step's do */
     return PF_OK;
 }
+
+pf_status pf_session_advance(pf_session *session, int64_t n, pf_error *err) {
+    if (n < 0 || n > session->n_ahead) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "cannot go on with %lld tokens: %lld are evaluated ahead", (long long)n,
+                       (long long)session->n_ahead);
+    }
+    session->n_ahead -= n;
+    pf_cache_commit_write(&session->cache, n);
+    return PF_OK;
+}
+
+int64_t pf_session_ahead(const pf_session *session) { return session->n_ahead; }
 
 int64_t pf_session_waiting(const pf_session *session) { return session->n_waiting; }
 
@@ -333,11 +350,12 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
     return PF_OK;
 }
 
-pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
-                           pf_error *err) {
-    const pf_network *net = &session->model->net;
-    int64_t n_out = 0;
-    if (!net->weights.mtp.present) {
+/* ---- Drafts ------------------------------------------------------------------------------------------------ */
+
+/* A draft behind the session's last token: checked and begun, with a step of that one share. */
+static pf_status begin_draft(pf_session *session, int32_t next_token, pf_share *share, pf_evaluation *evaluation,
+                             const int32_t *token, pf_error *err) {
+    if (!session->model->net.weights.mtp.present) {
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "the model was opened without an MTP block: pyflash convert --mtp writes one");
     }
@@ -345,16 +363,42 @@ pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logit
         return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
     }
     PF_TRY(pf_session_check_kept(session, err));
-    PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, logits, logits_capacity, &n_out, err));
     PF_TRY(pf_session_check_tokens(session, &next_token, 1, err));
     PF_TRY(check_weights(session, err));
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
     PF_TRY(pf_session_enter(session, err));
-    pf_share share = {.cache = &session->cache, .n = 1, .position = session->cache.position - 1, .n_out = n_out,
-                      .logits = logits, .cancel = &session->cancel, .tap = session->tap, .tap_user = session->tap_user};
-    pf_evaluation evaluation;
-    pf_evaluation_init(&evaluation, session->model, session->arenas, &share, 1, &next_token, err);
-    const pf_status status = pf_mtp_draft(&evaluation.host);
+    session->n_ahead = 0; /* the block's rows of those are written over */
+    *share = (pf_share){.cache = &session->cache, .n = 1, .position = session->cache.position - 1, .n_out = 1,
+                        .cancel = &session->cancel, .tap = session->tap, .tap_user = session->tap_user};
+    pf_evaluation_init(evaluation, session->model, session->arenas, share, 1, token, err);
+    return PF_OK;
+}
+
+static pf_status end_draft(pf_session *session, pf_status status, pf_error *err) {
     reset(session->arenas);
     return finish(session, pf_session_leave(session, status, err), err);
+}
+
+pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
+                           pf_error *err) {
+    int64_t n_out = 0;
+    pf_share share;
+    pf_evaluation evaluation;
+    PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, logits, logits_capacity, &n_out, err));
+    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
+    share.logits = logits;
+    float *streams = pf_arena_alloc(session->arenas.host, (size_t)session->cache.stream_floats * sizeof *streams);
+    return end_draft(session, streams != NULL ? pf_mtp_draft(&evaluation.host, streams, false) : PF_ERR_MEMORY, err);
+}
+
+pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32_t n, int32_t *tokens, float *chances,
+                                  pf_error *err) {
+    pf_share share;
+    pf_evaluation evaluation;
+    if (tokens == NULL || chances == NULL || n < 1 || n > session->cache.n_chunk) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_draft_tokens: tokens and chances are needed, for 1 to %d, the "
+                                             "session's chunk", session->cache.n_chunk);
+    }
+    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
+    return end_draft(session, pf_evaluate_drafts(&evaluation, next_token, n, tokens, chances), err);
 }

@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from pyflash.chat.messages import plain_messages
 from pyflash.chat.reply import ChatPiece, Reply
 from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.session import Session
+from pyflash.engine.speculation import DraftStats
 from pyflash.native.errors import ArgumentError, ContextFullError, Error, FileError, FormatError
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -54,6 +55,7 @@ class Answer:
     capacity: int
     problems: tuple[str, ...] = ()
     can_grow: bool = True
+    drafts: DraftStats = DraftStats()
 
     @property
     def context_full(self) -> bool:
@@ -209,7 +211,7 @@ class Conversation(Generic[S]):
         return Answer(
             _kept(reply.message) if reply.n_generated else {}, running.interrupted, reply.finish, reply.n_prompt,
             reply.n_reused, reply.n_generated, reply.prompt_seconds, reply.generate_seconds, session.position,
-            session.capacity, tuple(running.problems), self._can_grow,
+            session.capacity, tuple(running.problems), self._can_grow, replace(reply.drafts),
         )
 
     @property

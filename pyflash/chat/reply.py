@@ -15,6 +15,7 @@ from pyflash.chat.encoding import Opening, answer_opening
 from pyflash.chat.messages import plain_messages, plain_tools
 from pyflash.engine.generation import Choice, Finish, Piece, Plan, Progress, StopStrings, choose, plan
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.speculation import Propose, speculation
 from pyflash.engine.stream import Stream
 from pyflash.native.errors import AnswerError, ArgumentError, ContextFullError, MemoryLimitError, UnsupportedError
 
@@ -49,8 +50,8 @@ class Reply(Stream[ChatPiece]):
     """An answer: an iterator over its pieces, which are generated as they are asked for. Made by Session.chat().
 
     n_prompt: tokens of the prompt. n_reused: those of them that the session had evaluated before. n_generated: tokens
-    so far. prompt_seconds, generate_seconds: time spent on the first token, and on the others. finish: "stop" or
-    "length" once the answer is complete, else None.
+    so far. drafts: what drafts have gained so far. prompt_seconds, generate_seconds: time spent on the first token, and on
+    the others. finish: "stop" or "length" once the answer is complete, else None.
     """
 
     def __init__(self, session: Session, prompt: Sequence[int], how: Plan, stops: StopStrings,
@@ -68,6 +69,7 @@ class Reply(Stream[ChatPiece]):
         if session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             self._checkpoint()  # so that another question here does not need the answer before it evaluated again
         self.n_generated = 0
+        self.drafts = how.speculation.stats
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
         self.finish: Finish | None = None
@@ -162,7 +164,8 @@ def _callable(messages: Sequence[encoding.Message]) -> dict[str, Mapping[str, An
 def reply(
     session: Session, messages: Sequence[encoding.Message], think: str, tools: Sequence[Mapping[str, Any]] | None, *,
     release: str | None, response_format: Mapping[str, Any] | None, max_tokens: int | None,
-    stop: str | Sequence[str], logprobs: int, progress: Progress | None, sampling: SamplingOptions,
+    stop: str | Sequence[str], logprobs: int, progress: Progress | None, draft: str | Propose, draft_max: int | None,
+    prediction: str | None, sampling: SamplingOptions,
 ) -> Reply:
     """Session.chat()."""
     if think not in THINKING_MODES:
@@ -190,6 +193,7 @@ def reply(
             "open a session with a larger context" if session.capacity < session.model.info.n_ctx_train else "shorten it",
         )
     rules = replace(rules, tools=_callable(messages))
-    how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling)
+    drafts = speculation(session, draft, draft_max, session.tokenizer.encode(prediction) if prediction else ())
+    how = plan(session, session.capacity - len(prompt), max_tokens, logprobs, progress, sampling, drafts)
     how.sampler.accept(prompt)
     return Reply(session, prompt, how, StopStrings(stop), opening, rules)

@@ -15,7 +15,10 @@ class AnswerSettings:
     max_tokens: int | None = None
     think: str = "off"
     stop: tuple[str, ...] = ()
+    draft: str = "auto"
+    draft_max: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of Session.chat()."""
-        return {**self.sampling, "max_tokens": self.max_tokens, "think": self.think, "stop": self.stop}
+        return {**self.sampling, "max_tokens": self.max_tokens, "think": self.think, "stop": self.stop,
+                "draft": self.draft, "draft_max": self.draft_max}  # fmt: skip

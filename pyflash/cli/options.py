@@ -18,6 +18,7 @@ from pyflash.cli.streams import say
 from pyflash.engine.model import MAX_THREADS
 from pyflash.engine.options import CACHES, PRECISIONS, STREAMING
 from pyflash.engine.sampling import RECOMMENDED
+from pyflash.engine.speculation import DRAFTERS, MOST_DRAFTED
 from pyflash.machine import hardware, memory_plan
 from pyflash.machine.units import format_bytes
 
@@ -181,8 +182,25 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), **device,
+            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), mtp=options.get("mtp"), **device,
         )
+
+
+def draft_options(command: _F) -> _F:
+    """What proposes tokens that are checked several in a step, and the file of a block that does."""
+    options = (
+        option("--draft", type=click.Choice(DRAFTERS), default="auto", show_default=True,
+               help="What proposes the next tokens, which are then checked several at once: no answer is changed by it, only "
+               "how soon it is there. ngram: what followed like passages; mtp: the model's MTP block; auto: what there is "
+               "of these, as far as it gains."),
+        option("--draft-max", type=click.IntRange(1, MOST_DRAFTED), metavar="N",
+               help=f"Most tokens that are proposed at once.  [default: {MOST_DRAFTED}]"),
+        option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+               help="GGUF file of the model's MTP block, where it has one of its own."),
+    )
+    for add in reversed(options):
+        command = add(command)
+    return command
 
 
 def sampling_options(command: _F) -> _F:

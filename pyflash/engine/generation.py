@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyflash.engine.sampling import MAX_LOGPROBS, Sampler, SamplingOptions, TokenLogprob, top_logprobs
+from pyflash.engine.speculation import Speculation
 from pyflash.engine.stream import Cancellation, Stream
 from pyflash.native.errors import ArgumentError, BusyError
 from pyflash.native.values import FloatArray, Tokens, integer, token_array
@@ -105,10 +106,11 @@ class Plan:
     sampler: Sampler
     n_top: int
     progress: Progress | None
+    speculation: Speculation
 
 
 def plan(session: Session, room: int, max_tokens: int | None, logprobs: int, progress: Progress | None,
-         sampling: SamplingOptions) -> Plan:
+         sampling: SamplingOptions, speculation: Speculation) -> Plan:
     """Checks arguments. room: what the context holds beyond the prompt; the last token needs no place in it.
 
     sampling: what the caller chose; the rest is the model's.
@@ -117,7 +119,7 @@ def plan(session: Session, room: int, max_tokens: int | None, logprobs: int, pro
     limit = room + 1
     if max_tokens is not None:
         limit = min(limit, integer("max_tokens", max_tokens, 1))
-    return Plan(limit, Sampler(sampling), integer("logprobs", logprobs, 0, MAX_LOGPROBS), progress)
+    return Plan(limit, Sampler(sampling), integer("logprobs", logprobs, 0, MAX_LOGPROBS), progress, speculation)
 
 
 def choose(session: Session, tokens: Tokens, how: Plan, cancellation: Cancellation,
@@ -125,6 +127,7 @@ def choose(session: Session, tokens: Tokens, how: Plan, cancellation: Cancellati
     """Evaluates tokens, then picks and evaluates one token after the other. The last one stays unevaluated."""
     eos = session.model.info.eos_token
     logits = session.eval(tokens, progress=how.progress, cancellation=cancellation)
+    how.speculation.begin()
     n_moves = session.n_moves
     for count in range(1, how.limit + 1):
         token, logprob = how.sampler.pick(logits, constraint.allowed() if constraint else None)
@@ -137,7 +140,7 @@ def choose(session: Session, tokens: Tokens, how: Plan, cancellation: Cancellati
             return
         if session.n_moves != n_moves:
             raise BusyError("the session was used for something else meanwhile: what was being generated cannot go on")
-        logits = session.eval([token], cancellation=cancellation)
+        logits = how.speculation.after(token, how.limit - count, cancellation)
         n_moves = session.n_moves
 
 
@@ -150,12 +153,13 @@ def _top(session: Session, logits: FloatArray, n: int) -> tuple[TokenLogprob, ..
 
 
 class Generation(Stream[Piece]):
-    """The pieces of a generated text. Made by Session.generate()."""
+    """The pieces of a generated text. Made by Session.generate(). drafts: what drafts have gained so far."""
 
     def __init__(self, session: Session, tokens: Tokens, how: Plan, stops: StopStrings,
                  grammar: Grammar | None) -> None:
         """Not for callers: use Session.generate()."""
         super().__init__()
+        self.drafts = how.speculation.stats
         self._stops = stops
         self._decode_bytes = session.tokenizer.decode_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -188,12 +192,12 @@ class Generation(Stream[Piece]):
 
 def generate(
     session: Session, tokens: Tokens, max_tokens: int | None, stop: str | Sequence[str], logprobs: int,
-    grammar: Grammar | None, progress: Progress | None, sampling: SamplingOptions,
+    grammar: Grammar | None, progress: Progress | None, speculation: Speculation, sampling: SamplingOptions,
 ) -> Generation:
     """Session.generate()."""
     prompt = token_array(tokens)
     room = session.capacity - session.position - len(prompt)
-    how = plan(session, room, max_tokens, logprobs, progress, sampling)
+    how = plan(session, room, max_tokens, logprobs, progress, sampling, speculation)
     how.sampler.accept(session.tokens)
     how.sampler.accept(prompt)
     return Generation(session, prompt, how, StopStrings(stop), grammar)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.generation import Generation, Progress, generate
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.speculation import Propose, speculation
 from pyflash.native import forks
 from pyflash.native.errors import ArgumentError, BusyError, ClosedError, ContextFullError, MemoryLimitError, check
 from pyflash.native.interrupt import InterruptibleRunner
@@ -32,8 +34,19 @@ if TYPE_CHECKING:
     from pyflash.engine.model import Model
     from pyflash.engine.stream import Cancellation
 
+
+def _step_ahead(handle: Any, share: Any, error: Any) -> int:
+    """Evaluates a share, and keeps its first token."""
+    status: int = lib.pf_step_eval(share, 1, error)
+    if status != lib.PF_OK:
+        return status
+    status = lib.pf_session_keep(handle, 1, error)
+    return status
+
+
 _BACK = (lib.pf_session_rollback, lib.pf_session_reuse)
-_MOVING = (lib.pf_session_eval, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load, lib.pf_session_import_tail)
+_MOVING = (lib.pf_session_eval, _step_ahead, lib.pf_session_rollback, lib.pf_session_reuse, lib.pf_session_load,
+           lib.pf_session_import_tail)
 Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 
 
@@ -137,6 +150,9 @@ class Session:
         self._choices: Choices | None = None  # likewise
         self.capacity: Final = int(lib.pf_session_capacity(handle))
         self.chunk: Final = int(lib.pf_session_chunk(handle))
+        self.draft_ledger: Final = DraftLedger()
+        # A device may be sent experts for steps of 32 rows or more, which gives other bits.
+        self.most_ahead: Final = min(lib.PF_STEP_WAITING, self.chunk, 31 if model.placement.name else 32)
         forks.watch(self)
 
     def _new_locks(self) -> None:
@@ -328,6 +344,52 @@ class Session:
         with self._free():
             return int(lib.pf_session_waiting(self._native()))
 
+    def eval_ahead(self, tokens: Tokens, *, cancellation: Cancellation | None = None) -> FloatArray:
+        """Evaluates tokens, at most 128 and a chunk, in one step, and goes on with the first of them alone. Returns logits
+        float32 [n, vocab], those behind each.
+
+        The others stay evaluated ahead: advance() goes on with them one by one, until the session is moved in another way.
+        So a guess of what comes can be checked in one step, and what was wrong never was. Errors as of eval(), with nothing
+        evaluated.
+        """
+        ids = token_array(tokens)
+        most, n_vocab = min(lib.PF_STEP_WAITING, self.chunk), self._model.info.n_vocab
+        if not 1 <= len(ids) <= most:
+            raise ArgumentError(f"{len(ids)} tokens cannot be evaluated ahead: 1 to {most}")
+        if len(ids) > self.capacity - self.position:
+            raise ContextFullError(
+                f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self.position} are used",
+                "open a session with a larger context",
+            )
+        try:
+            logits = np.empty((len(ids), n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+        with self._free():
+            handle = self._native()
+            share = ffi.new("pf_step_share *", {
+                "struct_size": ffi.sizeof("pf_step_share"), "logits_mode": lib.PF_LOGITS_ALL, "session": handle,
+                "tokens": ints(ids), "n_tokens": len(ids), "logits": floats(logits), "logits_capacity": logits.size,
+            })  # fmt: skip
+            self._call(_step_ahead, handle, share, cancellation=cancellation)
+        return logits
+
+    def advance(self) -> bool:
+        """Goes on with the next token that is evaluated ahead; whether there was one. See eval_ahead()."""
+        with self._free():
+            handle = self._native()
+            if lib.pf_session_ahead(handle) == 0:
+                return False
+            error = ffi.new("pf_error *")
+            check(lib.pf_session_advance(handle, 1, error), error)
+            self._note_step()
+            return True
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at what is evaluated: a tap, collector, profiler, or choices that are noted or held."""
+        return any(each is not None for each in (self._tap, self._collector, self._profiler, self._choices))
+
     def draft(self, next_token: int) -> FloatArray:
         """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
         logits = np.empty(self._model.info.n_vocab, dtype=np.float32)
@@ -336,6 +398,16 @@ class Session:
             handle = self._native()
             self._call(lib.pf_session_draft, handle, int(ids[0]), floats(logits), logits.size)
         return logits
+
+    def draft_tokens(self, next_token: int, n: int) -> tuple[list[int], list[float]]:
+        """n tokens, at most a chunk, that the MTP block drafts one after the other for position + 1 on, given the token that
+        will stand at position; and the probabilities that it gives them. It is trained to draft one."""
+        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, self.chunk)
+        tokens, chances = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.float32)
+        with self._free():
+            handle = self._native()
+            self._call(lib.pf_session_draft_tokens, handle, int(ids[0]), count, ints(tokens), floats(chances))
+        return tokens.tolist(), chances.tolist()
 
     def rollback(self, n: int) -> None:
         """Drops the last n tokens. RebuildError beyond rollback_limit, with nothing changed."""
@@ -595,23 +667,29 @@ class Session:
 
     def generate(
         self, tokens: Tokens, max_tokens: int | None = None, *, stop: str | Sequence[str] = (), logprobs: int = 0,
-        grammar: Grammar | None = None, progress: Progress | None = None, **sampling: Unpack[SamplingOptions],
+        grammar: Grammar | None = None, progress: Progress | None = None, draft: str | Propose = "auto",
+        draft_max: int | None = None, **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Evaluates tokens and yields one Piece for each token generated, the end token included.
 
         max_tokens: None for as many as the context holds. stop: strings that end the text; they are not part of it.
         logprobs: how many of the likeliest tokens each Piece.top lists, at most 20. grammar: what the text must match;
         it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
-        sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
+        draft: what proposes tokens that are then checked several in a step, see docs/speculation.md; no draft changes a
+        token: "ngram": what followed like passages of the text; "mtp": the model's MTP block; "auto": what the model has
+        of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
+        most, and proposes some. draft_max: of one draft, at most 31. sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
         generation, cancel() does from any thread, and `async for` works too; what was generated stays in the session.
         Raises what eval() raises, and after the last piece AnswerError, see Grammar.json_schema().
         """
-        return generate(self, tokens, max_tokens, stop, logprobs, grammar, progress, sampling)
+        return generate(self, tokens, max_tokens, stop, logprobs, grammar, progress,
+                        speculation(self, draft, draft_max), sampling)
 
     def chat(
         self, messages: Sequence[Message], think: str = "off", tools: Sequence[Mapping[str, Any]] | None = None, *,
         release: str | None = None, response_format: Mapping[str, Any] | None = None, max_tokens: int | None = None,
         stop: str | Sequence[str] = (), logprobs: int = 0, progress: Progress | None = None,
+        draft: str | Propose = "auto", draft_max: int | None = None, prediction: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Reply:
         """Answers a conversation, see pyflash.chat; the Reply yields the answer's pieces while they are generated.
@@ -620,7 +698,9 @@ class Session:
         OpenAI's chat API. release: "preview" or "0731"; None for the model file's. response_format: {"type":
         "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}} or a JSON schema: the content will be
         JSON of that kind; see Grammar.json_schema() for what cannot be made sure on the way, and is an AnswerError
-        after the last piece. stop: strings that end the answer's content. The others as in generate().
+        after the last piece. stop: strings that end the answer's content. prediction: a text that much of the content may
+        be a copy of, such as a file that is to be changed: the nearer it is, the sooner the answer is there, which it does
+        not change. The others as in generate().
         The last message is a user's or a tool's, or an assistant's with "prefix": true: then the answer goes on with
         its content, or with its reasoning_content where there is no content, and Reply.message has what was added.
         ArgumentError for conversations that end otherwise.
@@ -630,5 +710,6 @@ class Session:
 
         return reply(
             self, messages, think, tools, release=release, response_format=response_format, max_tokens=max_tokens,
-            stop=stop, logprobs=logprobs, progress=progress, sampling=sampling,
+            stop=stop, logprobs=logprobs, progress=progress, draft=draft, draft_max=draft_max, prediction=prediction,
+            sampling=sampling,
         )

@@ -136,6 +136,11 @@ class Answer:
         return len(self._tokens)
 
     @property
+    def n_left(self) -> int:
+        """Tokens that may still be picked."""
+        return self._limits.most - len(self._tokens)
+
+    @property
     def problems(self) -> list[str]:
         """What was wrong with its form."""
         return self._writer.problems

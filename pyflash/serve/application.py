@@ -74,7 +74,7 @@ def app(
     cache_type: str = "auto", parallel: int | None = None, think: str = "high", queue_limit: int = 32,
     idle_unload: float | None = None, keys: Iterable[str] = (), hosts: Iterable[str] | None = (),
     origins: Iterable[str] = (), max_body: int = MAX_BODY, keepalive: float = 5.0, disk_cache: StrPath | None = None,
-    disk_cache_size: int | None = None, **open_options: Any,
+    disk_cache_size: int | None = None, draft: str = "auto", draft_max: int | None = None, **open_options: Any,
 ) -> Application:
     """The server, to be run by any ASGI server or mounted in an application.
 
@@ -85,7 +85,8 @@ def app(
     of which requests must bring. hosts: names that the server may be called by, beside this machine's own; None: any.
     origins: web pages of others that may use it. max_body: bytes of a request. keepalive: seconds of silence in a stream.
     disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes, None for 16 GiB or
-    a tenth of what the disk has free. open_options: of Model.open().
+    a tenth of what the disk has free. draft, draft_max: what proposes tokens, as in Session.generate(). open_options: of
+    Model.open().
     """
     opener: Callable[[], Model]
     if callable(model):
@@ -94,7 +95,8 @@ def app(
         path = os.fspath(model) if model is not None else None
         opener = lambda: Model.open(path if path is not None else _demo(), **open_options)  # noqa: E731
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
-    options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload)
+    options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload,
+                            draft=draft, draft_max=draft_max)
     disk = None if disk_cache is None else DiskCache(Path(os.fsdecode(disk_cache)), disk_cache_size)
     fitting = partial(memory_plan.sessions_that_fit, other_bytes=0 if disk is None else MOST_WAITING)
     engine = Engine(opener, options, TurnStore(signing_key()), fitting, disk)

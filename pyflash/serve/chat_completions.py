@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyflash.engine.speculation import DRAFTERS
 from pyflash.serve import options
 from pyflash.serve.chances import logprobs_content
 from pyflash.serve.collecting import Answer, Call, collect
@@ -55,9 +56,19 @@ def read(body: Any) -> Request:
         sampling=options.sampling(fields), stop=options.stops(fields, "stop"), logprobs=_logprobs(fields),
         response_format=response_format, response_schema=schema,
         include_usage=bool(stream_options and stream_options.boolean("include_usage")),
+        draft=fields.choice("draft", *DRAFTERS), prediction=_prediction(fields),
         report_progress=fields.boolean("return_progress"), reuse=fields.boolean("cache_prompt", True),
         hints=options.hints(fields, "prompt_cache_key", "user_id", "user"), notes=tuple(tools.notes),
     )  # fmt: skip
+
+
+def _prediction(fields: Fields) -> str:
+    """The text that the client expects, "" for none."""
+    given = fields.inner("prediction")
+    if given is None:
+        return ""
+    given.choice("type", "content")
+    return options.text(given, "content")
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -202,7 +213,10 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.n_prompt, "completion_tokens": usage.n_generated,
         "total_tokens": usage.n_prompt + usage.n_generated,
         "prompt_tokens_details": {"cached_tokens": usage.n_cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.n_reasoning},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.n_reasoning, "accepted_prediction_tokens": usage.n_drafts_kept,
+            "rejected_prediction_tokens": usage.n_drafted - usage.n_drafts_kept,
+        },
         "prompt_cache_hit_tokens": usage.n_cached, "prompt_cache_miss_tokens": usage.n_prompt - usage.n_cached,
     }  # fmt: skip
 
@@ -211,8 +225,9 @@ def timings_body(usage: Usage) -> dict[str, Any]:
     """llama-server's timings: counts of tokens, and milliseconds."""
     n_evaluated = usage.n_prompt - usage.n_cached
     prompt, generate = usage.prompt_seconds, usage.generate_seconds
+    drafts = {"draft_n": usage.n_drafted, "draft_n_accepted": usage.n_drafts_kept} if usage.n_drafted else {}
     return {
-        "cache_n": usage.n_cached, "prompt_n": n_evaluated, "prompt_ms": round(prompt * 1000, 3),
+        **drafts, "cache_n": usage.n_cached, "prompt_n": n_evaluated, "prompt_ms": round(prompt * 1000, 3),
         "prompt_per_second": round(n_evaluated / prompt, 3) if prompt else 0.0,
         "predicted_n": usage.n_generated, "predicted_ms": round(generate * 1000, 3),
         "predicted_per_second": round(usage.n_generated / generate, 3) if generate else 0.0,

@@ -26,6 +26,7 @@ from pyflash.native.values import FloatArray
 from pyflash.serve import errors, events, slots
 from pyflash.serve.answer import Answer, Limits
 from pyflash.serve.disk_cache import DiskCache
+from pyflash.serve.drafting import Drafting, check_draft
 from pyflash.serve.errors import RequestError
 from pyflash.serve.job import Job
 from pyflash.serve.keeping import Keeping
@@ -51,7 +52,8 @@ State = Literal["loading", "ready", "idle", "waking", "failed", "closed"]
 class EngineOptions:
     """context: of each session in tokens, None for the model's default. cache_type: of sessions. parallel: how many
     sessions; None for two where memory has room for them. queue_limit: requests that wait at most. think: the thinking
-    mode of requests that name none. idle_unload: seconds without a request after which the model is let go; None: never."""
+    mode of requests that name none. idle_unload: seconds without a request after which the model is let go; None: never. draft,
+    draft_max: as in Session.generate()."""
 
     context: int | None = None
     cache_type: str = "auto"
@@ -60,6 +62,8 @@ class EngineOptions:
     queue_limit: int = 32
     think: str = "high"
     idle_unload: float | None = None
+    draft: str = "auto"
+    draft_max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Loaded:
     slots: list[slots.Slot]
     prompts: Prompts
     tools: ToolGrammars
+    drafting: Drafting
     n_ctx: int
     pacing: Pacing
 
@@ -79,12 +84,19 @@ Work = Sequence[tuple[Session, list[int]]]
 
 def evaluate(work: Work, logits: Literal["last", "all"], cancellation: Cancellation | None = None
              ) -> Sequence[FloatArray | BaseException | None]:
-    """The tokens of sessions through the model together: float32 [vocab] or [n, vocab] of each, or its error where there
-    are several. cancellation: of one session alone."""
+    """The tokens of sessions through the model together: float32 [vocab] behind all of them, or [n, vocab] behind each, of
+    each session, or its error where there are several. With "all" a session goes on with the first token only, and the
+    others are evaluated ahead: see Session.eval_ahead(). cancellation: of one session alone."""
+    if logits == "last":
+        return [session.eval(tokens, cancellation=cancellation) for session, tokens in work]
     if len(work) == 1:
         session, tokens = work[0]
-        return [session.eval(tokens, logits == "all", cancellation=cancellation)]
-    return eval_many(work, logits, return_errors=True)
+        return [session.eval_ahead(tokens, cancellation=cancellation)]
+    results = eval_many(work, logits, keep=False, return_errors=True)
+    for (session, _), result in zip(work, results, strict=True):
+        if isinstance(result, np.ndarray):
+            session.keep(1)
+    return results
 
 
 def shares_steps(model: Model) -> bool:
@@ -165,6 +177,7 @@ class Engine:
             prompt = loaded.prompts.make(request, salt)
             if len(prompt.tokens) >= loaded.n_ctx:
                 raise RequestError.context_length(len(prompt.tokens), loaded.n_ctx)
+            check_draft(request, loaded.model)
             opening = prompt.opening
             rules = AnswerRules() if opening is None else loaded.tools.rules(request, prompt.begun, opening)
             turn_id = self.turns.new_id()
@@ -299,7 +312,8 @@ class Engine:
         self._keeping.open(model, first)
         prompts = Prompts(model.tokenizer, model.info, model.release, options.think, self.turns)
         return Loaded(model, [slots.Slot(i, each) for i, each in enumerate(sessions)], prompts,
-                      ToolGrammars(model.tokenizer, model.info), first.capacity, Pacing(first.chunk))
+                      ToolGrammars(model.tokenizer, model.info), Drafting(model, options.draft, options.draft_max),
+                      first.capacity, Pacing(first.chunk))
 
     def _unload(self, state: State) -> None:
         self._is_ready.clear()
@@ -382,6 +396,7 @@ class Engine:
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
+        job.drafts = loaded.drafting.begin(request, choice.slot.session)
         if choice.slot.session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             choice.slot.checkpoint()
         if is_on_disk:
@@ -421,12 +436,13 @@ class Engine:
         return [streams] if self._shares else [[job] for job in streams]
 
     def _decode(self, jobs: list[Job]) -> None:
-        """A step for the next tokens of streams, and those that are expected behind them."""
-        work: list[tuple[Session, list[int]]] = []
-        for job in jobs:
-            assert job.slot is not None and job.answer is not None and job.answer.next_token is not None
-            work.append((job.slot.session, [job.answer.next_token, *job.answer.expected]))
+        """A step for the next tokens of streams, and those that are drafted behind them."""
+        assert self._loaded is not None
+        drafting = self._loaded.drafting
+        runs = drafting.runs([(job.drafts, job.answer) for job in jobs if job.drafts and job.answer])
+        work = [(job.slot.session, run) for job, run in zip(jobs, runs, strict=True) if job.slot]
         results: Sequence[FloatArray | BaseException | None]
+        began = time.perf_counter()
         try:
             results = evaluate(work, "all")
         except Exception as error:
@@ -435,6 +451,7 @@ class Engine:
                     self._decode([job])
                 return
             results = [error] * len(jobs)
+        drafting.took(sum(map(len, runs)), time.perf_counter() - began)
         for job, (session, run), result in zip(jobs, work, results, strict=True):
             if isinstance(result, np.ndarray) and job.answer is not None and job.answer.left_out:
                 session.hide_last()
@@ -442,16 +459,21 @@ class Engine:
 
     def _go_on(self, job: Job, run: list[int], result: FloatArray | BaseException | None) -> None:
         """Takes the logits behind each token of a run, as long as the next one is the one that is picked."""
+        assert job.drafts is not None and job.slot is not None
+        if isinstance(result, Error) and len(run) > 1 and not isinstance(result, CancelledError):
+            run = run[:1]  # what fails because of drafts must not be heard of
+            (result,) = evaluate([(job.slot.session, run)], "all")
         if isinstance(result, BaseException):
             raise result
         assert result is not None
+        job.drafts.stats.n_drafted += len(run) - 1
         for n, logits in enumerate(result, 1):
             if not self._take(job, logits, run[n:]):
                 break
 
     def _take(self, job: Job, logits: FloatArray, ahead: Sequence[int] = ()) -> bool:
-        """Picks a token. ahead: those evaluated behind it already, which are dropped where it is not the first of them;
-        whether it is."""
+        """Picks a token. ahead: those that are evaluated ahead; whether it is the first of them, with which the session then
+        goes on."""
         answer = job.answer
         assert answer is not None and job.slot is not None
         now = time.monotonic()
@@ -462,9 +484,11 @@ class Engine:
             self.metrics.first_token(now - job.asked)
         job.last_token = self._last_progress = now
         told = answer.take(logits)
-        agrees = bool(ahead) and answer.next_token == ahead[0] and not answer.left_out
-        if ahead and not agrees:
-            job.slot.session.rollback(len(ahead))
+        if answer.next_token is not None and job.drafts is not None:
+            job.drafts.picked(answer.next_token)
+        agrees = bool(ahead) and answer.next_token == ahead[0] and not answer.left_out and job.slot.session.advance()
+        if agrees and job.drafts is not None:
+            job.drafts.stats.n_kept += 1
         for event in told:
             job.tell(event)
         if answer.end is not None:

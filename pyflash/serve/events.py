@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "context_full"]
 @dataclass(frozen=True)
 class Usage:
     """Counts of tokens, and how long they took. n_prompt: all of the prompt's, with the n_cached that had been
-    evaluated before. n_generated: all of the answer's, with the n_reasoning."""
+    evaluated before. n_generated: all of the answer's, with the n_reasoning. n_drafted, n_drafts_kept: see DraftStats."""
 
     n_prompt: int = 0
     n_cached: int = 0
@@ -25,6 +25,8 @@ class Usage:
     n_reasoning: int = 0
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
+    n_drafted: int = 0
+    n_drafts_kept: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pyflash.chat.answer import AnswerRules
 from pyflash.serve.answer import Answer
+from pyflash.serve.drafting import JobDrafts
 from pyflash.serve.events import Event, Usage
 from pyflash.serve.prompts import Prompt
 from pyflash.serve.request import Request
@@ -34,6 +35,7 @@ class Job:
         self.tokens: list[int] = prompt.tokens
         self.slot: Slot | None = None
         self.answer: Answer | None = None
+        self.drafts: JobDrafts | None = None
         self.n_cached = 0
         self.restoring: Iterator[None] | None = None  # the pieces that are read from disk
         self.is_restored = False  # by them
@@ -63,4 +65,5 @@ class Job:
         read = self.first_token or time.monotonic()
         return Usage(len(self.tokens), self.n_cached, n_generated, self.answer.n_reasoning if self.answer else 0,
                      max(0.0, read - self.began) if self.began else 0.0,
-                     max(0.0, self.last_token - self.first_token) if self.first_token else 0.0)
+                     max(0.0, self.last_token - self.first_token) if self.first_token else 0.0,
+                     self.drafts.stats.n_drafted if self.drafts else 0, self.drafts.stats.n_kept if self.drafts else 0)

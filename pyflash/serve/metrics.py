@@ -80,6 +80,8 @@ class Metrics:
             self._counts["prompt_tokens_cached_total"] += usage.n_cached
             self._counts["generated_tokens_total"] += usage.n_generated
             self._counts["generation_seconds_total"] += usage.generate_seconds
+            self._counts["drafted_tokens_total"] += usage.n_drafted
+            self._counts["drafted_tokens_kept_total"] += usage.n_drafts_kept
             self._counts["tool_calls_total"] += len(job.answer.call_ids) if job.answer else 0
             for problem in job.answer.problems if job.answer else ():
                 self._kinds.add(kind := _kind(problem))

@@ -54,6 +54,9 @@ class Request:
     response_format: in pyflash.chat's form, or None for text. response_schema: the JSON schema that the answer must
     match, or None.
 
+    draft: what proposes tokens that are checked several at once, as in Session.generate(); None: the client does not say.
+    prediction: a text that much of the answer may be a copy of, "" for none.
+
     include_usage, report_progress: whether a streamed answer tells the tokens' counts at its end, and the prompt's
     progress. hints: what the client calls its session, each a text of any bytes; only hints about where the cache is.
     reuse: whether tokens evaluated before may be used. echo: fields that the answer repeats, as the protocol has
@@ -81,6 +84,8 @@ class Request:
     response_schema: dict[str, Any] | None = None
     include_usage: bool = True
     report_progress: bool = False
+    draft: str | None = None
+    prediction: str = ""
     hints: tuple[str, ...] = ()
     reuse: bool = True
     echo: dict[str, Any] = field(default_factory=dict)

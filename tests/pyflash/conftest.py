@@ -66,7 +66,11 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
                 logits[left.pop(0)] = 50
             return logits
 
+        def unscripted(*_arguments: Any, **_options: Any) -> Any:
+            raise pyflash.MemoryLimitError("steps of several tokens have no script")
+
         monkeypatch.setattr(session, "eval", scripted)
+        monkeypatch.setattr(session, "eval_ahead", unscripted)
         return ids
 
     return script

@@ -60,7 +60,7 @@ class Pace:
 @contextmanager
 def serving(model: Path, opening: Mapping[str, Any] | None = None, **options: Any) -> Iterator[Application]:
     """A server that is ready. opening: more for Model.open()."""
-    options = {"context": 2048, "parallel": 2, "think": "off", **options}
+    options = {"context": 2048, "parallel": 2, "think": "off", "draft": "off", **options}
     made = app(lambda: Model.open(model, **{"threads": 1, **(opening or {})}), name="test", **options)
     made.start()
     assert made.engine.wait_ready(60), made.engine.failure

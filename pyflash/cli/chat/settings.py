@@ -12,6 +12,7 @@ import click
 from pyflash.chat.reply import THINKING_MODES
 from pyflash.chat.settings import AnswerSettings
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.speculation import DRAFTERS
 from pyflash.native.errors import ArgumentError
 
 
@@ -75,6 +76,7 @@ MAX_TOKENS = Setting("max_tokens", "max_tokens", click.IntRange(1), None, "Most 
 _SWITCH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _OTHERS = {
     "think": "off, low, high or max",
+    "draft": "What proposes tokens to be checked at once: auto, off, ngram or mtp.",
     "stop": 'Strings that end the answer: "..." "..."; off: none.',
     "hide_thinking": "Show only that the model thinks, not what: on or off.",
     "stats": "A line about speed and context after each answer: on or off.",
@@ -117,6 +119,10 @@ class Settings(AnswerSettings):
             if text not in THINKING_MODES:
                 raise ArgumentError(f"think is one of {', '.join(THINKING_MODES)}, not {text!r}")
             self.think = text
+        elif name == "draft":
+            if text not in DRAFTERS:
+                raise ArgumentError(f"draft is one of {', '.join(DRAFTERS)}, not {text!r}")
+            self.draft = text
         elif numeric is None:
             if text.lower() not in _SWITCH:
                 raise ArgumentError(f"{name} is on or off, not {text!r}")

@@ -196,6 +196,9 @@ class JsonView:
             "generate_seconds": round(answer.generate_seconds, 6),
             "context_used": answer.used,
             "context": answer.capacity,
+            "n_steps": answer.drafts.n_steps,
+            "n_drafted": answer.drafts.n_drafted,
+            "n_drafts_kept": answer.drafts.n_kept,
             "problems": list(answer.problems),
         })  # fmt: skip
 
@@ -207,6 +210,9 @@ def stats_line(answer: Answer) -> str:
         made += " (max_tokens)"
     if answer.n_generated > 1 and answer.generate_seconds > 0:
         made += f", {_rate(answer.n_generated - 1, answer.generate_seconds)}"  # the first one is the prompt's work
+    if answer.drafts.n_drafted:
+        made += (f", {answer.drafts.tokens_per_step:.1f} tokens a step, "
+                 f"{answer.drafts.n_kept / answer.drafts.n_drafted:.0%} of drafts kept")
     prompt = f"prompt {answer.n_evaluated:,}"
     if answer.n_reused:
         prompt += f" + {answer.n_reused:,} reused"

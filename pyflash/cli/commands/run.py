@@ -27,7 +27,7 @@ from pyflash.cli.chat.settings import SAMPLING, Settings, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import warning_of
-from pyflash.cli.options import model_options, open_model, option, sampling_options
+from pyflash.cli.options import draft_options, model_options, open_model, option, sampling_options
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath, expanded
 from pyflash.cli.progress import Progress
@@ -59,6 +59,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
         "[default: what the file tells, else preview]")
 @option("--hide-thinking", is_flag=True, help="Show only that the model thinks, not what.")
 @sampling_options
+@draft_options
 @option("--json-object", is_flag=True, help="Make the answer a JSON object.")
 @option("--json-schema", metavar="FILE|JSON", help="Make the answer JSON of this schema.")
 @option("--tools", type=FilePath(), help="JSON file: a list of tools that the model may call, as in OpenAI's API. "
@@ -225,8 +226,8 @@ def _settings(options: dict[str, Any], stats: bool) -> Settings:
         raise click.UsageError(f"--stop: {error}") from None
     chosen = {setting.keyword: options[setting.name] for setting in SAMPLING if _is_chosen(setting.name)}
     return Settings(
-        chosen, options["max_tokens"], _think_mode(options), stop, options["hide_thinking"], stats,
-        not options["no_history"],
+        chosen, options["max_tokens"], _think_mode(options), stop, options["draft"], options["draft_max"],
+        hide_thinking=options["hide_thinking"], stats=stats, history=not options["no_history"],
     )
 
 

@@ -15,7 +15,7 @@ from pyflash import demo
 from pyflash.cli.commands.cache import serve_cache
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import warning_of
-from pyflash.cli.options import device_arguments, model_options, open_model, option, parse_size
+from pyflash.cli.options import device_arguments, draft_options, model_options, open_model, option, parse_size
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
@@ -60,6 +60,7 @@ _HINTS = {  # beside where the settings belong
         "http://localhost:3000; may be given several times.")
 @option("--think", command="serve", type=click.Choice(["off", "low", "high", "max"]), default="high", show_default=True,
         help="How requests that do not say are thought about.")
+@draft_options
 @option("--queue", type=click.IntRange(0), default=32, show_default=True, metavar="N", help="Requests that may wait.")
 @option("--keepalive", type=click.FloatRange(0.1), default=5.0, show_default=True, metavar="SECONDS",
         help="Send something after so long a silence in a stream.")
@@ -98,6 +99,7 @@ def serve(model: str | None, **options: Any) -> None:
     application = app(
         _opener(model, options), name=name, context=options["context"], cache_type=options["cache_type"],
         parallel=options["parallel"], think=options["think"], queue_limit=options["queue"], keys=keys,
+        draft=options["draft"], draft_max=options["draft_max"],
         idle_unload=None if options["idle_unload"] is None else 60 * options["idle_unload"],
         hosts=None if place.unix_socket else {place.host.lower(), *(each.lower() for each in options["allowed_host"])},
         origins=options["cors_origin"], max_body=options["max_body"] << 20, keepalive=options["keepalive"],

@@ -179,7 +179,8 @@ def test_anything_may_be_generated(model: pyflash.Model) -> None:
 
         session.eval = favouring  # type: ignore[method-assign]
         for seed in range(12):
-            reply = session.chat(QUESTION, ("off", "high", "max")[seed % 3], [WEATHER], max_tokens=80, seed=seed)
+            reply = session.chat(QUESTION, ("off", "high", "max")[seed % 3], [WEATHER], max_tokens=80, seed=seed,
+                                 draft="off")  # fmt: skip
             pieces = list(reply)
             assert reply.n_generated <= 80 and pieces[-1].finish == reply.finish is not None
             assert parts(pieces)["content"] == reply.message["content"]

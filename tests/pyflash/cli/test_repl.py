@@ -75,13 +75,13 @@ def test_every_number_can_be_set_and_shown() -> None:
     for name, value in {"temp": "0.5", "top_k": "7", "top_p": "0.25", "min_p": "0.125", "seed": "-3",
                         "repeat_penalty": "1.5", "presence_penalty": "-0.5", "frequency_penalty": "2",
                         "repeat_last_n": "-1", "max_tokens": "9", "think": "max", "hide_thinking": "on",
-                        "stats": "off", "history": "off"}.items():  # fmt: skip
+                        "stats": "off", "history": "off", "draft": "ngram"}.items():  # fmt: skip
         settings.change(name, value)
         assert settings.shown(name) == value
     assert settings.arguments() == {
         "temperature": 0.5, "top_k": 7, "top_p": 0.25, "min_p": 0.125, "seed": -3, "repetition_penalty": 1.5,
         "presence_penalty": -0.5, "frequency_penalty": 2.0, "penalty_last_n": -1, "max_tokens": 9, "think": "max",
-        "stop": (),
+        "stop": (), "draft": "ngram", "draft_max": None,
     }  # fmt: skip
     for setting in SAMPLING:
         settings.change(f"--{setting.name.replace('_', '-')}", "default")

@@ -1,0 +1,168 @@
+"""How many drafted tokens are worth checking: by what steps are measured to take, and how often drafts were right."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Final
+
+_SAMPLES: Final = 9  # latest ones of each size, whose median counts
+_LEAST_SAMPLES: Final = 2  # of plain steps, before which nothing is known
+_ROW: Final = 0.35  # of a plain step: what a further row takes, as long as none was measured
+_GAIN: Final = 1.03  # what a draft must promise: less is within the error of measuring
+_FADE: Final = 0.97  # of what was counted, with each token that is counted
+_DOUBT: Final = 4.0  # tokens that the assumed rate counts as
+_PLACES: Final = 8  # of a draft's tokens, that are counted by themselves; those behind count as the last one
+_FIRST_PROBE, _LAST_PROBE = 64, 1024  # tokens between attempts where nothing is gained
+
+
+class StepTimes:
+    """What steps take by their rows: the median of the latest of each size. Between sizes that were measured it is taken
+    to rise evenly, and beyond the largest as steeply as before."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = {}
+
+    def add(self, n_rows: int, seconds: float) -> None:
+        self._samples.setdefault(n_rows, deque(maxlen=_SAMPLES)).append(seconds)
+
+    @property
+    def plain(self) -> float | None:
+        """Seconds of a step of one row; None as long as too few steps were seen. Of longer ones, where there are no others."""
+        size = min(self._samples, default=1)
+        samples = self._samples.get(size, ())
+        return statistics.median(samples) / (1 + _ROW * (size - 1)) if len(samples) >= _LEAST_SAMPLES else None
+
+    def of(self, n_rows: int) -> float:
+        """Seconds of a step of so many rows. Needs `plain`."""
+        plain = self.plain
+        assert plain is not None
+        below, above = 1, 0
+        for size in self._samples:
+            if below < size <= n_rows:
+                below = size
+            if size > n_rows and (not above or size < above):
+                above = size
+        low = statistics.median(self._samples[below]) if below in self._samples else plain
+        if below == n_rows:
+            return low
+        if above:
+            high = max(low, statistics.median(self._samples[above]))
+            return low + (high - low) * (n_rows - below) / (above - below)
+        slope = max(0.0, low - plain) / (below - 1) if below > 1 else _ROW * plain
+        return low + slope * (n_rows - below)
+
+    def measured(self) -> dict[int, float]:
+        """Seconds by rows, of all sizes that there are samples of."""
+        return {size: statistics.median(samples) for size, samples in sorted(self._samples.items())}
+
+
+class HitRates:
+    """How often drafted tokens were right where all before them were, by sureness and place; older ones count less."""
+
+    def __init__(self, priors: Sequence[float]) -> None:
+        self._priors = priors
+        self._counts: dict[tuple[int, int], tuple[float, float]] = {}  # right ones, all
+
+    def add(self, sureness: int, place: int, is_right: bool) -> None:
+        key = (sureness, min(place, _PLACES))
+        right, total = self._counts.get(key, (0.0, 0.0))
+        self._counts[key] = (right * _FADE + is_right, total * _FADE + 1.0)
+
+    def of(self, sureness: int, place: int) -> float:
+        right, total = self._counts.get((sureness, min(place, _PLACES)), (0.0, 0.0))
+        return (right + _DOUBT * self._priors[sureness]) / (total + _DOUBT)
+
+
+class Probes:
+    """When to try again what does not pay: rarely, and ever more rarely."""
+
+    def __init__(self) -> None:
+        self._wait = _FIRST_PROBE
+        self._waited = 0
+
+    def is_due(self) -> bool:
+        """Asked once for each token that nothing was tried for."""
+        self._waited += 1
+        if self._waited < self._wait:
+            return False
+        self._waited, self._wait = 0, min(2 * self._wait, _LAST_PROBE)
+        return True
+
+    def reset(self) -> None:
+        self._wait, self._waited = _FIRST_PROBE, 0
+
+
+class DrafterRecord:
+    """What is known of one drafter: how often it is right, and what its drafts take."""
+
+    def __init__(self, priors: Sequence[float]) -> None:
+        self.rates = HitRates(priors)
+        self.overall = HitRates((sum(priors) / len(priors),))  # whatever the sureness
+        self._seconds: deque[float] = deque(maxlen=_SAMPLES)
+        self._probes = Probes()
+        self._is_probing = False
+        self._n_drafted = 0
+
+    def took(self, seconds: float, n: int) -> None:
+        """A draft of n tokens did."""
+        self._seconds.append(seconds)
+        self._n_drafted = max(n, self._n_drafted)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self._seconds) if self._seconds else 0.0
+
+    def is_worth_asking(self, times: StepTimes, most: int) -> bool:
+        """Whether a drafter that takes time is to be asked: it gains on average, or is to be tried again."""
+        if times.plain is None:
+            return False
+        most = min(most, self._n_drafted or 1)
+        rates = [self.overall.of(0, place) for place in range(1, most + 1)]
+        if _best(rates, times, self.seconds, 1, 1.0)[0] > 0:
+            self._probes.reset()
+            return True
+        self._is_probing = self._probes.is_due()
+        return self._is_probing
+
+    def best_length(self, sureness: Sequence[int], times: StepTimes, n_rows: int, expected: float) -> tuple[int, float]:
+        """How many tokens of a draft to check, 0 for none, and how many of these are expected to be right. n_rows: that the
+        step has without them, of which so many tokens are expected."""
+        if times.plain is None:
+            return 0, 0.0
+        rates = [self.rates.of(sure, place) for place, sure in enumerate(sureness, 1)]
+        n, promised = _best(rates, times, 0.0, n_rows, expected)
+        if n:
+            self._probes.reset()
+        elif rates[0] > 0.5 and (self._is_probing or self._probes.is_due()):
+            n, promised = 1, rates[0]  # it would be right, and steps take too long: as far as is known
+        self._is_probing = False
+        return n, promised
+
+
+def _best(rates: Sequence[float], times: StepTimes, seconds: float, n_rows: int, expected: float) -> tuple[int, float]:
+    """The length that most tokens a second are expected of, and how many tokens more. rates: that a token is right where
+    those before it are; seconds: that the draft takes; n_rows, expected: rows and tokens of the step without it."""
+    best, gained, promised, highest = 0, 0.0, 0.0, _GAIN * expected / times.of(n_rows)
+    for n, chance in enumerate(accumulate(rates, mul), 1):
+        promised += chance
+        speed = (expected + promised) / (seconds + times.of(n_rows + n))
+        if speed > highest:
+            best, gained, highest = n, promised, speed
+    return best, gained
+
+
+class DraftLedger:
+    """What is measured of steps and drafters, across the answers of a session."""
+
+    def __init__(self) -> None:
+        self.times = StepTimes()
+        self._records: dict[str, DrafterRecord] = {}
+
+    def of(self, name: str, priors: Sequence[float]) -> DrafterRecord:
+        if name not in self._records:
+            self._records[name] = DrafterRecord(priors)
+        return self._records[name]

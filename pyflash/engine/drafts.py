@@ -1,0 +1,174 @@
+"""Drafters: what proposes how a text may go on, for the model to check several tokens in one step."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.native.values import Tokens
+
+if TYPE_CHECKING:
+    from pyflash.engine.session import Session
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that may come next. sureness: of each, how sure the drafter is, as a small number: how often tokens of the same
+    sureness were right is counted."""
+
+    tokens: Sequence[int] = ()
+    sureness: Sequence[int] = ()
+
+
+class Drafter(Protocol):
+    """Proposes tokens. What it proposes changes no answer, only how soon it is there.
+
+    is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. priors: how
+    often tokens of each sureness are right, as long as nobody has counted.
+    """
+
+    name: ClassVar[str]
+    is_free: ClassVar[bool]
+    priors: ClassVar[Sequence[float]]
+
+    def begin(self, tokens: Tokens) -> None:
+        """A generation begins behind tokens."""
+
+    def feed(self, token: int) -> None:
+        """A token was picked, which is not evaluated yet."""
+
+    def propose(self, most: int) -> Draft:
+        """At most so many tokens behind the last one that was picked."""
+
+
+_HASH: Final = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)  # odd: of an n-gram's tokens
+_GAP = -1  # no token: nothing reaches across it
+_SETTLED = 8  # tokens of a match behind which a single other one is taken for a change in it
+
+
+class NgramDrafter:
+    """Proposes what followed the longest match of the text's end, in the text itself or in one that was given.
+
+    An index of all n-grams, as in a compressor of the LZ77 family: the latest position of each by a table of hashes, and
+    for each position the one before it. Memory: 12 bytes a token and a table; time: a bounded number of comparisons a
+    token. As long as the text goes on like the match, nothing is looked up. Where it differs in one token, the match is
+    taken to go on behind that, as in a text that is copied with changes.
+    """
+
+    name: ClassVar[str] = "ngram"
+    is_free: ClassVar[bool] = True
+    priors: ClassVar[Sequence[float]] = (0.35, 0.45, 0.6, 0.75, 0.85)
+    LEAST = 3  # tokens of a match: shorter ones are chance
+    _LENGTHS = (LEAST, 5, 9, 17)  # of matches, from which the next sureness begins
+    _LONGEST = 32  # tokens that are compared
+    _CANDIDATES = 12
+
+    def __init__(self, prediction: Tokens = ()) -> None:
+        """prediction: what the answer may be like; it is proposed from its beginning on."""
+        self._prediction = prediction
+
+    def begin(self, tokens: Tokens) -> None:
+        given = np.asarray(self._prediction, dtype=np.int32)
+        own = np.asarray(tokens, dtype=np.int32)
+        text = np.concatenate([given, np.full(1, _GAP, dtype=np.int32), own])
+        self._bits = min(20, max(12, len(text).bit_length() + 1))
+        self._text = array("i", text.tobytes())
+        self._heads, self._before = _index(text, self._bits)
+        self._source = 0 if len(given) else -1  # of the next token, as the match has it; -1: there is none
+        self._length = _SETTLED if len(given) else 0  # tokens of the match so far
+
+    def feed(self, token: int) -> None:
+        if self._source >= 0:
+            if self._text[self._source] == token:
+                self._length += 1
+            else:
+                self._source = -1 if self._length < _SETTLED else self._source
+                self._length = 0
+            if self._source >= 0:
+                self._source += 1
+        text = self._text
+        text.append(token)
+        at = len(text) - 1
+        key = _hash(text[at - 2], text[at - 1], token, self._bits) if at >= 2 else 0
+        self._before.append(self._heads[key])
+        self._heads[key] = at
+
+    def propose(self, most: int) -> Draft:
+        if self._source < 0 or self._length < self.LEAST:
+            self._look_up()
+        if self._source < 0:
+            return Draft()
+        text, at, end = self._text, self._source, len(self._text)
+        tokens = text[at : at + most].tolist()
+        period = end - at
+        while len(tokens) < most:  # the match reaches up to here: it repeats itself
+            tokens += tokens[len(tokens) - period :][: most - len(tokens)]
+        if _GAP in tokens:
+            tokens = tokens[: tokens.index(_GAP)]
+        return Draft(tokens, [bisect_right(self._LENGTHS, self._length)] * len(tokens))
+
+    def _look_up(self) -> None:
+        """Finds the longest match of the text's end, the latest among equals."""
+        text, last = self._text, len(self._text) - 1
+        best, length = -1, self.LEAST - 1
+        at = self._before[last]
+        for _ in range(self._CANDIDATES):
+            if at < 0:
+                break
+            n = 0
+            while n < self._LONGEST and n <= at and text[at - n] == text[last - n] != _GAP:
+                n += 1
+            if n > length:
+                best, length = at, n
+            at = self._before[at]
+        if best >= 0:
+            self._source, self._length = best + 1, length
+
+
+def _hash(first: int, second: int, third: int, bits: int) -> int:
+    return ((first * _HASH[0] + second * _HASH[1] + third * _HASH[2]) & 0xFFFFFFFF) >> (32 - bits)
+
+
+def _index(text: npt.NDArray[np.int32], bits: int) -> tuple[array[int], array[int]]:
+    """The latest position of each hash of three tokens, -1 for none, and of each position the one of its hash before it."""
+    heads, before = np.full(1 << bits, -1, dtype=np.int32), np.full(len(text), -1, dtype=np.int32)
+    if len(text) >= 3:
+        wide = text.astype(np.uint32)
+        keys = (wide[:-2] * np.uint32(_HASH[0]) + wide[1:-1] * np.uint32(_HASH[1]) + wide[2:] * np.uint32(_HASH[2]))
+        keys >>= np.uint32(32 - bits)
+        order = np.argsort(keys, kind="stable")
+        places = (order + 2).astype(np.int32)
+        same = keys[order[1:]] == keys[order[:-1]]
+        before[places[1:][same]] = places[:-1][same]
+        heads[keys[order]] = places  # of several the last one stays, which is the latest
+    return array("i", heads.tobytes()), array("i", before.tobytes())
+
+
+class MtpDrafter:
+    """Proposes what the model's MTP block drafts: a token, and one behind that."""
+
+    name: ClassVar[str] = "mtp"
+    is_free: ClassVar[bool] = False
+    priors: ClassVar[Sequence[float]] = (0.2, 0.4, 0.6, 0.8)
+    _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
+    _MOST = 2  # it is trained for one; a third is hardly ever right
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._token = 0
+
+    def begin(self, tokens: Tokens) -> None:
+        """It sees what the session evaluates."""
+
+    def feed(self, token: int) -> None:
+        self._token = token
+
+    def propose(self, most: int) -> Draft:
+        tokens, chances = self._session.draft_tokens(self._token, min(most, self._MOST))
+        return Draft(tokens, [bisect_right(self._CHANCES, chance) for chance in chances])

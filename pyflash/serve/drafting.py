@@ -1,0 +1,86 @@
+"""Drafts of the server's answers: several tokens of each stream are checked in a step, and no answer is changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyflash.engine.draft_lengths import DraftLedger
+from pyflash.engine.model import Model
+from pyflash.engine.session import Session
+from pyflash.engine.speculation import MOST_DRAFTED, Choosing, DraftStats, drafters_of
+from pyflash.serve.answer import Answer
+from pyflash.serve.errors import RequestError
+from pyflash.serve.request import Request
+
+
+class JobDrafts:
+    """The drafts of one answer. Its drafters know the text of its session, and what its client predicts: nothing of other
+    clients'."""
+
+    def __init__(self, session: Session, choosing: Choosing | None, most: int) -> None:
+        self._session = session
+        self._choosing = choosing
+        self._most = min(most, session.most_ahead - 1)
+        self._has_begun = False
+        self.stats = DraftStats()
+
+    def run(self, answer: Answer, rows: int, expected: float) -> tuple[list[int], float]:
+        """The next token of an answer and those that are to be checked behind it, and how many of these are expected to
+        come true. rows, expected: of the step so far, with the token."""
+        token = answer.next_token
+        assert token is not None
+        self.stats.n_steps += 1
+        if answer.expected:  # by a grammar; they are nearly always right
+            ahead = answer.expected[: min(self._room(), self._session.most_ahead - 1)]
+            return [token, *ahead], float(len(ahead))
+        most = min(self._most, self._room(), answer.n_left - 1)
+        if self._choosing is None or most < 1 or answer.left_out or self._session.is_watched:
+            return [token], 0.0
+        if not self._has_begun:
+            self._choosing.begin(self._session.tokens)
+            self._choosing.feed(token)
+            self._has_begun = True
+        ahead = self._choosing.checkable(self._session.model.info, most, rows, expected)
+        return [token, *ahead], self._choosing.promised
+
+    def _room(self) -> int:
+        return self._session.capacity - self._session.position - 1
+
+    def picked(self, token: int) -> None:
+        if self._has_begun and self._choosing is not None:
+            self._choosing.feed(token)
+
+
+class Drafting:
+    """What drafts all streams of a model, and what is measured of its steps."""
+
+    def __init__(self, model: Model, draft: str, draft_max: int | None) -> None:
+        """draft, draft_max: of requests that say nothing, see Session.generate()."""
+        self._model = model
+        self._draft, self._most = draft, draft_max or MOST_DRAFTED
+        self._ledger = DraftLedger()
+
+    def begin(self, request: Request, session: Session) -> JobDrafts:
+        draft = request.draft or self._draft
+        prediction = self._model.tokenizer.encode(request.prediction) if request.prediction else ()
+        drafters = drafters_of(session, draft, prediction)
+        return JobDrafts(session, Choosing(drafters, self._ledger) if drafters else None, self._most)
+
+    def took(self, n_rows: int, seconds: float) -> None:
+        """A step of so many rows did."""
+        self._ledger.times.add(n_rows, seconds)
+
+    def runs(self, work: Sequence[tuple[JobDrafts, Answer]]) -> list[list[int]]:
+        """What each stream brings to a step: the drafts of one cost what the rows of all before it leave."""
+        rows, expected, runs = len(work), float(len(work)), []
+        for drafts, answer in work:
+            run, promised = drafts.run(answer, rows, expected)
+            rows, expected = rows + len(run) - 1, expected + promised
+            runs.append(run)
+        return runs
+
+
+def check_draft(request: Request, model: Model) -> None:
+    """RequestError for a drafter that can never work with the model."""
+    if request.draft == "mtp" and not model.info.has_mtp:
+        raise RequestError("draft: this model has no MTP block; leave it out, or ask for \"auto\"", param="draft")
