@@ -6,20 +6,17 @@
  * whose products with unsigned bytes are added up in 16 bits, a few at a time.
  *
  * A unit of a row is 256 or 512 columns. A type has
- *     an order: for every 32-bit lane of its vectors the four columns of a block that it takes there, a "quad", as
- *         8 quad + block, + 64 in the second super-block of a unit;
- *     step(at, acts, scales, halves, s): the unit at `at` times its activations, which lie at `acts` in that order (of every
- *         vector both planes), joined to the unit's sums s. scales: of its blocks' activations; halves: the sums of its
- *         blocks' first halves, and PF_INT_BLOCKS further of the second ones. */
+ *     pack(g, out): the token's integers in the order that the type takes them; told in quads, the four columns of a block
+ *         in a 32-bit lane, vector by vector, of each both planes;
+ *     step(at, acts, scales, halves, s): the unit at `at` times its activations, which pack has put to `acts`, joined to the
+ *         unit's sums s. scales: of its blocks' activations; halves: the sums of its blocks' first halves, and PF_INT_BLOCKS
+ *         further of the second ones. */
 #ifndef PF_BACKEND_CPU_AVX2_ONE_H
 #define PF_BACKEND_CPU_AVX2_ONE_H
 
 #include "backend/cpu/gemm_int_tile.h"
 
-enum {
-    ONE_QUADS = 64,           /* of a super-block */
-    ONE_BYTES = 8 * ONE_QUADS /* of their activations */
-};
+enum { ONE_BYTES = 512 /* of the activations of 256 columns */ };
 
 /* Keeps gcc from taking words out of vectors one by one, which is slower than reading them again. */
 #if defined(__GNUC__) && !defined(__clang__)
@@ -60,40 +57,26 @@ PF_INLINE __m256i one_split(__m256i *v) {
     *v = _mm256_sub_epi16(*v, _mm256_mullo_epi16(hi, base));
     return hi;
 }
-PF_INLINE void one_put_bytes(uint32_t *to, __m256i even, __m256i odd) {
-    const __m256i low = _mm256_and_si256(even, _mm256_set1_epi32(0x00ff00ff));
-    _mm256_storeu_si256((__m256i *)(void *)to, _mm256_or_si256(low, _mm256_slli_epi16(odd, 8)));
+PF_INLINE __m256i one_bytes(__m256i even, __m256i odd) {
+    return _mm256_or_si256(_mm256_and_si256(even, _mm256_set1_epi32(0x00ff00ff)), _mm256_slli_epi16(odd, 8));
 }
 
-/* Both planes of quad q of eight blocks. */
-PF_INLINE void one_put_planes(const uint8_t *row, int64_t padded, int64_t first, int q, uint32_t *hi, uint32_t *lo) {
-    __m256i even, odd;
-    one_words(row, padded, first, q, &even, &odd);
-    const __m256i hi_even = one_split(&even), hi_odd = one_split(&odd);
-    one_put_bytes(hi, hi_even, hi_odd);
-    one_put_bytes(lo, even, odd);
-}
-
-/* Both planes of a unit from block `first` on. */
-PF_INLINE void one_planes(const uint8_t *row, int64_t padded, int64_t first, const uint8_t *order, int supers, uint8_t *out) {
-    uint32_t planes[2][2 * ONE_QUADS];
-    for (int i = 0; i < 8 * supers; ++i) {
-        one_put_planes(row, padded, first + i / 8 * PF_SUPER_BLOCKS, i % 8, planes[0] + 8 * i, planes[1] + 8 * i);
-    }
-    for (int i = 0; i < supers * ONE_QUADS; ++i) {
-        memcpy(out + i / 8 * 64 + i % 8 * 4, &planes[0][order[i]], 4);
-        memcpy(out + i / 8 * 64 + i % 8 * 4 + 32, &planes[1][order[i]], 4);
+/* Both planes of the eight blocks from `first` on: planes[p][q] has quad q of a block in every lane. */
+PF_INLINE void one_planes(const uint8_t *row, int64_t padded, int64_t first, __m256i (*planes)[8]) {
+    for (int q = 0; q < 8; ++q) {
+        __m256i even, odd;
+        one_words(row, padded, first, q, &even, &odd);
+        const __m256i hi_even = one_split(&even), hi_odd = one_split(&odd);
+        planes[0][q] = one_bytes(hi_even, hi_odd);
+        planes[1][q] = one_bytes(even, odd);
     }
 }
 
-#define ONE_PACK(name, order)                                                                               \
-    static void name(const pf_gemm *g, uint8_t *out) {                                                      \
-        const uint8_t *row = pf_gemm_act(g, 0);                                                             \
-        const int64_t cols = g->w->cols, padded = pf_int_padded(cols);                                      \
-        for (int64_t b = 0; b < cols / BLOCK; b += PF_SUPER_BLOCKS, out += ONE_BYTES) {                     \
-            one_planes(row, padded, b, order, 1, out);                                                      \
-        }                                                                                                   \
-    }
+/* The lower half: quad q of the blocks that `blocks` has in its lower half; the upper half: quad q + 4 of them. */
+PF_INLINE __m256i one_two_quads(const __m256i *plane, int q, __m256i blocks) {
+    return _mm256_permute2x128_si256(_mm256_permutevar8x32_epi32(plane[q], blocks),
+                                     _mm256_permutevar8x32_epi32(plane[q + 4], blocks), 0x20);
+}
 
 /* Words, columns as they come. */
 static void pack_words(const pf_gemm *g, uint8_t *out) {
@@ -127,7 +110,10 @@ PF_INLINE __m256i one_both(__m256i hi, __m256i lo) {
 /* Of n vectors of weights without signs, with a plane at `acts` and every `step` bytes. */
 PF_INLINE __m256i one_sum16(const __m256i *w, const uint8_t *acts, int step, int n) {
     __m256i s = _mm256_maddubs_epi16(w[0], load256(acts));
-    PF_UNROLL for (int i = 1; i < n; ++i) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(w[i], load256(acts + step * i)));
+    PF_UNROLL for (int i = 1; i < n; ++i) {
+        s = _mm256_add_epi16(s, _mm256_maddubs_epi16(w[i], load256(acts + step * i)));
+        VEC_HOLD(s);
+    }
     return s;
 }
 /* The lower halves of a and b plus the upper ones. */
@@ -178,14 +164,13 @@ static void pack_mxfp4(const pf_gemm *g, uint8_t *out) {
     const uint8_t *row = pf_gemm_act(g, 0);
     const int64_t cols = g->w->cols, padded = pf_int_padded(cols);
     for (int64_t b = 0; b < cols / BLOCK; b += PF_SUPER_BLOCKS, out += ONE_MXFP4_BYTES) {
-        for (int q = 0; q < 8; ++q) {
-            uint8_t *to = out + 64 * (q % 4 * 2 + q / 4);
-            one_put_planes(row, padded, b, q, (uint32_t *)(void *)to, (uint32_t *)(void *)(to + 32));
-        }
+        __m256i planes[2][8];
+        one_planes(row, padded, b, planes);
         for (int plane = 0; plane < 2; ++plane) {
             __m256i sum = _mm256_setzero_si256();
-            for (int v = 0; v < 8; ++v) {
-                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(1), load256(out + 64 * v + 32 * plane)));
+            for (int q = 0; q < 8; ++q) {
+                pf_ivec_store(out + 64 * (q % 4 * 2 + q / 4) + 32 * plane, planes[plane][q]);
+                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(1), planes[plane][q]));
             }
             pf_ivec_store(out + ONE_BYTES + 32 * plane, _mm256_mullo_epi16(sum, _mm256_set1_epi16(-ONE_MXFP4_MOST)));
         }

@@ -7,12 +7,20 @@
 /* ---- Grids: IQ1, IQ2, IQ3 ---------------------------------------------------------------------------------------- */
 
 /* Vector 2g + i: columns 8g to 8g + 7 of the blocks 2i, 2i + 1, 4 + 2i and 5 + 2i. */
-#define ROW(g, i) 16 * (g) + 2 * (i), 16 * (g) + 8 + 2 * (i), 16 * (g) + 1 + 2 * (i), 16 * (g) + 9 + 2 * (i), \
-                  16 * (g) + 4 + 2 * (i), 16 * (g) + 12 + 2 * (i), 16 * (g) + 5 + 2 * (i), 16 * (g) + 13 + 2 * (i)
-static const uint8_t order_iq[ONE_QUADS] = {ROW(0, 0), ROW(0, 1), ROW(1, 0), ROW(1, 1),
-                                            ROW(2, 0), ROW(2, 1), ROW(3, 0), ROW(3, 1)};
-#undef ROW
-ONE_PACK(pack_iq, order_iq)
+static void pack_iq(const pf_gemm *g, uint8_t *out) {
+    const uint8_t *row = pf_gemm_act(g, 0);
+    const int64_t cols = g->w->cols, padded = pf_int_padded(cols);
+    for (int64_t b = 0; b < cols / BLOCK; b += PF_SUPER_BLOCKS) {
+        __m256i planes[2][8];
+        one_planes(row, padded, b, planes);
+        for (int q = 0; q < 8; q += 2, out += 128) {
+            for (int p = 0; p < 2; ++p) {
+                pf_ivec_store(out + 32 * p, _mm256_unpacklo_epi32(planes[p][q], planes[p][q + 1]));
+                pf_ivec_store(out + 32 * p + 64, _mm256_unpackhi_epi32(planes[p][q], planes[p][q + 1]));
+            }
+        }
+    }
+}
 
 PF_INLINE __m128i one_two_of_64(const uint64_t *a, const uint64_t *b) {
     const __m128 low = _mm_castsi128_ps(load64((const uint8_t *)a));
@@ -56,6 +64,8 @@ PF_INLINE void one_iq_signed(const __m256i *w, __m256i signs, const uint8_t *act
         const __m256i of_lo = _mm256_maddubs_epi16(w[2 * g + i], _mm256_sign_epi8(load256(a + 32), sign));
         *hi = k ? _mm256_add_epi16(*hi, of_hi) : of_hi;
         *lo = k ? _mm256_add_epi16(*lo, of_lo) : of_lo;
+        VEC_HOLD(*hi);
+        VEC_HOLD(*lo);
     }
 }
 

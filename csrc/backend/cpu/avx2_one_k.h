@@ -6,13 +6,22 @@
 
 /* ---- Rows of four bits: Q4_K, Q5_K, Q6_K -------------------------------------------------------------------------- */
 
-/* Vector 2q + n: quads q of blocks n, 2 + n, 4 + n, 6 + n, then their quads q + 4. */
-#define ROW(q, n) 8 * (q) + (n), 8 * (q) + 2 + (n), 8 * (q) + 4 + (n), 8 * (q) + 6 + (n), \
-                  8 * (q) + 32 + (n), 8 * (q) + 34 + (n), 8 * (q) + 36 + (n), 8 * (q) + 38 + (n)
-static const uint8_t order_q45_k[ONE_QUADS] = {ROW(0, 0), ROW(0, 1), ROW(1, 0), ROW(1, 1),
-                                               ROW(2, 0), ROW(2, 1), ROW(3, 0), ROW(3, 1)};
-#undef ROW
-ONE_PACK(pack_q45_k, order_q45_k)
+/* Vector 2q + n: quads q of four blocks, which are `first` and with n = 1 `step` further, then their quads q + 4. */
+PF_INLINE void pack_rows(const pf_gemm *g, __m256i first, int step, uint8_t *out) {
+    const uint8_t *row = pf_gemm_act(g, 0);
+    const int64_t cols = g->w->cols, padded = pf_int_padded(cols);
+    for (int64_t b = 0; b < cols / BLOCK; b += PF_SUPER_BLOCKS, out += ONE_BYTES) {
+        __m256i planes[2][8];
+        one_planes(row, padded, b, planes);
+        for (int v = 0; v < 8; ++v) {
+            const __m256i blocks = _mm256_add_epi32(first, _mm256_set1_epi32(v % 2 * step));
+            pf_ivec_store(out + 64 * v, one_two_quads(planes[0], v / 2, blocks));
+            pf_ivec_store(out + 64 * v + 32, one_two_quads(planes[1], v / 2, blocks));
+        }
+    }
+}
+static void pack_q45_k(const pf_gemm *g, uint8_t *out) { pack_rows(g, super_each(0, 2, 4, 6, 0, 0, 0, 0), 1, out); }
+static void pack_q6_k(const pf_gemm *g, uint8_t *out) { pack_rows(g, super_each(0, 4, 1, 5, 0, 0, 0, 0), 2, out); }
 
 /* Sums of 4 pairs stay below 4 * 2 * 31 * 127. */
 PF_INLINE void step_q45_k(const uint8_t *at, const uint8_t *codes, const uint8_t *fifth, const uint8_t *acts,
@@ -33,6 +42,8 @@ PF_INLINE void step_q45_k(const uint8_t *at, const uint8_t *codes, const uint8_t
         const __m256i own = _mm256_srlv_epi32(quad, pairs);
         w[0][q] = pf_ivec_or(w[0][q], pf_ivec_and(_mm256_slli_epi32(own, 4), bit));
         w[1][q] = pf_ivec_or(w[1][q], pf_ivec_and(_mm256_slli_epi32(own, 3), bit));
+        VEC_HOLD(w[0][q]);
+        VEC_HOLD(w[1][q]);
     }
     __m256i i[2];
     PF_UNROLL for (int n = 0; n < 2; ++n) {
@@ -52,14 +63,6 @@ PF_INLINE void step_q5_k(const uint8_t *at, const uint8_t *acts, const float *sc
     step_q45_k(at, at + 48, at + 16, acts, scales, halves, s);
 }
 
-/* Vector 2q + n: quads q of blocks 2n, 4 + 2n, 1 + 2n, 5 + 2n, then their quads q + 4. */
-#define ROW(q, n) 8 * (q) + 2 * (n), 8 * (q) + 4 + 2 * (n), 8 * (q) + 1 + 2 * (n), 8 * (q) + 5 + 2 * (n), \
-                  8 * (q) + 32 + 2 * (n), 8 * (q) + 36 + 2 * (n), 8 * (q) + 33 + 2 * (n), 8 * (q) + 37 + 2 * (n)
-static const uint8_t order_q6_k[ONE_QUADS] = {ROW(0, 0), ROW(0, 1), ROW(1, 0), ROW(1, 1),
-                                              ROW(2, 0), ROW(2, 1), ROW(3, 0), ROW(3, 1)};
-#undef ROW
-ONE_PACK(pack_q6_k, order_q6_k)
-
 PF_INLINE void step_q6_k(const uint8_t *at, const uint8_t *acts, const float *scales, const int32_t *halves, __m256 *s) {
     const __m256i bits = _mm256_set1_epi8(48), two = super_each(0, 0, 2, 2, 0, 0, 2, 2);
     const __m256i first = load256(at + 128), second = load256(at + 160); /* the upper bits of blocks 0 to 3, 4 to 7 */
@@ -73,6 +76,8 @@ PF_INLINE void step_q6_k(const uint8_t *at, const uint8_t *acts, const float *sc
         const __m256i upper = _mm256_srlv_epi32(both, two);
         w[0][q] = pf_ivec_or(pf_ivec_low_nibbles(t[q]), pf_ivec_and(_mm256_slli_epi32(upper, 4), bits));
         w[1][q] = pf_ivec_or(pf_ivec_high_nibbles(t[q]), pf_ivec_and(upper, bits));
+        VEC_HOLD(w[0][q]);
+        VEC_HOLD(w[1][q]);
     }
     PF_UNROLL for (int n = 0; n < 2; ++n) { /* sums of 2 pairs stay below 2 * 2 * 63 * 127 */
         const uint8_t *a = acts + 64 * n, *b = a + 256;
@@ -89,28 +94,32 @@ PF_INLINE void step_q6_k(const uint8_t *at, const uint8_t *acts, const float *sc
 
 /* ---- Rows of two bits: Q2_K, Q3_K --------------------------------------------------------------------------------- */
 
-/* Two super-blocks i have four rows r of two bits: block 8i + 4r + k has the bits k of row r. Vector 4q + k: the quads q of
+/* Two super-blocks i have four rows r of two bits: block 8i + 4r + k has the bits k of row r. Vector 4q + k: quads q of the
  * blocks k, 8 + k, 4 + k and 12 + k, then their quads q + 4. And so are sums: of k 0 and 1, and of k 2 and 3. */
 enum { ONE_PAIR_BYTES = 2 * ONE_BYTES + 3 * 64 /* and scales and both halves' sums in that order */ };
-#define ROW(q, k) 8 * (q) + (k), 8 * (q) + 64 + (k), 8 * (q) + 4 + (k), 8 * (q) + 68 + (k), \
-                  8 * (q) + 32 + (k), 8 * (q) + 96 + (k), 8 * (q) + 36 + (k), 8 * (q) + 100 + (k)
-static const uint8_t order_q23_k[2 * ONE_QUADS] = {
-    ROW(0, 0), ROW(0, 1), ROW(0, 2), ROW(0, 3), ROW(1, 0), ROW(1, 1), ROW(1, 2), ROW(1, 3),
-    ROW(2, 0), ROW(2, 1), ROW(2, 2), ROW(2, 3), ROW(3, 0), ROW(3, 1), ROW(3, 2), ROW(3, 3)};
-#undef ROW
 
 static void pack_q23_k(const pf_gemm *g, uint8_t *out) {
     const uint8_t *row = pf_gemm_act(g, 0);
     const int64_t cols = g->w->cols, padded = pf_int_padded(cols);
     const float *scales = pf_int_scales(row, PF_Q16_PLANES, cols);
     for (int64_t b = 0; b < cols / BLOCK; b += PF_INT_BLOCKS, out += ONE_PAIR_BYTES) {
-        one_planes(row, padded, b, order_q23_k, 2, out);
-        for (int j = 0; j < PF_INT_BLOCKS; ++j) {
-            const int64_t block = b + j / 4 + j % 2 * 8 + j % 4 / 2 * 4;
-            const uint8_t *halves = row + pf_int_halves_at(cols) + 4 * pf_int_half_place(block);
-            memcpy(out + 2 * ONE_BYTES + 4 * j, scales + block, 4);
-            memcpy(out + 2 * ONE_BYTES + 64 + 4 * j, halves, 4);
-            memcpy(out + 2 * ONE_BYTES + 128 + 4 * j, halves + 4 * PF_INT_BLOCKS, 4);
+        __m256i first[2][8], second[2][8];
+        one_planes(row, padded, b, first);
+        one_planes(row, padded, b + PF_SUPER_BLOCKS, second);
+        for (int v = 0; v < 32; ++v) {
+            const int plane = v % 2, k = v / 2 % 4, q = v / 8;
+            const __m256i blocks = super_each(k, k + 4, 0, 0, 0, 0, 0, 0);
+            pf_ivec_store(out + 32 * v, _mm256_unpacklo_epi32(one_two_quads(first[plane], q, blocks),
+                                                              one_two_quads(second[plane], q, blocks)));
+        }
+        const uint8_t *sums = row + pf_int_halves_at(cols) + 4 * pf_int_half_place(b);
+        const uint8_t *const from[3] = {(const uint8_t *)(scales + b), sums, sums + 4 * PF_INT_BLOCKS};
+        for (int i = 0; i < 6; ++i) {
+            const int k = i % 2 * 2;
+            const __m256i blocks = super_each(k, k + 4, 0, 0, k + 1, k + 5, 0, 0);
+            pf_ivec_store(out + 2 * ONE_BYTES + 32 * i,
+                          _mm256_unpacklo_epi32(_mm256_permutevar8x32_epi32(load256(from[i / 2]), blocks),
+                                                _mm256_permutevar8x32_epi32(load256(from[i / 2] + 32), blocks)));
         }
     }
 }
@@ -197,6 +206,7 @@ PF_INLINE void step_q3_k(const uint8_t *at, const uint8_t *acts, const float *sc
                                          : _mm256_srli_epi16(third[q], 1);
             w[q] = pf_ivec_or(pf_ivec_and(_mm256_srli_epi16(t[q], 2 * k), _mm256_set1_epi8(3)), pf_ivec_and(own, bit));
         }
+        PF_UNROLL for (int q = 0; q < 4; ++q) VEC_HOLD(w[q]);
         hi[k] = one_sum16(w, acts + 64 * k, 256, 4);
         lo[k] = one_sum16(w, acts + 64 * k + 32, 256, 4);
     }
