@@ -118,7 +118,8 @@ class Answer:
         self._reader: Reader = (PlainReader(tokenizer, self._stops) if prompt.opening is None
                                 else AnswerReader(tokenizer, prompt.opening, self._stops,
                                                   {name: tool.schema for name, tool in request.tools.items()}, prompt.begun))
-        self._writer = EventWriter(lambda index: f"call_{secrets.token_hex(12)}")
+        name = secrets.token_hex(12)
+        self._writer = EventWriter(lambda index: f"call_{name}_{index}")
         self._waiting: tuple[out.TokenChance, ...] = ()  # chances of tokens that no text has come of yet
         self._think_end = tokenizer.token_id(encoding.THINK_END)
         self._tokens: list[int] = []

@@ -11,6 +11,7 @@ from pyflash.serve.fields import Fields, wrong
 from pyflash.serve.free_text import arguments_of
 from pyflash.serve.request import Request, ToolChoice
 from pyflash.serve.responses_stream import Stream, error_body, full
+from pyflash.serve.turns import are_of_one_answer
 
 __all__ = ["Stream", "error_body", "full", "read"]
 
@@ -89,7 +90,8 @@ class _Items:
                                  for part in item.objects("content", options.MAX_MESSAGES)]  # fmt: skip
             said["opaque"] += [item.string(key) for key in ("encrypted_content", "id") if key in item]
         elif kind in ("function_call", "custom_tool_call"):
-            self._assistant()["calls"].append(self._call(item, kind))
+            call = self._call(item, kind)
+            (self._turn_of(call) or self._assistant()["calls"]).append(call)
         elif kind in _OUTPUTS:
             self._flush()
             content = options.text(item, "output", _TEXT_PARTS, lenient=True)
@@ -120,6 +122,12 @@ class _Items:
             arguments = item.string("arguments") or "{}"
         call_id = item.string("call_id") or item.string("id")
         return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def _turn_of(self, call: dict[str, Any]) -> list[Any] | None:
+        """The calls of the turn that a call is of, where results have come since: some clients send each behind its call."""
+        before = next((each for each in reversed(self._out) if each["role"] != "tool"), None)
+        calls: list[Any] = before.get("tool_calls", []) if before is not None and self._said is None else []
+        return calls if calls and are_of_one_answer(calls[-1]["id"], call["id"]) else None
 
     def _assistant(self) -> dict[str, list[Any]]:
         if self._said is None:

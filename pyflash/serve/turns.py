@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import threading
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from typing import Any
 
 _MOST_TURNS = 100_000
 _MOST_BYTES = 64 << 20
+_CALL_ID = re.compile(r"(call_[0-9a-f]{24})_[0-9]+")
 _ID_BYTES, _PROOF_BYTES, _VERSION = 16, 16, b"\x01"
 
 
@@ -195,6 +197,12 @@ class TurnStore:
         for name in (*names, _chain_name(chain, visible(message))):
             if name in self._names:
                 yield self._names[name]
+
+
+def are_of_one_answer(call_id: str, other: str) -> bool:
+    """Whether two ids of calls were given in one answer of a server such as this."""
+    name = _CALL_ID.fullmatch(call_id)
+    return name is not None and other.startswith(f"{name[1]}_")
 
 
 def _call_name(salt: bytes, call_id: str) -> bytes:

@@ -162,7 +162,8 @@ def codex_body(items: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_codex_tools(served: Played) -> None:
+@pytest.mark.parametrize("is_behind", [False, True], ids=["results last", "each result behind its call"])
+def test_codex_tools(served: Played, is_behind: bool) -> None:
     """A free text goes out and comes back as it was sampled; tools in a namespace keep their names; the rest is left out."""
     both = [Call("apply_patch", {"input": PATCH}), Call("multi_agent_v1__spawn_agent", {"target": "x"})]
     served.script = steps(Says("First.", both), Says(calls=[Call("exec_command", {"target": "ls"})]), Says("Done."))
@@ -176,15 +177,20 @@ def test_codex_tools(served: Played) -> None:
         assert events[-1]["type"] == "response.completed"
         streams.append(events)
         said = [event["item"] for event in events if event["type"] == "response.output_item.done"]
-        items += [{key: value for key, value in item.items() if key != "status"} for item in said]
-        items += [{"type": f"{item['type']}_output", "call_id": item["call_id"], "output": f"ran {item['name']}"}
-                  for item in said if item["type"].endswith("_call")]
+        results: list[dict[str, Any]] = []
+        for item in said:
+            items.append({key: value for key, value in item.items() if key != "status"})
+            if item["type"].endswith("_call"):
+                result = {"type": f"{item['type']}_output", "call_id": item["call_id"], "output": f"ran {item['name']}"}
+                (items if is_behind else results).append(result)
+        items += results
     served.check(3)
     first = streams[0]
     deltas = [event["delta"] for event in first if event["type"] == "response.custom_tool_call_input.delta"]
     (done,) = [event["input"] for event in first if event["type"] == "response.custom_tool_call_input.done"]
     assert "".join(deltas) == done == PATCH and len(deltas) > 3
     calls = [item for item in items if item["type"].endswith("_call")]
+    assert [each["role"] for each in served.jobs[1].request.messages] == ["user", "user", "assistant", "tool", "tool"]
     assert [(call["type"], call["name"], call.get("namespace")) for call in calls] == [
         ("custom_tool_call", "apply_patch", None), ("function_call", "spawn_agent", "multi_agent_v1"),
         ("function_call", "exec_command", None)]  # fmt: skip

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.clients
 TASK = "List the files, read notes.txt and write out.txt."
 TEXT = 'a "b" \\n\n\tc: é 😀\n'
 END = "Done,  all of it."
+UNASKED = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def check(agent: Agent, served: Played, done: subprocess.CompletedProcess[str], 
     served.check(least_turns)
     assert (agent.work / "out.txt").read_text(encoding="utf-8") == TEXT
     assert END in done.stdout and "DSML" not in done.stdout + done.stderr
-    texts = [message["content"] for message in served.work[-1].request.messages if message["role"] == "tool"]
+    texts = [each["content"] for each in served.work[-1].request.messages if each["role"] == "tool"]
     assert any("notes.txt" in text for text in texts) and any("second line" in text for text in texts), texts
 
 
@@ -61,7 +62,7 @@ def test_codex(served: Played, tmp_path: Path) -> None:
         Says("Now  writing.", [Call("apply_patch", {"input": patch})]), Says(END))
     agent = prepared("codex", served, tmp_path)
     agent.settings(CLIENTS["codex-models"].file, printed("codex-models", served))
-    done = agent.run("exec", "--profile", "pyflash", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK)
+    done = agent.run(*UNASKED, "--profile", "pyflash", TASK)
     check(agent, served, done)
     tools = served.work[0].request.tools
     assert tools["apply_patch"].kind == "custom" and tools["apply_patch"].syntax is not None
@@ -144,7 +145,7 @@ def test_dsh(served: Played, tmp_path: Path) -> None:
 
 LAUNCHED: dict[str, tuple[list[str], Call]] = {
     "cline": ([], Call("editor", {"path": "FOLDER/out.txt", "new_text": TEXT})),
-    "codex": (["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"],
+    "codex": (UNASKED,
               Call("exec_command", {"cmd": f"cat > out.txt <<'E'\n{TEXT}E"})),
     "dsh": (["--profile", "headless"], Call("write", {"file_path": "FOLDER/out.txt", "content": TEXT})),
     "opencode": (["run", "--auto"], Call("write", {"filePath": "FOLDER/out.txt", "content": TEXT})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -203,6 +204,35 @@ def test_a_server_that_is_kept(demo_model: Path, port: int, home: Path, programs
         assert done.returncode == 7 and "as process" in done.stderr and answers(port)
     finally:
         os.kill(int(done.stderr.split()[-1]), 15)
+
+
+PATIENT = """
+import os, signal, sys, time, urllib.request
+def leave(*_):
+    with urllib.request.urlopen(os.environ["PYFLASH_TEST_ADDRESS"] + "/health", timeout=20):
+        os._exit(5)
+signal.signal(signal.SIGINT, leave)
+print("here", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes to the whole console")
+def test_ctrl_c_is_the_clients(demo_model: Path, port: int, home: Path, programs: Path) -> None:
+    """The terminal gives it to both: the client decides, its server is still there then, and ends after it."""
+    (programs / "client.py").write_text(PATIENT)
+    command = [sys.executable, "-m", "pyflash", "launch", "codex", "--port", str(port), "--model", str(demo_model), "-c", "1024"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={
+            **os.environ, "HOME": str(home), "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+            "PYFLASH_TEST_ADDRESS": f"http://127.0.0.1:{port}"}) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "here\n"
+            os.killpg(process.pid, signal.SIGINT)
+            _, told = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 5 and "Traceback" not in told, told
+    assert not answers(port)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
