@@ -18,6 +18,7 @@ from pyflash.serve.disk_cache import DiskCache
 from pyflash.serve.endpoints import Endpoints, refuse
 from pyflash.serve.engine import Engine, EngineOptions
 from pyflash.serve.guard import MAX_BODY, Guard, Policy, Receive, Scope, Send
+from pyflash.serve.trace import Trace
 from pyflash.serve.turns import TurnStore
 
 _KEY_BYTES = 32
@@ -72,7 +73,7 @@ def app(
     cache_type: str = "auto", parallel: int | None = None, think: str = "high", queue_limit: int = 32,
     idle_unload: float | None = None, keys: Iterable[str] = (), hosts: Iterable[str] | None = (),
     origins: Iterable[str] = (), max_body: int = MAX_BODY, keepalive: float = 5.0, disk_cache: StrPath | None = None,
-    disk_cache_size: int = DISK_CACHE_SIZE, **open_options: Any,
+    disk_cache_size: int = DISK_CACHE_SIZE, trace: StrPath | None = None, **open_options: Any,
 ) -> Application:
     """The server, to be run by any ASGI server or mounted in an application.
 
@@ -82,8 +83,9 @@ def app(
     queue_limit: requests that may wait. idle_unload: seconds without a request after which the model is let go. keys: one
     of which requests must bring. hosts: names that the server may be called by, beside this machine's own; None: any.
     origins: web pages of others that may use it. max_body: bytes of a request. keepalive: seconds of silence in a stream.
-    disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes. open_options: of
-    Model.open().
+    disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes. trace: a folder for a
+    file that tells of each request, with words of it, where it differs from what had been evaluated; FileError where it
+    cannot be written. open_options: of Model.open().
     """
     opener: Callable[[], Model]
     if callable(model):
@@ -94,7 +96,8 @@ def app(
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload)
     disk = None if disk_cache is None else DiskCache(Path(os.fsdecode(disk_cache)), disk_cache_size)
-    engine = Engine(opener, options, TurnStore(signing_key()), memory_plan.sessions_that_fit, disk)
+    engine = Engine(opener, options, TurnStore(signing_key()), memory_plan.sessions_that_fit, disk,
+                    None if trace is None else Trace(Path(os.fsdecode(trace))))
     policy = Policy(None if hosts is None else frozenset(hosts), frozenset(origins), tuple(keys), max_body)
     return Application(engine, shown, policy, keepalive)
 

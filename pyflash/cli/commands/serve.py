@@ -60,6 +60,8 @@ _DEFAULT_CONTEXT = 65536
 @option("--cache-size", default="16G", show_default=True, metavar="SIZE", help="Most that kept conversations take on disk.")
 @option("--drain", type=click.IntRange(1, _LONGEST_DRAIN), default=30, show_default=True, metavar="SECONDS",
         help="Answer what is under way for so long after Ctrl-C or SIGTERM.")
+@option("--trace", type=FilePath(), metavar="DIR", help="Write into this folder, for each request, where its prompt differs from "
+        "what was evaluated before, with its words.")
 @option("--print-config", type=click.Choice(list(CLIENTS)), help="Print what this program must be told to use the server, "
         "with --port and the others as they are here, and serve nothing.")
 @option("--alias", help="The model's name for clients.  [default: the file's]")
@@ -90,7 +92,7 @@ def serve(model: str | None, **options: Any) -> None:
         idle_unload=None if options["idle_unload"] is None else 60 * options["idle_unload"],
         hosts=None if place.unix_socket else {place.host.lower(), *(each.lower() for each in options["allowed_host"])},
         origins=options["cors_origin"], max_body=options["max_body"] << 20, keepalive=options["keepalive"],
-        disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]),
+        disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]), trace=options["trace"],
     )
 
     def ready(address: str) -> None:
@@ -98,6 +100,8 @@ def serve(model: str | None, **options: Any) -> None:
         base = f"OpenAI clients: base URL {address}/v1; Anthropic and Ollama clients: {address}" if not place.unix_socket \
             else "curl --unix-socket PATH http://localhost/v1/models asks what is there"
         say(f"pyflash: {base}; {'with an API key' if keys else 'any API key'}; Ctrl-C stops it")
+        if options["trace"] is not None:
+            say(f"pyflash: TRACE: WORDS OF EVERY REQUEST ARE WRITTEN TO {options['trace']}")
         if folder is not None:
             say(f"pyflash: conversations are kept in {folder}; --no-disk-cache keeps none, pyflash cache clear deletes them")
 
