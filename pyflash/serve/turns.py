@@ -13,13 +13,15 @@ import hmac
 import json
 import secrets
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _MOST_TURNS = 100_000
 _MOST_BYTES = 64 << 20
+_TURN_BYTES = 1500  # that a turn takes beside its tokens and texts: Python's objects, names and their tables
 _ID_BYTES, _PROOF_BYTES, _VERSION = 16, 16, b"\x01"
 
 
@@ -31,8 +33,8 @@ class Turn:
     reasoning: str
     content: str
     calls: tuple[tuple[str, str], ...]
-    reasoning_tokens: tuple[int, ...]
-    content_tokens: tuple[int, ...]
+    reasoning_tokens: Sequence[int]
+    content_tokens: Sequence[int]
 
     def says(self, message: Mapping[str, Any]) -> bool:
         """Whether a client's message is this turn: equal but for white space at the ends, how JSON is written, and
@@ -44,7 +46,12 @@ class Turn:
 
     @property
     def n_bytes(self) -> int:
-        return 8 * (len(self.reasoning_tokens) + len(self.content_tokens)) + len(self.reasoning) + len(self.content) + 200
+        texts = (self.reasoning, self.content, *(text for call in self.calls for text in call))
+        return 4 * (len(self.reasoning_tokens) + len(self.content_tokens)) + sum(map(len, texts)) + _TURN_BYTES
+
+    def packed(self) -> Turn:
+        """The same, with its tokens in four bytes each."""
+        return replace(self, reasoning_tokens=array("i", self.reasoning_tokens), content_tokens=array("i", self.content_tokens))
 
 
 def visible(message: Mapping[str, Any]) -> str:
@@ -136,7 +143,7 @@ class TurnStore:
         with self._lock:
             if turn_id in self._turns:
                 return
-            self._turns[turn_id] = (turn, names)
+            self._turns[turn_id] = (turn.packed(), names)
             self._names.update(dict.fromkeys(names, turn_id))
             self._n_bytes += turn.n_bytes
             while len(self._turns) > self._most_turns or self._n_bytes > self._most_bytes:
@@ -149,8 +156,8 @@ class TurnStore:
     def dump(self) -> bytes:
         """All turns, for restore() of another store with the same key."""
         with self._lock:
-            rows = [[turn_id.hex(), turn.reasoning, turn.content, turn.calls, turn.reasoning_tokens, turn.content_tokens,
-                     [name.hex() for name in names]] for turn_id, (turn, names) in self._turns.items()]
+            rows = [[turn_id.hex(), turn.reasoning, turn.content, turn.calls, list(turn.reasoning_tokens),
+                     list(turn.content_tokens), [name.hex() for name in names]] for turn_id, (turn, names) in self._turns.items()]
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
     def restore(self, data: bytes, n_vocab: int) -> None:
