@@ -21,7 +21,7 @@ from typing import Any
 
 _MOST_TURNS = 100_000
 _MOST_BYTES = 64 << 20
-_TURN_BYTES = 1500  # that a turn takes beside its tokens and texts: Python's objects, names and their tables
+_TURN_BYTES = 900  # that a turn takes beside its tokens and texts: Python's objects, names and their tables
 _ID_BYTES, _PROOF_BYTES, _VERSION = 16, 16, b"\x01"
 
 
@@ -112,6 +112,11 @@ class TurnStore:
 
     def __len__(self) -> int:
         return len(self._turns)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of memory, about."""
+        return self._n_bytes
 
     def new_id(self) -> bytes:
         return secrets.token_bytes(_ID_BYTES)
