@@ -5,7 +5,9 @@
 Each client is a process: an agent with turns of its own conversation, a client of short titles, one of completions. A killed
 one is followed by the next. Every ten seconds the server's memory, descriptors and threads are noted, and what it says of
 itself in /metrics. It ends with 1 where a request has waited without progress for --stuck seconds, an answer was an error
-of the server's own, memory grew by more than --slope MB an hour over the second half, or descriptors are left over. Linux.
+of the server's own, memory grew by more than --slope MB an hour over the second half (the bounded store of turns, which
+fills for hours, apart), or descriptors are left over. In less than an hour --slope means little: allocators take minutes to
+settle. Linux.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ def looked_at(process: int, port: int) -> dict[str, float]:
     told = metrics(port)
     return {"time": time.monotonic(), "rss": int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000,
             "threads": int(re.findall(r"Threads:\s+(\d+)", status)[0]), "fds": len(os.listdir(f"/proc/{process}/fd")),
-            "stalled": told["pyflash_engine_stalled_seconds"], "waiting": told["pyflash_requests_waiting"],
+            "kept": told['pyflash_cache_bytes{tier="turns"}'] / 1e6, "stalled": told["pyflash_engine_stalled_seconds"], "waiting": told["pyflash_requests_waiting"],
             "generated": told["pyflash_generated_tokens_total"], "cancelled": told["pyflash_cancelled_total"],
             "requests": sum(value for name, value in told.items() if name.startswith("pyflash_requests_total")),
             "broken": sum(value for name, value in told.items() if re.search(r'requests_total\{.*code="(5..|400)"', name))}
@@ -113,11 +115,11 @@ def started(model: str | None, folder: str) -> tuple[subprocess.Popen[str], int]
 
 
 def slope(samples: list[dict[str, float]]) -> float:
-    """MB an hour that the memory grew by over the second half."""
+    """MB an hour that the memory grew by over the second half, without the turns that are kept, whose store has a bound."""
     half = samples[len(samples) // 2 :]
     if len(half) < 3:
         return 0.0
-    return float(np.polyfit([each["time"] for each in half], [each["rss"] for each in half], 1)[0] * 3600)
+    return float(np.polyfit([each["time"] for each in half], [each["rss"] - each["kept"] for each in half], 1)[0] * 3600)
 
 
 def soak(server: int, port: int, options: argparse.Namespace) -> tuple[list[dict[str, float]], int, str]:
@@ -181,8 +183,8 @@ def main() -> int:
         problem = f"the server ended with {code}"
     print(f"seed {options.seed}: {options.minutes:g} min, {last['requests']:.0f} requests, {last['generated']:.0f} tokens, "
           f"{n_killed} clients killed, {last['cancelled']:.0f} answers cancelled; memory {first['rss']:.1f} MB after "
-          f"{first['time'] - samples[0]['time']:.0f} s, {last['rss']:.1f} MB at the end ({grown:+.2f} MB an hour over the second "
-          f"half); descriptors {samples[0]['fds']:.0f} and {last['fds']:.0f}, threads {first['threads']:.0f} and "
+          f"{first['time'] - samples[0]['time']:.0f} s, {last['rss']:.1f} MB at the end, {last['kept']:.1f} MB of them turns that "
+          f"are kept ({grown:+.2f} MB an hour over the second half without these); descriptors {samples[0]['fds']:.0f} and {last['fds']:.0f}, threads {first['threads']:.0f} and "
           f"{last['threads']:.0f}; longest stall {max(each['stalled'] for each in samples):.1f} s")
     if problem:
         print(problem, file=sys.stderr)

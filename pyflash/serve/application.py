@@ -20,6 +20,7 @@ from pyflash.serve.disk_writer import MOST_WAITING
 from pyflash.serve.endpoints import Endpoints, refuse
 from pyflash.serve.engine import Engine, EngineOptions
 from pyflash.serve.guard import MAX_BODY, Guard, Policy, Receive, Scope, Send
+from pyflash.serve.trace import Trace
 from pyflash.serve.turns import TurnStore
 
 _KEY_BYTES = 32
@@ -74,7 +75,8 @@ def app(
     cache_type: str = "auto", parallel: int | None = None, think: str = "high", queue_limit: int = 32,
     idle_unload: float | None = None, keys: Iterable[str] = (), hosts: Iterable[str] | None = (),
     origins: Iterable[str] = (), max_body: int = MAX_BODY, keepalive: float = 5.0, disk_cache: StrPath | None = None,
-    disk_cache_size: int | None = None, draft: str = "auto", draft_max: int | None = None, **open_options: Any,
+    disk_cache_size: int | None = None, draft: str = "auto", draft_max: int | None = None, trace: StrPath | None = None,
+    **open_options: Any,
 ) -> Application:
     """The server, to be run by any ASGI server or mounted in an application.
 
@@ -85,8 +87,9 @@ def app(
     of which requests must bring. hosts: names that the server may be called by, beside this machine's own; None: any.
     origins: web pages of others that may use it. max_body: bytes of a request. keepalive: seconds of silence in a stream.
     disk_cache: a folder where conversations are kept for the next start; disk_cache_size: its most bytes, None for 16 GiB or
-    a tenth of what the disk has free. draft, draft_max: what proposes tokens, as in Session.generate(). open_options: of
-    Model.open().
+    a tenth of what the disk has free. draft, draft_max: what proposes tokens, as in Session.generate(). trace: a folder for a
+    file that tells of each request, with words of it, where it differs from what had been evaluated; FileError where it
+    cannot be written. open_options: of Model.open().
     """
     opener: Callable[[], Model]
     if callable(model):
@@ -99,7 +102,8 @@ def app(
                             draft=draft, draft_max=draft_max)
     disk = None if disk_cache is None else DiskCache(Path(os.fsdecode(disk_cache)), disk_cache_size)
     fitting = partial(memory_plan.sessions_that_fit, other_bytes=0 if disk is None else MOST_WAITING)
-    engine = Engine(opener, options, TurnStore(signing_key()), fitting, disk)
+    engine = Engine(opener, options, TurnStore(signing_key()), fitting, disk,
+                    None if trace is None else Trace(Path(os.fsdecode(trace))))
     policy = Policy(None if hosts is None else frozenset(hosts), frozenset(origins), tuple(keys), max_body)
     return Application(engine, shown, policy, keepalive, disk=disk)
 

@@ -210,7 +210,8 @@ class Endpoints:
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         waiting, running = self._engine.waiting_and_running()
         text = self._engine.metrics.text(requests_waiting=waiting, requests_running=running, slots_busy=running,
-                                         engine_stalled_seconds=self._engine.stalled_seconds)
+                                         engine_stalled_seconds=self._engine.stalled_seconds,
+                                         **{'cache_bytes{tier="turns"}': self._engine.turns.n_bytes})
         await send_bytes(send, 200, b"text/plain; version=0.0.4; charset=utf-8", text.encode())
 
     async def _slots(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -35,6 +35,7 @@ from pyflash.serve.pacing import PATIENCE, Pacing
 from pyflash.serve.prompts import Prompts
 from pyflash.serve.request import Request
 from pyflash.serve.tool_grammar import ToolGrammars
+from pyflash.serve.trace import Trace, difference
 from pyflash.serve.turns import TurnStore
 
 _log = logging.getLogger("pyflash.serve")
@@ -123,12 +124,14 @@ class Engine:
     """
 
     def __init__(self, open_model: Callable[[], Model], options: EngineOptions, turns: TurnStore,
-                 fitting: Callable[[Model, Session], int | None] | None = None, disk: DiskCache | None = None) -> None:
+                 fitting: Callable[[Model, Session], int | None] | None = None, disk: DiskCache | None = None,
+                 trace: Trace | None = None) -> None:
         """open_model: is called on the engine's thread, again after an idle_unload. fitting: how many sessions like the
-        given one memory has room for; None where nobody knows."""
+        given one memory has room for; None where nobody knows. trace: is told what each request found."""
         self._open_model = open_model
         self._fitting = fitting
         self._keeping = Keeping(disk, turns)
+        self._trace = trace
         self.options = options
         self.turns = turns
         self.metrics = Metrics()
@@ -395,8 +398,14 @@ class Engine:
                             default_sampling(loaded.model, request), loaded.model.tokenizer, loaded.model.info, job.rules)
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
+        held = choice.slot.session.tokens.tolist() if self._trace is not None and choice.slot.salt == job.salt else []
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
         job.drafts = loaded.drafting.begin(request, choice.slot.session)
+        if self._trace is not None:
+            self._trace.write({
+                "api": request.protocol, "slot": choice.slot.index, "n_prompt": len(job.tokens), "n_held": len(held),
+                "n_cached": job.n_cached, "n_replayed_turns": prompt.n_replayed,
+                "difference": difference(held, job.tokens, loaded.model.tokenizer)})
         if choice.slot.session.since_checkpoint >= _WORTH_A_CHECKPOINT:
             choice.slot.checkpoint()
         if is_on_disk:

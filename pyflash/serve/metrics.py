@@ -99,7 +99,7 @@ class Metrics:
         return self._seconds
 
     def text(self, **gauges: float) -> str:
-        """All of it. gauges: further values of the moment."""
+        """All of it. gauges: further values of the moment, each name with its labels, if any."""
         process = hardware.process_memory()
         if process is not None:
             gauges["process_resident_bytes"] = process.resident
@@ -113,5 +113,5 @@ class Metrics:
             lines += self._first.lines("pyflash_time_to_first_token_seconds")
             lines += self._between.lines("pyflash_inter_token_seconds")
         for name, value in gauges.items():
-            lines += [f"# TYPE pyflash_{name} gauge", f"pyflash_{name} {value:g}"]
+            lines += [f"# TYPE pyflash_{name.split('{')[0]} gauge", f"pyflash_{name} {value:.15g}"]
         return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyflash.chat import EOS, THINK_END, USER, Segment
@@ -121,7 +122,7 @@ class _Pieces:
             elif text:
                 self._text.append((text, special))
 
-    def add_tokens(self, tokens: tuple[int, ...]) -> None:
+    def add_tokens(self, tokens: Sequence[int]) -> None:
         self._flush()
         self._done += tokens
 

@@ -14,14 +14,16 @@ import json
 import re
 import secrets
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _MOST_TURNS = 100_000
 _MOST_BYTES = 64 << 20
 _CALL_ID = re.compile(r"(call_[0-9a-f]{24})_[0-9]+")
+_TURN_BYTES = 900  # that a turn takes beside its tokens and texts: Python's objects, names and their tables
 _ID_BYTES, _PROOF_BYTES, _VERSION = 16, 16, b"\x01"
 
 
@@ -33,8 +35,8 @@ class Turn:
     reasoning: str
     content: str
     calls: tuple[tuple[str, str], ...]
-    reasoning_tokens: tuple[int, ...]
-    content_tokens: tuple[int, ...]
+    reasoning_tokens: Sequence[int]
+    content_tokens: Sequence[int]
 
     def says(self, message: Mapping[str, Any]) -> bool:
         """Whether a client's message is this turn: equal but for white space at the ends, how JSON is written, and
@@ -46,7 +48,12 @@ class Turn:
 
     @property
     def n_bytes(self) -> int:
-        return 8 * (len(self.reasoning_tokens) + len(self.content_tokens)) + len(self.reasoning) + len(self.content) + 200
+        texts = (self.reasoning, self.content, *(text for call in self.calls for text in call))
+        return 4 * (len(self.reasoning_tokens) + len(self.content_tokens)) + sum(map(len, texts)) + _TURN_BYTES
+
+    def packed(self) -> Turn:
+        """The same, with its tokens in four bytes each."""
+        return replace(self, reasoning_tokens=array("i", self.reasoning_tokens), content_tokens=array("i", self.content_tokens))
 
 
 def visible(message: Mapping[str, Any]) -> str:
@@ -108,6 +115,11 @@ class TurnStore:
     def __len__(self) -> int:
         return len(self._turns)
 
+    @property
+    def n_bytes(self) -> int:
+        """Of memory, about."""
+        return self._n_bytes
+
     def new_id(self) -> bytes:
         return secrets.token_bytes(_ID_BYTES)
 
@@ -138,7 +150,7 @@ class TurnStore:
         with self._lock:
             if turn_id in self._turns:
                 return
-            self._turns[turn_id] = (turn, names)
+            self._turns[turn_id] = (turn.packed(), names)
             self._names.update(dict.fromkeys(names, turn_id))
             self._n_bytes += turn.n_bytes
             while len(self._turns) > self._most_turns or self._n_bytes > self._most_bytes:
@@ -160,8 +172,8 @@ class TurnStore:
 
     def _line(self, turn_id: bytes) -> bytes:
         turn, names = self._turns[turn_id]
-        row = [turn_id.hex(), turn.reasoning, turn.content, turn.calls, turn.reasoning_tokens, turn.content_tokens,
-               [name.hex() for name in names]]  # fmt: skip
+        row = [turn_id.hex(), turn.reasoning, turn.content, turn.calls, list(turn.reasoning_tokens),
+               list(turn.content_tokens), [name.hex() for name in names]]  # fmt: skip
         return json.dumps(row).encode()
 
     def restore(self, data: bytes, n_vocab: int) -> None:

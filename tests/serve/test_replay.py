@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,8 +238,23 @@ def test_the_store_is_bounded() -> None:
         store.add(b"", store.new_id(), TURN, [f"call_{n}"], b"%d" % n)
     assert len(store) == 3 and len(store._names) == 6
     found = [store.find(b"", {**said, "tool_calls": [{**said["tool_calls"][0], "id": f"call_{n}"}]}, b"") for n in range(5)]
-    assert found == [None, None, TURN, TURN, TURN]
+    assert found == [None, None, *[TURN.packed()] * 3]
     assert len(TurnStore(b"k" * 32, most_bytes=0)) == 0
+
+
+def test_a_turn_takes_no_more_than_is_counted() -> None:
+    """What the bound means: memory that is really taken."""
+    store = TurnStore(b"k" * 32)
+    store.add(b"", store.new_id(), TURN, ["call"], b"chain")
+    tracemalloc.start()
+    try:
+        for n in range(1000):
+            tokens = tuple(range(1000 + n, 1060 + n))
+            store.add(b"", store.new_id(), Turn("word " * 30, f"{n} " * 60, (), tokens[:40], tokens[40:]), [f"call_{n}"], b"%d" % n)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 < taken / store.n_bytes < 1.1
 
 
 def test_turns_are_found_by_whose_they_are() -> None:
@@ -247,8 +263,8 @@ def test_turns_are_found_by_whose_they_are() -> None:
     store.add(b"salt", turn_id, TURN, ["call_1"], b"chain")
     signature = store.signature(b"salt", turn_id)
     nameless = {**said, "tool_calls": [{**said["tool_calls"][0], "id": ""}]}
-    assert store.find(b"salt", said, b"") is store.find(b"salt", nameless, b"chain") is TURN
-    assert store.find(b"salt", {**nameless, "opaque": ["", "é", "x" * 1000, signature]}, b"") is TURN
+    assert store.find(b"salt", said, b"") == store.find(b"salt", nameless, b"chain") == TURN.packed()
+    assert store.find(b"salt", {**nameless, "opaque": ["", "é", "x" * 1000, signature]}, b"") == TURN.packed()
     assert store.find(b"other", said, b"") is None
     assert store.find(b"other", {**nameless, "opaque": [signature]}, b"") is None
     forged = TurnStore(b"l" * 32).signature(b"salt", turn_id)

@@ -72,6 +72,8 @@ _HINTS = {  # beside where the settings belong
         "what is free]")
 @option("--drain", type=click.IntRange(1, _LONGEST_DRAIN), default=30, show_default=True, metavar="SECONDS",
         help="Answer what is under way for so long after Ctrl-C or SIGTERM.")
+@option("--trace", type=FilePath(), metavar="DIR", help="Write into this folder, for each request, where its prompt differs from "
+        "what was evaluated before, with its words.")
 @option("--print-config", type=click.Choice(list(CLIENTS)), help="Print what this program must be told to use the server, "
         "with --port and the others as they are here, and serve nothing.")
 @option("--alias", help="The model's name for clients.  [default: the file's]")
@@ -104,6 +106,7 @@ def serve(model: str | None, **options: Any) -> None:
         hosts=None if place.unix_socket else {place.host.lower(), *(each.lower() for each in options["allowed_host"])},
         origins=options["cors_origin"], max_body=options["max_body"] << 20, keepalive=options["keepalive"],
         disk_cache=folder, disk_cache_size=parse_size(options["cache_size"]) if options["cache_size"] else None,
+        trace=options["trace"],
     )
 
     def ready(address: str) -> None:
@@ -113,6 +116,8 @@ def serve(model: str | None, **options: Any) -> None:
         say(f"pyflash: {base}; {'with an API key' if keys else 'any API key'}; Ctrl-C stops it")
         if (loaded := application.engine.loaded) is not None:
             say(f"pyflash: {_memory_line(loaded)}")
+        if options["trace"] is not None:
+            say(f"pyflash: TRACE: WORDS OF EVERY REQUEST ARE WRITTEN TO {options['trace']}")
         if application.disk is not None:
             say(f"pyflash: conversations are kept in {folder}, {format_bytes(application.disk.limit)} at most; --no-disk-cache "
                 "keeps none, pyflash cache clear deletes them")
