@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
@@ -13,9 +12,11 @@ _SAMPLES: Final = 9  # latest ones of each size, whose median counts
 _LEAST_SAMPLES: Final = 2  # of plain steps, before which nothing is known
 _ROW: Final = 0.35  # of a plain step: what a further row takes, as long as none was measured
 _GAIN: Final = 1.03  # what a draft must promise: less is within the error of measuring
+_LEAST_CHANCE: Final = 0.05  # of a token to be kept, below which no row is spent on it
 _FADE: Final = 0.97  # of what was counted, with each token that is counted
 _DOUBT: Final = 4.0  # tokens that the assumed rate counts as
 _PLACES: Final = 8  # of a draft's tokens, that are counted by themselves; those behind count as the last one
+_LONGER_EVERY: Final = 6  # drafts
 _FIRST_PROBE, _LAST_PROBE = 64, 1024  # tokens between attempts where nothing is gained
 
 
@@ -25,39 +26,38 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
+        self._typical: dict[int, float] = {}  # their medians
 
     def add(self, n_rows: int, seconds: float) -> None:
-        self._samples.setdefault(n_rows, deque(maxlen=_SAMPLES)).append(seconds)
+        samples = self._samples.setdefault(n_rows, deque(maxlen=_SAMPLES))
+        samples.append(seconds)
+        self._typical[n_rows] = sorted(samples)[len(samples) // 2]
 
     @property
     def plain(self) -> float | None:
         """Seconds of a step of one row; None as long as too few steps were seen. Of longer ones, where there are no others."""
-        size = min(self._samples, default=1)
-        samples = self._samples.get(size, ())
-        return statistics.median(samples) / (1 + _ROW * (size - 1)) if len(samples) >= _LEAST_SAMPLES else None
+        size = 1 if 1 in self._typical else min(self._typical, default=1)
+        if len(self._samples.get(size, ())) < _LEAST_SAMPLES:
+            return None
+        return self._typical[size] / (1 + _ROW * (size - 1))
 
     def of(self, n_rows: int) -> float:
         """Seconds of a step of so many rows. Needs `plain`."""
+        if n_rows in self._typical:
+            return self._typical[n_rows]
         plain = self.plain
         assert plain is not None
-        below, above = 1, 0
-        for size in self._samples:
-            if below < size <= n_rows:
-                below = size
-            if size > n_rows and (not above or size < above):
-                above = size
-        low = statistics.median(self._samples[below]) if below in self._samples else plain
-        if below == n_rows:
-            return low
+        below = max((size for size in self._typical if size < n_rows), default=1)
+        above = min((size for size in self._typical if size > n_rows), default=0)
+        low = self._typical.get(below, plain)
         if above:
-            high = max(low, statistics.median(self._samples[above]))
-            return low + (high - low) * (n_rows - below) / (above - below)
+            return low + max(0.0, self._typical[above] - low) * (n_rows - below) / (above - below)
         slope = max(0.0, low - plain) / (below - 1) if below > 1 else _ROW * plain
         return low + slope * (n_rows - below)
 
     def measured(self) -> dict[int, float]:
         """Seconds by rows, of all sizes that there are samples of."""
-        return {size: statistics.median(samples) for size, samples in sorted(self._samples.items())}
+        return dict(sorted(self._typical.items()))
 
 
 class HitRates:
@@ -105,28 +105,30 @@ class DrafterRecord:
         self._seconds: deque[float] = deque(maxlen=_SAMPLES)
         self._probes = Probes()
         self._is_probing = False
-        self._n_drafted = 0
+        self._n_asked = 0
 
     def took(self, seconds: float, n: int) -> None:
         """A draft of n tokens did."""
-        self._seconds.append(seconds)
-        self._n_drafted = max(n, self._n_drafted)
+        self._seconds.append(seconds / n)
 
     @property
     def seconds(self) -> float:
-        return statistics.median(self._seconds) if self._seconds else 0.0
+        """Of a drafted token."""
+        return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
 
-    def is_worth_asking(self, times: StepTimes, most: int) -> bool:
-        """Whether a drafter that takes time is to be asked: it gains on average, or is to be tried again."""
+    def worth_asking(self, times: StepTimes, most: int) -> int:
+        """How many tokens a drafter that takes time is to be asked for: those that gain on average, now and then
+        one more, which else would never be counted; or one, to try it again; 0 for none."""
         if times.plain is None:
-            return False
-        most = min(most, self._n_drafted or 1)
+            return 0
         rates = [self.overall.of(0, place) for place in range(1, most + 1)]
-        if _best(rates, times, self.seconds, 1, 1.0)[0] > 0:
+        n, _ = _best(rates, times, self.seconds, 1, 1.0)
+        if n:
             self._probes.reset()
-            return True
+            self._n_asked += 1
+            return min(most, n + (self._n_asked % _LONGER_EVERY == 0))
         self._is_probing = self._probes.is_due()
-        return self._is_probing
+        return int(self._is_probing)
 
     def best_length(self, sureness: Sequence[int], times: StepTimes, n_rows: int, expected: float) -> tuple[int, float]:
         """How many tokens of a draft to check, 0 for none, and how many of these are expected to be right. n_rows: that the
@@ -145,11 +147,13 @@ class DrafterRecord:
 
 def _best(rates: Sequence[float], times: StepTimes, seconds: float, n_rows: int, expected: float) -> tuple[int, float]:
     """The length that most tokens a second are expected of, and how many tokens more. rates: that a token is right where
-    those before it are; seconds: that the draft takes; n_rows, expected: rows and tokens of the step without it."""
+    those before it are; seconds: that drafting each takes; n_rows, expected: rows and tokens of the step without it."""
     best, gained, promised, highest = 0, 0.0, 0.0, _GAIN * expected / times.of(n_rows)
     for n, chance in enumerate(accumulate(rates, mul), 1):
+        if chance < _LEAST_CHANCE:
+            break
         promised += chance
-        speed = (expected + promised) / (seconds + times.of(n_rows + n))
+        speed = (expected + promised) / (seconds * n + times.of(n_rows + n))
         if speed > highest:
             best, gained, highest = n, promised, speed
     return best, gained

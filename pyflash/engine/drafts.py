@@ -29,12 +29,13 @@ class Draft:
 class Drafter(Protocol):
     """Proposes tokens. What it proposes changes no answer, only how soon it is there.
 
-    is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. priors: how
-    often tokens of each sureness are right, as long as nobody has counted.
+    is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. longest: tokens
+    that it proposes at most. priors: how often tokens of each sureness are right, as long as nobody has counted.
     """
 
     name: ClassVar[str]
     is_free: ClassVar[bool]
+    longest: ClassVar[int]
     priors: ClassVar[Sequence[float]]
 
     def begin(self, tokens: Tokens) -> None:
@@ -63,6 +64,7 @@ class NgramDrafter:
 
     name: ClassVar[str] = "ngram"
     is_free: ClassVar[bool] = True
+    longest: ClassVar[int] = 31
     priors: ClassVar[Sequence[float]] = (0.35, 0.45, 0.6, 0.75, 0.85)
     LEAST = 3  # tokens of a match: shorter ones are chance
     _LENGTHS = (LEAST, 5, 9, 17)  # of matches, from which the next sureness begins
@@ -155,9 +157,9 @@ class MtpDrafter:
 
     name: ClassVar[str] = "mtp"
     is_free: ClassVar[bool] = False
+    longest: ClassVar[int] = 2  # it is trained for one; a third is hardly ever right
     priors: ClassVar[Sequence[float]] = (0.2, 0.4, 0.6, 0.8)
     _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
-    _MOST = 2  # it is trained for one; a third is hardly ever right
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -170,5 +172,5 @@ class MtpDrafter:
         self._token = token
 
     def propose(self, most: int) -> Draft:
-        tokens, chances = self._session.draft_tokens(self._token, min(most, self._MOST))
+        tokens, chances = self._session.draft_tokens(self._token, min(most, self.longest))
         return Draft(tokens, [bisect_right(self._CHANCES, chance) for chance in chances])

@@ -86,13 +86,14 @@ class Choosing:
         self.promised = 0.0
         for drafter in self._drafters:
             record = self._ledger.of(drafter.name, drafter.priors)
-            if not drafter.is_free and not record.is_worth_asking(times, most):
+            n = most if drafter.is_free else record.worth_asking(times, min(most, drafter.longest))
+            if n == 0:
                 continue
             began = time.perf_counter()
-            draft = drafter.propose(most)
-            record.took(time.perf_counter() - began, len(draft.tokens))
+            draft = drafter.propose(n)
             if not draft.tokens:
                 continue
+            record.took(time.perf_counter() - began, len(draft.tokens))
             self._compared.setdefault(drafter.name, (record, draft, 0))
             n, self.promised = record.best_length(draft.sureness, times, n_rows, expected)
             if n:

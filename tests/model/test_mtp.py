@@ -12,7 +12,8 @@ from tiny_models import TinyModel, make_tiny_model
 
 from oracle.compare import relative_l2
 from oracle.core import choices_of, eval_with_taps
-from oracle.model import Oracle
+from oracle.layer_weights import LayerWeights
+from oracle.model import Oracle, rms_norm
 
 T = 200
 POSITIONS = (1, 2, 63, 64, 65, 66, 128, 129, T)  # the window is 64 tokens
@@ -47,6 +48,47 @@ def test_drafts_agree_with_the_oracle(tiny: TinyModel) -> None:
             tie = margin[position - 1] < NEAR_TIE
             print(f"position {position}: relative error {error:.2e}{', a near-tied expert' if tie else ''}")
             assert error < 2e-5 or tie
+
+
+def chain_of(oracle: Oracle, tokens: np.ndarray, first: int, n: int) -> tuple[list[int], list[float], float]:
+    """n tokens that the block drafts behind `first`, which stands behind tokens: their probabilities, and how near a choice
+    of experts was to another. From the second on it goes on from its own streams."""
+    config, w = oracle.config, LayerWeights(oracle.weights, "mtp.0.", oracle.numerics)
+    layer, eps = config.num_hidden_layers, config.rms_norm_eps
+    streams = oracle._streams(tokens, None, None)
+    following = [*tokens[1:].tolist(), first]
+    drafted, chances, margin = [], [], np.inf
+    for _ in range(n):
+        e = w.linear(rms_norm(oracle.weights["embed.weight"][following], eps) * w["enorm.weight"], "e_proj")
+        h = w.linear(rms_norm(streams, eps) * w["hnorm.weight"], "h_proj")
+        oracle.choices = []
+        own = oracle._block("mtp.0.", layer, e[:, None, :] + h, np.asarray(following), None, None)
+        margin = min([margin, *(float((choice.margin / choice.scale)[-1]) for choice in oracle.choices)])
+        logits = oracle._head("mtp.0.", own, layer, None)[-1]
+        drafted.append(int(np.argmax(logits)))
+        chances.append(float(1 / np.exp(logits - logits.max()).sum()))
+        streams = np.concatenate([streams, own[-1:]])
+        following.append(drafted[-1])
+    return drafted, chances, margin
+
+
+def test_a_chain_agrees_with_the_oracle(tiny: TinyModel) -> None:
+    """Three tokens, the later ones from the block's own streams, on both sides of the window's end."""
+    oracle = Oracle(tiny.config, tiny.weights)
+    compared = 0
+    with open_model(tiny) as model, model.session(context=200, chunk=50, poison=True) as session:
+        for position in (1, 2, 62, 63, 64, 65, 100):
+            tokens = tiny.tokens(position + 1, 50 + position)
+            session.rollback(session.position)
+            session.eval(tokens[:position])
+            drafted, chances, margin = chain_of(oracle, tokens[:position], int(tokens[position]), 3)
+            if margin < NEAR_TIE:
+                continue  # another expert, within rounding
+            got, got_chances = session.draft_tokens(int(tokens[position]), 3)
+            assert got == drafted
+            np.testing.assert_allclose(got_chances, chances, rtol=1e-4)
+            compared += 1
+    assert compared >= 4
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
