@@ -162,7 +162,8 @@ class TurnStore:
         """All turns, for restore() of another store with the same key."""
         with self._lock:
             rows = [[turn_id.hex(), turn.reasoning, turn.content, turn.calls, list(turn.reasoning_tokens),
-                     list(turn.content_tokens), [name.hex() for name in names]] for turn_id, (turn, names) in self._turns.items()]
+                     list(turn.content_tokens), [name.hex() for name in names]]
+                    for turn_id, (turn, names) in self._turns.items()]
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
     def restore(self, data: bytes, n_vocab: int) -> None:
