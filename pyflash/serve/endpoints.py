@@ -59,7 +59,8 @@ _GENERATING = {
 }  # fmt: skip
 _COUNTING = ("/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens")
 _LISTING = ("/v1/models", "/models", "/anthropic/v1/models")
-_NOT_HERE = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings", "/v1/audio/speech", "/v1/images/generations")
+_NOT_HERE = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings", "/v1/audio/speech",
+             "/v1/images/generations")  # fmt: skip
 _PAGE_JOBS = "/page/jobs/"
 _HINT_HEADERS = (b"session-id", b"x-session-id", b"x-session-affinity", b"thread-id")
 

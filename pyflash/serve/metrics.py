@@ -22,7 +22,8 @@ _BETWEEN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 def _kind(problem: str) -> str:
     """A problem of an answer's form without what the model wrote, as a label."""
-    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", problem)[:80].replace("\\", "").replace('"', "").replace("\n", " ")
+    bare = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", problem)[:80]
+    return bare.replace("\\", "").replace('"', "").replace("\n", " ")
 
 
 class _Histogram:

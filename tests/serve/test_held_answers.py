@@ -85,7 +85,7 @@ JSON_SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": 
 
 
 def chat_body(tools: Any, choice: str | None, schema: Any, thinks: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": USER, "max_tokens": 1500, "reasoning_effort": "high" if thinks else "none"}
+    body: dict[str, Any] = {"messages": USER, "max_tokens": 600, "reasoning_effort": "high" if thinks else "none"}
     if tools:
         body["tools"] = [{"type": "function", "function": each} for each in tools]
     if choice:
@@ -96,7 +96,7 @@ def chat_body(tools: Any, choice: str | None, schema: Any, thinks: bool) -> dict
 
 
 def responses_body(tools: Any, choice: str | None, schema: Any, thinks: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {"input": USER, "max_output_tokens": 1500, "reasoning": {"effort": "high" if thinks else "none"}}
+    body: dict[str, Any] = {"input": USER, "max_output_tokens": 600, "reasoning": {"effort": "high" if thinks else "none"}}
     if tools:
         body["tools"] = [{"type": "function", "strict": True, **each} for each in tools]
     if choice:
@@ -107,7 +107,7 @@ def responses_body(tools: Any, choice: str | None, schema: Any, thinks: bool) ->
 
 
 def messages_body(tools: Any, choice: str | None, schema: Any, thinks: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": USER, "max_tokens": 1500, "thinking": {"type": "adaptive" if thinks else "disabled"}}
+    body: dict[str, Any] = {"messages": USER, "max_tokens": 600, "thinking": {"type": "adaptive" if thinks else "disabled"}}
     if tools:
         body["tools"] = [{"name": each["name"], "input_schema": each["parameters"]} for each in tools]
     if choice:
@@ -177,7 +177,7 @@ def forced_calls(server: Application, wild: Wild, tools: list[dict[str, Any]], n
 
 @pytest.mark.parametrize("name", LISTS)
 def test_forced_calls(server: Application, wild: Wild, name: str) -> None:
-    forced_calls(server, wild, LISTS[name], 6)
+    forced_calls(server, wild, LISTS[name], 4)
 
 
 @pytest.mark.long
@@ -193,14 +193,14 @@ SMALL = [
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize("thinks", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize(("choice", "schema"), [
     ("none", None), ("required", None), ("mode", None), ("none", JSON_SCHEMA), (None, JSON_SCHEMA), ("required", JSON_SCHEMA),
     ("mode", JSON_SCHEMA),
 ])  # fmt: skip
 def test_choices(server: Application, wild: Wild, path: str, thinks: bool, choice: str | None, schema: Any) -> None:
     n_ended = n_json = n_calls = 0
-    for _ in range(4):
+    for _ in range(2):
         if thinks:
             wild.script("hm", "!</think>")
         content, calls, ended = answer(server, path, BODIES[path](SMALL, choice, schema, thinks))
