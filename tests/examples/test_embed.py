@@ -113,7 +113,11 @@ def test_reasoning_is_dimmed_on_a_terminal(embed: Path, tiny_model: Path) -> Non
     try:
         done = subprocess.run([embed, tiny_model, "--think", "-n", "5", "Hello"], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=theirs, timeout=120)  # fmt: skip
-        shown = os.read(ours, 4096)
+        os.write(theirs, b"<end>")  # a terminal hands over a piece at a time
+        shown = b""
+        while not shown.endswith(b"<end>"):
+            shown += os.read(ours, 4096)
+        shown = shown.removesuffix(b"<end>")
     finally:
         os.close(ours)
         os.close(theirs)

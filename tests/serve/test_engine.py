@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,16 @@ def test_an_engine_that_is_closed_early_tells_everybody(demo_model: Path, pace: 
         assert answer.job.is_cancelled
 
 
+def soon(is_so: Callable[[], bool]) -> bool:
+    """Whether it becomes so within 20 seconds."""
+    end = time.monotonic() + 20
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def mapped(path: Path) -> bool:
     return str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
 
@@ -204,13 +215,10 @@ def test_an_idle_model_is_let_go_and_opened_again(demo_model: Path, tmp_path: Pa
     own.write_bytes(demo_model.read_bytes())
     with serving(own, idle_unload=0.3, context=8192, disk_cache=tmp_path / "cache") as server:
         first = submit(server, request(LONG * 3)).wait()
-        for _ in range(400):
-            if server.engine.state == "idle":
-                break
-            time.sleep(0.05)
-        assert server.engine.state == "idle" and server.engine.is_healthy and server.engine.loaded is None
+        assert soon(lambda: server.engine.state == "idle")
+        assert server.engine.is_healthy and server.engine.loaded is None
         if sys.platform == "linux":
-            assert not mapped(own)
+            assert soon(lambda: not mapped(own))  # the state is told first
         found: list[Answer] = []
         asking = [threading.Thread(target=lambda: found.append(submit(server, request(LONG * 3, first.text, "Go on."))))
                   for _ in range(3)]  # fmt: skip

@@ -5,7 +5,7 @@
 
 #include "backend/cpu/avx2_vectors.h"
 
-#include "backend/cpu/avx2_one.h"
+#include "backend/cpu/avx2_one_entries.h"
 #include "backend/cpu/vector_ops.h"
 #include "backend/cpu/x86_panels.h"
 #include "backend/cpu/x86_quantize.h"

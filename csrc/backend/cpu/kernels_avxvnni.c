@@ -6,7 +6,7 @@
 #define PF_AVX_VNNI
 #include "backend/cpu/avx2_vectors.h"
 
-#include "backend/cpu/avx2_one.h"
+#include "backend/cpu/avx2_one_entries.h"
 #include "backend/cpu/x86_panels.h"
 
 void pf_kernels_avxvnni_init(pf_cpu_kernels *k) {
