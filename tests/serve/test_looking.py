@@ -16,6 +16,7 @@ from test_replay import TOOLS, Scripted
 
 from pyflash import FileError
 from pyflash.serve import app
+from pyflash.serve.events import Usage
 from pyflash.serve.trace import difference
 
 CHAT = "/v1/chat/completions"
@@ -112,8 +113,7 @@ def test_labels_are_bounded() -> None:
     assert _kind("the tool call 'a\\'b' has \"x\"\n") == "the tool call ... has ... "
     assert len(_kind("x" * 500)) == 80
     metrics = Metrics()
-    job = type("Job", (), {"usage": type("U", (), {name: 0 for name in (
-        "n_cached", "n_generated", "generate_seconds", "prompt_seconds")}), "began": 0.0})()  # fmt: skip
+    job = type("Job", (), {"usage": Usage(), "began": 0.0})()
     for n in range(3 * _MOST_KINDS):
         job.answer = type("A", (), {"call_ids": (), "problems": [f"kind {n}"]})
         metrics.ended(job, "stop")
