@@ -275,17 +275,17 @@ class Endpoints:
     async def _page_job(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An answer from its beginning; POST .../stop ends it, .../answer ends its thinking."""
         name, _, what = scope["path"].removeprefix(_PAGE_JOBS).partition("/")
-        found = self._page_jobs.find(name, scope["state"]["salt"])
+        salt = scope["state"]["salt"]
         if scope["method"] == "GET" and not what:
-            await self._listen(found, receive, send)
+            await self._listen(self._page_jobs.find(name, salt), receive, send)
             return
         if scope["method"] != "POST" or what not in ("stop", "answer"):
             raise RequestError("a page's answer can be listened to, stopped, or told to answer", code="method_not_allowed")
         await read_json(receive, self._max_body)
         if what == "stop":
-            found.stop()
-        elif found.job.answer is not None:
-            found.job.answer.is_hurried = True
+            self._page_jobs.stop(name, salt)
+        elif (answer := self._page_jobs.find(name, salt).job.answer) is not None:
+            answer.is_hurried = True
         await send_json(send, 200, {})
 
     async def _listen(self, job: page_jobs.PageJob, receive: Receive, send: Send) -> None:

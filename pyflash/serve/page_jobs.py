@@ -119,6 +119,7 @@ class PageJobs:
     def __init__(self, engine: Engine, keepalive: float) -> None:
         self._engine, self._keepalive = engine, keepalive
         self._jobs: dict[str, PageJob] = {}
+        self._unborn: dict[tuple[str, bytes], None] = {}  # stopped before they were started: what asks came first
 
     async def start(self, name: str, job: Job, writer: Writer, salt: bytes) -> PageJob:
         """RequestError for a name that is none or taken, and where the engine has no place."""
@@ -136,7 +137,20 @@ class PageJobs:
         except BaseException:
             del self._jobs[name]
             raise
+        if (name, salt) in self._unborn:
+            del self._unborn[name, salt]
+            made.stop()
         return made
+
+    def stop(self, name: str, salt: bytes) -> None:
+        """Ends one, also one whose request is still on its way."""
+        found = self._jobs.get(name)
+        if found is not None and found.salt == salt:
+            found.stop()
+        elif _NAME.fullmatch(name):
+            while len(self._unborn) >= _MOST_JOBS:
+                del self._unborn[next(iter(self._unborn))]
+            self._unborn[name, salt] = None
 
     def find(self, name: str, salt: bytes) -> PageJob:
         """RequestError where there is none, also for one that came with another key."""

@@ -103,7 +103,7 @@ def opened(browser: Any, size: str, allowed: str = "$^", **options: Any) -> Iter
     found.add_init_script("addEventListener('securitypolicyviolation', (event) => violated(`CSP ${event.violatedDirective}`))")
     yield found
     context.close()
-    assert problems == []
+    assert not problems, problems
 
 
 def ask(page: Any, text: str) -> None:

@@ -23,11 +23,11 @@ from pyflash.serve.page import page_files
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[Application]:
-    with serving(tiny_model, keys=["secret"]) as made:
+    with serving(tiny_model, keys=["secret", "another"]) as made:
         yield made
 
 
-KEY = {"authorization": "Bearer secret"}
+KEY, OTHER = {"authorization": "Bearer secret"}, {"authorization": "Bearer another"}
 
 
 def run(coroutine: Any) -> Any:
@@ -101,7 +101,10 @@ def test_stop_ends_the_stream_and_the_work(server: Application, monkeypatch: pyt
     async def look() -> None:
         name = str(uuid.uuid4())
         headers = {**KEY, page_jobs.HEADER.decode(): name}
-        asking = asyncio.ensure_future(ask(server, "POST", "/v1/chat/completions", question(max_tokens=1000), headers=headers))
+        begun = asyncio.Event()
+        asking = asyncio.ensure_future(ask(server, "POST", "/v1/chat/completions", question(max_tokens=1000), headers=headers,
+                                           on_chunk=lambda _: begun.set()))
+        await begun.wait()
         await asyncio.sleep(0.5)
         assert (await ask(server, "POST", f"/page/jobs/{name}/stop", {}, headers=KEY)).status == 200
         stopped = await asyncio.wait_for(asking, 5)
@@ -113,6 +116,20 @@ def test_stop_ends_the_stream_and_the_work(server: Application, monkeypatch: pyt
             await asyncio.sleep(0.01)
 
     run(look())
+
+
+def test_stop_may_come_before_its_answer(server: Application) -> None:
+    """A browser's requests overtake each other. Another key's stop is not meant."""
+
+    async def look(stopped_by: dict[str, str]) -> int:
+        name = str(uuid.uuid4())
+        assert (await ask(server, "POST", f"/page/jobs/{name}/stop", {}, headers=stopped_by)).status == 200
+        headers = {**KEY, page_jobs.HEADER.decode(): name}
+        answered = await ask(server, "POST", "/v1/chat/completions", question(max_tokens=1000), headers=headers)
+        assert answered.status == 200
+        return int(answered.events()[-1]["usage"]["completion_tokens"])
+
+    assert run(look(KEY)) < 500 < run(look(OTHER)) == 1000
 
 
 def test_answer_now(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
