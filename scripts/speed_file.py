@@ -20,6 +20,7 @@ from gguf_export.reader import read_gguf
 from gguf_export.safetensors_file import TensorRef
 from quantize.blocks import Bytes, decode, quantise
 from quantize.choice import kind_named
+from quantize.codecs import bf16_decode
 
 ROWS = 64
 PIECE = 64 << 20
@@ -37,7 +38,7 @@ def quantised_rows(ref: TensorRef, tensor: QuantisedTensor) -> Bytes:
     count = min(ROWS, rows)
     blocks = read(ref, ref.nbytes // rows * count)
     if ref.dtype == "BF16":
-        values = (blocks.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(count, columns)
+        values = bf16_decode(blocks.view(np.uint16)).reshape(count, columns)
     else:
         values = decode(kind_named(ref.dtype), blocks).reshape(count, columns)
     return quantise(tensor.info.kind, values).reshape(-1)

@@ -49,6 +49,8 @@ def launch(client: str, arguments: Sequence[str], **options: Any) -> int:
     variables, arguments and files of pyflash's own; yours are not touched. PYFLASH_API_KEY holds the key of a server that
     wants one. What the client returns is returned.
     """
+    from pyflash.serve.disk_files import write_private
+
     program = PROGRAMS[client]
     path = shutil.which(program.command)
     if path is None:
@@ -56,7 +58,7 @@ def launch(client: str, arguments: Sequence[str], **options: Any) -> int:
     with leaving_on_signals(), _server(options) as server, _folder(client, program) as folder:
         start = program.start(server, folder)
         for name, text in start.files.items():
-            _write_private(folder / name, text)
+            write_private(folder / name, [text.encode()])
         return _run([path, *start.arguments, *arguments], {**os.environ, **_past_proxies(), **start.variables})
 
 
@@ -93,18 +95,6 @@ def _folder(client: str, program: Program) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix=f"pyflash-{client}-", ignore_cleanup_errors=True) as made:
         yield Path(made)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Writes a file of this user's alone, whole or not at all: it may hold a key."""
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 # -- the server --
