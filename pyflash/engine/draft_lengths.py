@@ -10,6 +10,7 @@ from typing import Final
 
 _SAMPLES: Final = 9  # latest ones of each size, whose median counts
 _LEAST_SAMPLES: Final = 2  # of plain steps, before which nothing is known
+_TRUSTED_SAMPLES: Final = 4  # of longer steps, before which they are taken for no slower than others say
 _ROW: Final = 0.35  # of a plain step: what a further row takes, as long as none was measured
 _GAIN: Final = 1.03  # what a draft must promise: less is within the error of measuring
 _LEAST_CHANCE: Final = 0.05  # of a token to be kept, below which no row is spent on it
@@ -31,7 +32,7 @@ class StepTimes:
     def add(self, n_rows: int, seconds: float) -> None:
         samples = self._samples.setdefault(n_rows, deque(maxlen=_SAMPLES))
         samples.append(seconds)
-        self._typical[n_rows] = sorted(samples)[len(samples) // 2]
+        self._typical[n_rows] = sorted(samples)[(len(samples) - 1) // 2]
 
     @property
     def plain(self) -> float | None:
@@ -43,8 +44,14 @@ class StepTimes:
 
     def of(self, n_rows: int) -> float:
         """Seconds of a step of so many rows. Needs `plain`."""
-        if n_rows in self._typical:
-            return self._typical[n_rows]
+        estimate = self._estimate(n_rows)
+        if n_rows not in self._typical:
+            return estimate
+        typical = self._typical[n_rows]
+        return typical if len(self._samples[n_rows]) >= _TRUSTED_SAMPLES else min(typical, estimate)
+
+    def _estimate(self, n_rows: int) -> float:
+        """By steps of other sizes. A size that was met once, and late by chance, would otherwise not be tried again."""
         plain = self.plain
         assert plain is not None
         below = max((size for size in self._typical if size < n_rows), default=1)
@@ -61,7 +68,8 @@ class StepTimes:
 
 
 class HitRates:
-    """How often drafted tokens were right where all before them were, by sureness and place; older ones count less."""
+    """How often drafted tokens were right where all before them were, by sureness and place; older ones count less. A place
+    of which little is known is taken to be like the one before it."""
 
     def __init__(self, priors: Sequence[float]) -> None:
         self._priors = priors
@@ -73,8 +81,10 @@ class HitRates:
         self._counts[key] = (right * _FADE + is_right, total * _FADE + 1.0)
 
     def of(self, sureness: int, place: int) -> float:
-        right, total = self._counts.get((sureness, min(place, _PLACES)), (0.0, 0.0))
-        return (right + _DOUBT * self._priors[sureness]) / (total + _DOUBT)
+        place = min(place, _PLACES)
+        right, total = self._counts.get((sureness, place), (0.0, 0.0))
+        assumed = self.of(sureness, place - 1) if place > 1 else self._priors[sureness]
+        return (right + _DOUBT * assumed) / (total + _DOUBT)
 
 
 class Probes:

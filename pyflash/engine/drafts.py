@@ -49,12 +49,12 @@ class Drafter(Protocol):
 
 
 _HASH: Final = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)  # odd: of an n-gram's tokens
-_GAP = -1  # no token: nothing reaches across it
+GAP: Final = -1  # no token: nothing reaches across it
 _SETTLED = 8  # tokens of a match behind which a single other one is taken for a change in it
 
 
 class NgramDrafter:
-    """Proposes what followed the longest match of the text's end, in the text itself or in one that was given.
+    """Proposes what followed the longest match of the text's end, in the text itself or in texts that were given.
 
     An index of all n-grams, as in a compressor of the LZ77 family: the latest position of each by a table of hashes, and
     for each position the one before it. Memory: 12 bytes a token and a table; time: a bounded number of comparisons a
@@ -71,18 +71,20 @@ class NgramDrafter:
     _LONGEST = 32  # tokens that are compared
     _CANDIDATES = 12
 
-    def __init__(self, prediction: Tokens = ()) -> None:
-        """prediction: what the answer may be like; it is proposed from its beginning on."""
+    def __init__(self, prediction: Tokens = (), earlier: Tokens = ()) -> None:
+        """prediction: what the answer may be like; it is proposed from its beginning on. earlier: other texts, with GAP
+        between."""
         self._prediction = prediction
+        self._earlier = earlier
 
     def begin(self, tokens: Tokens) -> None:
-        given = np.asarray(self._prediction, dtype=np.int32)
-        own = np.asarray(tokens, dtype=np.int32)
-        text = np.concatenate([given, np.full(1, _GAP, dtype=np.int32), own])
+        gap = np.full(1, GAP, dtype=np.int32)
+        earlier, given, own = (np.asarray(each, dtype=np.int32) for each in (self._earlier, self._prediction, tokens))
+        text = np.concatenate([earlier, gap, given, gap, own])
         self._bits = min(20, max(12, len(text).bit_length() + 1))
         self._text = array("i", text.tobytes())
         self._heads, self._before = _index(text, self._bits)
-        self._source = 0 if len(given) else -1  # of the next token, as the match has it; -1: there is none
+        self._source = len(earlier) + 1 if len(given) else -1  # of the next token, as the match has it; -1: there is none
         self._length = _SETTLED if len(given) else 0  # tokens of the match so far
 
     def feed(self, token: int) -> None:
@@ -111,8 +113,8 @@ class NgramDrafter:
         period = end - at
         while len(tokens) < most:  # the match reaches up to here: it repeats itself
             tokens += tokens[len(tokens) - period :][: most - len(tokens)]
-        if _GAP in tokens:
-            tokens = tokens[: tokens.index(_GAP)]
+        if GAP in tokens:
+            tokens = tokens[: tokens.index(GAP)]
         return Draft(tokens, [bisect_right(self._LENGTHS, self._length)] * len(tokens))
 
     def _look_up(self) -> None:
@@ -124,7 +126,7 @@ class NgramDrafter:
             if at < 0:
                 break
             n = 0
-            while n < self._LONGEST and n <= at and text[at - n] == text[last - n] != _GAP:
+            while n < self._LONGEST and n <= at and text[at - n] == text[last - n] != GAP:
                 n += 1
             if n > length:
                 best, length = at, n

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
 DRAFTERS: Final = ("auto", "off", "ngram", "mtp")
+_COMPARED: Final = 8  # drafts at once, the latest ones, that go on as what is picked does
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
 
@@ -53,7 +54,7 @@ class Choosing:
     def __init__(self, drafters: Sequence[Drafter], ledger: DraftLedger) -> None:
         self._drafters = drafters
         self._ledger = ledger
-        self._compared: dict[str, tuple[DrafterRecord, Draft, int]] = {}  # drafts, and how many of their tokens were right
+        self._compared: list[tuple[DrafterRecord, Draft, int]] = []  # drafts, and how many of their tokens were right
         self.promised = 0.0
 
     def begin(self, tokens: Tokens) -> None:
@@ -63,14 +64,14 @@ class Choosing:
     def feed(self, token: int) -> None:
         for drafter in self._drafters:
             drafter.feed(token)
-        for name, (record, draft, n) in list(self._compared.items()):
+        still = []
+        for record, draft, n in self._compared[-_COMPARED:]:
             is_right = draft.tokens[n] == token
             record.rates.add(draft.sureness[n], n + 1, is_right)
             record.overall.add(0, n + 1, is_right)
             if is_right and n + 1 < len(draft.tokens):
-                self._compared[name] = (record, draft, n + 1)
-            else:
-                del self._compared[name]
+                still.append((record, draft, n + 1))
+        self._compared = still
 
     def propose(self, most: int) -> Sequence[int]:
         return self.propose_beside(most, 1, 1.0)
@@ -94,7 +95,7 @@ class Choosing:
             if not draft.tokens:
                 continue
             record.took(time.perf_counter() - began, len(draft.tokens))
-            self._compared.setdefault(drafter.name, (record, draft, 0))
+            self._compared.append((record, draft, 0))
             n, self.promised = record.best_length(draft.sureness, times, n_rows, expected)
             if n:
                 return draft.tokens[:n]
@@ -210,15 +211,16 @@ def speculation(session: Session, draft: str | Propose, draft_max: int | None, p
     return Speculation(session, Choosing(drafters, session.draft_ledger) if drafters else None, most)
 
 
-def drafters_of(session: Session, draft: str, prediction: Tokens = ()) -> list[Drafter]:
-    """The drafters that a name stands for, [] for none. ArgumentError, or UnsupportedError where the model has none such."""
+def drafters_of(session: Session, draft: str, prediction: Tokens = (), earlier: Tokens = ()) -> list[Drafter]:
+    """The drafters that a name stands for, [] for none. prediction, earlier: see NgramDrafter. ArgumentError, or
+    UnsupportedError where the model has none such."""
     if draft not in DRAFTERS:
         raise ArgumentError(f"unknown drafter {draft!r:.40}; use one of {', '.join(DRAFTERS)}, or a function")
     if draft == "mtp" and not session.model.info.has_mtp:
         raise UnsupportedError('this model has no MTP block to draft with; use draft "auto" or "ngram"')
     drafters: list[Drafter] = []
     if draft in ("auto", "ngram"):
-        drafters.append(NgramDrafter(prediction))
+        drafters.append(NgramDrafter(prediction, earlier))
     if draft == "mtp" or (draft == "auto" and session.model.info.has_mtp):
         drafters.append(MtpDrafter(session))
     return drafters

@@ -8,14 +8,16 @@ from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
 from pyflash.engine.speculation import MOST_DRAFTED, Choosing, DraftStats, drafters_of
+from pyflash.native.values import Tokens
 from pyflash.serve.answer import Answer
+from pyflash.serve.earlier import EarlierOutputs
 from pyflash.serve.errors import RequestError
 from pyflash.serve.request import Request
 
 
 class JobDrafts:
-    """The drafts of one answer. Its drafters know the text of its session, and what its client predicts: nothing of other
-    clients'."""
+    """The drafts of one answer. Its drafters know the text of its session, what its client predicts, and what was generated
+    before for the same key: nothing of other keys'."""
 
     def __init__(self, session: Session, choosing: Choosing | None, most: int) -> None:
         self._session = session
@@ -59,12 +61,19 @@ class Drafting:
         self._model = model
         self._draft, self._most = draft, draft_max or MOST_DRAFTED
         self._ledger = DraftLedger()
+        self._earlier = EarlierOutputs()
 
-    def begin(self, request: Request, session: Session) -> JobDrafts:
+    def begin(self, request: Request, session: Session, salt: bytes) -> JobDrafts:
+        """Of an answer to a request that came with a key."""
         draft = request.draft or self._draft
         prediction = self._model.tokenizer.encode(request.prediction) if request.prediction else ()
-        drafters = drafters_of(session, draft, prediction)
+        drafters = drafters_of(session, draft, prediction, self._earlier.of(salt))
         return JobDrafts(session, Choosing(drafters, self._ledger) if drafters else None, self._most)
+
+    def ended(self, salt: bytes, output: Tokens) -> None:
+        """An answer did, with these tokens: drafts of later ones for the same key know them."""
+        if self._draft != "off":
+            self._earlier.add(salt, output)
 
     def took(self, n_rows: int, seconds: float) -> None:
         """A step of so many rows did."""

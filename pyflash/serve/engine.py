@@ -400,7 +400,7 @@ class Engine:
         job.began = job.served = time.monotonic()
         held = choice.slot.session.tokens.tolist() if self._trace is not None and choice.slot.salt == job.salt else []
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
-        job.drafts = loaded.drafting.begin(request, choice.slot.session)
+        job.drafts = loaded.drafting.begin(request, choice.slot.session, job.salt)
         if self._trace is not None:
             self._trace.write({
                 "api": request.protocol, "slot": choice.slot.index, "n_prompt": len(job.tokens), "n_held": len(held),
@@ -580,6 +580,8 @@ class Engine:
         if job in self._running:
             self._running.remove(job)
         if job.slot is not None:
+            if self._loaded is not None and job.answer is not None:
+                self._loaded.drafting.ended(job.salt, job.slot.session.tokens[len(job.tokens):])
             self._keeping.end(job)
             slots.release(job.slot)
         self._may_admit = True

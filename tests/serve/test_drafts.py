@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from pyflash.engine import draft_lengths
+from pyflash.engine.drafts import GAP, NgramDrafter
 from pyflash.engine.session import Session
 from pyflash.native.errors import MemoryLimitError
 from pyflash.serve.application import Application
+from pyflash.serve.earlier import EarlierOutputs
 from serving import Pace, ask, becomes_idle, run, serving, submit
 from test_engine import request
 from test_shared_steps import alone, at_once, said, with_tools
@@ -134,3 +136,56 @@ def test_what_a_client_predicts(demo_model: Path, eager: None) -> None:
         assert wrong.status == 400 and "auto, off, ngram, mtp" in wrong.json()["error"]["message"]
         wrong = run(ask(server, "POST", "/v1/chat/completions", {**body, "draft": "mtp"}, headers=KEY))
         assert wrong.status == 400 and "no MTP block" in wrong.json()["error"]["message"]
+
+
+def test_earlier_outputs_of_the_same_key(tiny_model: Path, eager: None) -> None:
+    """What was generated before is drafted again, for the key that it was generated for: the answers are the same."""
+    asked = request("Say something new.", max_tokens=60, seed=5, temperature=0.8)
+    other = request("Something else altogether?", max_tokens=60, seed=6, temperature=0.8)
+
+    def kept(server: Application, salt: bytes) -> tuple[Any, int]:
+        """An answer, and how many of its drafted tokens counted."""
+        answer = submit(server, asked, salt).wait()
+        assert submit(server, other, salt).wait()  # so that the session does not hold the answer any more
+        return said(answer), answer.end.usage.n_drafts_kept
+
+    with serving(tiny_model, parallel=1, draft="off") as server:
+        expected = said(submit(server, asked).wait())
+    with serving(tiny_model, parallel=1, draft="ngram") as server:
+        first, again, elsewhere, there_again = (kept(server, salt) for salt in (b"one", b"one", b"two", b"two"))
+        assert [first[0], again[0], elsewhere[0], there_again[0]] == [expected] * 4
+        assert first[1] == elsewhere[1] and again[1] == there_again[1]  # the second key gains nothing by the first one's
+        assert again[1] > first[1] + 30
+
+
+def test_earlier_outputs_are_bounded() -> None:
+    earlier = EarlierOutputs(most_tokens=100, most_keys=3)
+    for n in range(40):
+        for salt in (b"a", b"b", b"c"):
+            earlier.add(salt, list(range(n, n + 30)))
+            assert earlier.n_tokens <= 300
+    assert list(earlier.of(b"c")) == [*range(37, 67), GAP, *range(38, 68), GAP, *range(39, 69), GAP]
+    earlier.add(b"d", list(range(20)))
+    assert [len(earlier.of(salt)) for salt in (b"a", b"b", b"c", b"d")] == [0, 93, 93, 21]
+    earlier.add(b"d", list(range(500)))
+    assert list(earlier.of(b"d")) == [*range(401, 500), GAP]
+    earlier.add(b"new", [1, 2])
+    assert len(earlier.of(b"new")) == 0
+
+
+def test_what_is_drafted_from_earlier_texts() -> None:
+    """Nothing reaches from one text into the next, and the conversation itself comes first."""
+    earlier = [10, 11, 12, 13, 14, GAP, 20, 21, 22, 23, GAP]
+    drafter = NgramDrafter(earlier=earlier)
+    drafter.begin([1, 20, 21])
+    drafter.feed(22)
+    assert list(drafter.propose(5).tokens) == [23]
+    drafter.begin([12, 13, 14])
+    drafter.feed(20)
+    assert list(drafter.propose(5).tokens) == []
+    drafter.begin([20, 21, 22, 30, 31, 20, 21])
+    drafter.feed(22)
+    assert list(drafter.propose(2).tokens) == [30, 31]
+    drafter = NgramDrafter([7, 8, 9], earlier)
+    drafter.begin([1])
+    assert list(drafter.propose(5).tokens) == [7, 8, 9]
