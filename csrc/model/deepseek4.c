@@ -3,6 +3,7 @@
 #include "model/deepseek4.h"
 
 #include "base/arith.h"
+#include "model/draft_head.h"
 #include "step/recording.h"
 
 #include <string.h>
@@ -132,7 +133,8 @@ pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, c
     tap_outputs(s, "head_in", x, width);
     PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
     tap_outputs(s, "head_norm", x, width);
-    if (s->n_share == 1) PF_TRY(project_vocabulary(s, x, n_out, s->shares->logits));
+    if (s->draft_head != NULL) PF_TRY(pf_draft_head_logits(s, s->draft_head, x, n_out, s->shares->logits));
+    else if (s->n_share == 1) PF_TRY(project_vocabulary(s, x, n_out, s->shares->logits));
     else PF_TRY(project_for_shares(s, x, n_out));
     for (PF_EACH_SHARE(s, share)) {
         pf_share_tap(s->host, share, "logits", -1, share->position + share->n - share->n_out, share->logits, share->n_out,

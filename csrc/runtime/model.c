@@ -3,6 +3,7 @@
 #include "base/cpus.h"
 #include "base/memory.h"
 #include "base/params.h"
+#include "model/draft_head.h"
 #include "text/chat.h"
 
 #include <string.h>
@@ -118,7 +119,36 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
     return PF_OK;
 }
 
+uint64_t pf_model_draft_bytes(const pf_model *model, int32_t n_rows) {
+    return model != NULL ? pf_draft_head_bytes(&model->net, n_rows) : 0;
+}
+
+static pf_status make_draft_head(pf_model *model, int32_t n_rows, pf_arena *arena) {
+    pf_exec exec = {.backend = model->backend, .pool = model->pool, .arena = arena};
+    pf_draft_head *head = NULL;
+    const pf_status status = arena != NULL ? pf_draft_head_new(&exec, &model->net, n_rows, &head) : PF_ERR_MEMORY;
+    if (status == PF_OK) atomic_store(&model->draft_head, (uintptr_t)head);
+    return status;
+}
+
+pf_status pf_model_prepare_drafts(pf_model *model, int32_t n_rows, pf_error *err) {
+    if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_prepare_drafts: a model is needed");
+    if (pf_draft_head_bytes(&model->net, n_rows) == 0) return PF_OK;
+    pf_status status = PF_OK;
+    pf_mutex_lock(&model->draft_lock);
+    if (atomic_load(&model->draft_head) == 0) {
+        pf_arena *arena = pf_arena_new();
+        status = make_draft_head(model, n_rows, arena);
+        pf_arena_delete(arena);
+    }
+    pf_mutex_unlock(&model->draft_lock);
+    return status == PF_OK ? PF_OK : pf_fail(err, status, "no memory for a small copy of the head to draft with: draft "
+                                                          "with the head itself, or with n-grams");
+}
+
 static void delete_model(pf_model *model) {
+    pf_draft_head_delete((pf_draft_head *)atomic_load(&model->draft_head));
+    if (model->has_draft_lock) pf_mutex_destroy(&model->draft_lock);
     pf_pool_delete(model->pool);
     pf_tokenizer_close(model->tokenizer);
     pf_expert_stream_delete(model->net.experts);
@@ -144,10 +174,13 @@ pf_status pf_model_open(const char *path, const pf_model_params *given, pf_model
     pf_model *model = pf_calloc(1, sizeof *model);
     if (model == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
     atomic_init(&model->references, 1);
+    atomic_init(&model->draft_head, 0);
+    model->has_draft_lock = pf_mutex_init(&model->draft_lock);
     model->precision = params.precision;
     model->chat_release = params.chat_release;
     model->log = (pf_log){params.log, params.log_user};
-    const pf_status status = open_parts(model, path, &params, err);
+    const pf_status status = model->has_draft_lock ? open_parts(model, path, &params, err)
+                                                   : pf_fail(err, PF_ERR_MEMORY, "out of memory while opening the model");
     if (status != PF_OK) {
         delete_model(model);
         return status;

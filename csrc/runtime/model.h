@@ -2,6 +2,7 @@
 #ifndef PF_RUNTIME_MODEL_H
 #define PF_RUNTIME_MODEL_H
 
+#include "base/mutex.h"
 #include "base/pool.h"
 #include "base/status.h"
 #include "format/gguf.h"
@@ -33,7 +34,15 @@ struct pf_model {
     uint64_t predicted_cache, predicted_buffers; /* there, of the session that was planned for */
     pf_tokenizer *tokenizer; /* NULL when the file holds none */
     char *name;              /* general.name or "" */
+    bool has_draft_lock;
+    pf_mutex draft_lock;     /* of making what follows */
+    atomic_uintptr_t draft_head; /* a pf_draft_head that sessions draft with from then on; 0: none */
 };
+
+/* 0 where the head itself is to be drafted with. */
+static inline const struct pf_draft_head *pf_model_draft_head(pf_model *model) {
+    return (const struct pf_draft_head *)atomic_load(&model->draft_head);
+}
 
 /* device_plan.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
  * Leaves model->link NULL when they name none. */

@@ -400,5 +400,6 @@ pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32
                                              "session's chunk", session->cache.n_chunk);
     }
     PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
+    evaluation.host.draft_head = pf_model_draft_head(session->model);
     return end_draft(session, pf_evaluate_drafts(&evaluation, next_token, n, tokens, chances), err);
 }

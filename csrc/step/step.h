@@ -24,6 +24,7 @@ typedef struct pf_network {
     pf_hot_experts *hot;          /* NULL where a device holds none of the experts that the host has; owned */
 } pf_network;
 
+struct pf_draft_head;
 struct pf_frame;    /* recording.h */
 struct pf_recorder; /* recording.h */
 
@@ -58,6 +59,7 @@ typedef struct pf_step {
     const struct pf_frame *frame;  /* positions are read from the device's memory; NULL: operations are given them */
     struct pf_recorder *recorder;  /* the session's, of the device's side; NULL: nothing is recorded */
     const pf_choices *choices;     /* choices.h; NULL: neither noted nor held. Never with a device */
+    const struct pf_draft_head *draft_head; /* model/draft_head.h: a draft's logits come from it; NULL: from the head */
 } pf_step;
 
 /* The share that comes after `share`, or the first one after NULL, that has rows; NULL: there is none. */

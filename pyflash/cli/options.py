@@ -15,7 +15,7 @@ from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
 from pyflash.cli.streams import say
-from pyflash.engine.model import MAX_THREADS
+from pyflash.engine.model import DRAFT_HEAD, MAX_THREADS
 from pyflash.engine.options import CACHES, PRECISIONS, STREAMING
 from pyflash.engine.sampling import RECOMMENDED
 from pyflash.engine.speculation import DRAFTERS, MOST_DRAFTED
@@ -182,7 +182,8 @@ def _open(file: str, options: Mapping[str, Any], expert_budget: int) -> pyflash.
         return pyflash.Model.open(
             file, threads=options["threads"], precision=options["precision"], pin=options["pin"],
             prefault=options["prefault"], mlock=options["mlock"], progress=progress.update,
-            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), mtp=options.get("mtp"), **device,
+            expert_budget=expert_budget, release=options.get("release"), overlay=options.get("overlay"), mtp=options.get("mtp"),
+            draft_head=options.get("draft_head", DRAFT_HEAD), **device,
         )
 
 
@@ -195,6 +196,8 @@ def draft_options(command: _F) -> _F:
                "of these, as far as it gains."),
         option("--draft-max", type=click.IntRange(1, MOST_DRAFTED), metavar="N",
                help=f"Most tokens that are proposed at once.  [default: {MOST_DRAFTED}]"),
+        option("--draft-head", type=click.IntRange(0, 1 << 20), metavar="N", default=DRAFT_HEAD, show_default=True,
+               help="Rows of the small copy of the output head that an MTP block drafts with; 0: the head itself."),
         option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
                help="GGUF file of the model's MTP block, where it has one of its own."),
     )

@@ -164,6 +164,8 @@ class MtpDrafter:
     _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
 
     def __init__(self, session: Session) -> None:
+        """MemoryLimitError: there is no room for the copy of the head that it drafts with."""
+        session.model.prepare_drafts()
         self._session = session
         self._token = 0
 

@@ -115,6 +115,8 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
         *([("widened", f"{format_bytes(plan.widened_bytes)}: small tables of the file, in float32 for computing")]
           if plan.widened_bytes else []),
+        *([("draft head", f"{format_bytes(plan.draft_bytes)}: a small copy of the head, to draft with")]
+          if plan.draft_bytes else []),
         ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),
         ("buffers", format_bytes(plan.cost.buffer_bytes)),
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),

@@ -39,7 +39,8 @@ class Cost:
 @dataclass(frozen=True)
 class Plan:
     """Memory in bytes of running one model file with one precision and cache type. weight_bytes: those that no device
-    holds. widened_bytes: copies in float32 of the small tables that the file has in another type.
+    holds. widened_bytes: copies in float32 of the small tables that the file has in another type. draft_bytes: the small
+    copy of the head that an MTP block drafts with.
 
     program_bytes: Python, the library, numpy and the file's directory with its tokenizer, as measured in this process.
     fits: whether everything stays in the memory that this process may ever have (the machine's, or a container's
@@ -54,6 +55,7 @@ class Plan:
     contexts: tuple[Cost, ...]
     weight_bytes: int
     widened_bytes: int
+    draft_bytes: int
     program_bytes: int
     read_bytes: int
     expert_bytes: int
@@ -91,7 +93,7 @@ def expert_budget(model: Model, n_ctx: int | None, cache: str, n_sessions: int =
     """What Model.open() should be told for this machine: see Plan. For the process that will run the model, with so many
     sessions."""
     with model.session(context=n_ctx, cache=cache) as session:
-        needed = _own_bytes(session, n_sessions) + _host_weights(model)
+        needed = _own_bytes(session, n_sessions) + _host_weights(model) + model.draft_head_bytes
     return _expert_budget(needed, model.expert_reads.expert_bytes, hardware.memory().usable)
 
 
@@ -154,13 +156,15 @@ def make_plan(model: Model, program_bytes: int, n_ctx: int | None, cache: str, r
     """Plans a context of n_ctx tokens; None: the default. The others: see Plan."""
     memory = hardware.memory()
     weight_bytes = _host_weights(model)
-    base = _Base(model, program_bytes + model.info.widened_bytes + weight_bytes, memory.usable)
+    own_bytes = model.info.widened_bytes + model.draft_head_bytes
+    base = _Base(model, program_bytes + own_bytes + weight_bytes, memory.usable)
     cost = base.cost(n_ctx, cache)
     more = cost.needed_bytes - program_bytes - model.info.widened_bytes  # these have their share already
     with_reference = cache in ("f16", "f32")
     return Plan(
         cost=cost, contexts=tuple(_shown_costs(base, cost, cache)), weight_bytes=weight_bytes,
-        widened_bytes=model.info.widened_bytes, program_bytes=program_bytes, read_bytes=read_bytes,
+        widened_bytes=model.info.widened_bytes, draft_bytes=model.draft_head_bytes, program_bytes=program_bytes,
+        read_bytes=read_bytes,
         expert_bytes=model.expert_reads.expert_bytes,
         expert_budget=_expert_budget(cost.needed_bytes, model.expert_reads.expert_bytes, memory.usable),
         memory=memory, fits=cost.fits,
