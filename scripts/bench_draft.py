@@ -1,17 +1,21 @@
 """What drafts gain with a model, at acceptance rates that are set, and when a text is written again with changes.
 
     python scripts/bench_draft.py MODEL.gguf
-    python scripts/bench_draft.py MODEL.gguf --tokens 100 --rewrite 400
+    python scripts/bench_draft.py MODEL.gguf --chances 0.9 --tokens 60 --rounds 5 --rewrite 0
+    python scripts/bench_draft.py MODEL.gguf --mtp mtp-MODEL.gguf       # what a draft of the MTP block takes
 
 The model's weights may be random: what it says is recorded first, and a drafter proposes that, each token changed with a
-chance of 1 - p. "model" is (1 + expected kept) / V(k + 1) with the V(T) that was measured before; the runs take turns with
-plain ones. In the rewrite the answer is held to a copy of the prompt's text in which one token in twenty is another, and
-n-grams draft it.
+chance of 1 - p. Each round times steps of the answer's own tokens, a plain answer, answers with so many drafted tokens a
+step, and one with the length by cost; medians of rounds are shown. "of the model" is the measured speed over
+(tokens a step) / V(k + 1) with the V(T) of the same round and the tokens a step that came true, which says what the loop
+costs. In the rewrite the answer is held to a copy of the prompt's text in which one token in twenty is another, and n-grams
+draft it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import time
@@ -21,16 +25,16 @@ from typing import Any
 import numpy as np
 
 import pyflash
+from pyflash.bench.drafting import step_times, timed_answer
 from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.drafts import Draft, NgramDrafter
-from pyflash.engine.generation import choose, plan
-from pyflash.engine.speculation import Choosing, Given, Speculation
-from pyflash.engine.stream import Cancellation
+from pyflash.engine.model import DRAFT_HEAD
+from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.speculation import Choosing, Given
 
 PROMPT = 64  # tokens
-SIZES = (1, 2, 3, 4, 6)  # of steps that are timed
-FIXED = 5
-REPEAT = 3
+LENGTHS = (1, 2, 3, 5)  # of drafts that are not chosen by cost
+SAMPLING: SamplingOptions = {"seed": 1}
 
 
 class Recorded:
@@ -38,10 +42,10 @@ class Recorded:
 
     name, is_free, longest, priors = "recorded", True, 31, (0.5,)
 
-    def __init__(self, known: Sequence[int], p: float, most: int) -> None:
+    def __init__(self, known: Sequence[int], p: float) -> None:
         chance = random.Random(1)
         self._drafts = [token if chance.random() < p else token ^ 1 for token in known]
-        self._most, self._at = most, 0
+        self._at = 0
 
     def begin(self, tokens: Any) -> None:
         self._at = 0
@@ -50,8 +54,12 @@ class Recorded:
         self._at += 1
 
     def propose(self, most: int) -> Draft:
-        tokens = self._drafts[self._at : self._at + min(most, self._most)]
+        tokens = self._drafts[self._at : self._at + most]
         return Draft(tokens, [0] * len(tokens))
+
+    def always(self, length: int) -> Given:
+        """So many tokens behind each, as a function of the tokens so far, of which the first PROMPT are the prompt's."""
+        return Given(lambda tokens, most: self._drafts[len(tokens) - PROMPT :][: min(most, length)])
 
 
 class Held:
@@ -73,101 +81,114 @@ class Held:
         return []
 
 
-def run(session: pyflash.Session, prompt: Sequence[int], n: int, drafts: Speculation, held: Held | None = None
-        ) -> tuple[list[int], float]:
-    """n tokens, and the seconds of all but the first, which is the prompt's."""
-    session.rollback(session.position)
-    how = plan(session, n - 1, n, 0, None, {"seed": 1}, drafts)
-    choices = choose(session, prompt, how, Cancellation(), held)
-    tokens = [next(choices).token]
-    began = time.perf_counter()
-    tokens += [choice.token for choice in choices]
-    return tokens, time.perf_counter() - began
+def table_row(p: float, plain: Sequence[float], fixed: dict[int, list[tuple[float, float]]], chosen: Sequence[float],
+              by_cost: str) -> str:
+    gains = {length: statistics.median(gain for gain, _ in rounds) for length, rounds in fixed.items()}
+    cells = [f"{p:.1f}", f"{statistics.median(plain):.1f}"]
+    for length, rounds in fixed.items():
+        cells.append(f"{gains[length]:.2f} x, {statistics.median(share for _, share in rounds):.2f}")
+    best = max(1.0, *gains.values())
+    gain = statistics.median(chosen)
+    return "| " + " | ".join([*cells, f"{gain:.2f} x, {gain / best:.2f}", by_cost]) + " |"
 
 
-def step_times(session: pyflash.Session, prompt: Sequence[int]) -> dict[int, float]:
-    session.rollback(session.position)
-    session.eval(prompt)
-    seconds: dict[int, list[float]] = {size: [] for size in SIZES}
-    for _ in range(9):
-        for size in SIZES:
-            tokens = np.random.default_rng(size).integers(5, session.model.info.n_vocab, size)
-            began = time.perf_counter()
-            session.eval_ahead(tokens)
-            seconds[size].append(time.perf_counter() - began)
-            session.rollback(1)
-    return {size: statistics.median(each) for size, each in seconds.items()}
-
-
-def between(times: dict[int, float], size: int) -> float:
-    return float(np.interp(size, list(times), list(times.values())))
-
-
-def measure_rates(session: pyflash.Session, n: int, chances: Sequence[float]) -> None:
-    info = session.model.info
-    prompt = np.random.default_rng(3).integers(5, info.n_vocab, PROMPT).tolist()
-    times = step_times(session, prompt)
+def measure_rates(session: pyflash.Session, n: int, chances: Sequence[float], n_rounds: int) -> None:
+    prompt = np.random.default_rng(3).integers(5, session.model.info.n_vocab, PROMPT).tolist()
+    known, _, _ = timed_answer(session, prompt, n, None, 31, SAMPLING)
+    sizes = (1, *(length + 1 for length in LENGTHS))
+    steps: list[dict[int, float]] = []
+    rows = []
+    for p in chances:
+        plain, chosen, ledger = [], [], DraftLedger()
+        fixed: dict[int, list[tuple[float, float]]] = {length: [] for length in LENGTHS}
+        for _ in range(n_rounds):
+            steps.append(step_times(session, prompt, known[:-1], sizes))
+            tokens, seconds, _ = timed_answer(session, prompt, n, None, 31, SAMPLING)
+            plain.append((n - 1) / seconds)
+            for length in LENGTHS:
+                again, took, drafts = timed_answer(session, prompt, n, Recorded(known, p).always(length), 31, SAMPLING)
+                promised = drafts.stats.tokens_per_step / steps[-1][length + 1]
+                fixed[length].append((seconds / took, (n - 1) / took / promised))
+                assert again == tokens == known, "drafts have changed an answer"
+            choosing = Choosing([Recorded(known, p)], ledger)
+            again, took, drafts = timed_answer(session, prompt, n, choosing, 31, SAMPLING)
+            assert again == known, "drafts have changed an answer"
+            chosen.append(seconds / took)
+        stats = drafts.stats
+        kept = f", {stats.n_kept / stats.n_drafted:.0%} kept" if stats.n_drafted else ""
+        rows.append(table_row(p, plain, fixed, chosen, f"{stats.tokens_per_step:.2f}{kept}"))
+    times = {size: statistics.median(each[size] for each in steps) for size in sizes}
     print("V(T): " + ", ".join(f"{size}: {seconds / times[1]:.2f}" for size, seconds in times.items())
           + f"; one token {times[1] * 1e3:.2f} ms")
-    known, _ = run(session, prompt, n, Speculation(session, None, 31))
-    print("| acceptance | plain tok/s | five drafts | of the model | length by cost | drafts kept |")
-    print("|---|---|---|---|---|---|")
-    for p in chances:
-        gains: list[tuple[float, float, float]] = []
-        ledger = DraftLedger()
-        for _ in range(REPEAT):
-            plain = run(session, prompt, n, Speculation(session, None, 31))
-            fixed = Speculation(session, Given(forced(Recorded(known, p, FIXED))), 31)
-            by_five = run(session, prompt, n, fixed)
-            chosen = Speculation(session, Choosing([Recorded(known, p, 31)], ledger), 31)
-            by_cost = run(session, prompt, n, chosen)
-            assert plain[0] == by_five[0] == by_cost[0] == known, "drafts have changed an answer"
-            gains.append((plain[1], plain[1] / by_five[1], plain[1] / by_cost[1]))
-        expected = (1 + sum(p ** i for i in range(1, FIXED + 1))) * times[1] / between(times, FIXED + 1)
-        plain_s, five, cost = (statistics.median(each) for each in zip(*gains))
-        stats = chosen.stats
-        kept = f"{stats.n_kept / stats.n_drafted:.0%}" if stats.n_drafted else "none drafted"
-        print(f"| {p:.1f} | {(n - 1) / plain_s:.1f} | {five:.2f} x | {five / expected:.2f} | {cost:.2f} x | {kept} |")
+    print("| acceptance | plain tok/s | " + " | ".join(f"{length} drafted, of the model" for length in LENGTHS)
+          + " | by cost, of the best | tokens a step |")
+    print("|---" * (len(LENGTHS) + 4) + "|")
+    print("\n".join(rows))
 
 
-def forced(drafter: Recorded) -> Any:
-    """As a function of the tokens so far, of which the first PROMPT are the prompt's."""
-    def propose(tokens: Sequence[int], most: int) -> Sequence[int]:
-        drafter._at = len(tokens) - PROMPT
-        return drafter.propose(most).tokens
-
-    return propose
-
-
-def measure_rewrite(session: pyflash.Session, n: int) -> None:
+def measure_rewrite(session: pyflash.Session, n: int, n_rounds: int) -> None:
     chance, n_vocab = random.Random(7), session.model.info.n_vocab
     text = [chance.randrange(5, n_vocab) for _ in range(n)]
     copy = [chance.randrange(5, n_vocab) if chance.random() < 0.05 else token for token in text]
     prompt = [*text, 5, 6, 7]
-    _, plain = run(session, prompt, n, Speculation(session, None, 31), Held(copy, n_vocab))
-    ledger = DraftLedger()
-    for seconds in (plain / n,) * 3:
-        ledger.times.add(1, seconds)
-    drafts = Speculation(session, Choosing([NgramDrafter()], ledger), 31)
-    tokens, took = run(session, prompt, n, drafts, Held(copy, n_vocab))
-    assert tokens == copy
-    print(f"rewrite of {n} tokens, 5 % changed: {plain / took:.2f} x plain; {drafts.stats.tokens_per_step:.1f} tokens a step, "
+    gains, ledger = [], DraftLedger()
+    for _ in range(n_rounds):
+        _, plain, _ = timed_answer(session, prompt, n, None, 31, SAMPLING, Held(copy, n_vocab))
+        ledger.times.add(1, plain / n)
+        tokens, took, drafts = timed_answer(session, prompt, n, Choosing([NgramDrafter()], ledger), 31, SAMPLING,
+                                            Held(copy, n_vocab))
+        assert tokens == copy
+        gains.append(plain / took)
+    print(f"rewrite of {n} tokens, 5 % changed: {', '.join(f'{gain:.2f}' for gain in gains)} x plain; "
+          f"{drafts.stats.tokens_per_step:.1f} tokens a step, "
           f"{drafts.stats.n_kept / max(1, drafts.stats.n_drafted):.0%} of drafts kept")
+    print("seconds of steps: " + ", ".join(f"{size}: {seconds:.3f}" for size, seconds in ledger.times.measured().items()))
+
+
+def measure_price(path: str, mtp: str | None, threads: int | None) -> None:
+    """What drafting one token and two takes, with the whole head and with the small copy of it; the two take turns."""
+    heads = ("whole head", "copy of it")
+    with contextlib.ExitStack() as stack:
+        sessions = []
+        for rows in (0, DRAFT_HEAD):
+            model = stack.enter_context(pyflash.Model.open(path, threads=threads, mtp=mtp, draft_head=rows))
+            model.prepare_drafts()
+            sessions.append(stack.enter_context(model.session(context=256)))
+            sessions[-1].eval(list(range(5, 5 + PROMPT)))
+        seconds: dict[tuple[str, int], list[float]] = {(head, n): [] for head in heads for n in (0, 1, 2)}
+        for token in range(100, 130):
+            for head, session in zip(heads, sessions, strict=True):
+                for n in (0, 1, 2):
+                    began = time.perf_counter()
+                    if n:
+                        session.draft_tokens(token, n)
+                    else:
+                        session.eval([token])
+                    seconds[head, n].append(time.perf_counter() - began)
+    for head in heads:
+        step, one, two = (1e3 * statistics.median(seconds[head, n]) for n in (0, 1, 2))
+        print(f"MTP block, {head}: a draft of one token {one:.2f} ms, of two {two:.2f} ms; a step of one token {step:.2f} ms")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--tokens", type=int, default=60, help="of each run")
+    parser.add_argument("--tokens", type=int, default=60, help="of each answer; 0: none")
     parser.add_argument("--rewrite", type=int, default=200, help="tokens of the text that is written again; 0: none")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chances", default="0,0.3,0.6,0.9", help="that a drafted token is right")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--mtp", help="GGUF of the model's MTP block; what its drafts take is measured instead")
     asked = parser.parse_args()
+    if asked.mtp:
+        measure_price(asked.model, asked.mtp, asked.threads)
+        return
     with pyflash.Model.open(asked.model, threads=asked.threads) as model:
         with model.session(context=PROMPT + asked.tokens + 2 * asked.rewrite + 64) as session:
-            measure_rates(session, asked.tokens, [float(p) for p in asked.chances.split(",")])
+            if asked.tokens:
+                measure_rates(session, asked.tokens, [float(p) for p in asked.chances.split(",")], asked.rounds)
             if asked.rewrite:
-                measure_rewrite(session, asked.rewrite)
+                measure_rewrite(session, asked.rewrite, asked.rounds)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_export.outputs import find_place, write_output
+from pyflash.cli.commands.bench_draft import bench_draft
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import converter_errors, model_options, open_model, option
 from pyflash.cli.output import Status
 from pyflash.cli.paths import FilePath
 from pyflash.cli.streams import say, show, show_for_programs
+from pyflash.engine.model import DRAFT_HEAD
+from pyflash.engine.speculation import DRAFTERS, MOST_DRAFTED
 
 if TYPE_CHECKING:  # imported where they are used: every other command starts without them
     from pyflash.bench.measure import Bench, Speed
@@ -54,13 +57,26 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         help="Tokens evaluated at once; more need more memory.")
 @option("--session-cache", type=FilePath(file_okay=False, path_type=Path), metavar="FOLDER",
         help="Keep filled contexts here, and take them from here.")
+@option("--draft", command="bench", is_flag=False, flag_value="auto", type=click.Choice(DRAFTERS[:1] + DRAFTERS[2:]),
+        help="Measure drafts instead, on an answer of --gen tokens (128): how often they are right by place, V(T), what they "
+        "cost and gain. Alone: auto.")
+@option("--draft-max", command="bench", type=click.IntRange(1, MOST_DRAFTED), metavar="N",
+        help=f"Most tokens that are proposed at once.  [default: {MOST_DRAFTED}]")
+@click.option("--text", multiple=True, type=FilePath(dir_okay=False, path_type=Path), metavar="FILE",
+              help="UTF-8 text that --draft asks for an answer to; may be given several times.  [default: four of different "
+              "kinds]")
+@option("--draft-head", type=click.IntRange(0, 1 << 20), metavar="N", default=DRAFT_HEAD, show_default=True,
+        help="Rows of the small copy of the output head that an MTP block drafts with; 0: the head itself.")
+@option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+        help="GGUF file of the model's MTP block, where it has one of its own.")
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @option("--plot", type=FilePath(dir_okay=False, path_type=Path), metavar="OUT.svg",
         help="Draw speed over context as an SVG, too.")
 @model_options
-def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: Any) -> None:
-    """Measure prefill and decode speed of FILE at depths of context.
+def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, draft: str | None, text: tuple[Path, ...],
+          **options: Any) -> None:
+    """Measure prefill and decode speed of FILE at depths of context, or what drafts gain in answers.
 
     A depth is reached by evaluating that many random tokens, each once: the context grows from one depth to the next.
     That takes minutes to hours at great depths; --session-cache keeps what was reached for the next run. K and M are
@@ -68,12 +84,21 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
 
     "of bandwidth" holds what decoding reads, weights and cache, against the speed at which the same threads read plain
     memory, measured before each repetition. --batch measures steps that verify drafts or serve several chats: V is the time
-    over that of one token, "experts/layer" how many different ones the tokens of a step chose. Ctrl-C ends the run and keeps what is measured.
+    over that of one token, "experts/layer" how many different ones the tokens of a step chose.
+
+    --draft asks each drafter behind each token of an answer, which shows how often its first, second, ... token is right; times
+    steps of the answer's tokens, and whole answers without drafts and with them in turns. Answers are greedy.
+
+    Ctrl-C ends the run and keeps what is measured.
     """
     from pyflash.bench import output
     from pyflash.bench.measure import Bench, Plan, check_plan
     from pyflash.bench.traffic import read_traffic
 
+    if draft is not None:
+        return bench_draft(file, draft, text, as_json, options)
+    if text or options["draft_max"] is not None:
+        raise click.UsageError("--text and --draft-max are for --draft")
     if as_json and as_csv:
         raise click.UsageError("choose one of --json and --csv")
     if as_csv and (options["batch"] or options["profile"]):
