@@ -5,12 +5,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.native.errors import MemoryLimitError
 from pyflash.native.values import Tokens
 
 if TYPE_CHECKING:
@@ -164,8 +166,8 @@ class MtpDrafter:
     _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
 
     def __init__(self, session: Session) -> None:
-        """MemoryLimitError: there is no room for the copy of the head that it drafts with."""
-        session.model.prepare_drafts()
+        with suppress(MemoryLimitError):  # then it drafts with the head itself
+            session.model.prepare_drafts()
         self._session = session
         self._token = 0
 
