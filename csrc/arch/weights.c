@@ -285,18 +285,45 @@ static pf_status find_vocab(const pf_gguf *gguf, int32_t *n_vocab, pf_error *err
     return PF_OK;
 }
 
-static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
-                          const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err) {
+/* The number of "blk.N." at the beginning of a name; -1: it begins otherwise. */
+static int64_t layer_of_name(pf_gguf_string name) {
+    const char start[] = "blk.";
+    const uint64_t begin = sizeof start - 1;
+    int64_t layer = 0;
+    uint64_t at = begin;
+    if (name.len < begin || memcmp(name.data, start, begin) != 0) return -1;
+    for (; at < name.len && at < begin + 6 && name.data[at] >= '0' && name.data[at] <= '9'; ++at) {
+        layer = layer * 10 + (name.data[at] - '0');
+    }
+    return at > begin && at < name.len && name.data[at] == '.' ? layer : -1;
+}
+
+static bool is_called(pf_gguf_string name, const char *wanted) {
+    return name.len == strlen(wanted) && memcmp(name.data, wanted, (size_t)name.len) == 0;
+}
+
+bool pf_range_has_tensor(const pf_config *config, pf_layer_range range, bool mtp, pf_gguf_string name) {
+    const int64_t layer = layer_of_name(name);
+    const bool has_head = pf_range_has_head(config, range);
+    if (layer >= 0 && layer < config->n_layer) return layer >= range.first && layer < range.end;
+    if (is_called(name, "token_embd.weight")) return range.first == 0 || (has_head && mtp);
+    return has_head;
+}
+
+static pf_status load_all(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err) {
     PF_TRY(find_vocab(gguf, &config->n_vocab, err));
     const finder root = {gguf, config, &out->widened, err, ""};
-    PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
+    const bool has_head = pf_range_has_head(config, range);
+    const bool has_mtp = has_head && (mtp_gguf != NULL || config->n_nextn > 0);
+    if (range.first == 0 || has_mtp) PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
+    for (int l = range.first; l < range.end; ++l) {
+        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
+    }
+    if (!has_head) return PF_OK;
     PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
     PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
     PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
-    for (int l = 0; l < config->n_layer; ++l) {
-        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
-    }
     if (mtp_gguf != NULL) {
         PF_TRY(check_mtp_config(config, mtp_config, err));
         const finder mtp_root = {mtp_gguf, mtp_config, &out->widened, err, ""};
@@ -305,13 +332,13 @@ static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf 
     return config->n_nextn > 0 ? find_mtp(&root, &out->mtp) : PF_OK;
 }
 
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
-                          const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err) {
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err) {
     memset(out, 0, sizeof *out);
+    out->range = range;
     out->layers = pf_calloc((size_t)config->n_layer, sizeof *out->layers);
     if (out->layers == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for the layer table");
-    const pf_status status = load_all(gguf, config, mtp_gguf, mtp_config, out, err);
+    const pf_status status = load_all(gguf, config, range, mtp_gguf, mtp_config, out, err);
     if (status != PF_OK) pf_weights_free(out);
     return status;
 }

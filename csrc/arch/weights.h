@@ -67,8 +67,9 @@ typedef struct pf_mtp_weights {
 } pf_mtp_weights;
 
 typedef struct pf_weights {
-    pf_weight embed;        /* [vocab, D] */
-    pf_weight head;         /* [vocab, D] */
+    pf_layer_range range;   /* whose weights these are; others are zeros */
+    pf_weight embed;        /* [vocab, D]; of the first stage, and for the MTP block */
+    pf_weight head;         /* [vocab, D]; as norm and head_mix of the last stage */
     const float *norm;      /* [D] */
     pf_mhc_site head_mix;
     bool head_on_device;    /* head, norm and head_mix */
@@ -77,12 +78,17 @@ typedef struct pf_weights {
     pf_widened widened;     /* owned */
 } pf_weights;
 
-/* Fills *out from the model's GGUF and sets config->n_vocab. mtp_gguf, which may be NULL, is a file that holds the MTP
+/* Whether a tensor of this name is a weight of the range, or of no layer that is known. mtp: with the MTP block, whose number
+ * is n_layer. */
+bool pf_range_has_tensor(const pf_config *config, pf_layer_range range, bool mtp, pf_gguf_string name);
+
+/* Fills *out from the model's GGUF and sets config->n_vocab: the weights of the range. Of a range without the head the MTP
+ * block is left out. mtp_gguf, which may be NULL, is a file that holds the MTP
  * block in llama.cpp's layout, with its own configuration mtp_config; without it a native file's own block is
  * taken.
  * FORMAT errors name the tensor that is missing, of another shape, or of a type that does not fit. */
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err);
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *mtp_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err);
 void pf_weights_free(pf_weights *weights);
 
 #endif

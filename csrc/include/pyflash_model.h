@@ -49,6 +49,8 @@ typedef struct pf_model_params {
                                than the size of one */
     const char *overlay_path; /* NULL, or a GGUF of tensors, perhaps of other types, that take the place of those of their
                                names and shapes: to try some without writing the rest again */
+    int32_t first_layer;      /* of the layers that are opened, first_layer to end_layer - 1: a stage of the model, see */
+    int32_t end_layer;        /* pf_step_share.streams_in; 0: up to the last one. Default: all layers */
 } pf_model_params;
 
 #define PF_CHAT_RELEASE_OF_FILE 0 /* see pf_chat_tokenize() */
@@ -145,6 +147,8 @@ typedef struct pf_model_info {
     const char *cpu_isa;       /* kernel set in use, static */
     uint64_t widened_bytes;    /* of memory beside the weights: vectors and small tables that the file does not have in
                                   float32, as they are computed with */
+    int32_t first_layer;       /* the layers that were opened; n_layer is the whole model's, as all sizes are but for */
+    int32_t end_layer;         /* weight_bytes and has_mtp, which are the stage's */
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);

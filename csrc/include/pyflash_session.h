@@ -60,6 +60,7 @@ PF_API pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int
                                  float *logits, int64_t logits_capacity, int64_t *n_done, pf_error *err);
 
 #define PF_STEP_KEEP 1u     /* of pf_step_share.flags: the tokens are kept at once, as pf_session_eval() keeps them */
+#define PF_STEP_WHOLE 2u    /* or they wait to be kept all or none, as many as a chunk */
 #define PF_STEP_WAITING 128 /* most tokens of a share that can wait to be kept */
 
 /* What a session brings to a step. Grows at its end only. */
@@ -68,12 +69,17 @@ typedef struct pf_step_share {
     int32_t logits_mode;     /* PF_LOGITS_* */
     pf_session *session;
     const int32_t *tokens;   /* [n_tokens] that follow the session's own */
-    int64_t n_tokens;        /* 1 to its chunk, and at most PF_STEP_WAITING without PF_STEP_KEEP: all or none are evaluated */
+    int64_t n_tokens;        /* 1 to its chunk, and at most PF_STEP_WAITING without flags: all or none are evaluated */
     float *logits;           /* has room for logits_capacity floats; NULL with PF_LOGITS_NONE */
     int64_t logits_capacity;
     uint32_t flags;          /* PF_STEP_* */
     uint32_t reserved;
     pf_error error;          /* written by the call: what became of this share, code PF_OK for evaluated */
+    const float *streams_in; /* [n_tokens, N, D] where the model's first layer is not 0: the streams_out of the stage with the
+                                layer before; else NULL */
+    int64_t n_streams_in;    /* floats of it */
+    float *streams_out;      /* [n_tokens, N, D] where the last layer is another stage's; else NULL */
+    int64_t streams_capacity; /* floats that it has room for */
 } pf_step_share;
 
 /* Evaluates tokens of several sessions of one model together: one bounded step, in which every weight is read once for all
@@ -95,8 +101,17 @@ typedef struct pf_step_share {
  * the sessions': it holds more memory from then on where they have more rows than it planned for. */
 PF_API pf_status pf_step_eval(pf_step_share *shares, int32_t n_share, pf_error *err);
 
+/* A model may be cut into stages of consecutive layers, each opened by itself (pf_model_params.first_layer), perhaps on another
+ * machine. A step goes through the stages one after the other: each is given the same tokens, and the streams that the stage
+ * before wrote; the last one writes the logits. Without PF_STEP_KEEP every stage waits, and is told the same by
+ * pf_session_keep() once the last one has gone through, or 0 where one failed. The logits have the bits of the whole model's,
+ * where all stages have the same kernel set (pf_model_info.cpu_isa, pf_model_params.cpu_isa), precision and cache type. What
+ * else there is of a session is there for each stage: rolling back, checkpoints, files and parts, which name its layers.
+ * Drafts are the last stage's, taps those of a stage's layers. */
+
 /* Keeps the first n of the tokens that wait, 0 to all; the others never were. Takes no time. What the session is then is
- * the same bits as after evaluating those n alone, and pf_session_rollback_limit() too. ARGUMENT for more than wait. */
+ * the same bits as after evaluating those n alone, and pf_session_rollback_limit() too. ARGUMENT for more than wait,
+ * and for a part of more than PF_STEP_WAITING (PF_STEP_WHOLE): none is then as after a failed step. */
 PF_API pf_status pf_session_keep(pf_session *session, int64_t n, pf_error *err);
 /* Tokens that wait to be kept; 0: none. */
 PF_API int64_t pf_session_waiting(const pf_session *session);

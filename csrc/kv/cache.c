@@ -68,8 +68,9 @@ static void place_all(layouts *at, const pf_config *c, bool mtp, pf_cache_format
     for (int32_t l = 0; l < cache->n_layer; ++l) {
         pf_layer_cache measured = {0};
         pf_layer_cache *layer = at->host.base != NULL ? &cache->layers[l] : &measured;
-        const bool on_device = l >= first_on_device && l < c->n_layer;
-        place_layer(on_device ? &at->device : &at->host, c, cache, formats, l < c->n_layer ? c->ratio[l] : 0, layer);
+        const int32_t number = cache->first_layer + l;
+        const bool on_device = number >= first_on_device && number < c->n_layer;
+        place_layer(on_device ? &at->device : &at->host, c, cache, formats, number < c->n_layer ? c->ratio[number] : 0, layer);
     }
     if (mtp) {
         cache->stream_ring = PF_ROLLBACK + 1 + cache->n_chunk;
@@ -108,10 +109,11 @@ static pf_status allocate(pf_cache *cache, const layouts *measured, pf_error *er
     return PF_OK;
 }
 
-pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err) {
-    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .window = config->window, .n_ctx = n_ctx,
-                      .n_chunk = n_chunk, .link = device != NULL ? device->link : NULL};
+pf_status pf_cache_open(const pf_config *config, pf_layer_range range, bool mtp, pf_cache_formats formats, int64_t n_ctx,
+                        int32_t n_chunk, int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err) {
+    pf_cache cache = {.first_layer = range.first, .n_layer = range.end - range.first + (mtp ? 1 : 0),
+                      .window = config->window, .n_ctx = n_ctx, .n_chunk = n_chunk,
+                      .link = device != NULL ? device->link : NULL};
     const int32_t first_on_device = device != NULL ? device->first_layer : config->n_layer;
     layouts at = {{NULL, 0, false}, {NULL, 0, false}};
     place_all(&at, config, mtp, formats, first_on_device, &cache);

@@ -55,7 +55,8 @@ typedef struct pf_checkpoints {
 } pf_checkpoints;
 
 typedef struct pf_cache {
-    int32_t n_layer;          /* with the MTP block last when it is present */
+    int32_t first_layer;      /* of the model, whose cache is layers[0] */
+    int32_t n_layer;          /* from there on, with the MTP block last when it is present */
     pf_layer_cache *layers;
     float *streams;           /* [stream_ring, N D]: final streams of recent tokens, for the MTP block; or NULL */
     int64_t stream_ring, stream_floats;
@@ -84,10 +85,15 @@ typedef struct pf_cache_formats {
     pf_row_format kv, index;
 } pf_cache_formats;
 
-/* Lays out and allocates a cache for n_ctx tokens, evaluated at most n_chunk at once. device may be NULL. */
-pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err);
+/* Lays out and allocates a cache of the range's layers for n_ctx tokens, evaluated at most n_chunk at once. device may be
+ * NULL. */
+pf_status pf_cache_open(const pf_config *config, pf_layer_range range, bool mtp, pf_cache_formats formats, int64_t n_ctx,
+                        int32_t n_chunk, int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err);
 void pf_cache_close(pf_cache *cache);
+/* By the layer's number in the model; the MTP block's is the model's number of layers. */
+static inline const pf_layer_cache *pf_cache_layer(const pf_cache *cache, int32_t layer) {
+    return &cache->layers[layer - cache->first_layer];
+}
 /* Bytes of one layer's rows and frontiers. */
 uint64_t pf_cache_layer_bytes(const pf_config *config, int32_t layer, pf_cache_formats formats, int64_t n_ctx,
                               int32_t n_chunk);

@@ -147,7 +147,7 @@ static pf_status run_layers(pf_step *s, void **streams, const pf_step **side) {
     const pf_weights *w = &s->net->weights;
     const int64_t width = (int64_t)c->n_stream * c->n_embd;
     const pf_step *at = s;
-    for (int32_t l = 0; l < c->n_layer; ++l) {
+    for (int32_t l = w->range.first; l < w->range.end; ++l) {
         const pf_step *next = pf_step_side(s, w->layers[l].on_device);
         if (s->n_share > 1) PF_TRY(pf_step_drop_cancelled(s, *streams, width));
         PF_TRY(pf_step_carry(at, next, *streams, (size_t)(s->n * width) * sizeof(float), streams));
@@ -159,6 +159,31 @@ static pf_status run_layers(pf_step *s, void **streams, const pf_step **side) {
     return s->n_share > 1 ? pf_step_drop_cancelled(s, *streams, width) : PF_OK;
 }
 
+/* The streams [n, N D] that the layers begin with: the tokens' embeddings, or in a later stage what the one before made. */
+static pf_status take_streams(const pf_step *s, float *streams) {
+    const pf_config *c = &s->net->config;
+    const int64_t width = (int64_t)c->n_stream * c->n_embd;
+    if (s->net->weights.range.first == 0) {
+        PF_TRY(s->ex->backend->embed(s->ex, &s->net->weights.embed, s->tokens, s->n, c->n_stream, streams));
+        pf_step_tap(s, "embed", -1, streams, width);
+        return PF_OK;
+    }
+    for (PF_EACH_SHARE(s, share)) {
+        if (s->ex->dry) break;
+        memcpy(streams + share->first * width, share->streams_in, (size_t)(share->n * width) * sizeof *streams);
+    }
+    return PF_OK;
+}
+
+/* What the next stage begins with. */
+static void hand_on_streams(const pf_step *s, const float *streams) {
+    const int64_t width = (int64_t)s->net->config.n_stream * s->net->config.n_embd;
+    for (PF_EACH_SHARE(s, share)) {
+        if (s->ex->dry) break;
+        memcpy(share->streams_out, streams + share->first * width, (size_t)(share->n * width) * sizeof *streams);
+    }
+}
+
 pf_status pf_forward(pf_step *s) {
     const pf_config *c = &s->net->config;
     const pf_weights *w = &s->net->weights;
@@ -167,9 +192,12 @@ pf_status pf_forward(pf_step *s) {
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
     void *moved = streams;
     bool has_logits = false;
-    PF_TRY(s->ex->backend->embed(s->ex, &w->embed, s->tokens, s->n, c->n_stream, streams));
-    pf_step_tap(s, "embed", -1, streams, stream_floats);
+    PF_TRY(take_streams(s, streams));
     PF_TRY(run_layers(s, &moved, &at));
+    if (!pf_range_has_head(c, w->range)) { /* stages are computed on the host */
+        hand_on_streams(s, moved);
+        return PF_OK;
+    }
     const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
     for (PF_EACH_SHARE(s, share)) has_logits = has_logits || share->n_out > 0;
     if (has_logits) {

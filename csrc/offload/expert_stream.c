@@ -49,8 +49,10 @@ static const pf_weight *part_of(const pf_layer_weights *layer, int part) {
     return part == 0 ? &layer->moe.gate : part == 1 ? &layer->moe.up : &layer->moe.down;
 }
 
-/* Experts on a device are none of this. */
-static bool is_streamed(const pf_layer_weights *layer) { return !layer->experts_on_device; }
+/* Experts on a device are none of this, nor those of other stages. */
+static bool is_streamed(const pf_layer_weights *layer) {
+    return !layer->experts_on_device && layer->moe.gate.data != NULL;
+}
 
 static uint64_t matrix_bytes(const pf_weight *w) { return (uint64_t)w->rows * (uint64_t)w->row_bytes; }
 

@@ -42,8 +42,53 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     return PF_OK;
 }
 
-static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *err) {
+/* The layers that the parameters name. */
+static pf_status take_range(const pf_config *config, const pf_model_params *params, pf_layer_range *out, pf_error *err) {
+    const pf_layer_range range = {params->first_layer, params->end_layer != 0 ? params->end_layer : config->n_layer};
+    const char *device = params->device;
+    if (range.first < 0 || range.first >= range.end || range.end > config->n_layer) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) are no range of this model: give a first one and an end within "
+                       "0 and %d", params->first_layer, params->end_layer, config->n_layer);
+    }
+    const bool is_stage = range.end - range.first < config->n_layer;
+    if (is_stage && device != NULL && strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "a range of layers is computed by the processor: open it with device \"cpu\"");
+    }
+    *out = range;
+    return PF_OK;
+}
+
+/* What pf_gguf_leave_out() asks of a stage. */
+typedef struct stage_need {
+    const pf_config *config;
+    pf_layer_range range;
+    bool mtp;
+} stage_need;
+
+static bool is_needed(void *user, pf_gguf_string name) {
+    const stage_need *need = user;
+    return pf_range_has_tensor(need->config, need->range, need->mtp, name);
+}
+
+static bool is_of_no_file(void *user, pf_gguf_string name) {
+    (void)user;
+    (void)name;
+    return false;
+}
+
+/* From then on other stages' tensors are neither read nor counted. */
+static void leave_out_others(pf_model *model, pf_layer_range range) {
+    const pf_config *config = &model->net.config;
+    stage_need need = {config, range, config->n_nextn > 0 || model->mtp_gguf != NULL};
+    if (range.end - range.first == config->n_layer) return;
+    pf_gguf_leave_out(model->gguf, is_needed, &need);
+    if (model->mtp_gguf != NULL && !pf_range_has_head(config, range)) pf_gguf_leave_out(model->mtp_gguf, is_of_no_file, NULL);
+}
+
+static pf_status open_network(pf_model *model, const pf_model_params *params, pf_error *err) {
     pf_config *config = &model->net.config, mtp_config = {0};
+    const char *mtp_path = params->mtp_path;
+    pf_layer_range range;
     PF_TRY(pf_config_read(model->gguf, config, err));
     if (mtp_path != NULL) {
         PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
@@ -53,7 +98,9 @@ static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *e
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
-    PF_TRY(pf_weights_load(model->gguf, config, model->mtp_gguf, &mtp_config, &model->net.weights, err));
+    PF_TRY(take_range(config, params, &range, err));
+    leave_out_others(model, range);
+    PF_TRY(pf_weights_load(model->gguf, config, range, model->mtp_gguf, &mtp_config, &model->net.weights, err));
     const size_t half = (size_t)config->rope_dim / 2;
     model->net.rope_freq = pf_calloc(half, sizeof(double));
     model->net.rope_freq_compressed = pf_calloc(half, sizeof(double));
@@ -103,9 +150,9 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
     if (params->overlay_path != NULL) PF_TRY(pf_gguf_overlay(model->gguf, params->overlay_path, err));
-    PF_TRY(open_network(model, params->mtp_path, err));
+    PF_TRY(open_network(model, params, err));
     PF_TRY(open_pool(model, params, err));
-    PF_TRY(pf_model_place(model, params, err));
+    if (!pf_model_is_stage(model)) PF_TRY(pf_model_place(model, params, err));
     if (params->expert_budget > 0) {
         PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
                                     &model->net.experts, err));
@@ -188,6 +235,7 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
         .widened_bytes = model->net.weights.widened.bytes,
+        .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");

@@ -35,6 +35,12 @@ struct pf_model {
     char *name;              /* general.name or "" */
 };
 
+/* Whether the model has a part of the file's layers only. */
+static inline bool pf_model_is_stage(const pf_model *model) {
+    const pf_layer_range range = model->net.weights.range;
+    return range.end - range.first < model->net.config.n_layer;
+}
+
 /* device_plan.c: opens the device that the parameters name, decides what goes there, and lets the weights point there.
  * Leaves model->link NULL when they name none. */
 pf_status pf_model_place(pf_model *model, const pf_model_params *params, pf_error *err);

@@ -1,6 +1,6 @@
 /* Saving and loading a session's cache.
  *
- * A file is a header; since format 3 what computed it; tokens, pools and rings in a fixed order, whose sizes all follow
+ * A file is a header; since format 3 what computed it; since format 4 whose layers it has; tokens, pools and rings in a fixed order, whose sizes all follow
  * from the position and the floor; the checkpoints; the caller's note; and a checksum. It is tied to one model file,
  * precision and cache type. */
 #include "runtime/session.h"
@@ -30,13 +30,18 @@ typedef struct origin_header {
     int64_t n_foreign; /* tokens at the beginning that those have not computed */
 } origin_header;
 
+/* Since format 4; before, files were of all layers. */
+typedef struct range_header {
+    int32_t first_layer, end_layer;
+} range_header;
+
 /* Before each checkpoint's copy of the rings. */
 typedef struct checkpoint_header {
     int64_t position, floor;
 } checkpoint_header;
 
 static const char magic[8] = {'P', 'F', 'S', 'E', 'S', 'S', 'I', 'O'};
-enum { VERSION = 3, OLDEST_VERSION = 2 };
+enum { VERSION = 4, OLDEST_VERSION = 2 };
 
 uint64_t pf_session_checksum(uint64_t sum, const void *data, uint64_t size) {
     const uint8_t *bytes = data;
@@ -244,7 +249,9 @@ static bool write_all(sink *s, const pf_session *session) {
     memcpy(header.magic, magic, sizeof magic);
     origin_header origin = {.arithmetic = PF_ARITHMETIC_VERSION, .n_foreign = session->origin.n_foreign};
     pf_session_name_kernels(session->model, origin.kernels);
+    range_header range = {session->model->net.weights.range.first, session->model->net.weights.range.end};
     if (!write_piece(s, &header, sizeof header) || !write_piece(s, &origin, sizeof origin)) return false;
+    if (!write_piece(s, &range, sizeof range)) return false;
     if (!walk_live(session, cache->position, cache->floor, write_cache_piece, s)) return false;
     for (int32_t i = 0; i < checkpoints->n; ++i) {
         if (!write_checkpoint(s, cache, &checkpoints->items[i])) return false;
@@ -320,8 +327,7 @@ static bool read_piece(void *user, void *piece, uint64_t size) {
     return true;
 }
 
-static pf_status check_header(const pf_session *session, const file_header *h, const char *path, pf_error *err) {
-    const pf_cache *cache = &session->cache;
+static pf_status check_format(const file_header *h, const char *path, pf_error *err) {
     if (memcmp(h->magic, magic, sizeof magic) != 0) {
         return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     }
@@ -329,6 +335,23 @@ static pf_status check_header(const pf_session *session, const file_header *h, c
         return pf_fail(err, PF_ERR_UNSUPPORTED, "%s was written by another version (format %u, this one reads %d to %d)",
                        path, h->version, OLDEST_VERSION, VERSION);
     }
+    return PF_OK;
+}
+
+/* found: NULL in files of all layers. */
+static pf_status check_range(const pf_model *model, const range_header *found, const char *path, pf_error *err) {
+    const pf_layer_range own = model->net.weights.range;
+    const int32_t first = found != NULL ? found->first_layer : 0;
+    const int32_t end = found != NULL ? found->end_layer : model->net.config.n_layer;
+    if (first == own.first && end == own.end) return PF_OK;
+    return pf_fail(err, PF_ERR_ARGUMENT, "%s holds layers [%d, %d) of a model, this session [%d, %d): load it where those are",
+                   path, first, end, own.first, own.end);
+}
+
+static pf_status check_header(const pf_session *session, const file_header *h, const range_header *found, const char *path,
+                              pf_error *err) {
+    const pf_cache *cache = &session->cache;
+    PF_TRY(check_range(session->model, found, path, err));
     if (h->identity != model_identity(session->model) || h->precision != session->model->precision ||
         (h->has_mtp != 0) != (cache->streams != NULL) || h->row_format != (int32_t)cache->layers[0].raw.format) {
         return pf_fail(err, PF_ERR_ARGUMENT,
@@ -418,19 +441,26 @@ static bool take_origin(source *s, const file_header *h, origin_header *out) {
     return out->n_foreign >= 0 && out->n_foreign <= h->position;
 }
 
+static pf_status refuse_damaged(const char *path, pf_error *err) {
+    return pf_fail(err, PF_ERR_FORMAT, "%s is damaged or incomplete: evaluate the conversation again", path);
+}
+
 static pf_status load_mapped(pf_session *session, const char *path, const pf_map *map, pf_error *err) {
     file_header h;
     origin_header origin;
+    range_header range;
     source s = {&session->cache, map->data, map->size, 0};
     const uint8_t *bytes = take(&s, sizeof h);
     if (bytes == NULL) return pf_fail(err, PF_ERR_FORMAT, "%s is not a session file", path);
     memcpy(&h, bytes, sizeof h);
-    PF_TRY(check_header(session, &h, path, err));
+    PF_TRY(check_format(&h, path, err));
     const bool has_origin = take_origin(&s, &h, &origin);
+    bytes = has_origin && h.version >= 4 ? take(&s, sizeof range) : NULL;
+    if (bytes != NULL) memcpy(&range, bytes, sizeof range);
+    if (!has_origin || (h.version >= 4 && bytes == NULL)) return refuse_damaged(path, err);
+    PF_TRY(check_header(session, &h, bytes != NULL ? &range : NULL, path, err));
     const uint8_t *body = s.at;
-    if (!has_origin || !check_body(session, &h, &s)) {
-        return pf_fail(err, PF_ERR_FORMAT, "%s is damaged or incomplete: evaluate the conversation again", path);
-    }
+    if (!check_body(session, &h, &s)) return refuse_damaged(path, err);
     const uint8_t *note = map->data + map->size - sizeof(uint64_t) - h.note_bytes;
     s.at = body;
     PF_TRY(pf_session_enter(session, err)); /* before anything changes */

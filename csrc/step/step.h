@@ -35,6 +35,8 @@ typedef struct pf_share {
     int64_t position;         /* the first token's absolute position */
     int64_t n_out;            /* logits are asked for of so many of its last tokens */
     float *logits;            /* [n_out, vocab], the host's */
+    const float *streams_in;  /* [n, N D] from the stage before; NULL in the first one */
+    float *streams_out;       /* [n, N D] for the next stage; NULL in the last one */
     const atomic_int *cancel; /* may be NULL where nothing is computed */
     pf_tap_fn tap;            /* may be NULL */
     void *tap_user;
