@@ -149,6 +149,7 @@ typedef struct pf_model_info {
                                   float32, as they are computed with */
     int32_t first_layer;       /* the layers that were opened; n_layer is the whole model's, as all sizes are but for */
     int32_t end_layer;         /* weight_bytes and has_mtp, which are the stage's */
+    uint64_t directory_bytes;  /* of file_bytes, those of no tensor: keys and the directory, which opening reads */
 } pf_model_info;
 
 PF_API pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err);

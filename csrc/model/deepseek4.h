@@ -23,8 +23,8 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
 /* Streams [n, N D] to the logits that the shares ask for. mix, norm and streams are on the step's side. */
 pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, const float *streams);
 /* The network, or a stage's layers of it, begun on the host's side: extends the caches by the shares' tokens (the caller
- * commits) and writes their logits, or the streams for the next stage. Both sides have been prepared. In a step of several shares those of cancelled sessions lose their rows
- * between two layers, and the others go on. */
+ * commits) and writes their logits, or the streams for the next stage. Both sides have been prepared. In a step of several
+ * shares those of cancelled sessions lose their rows between two layers, and the others go on. */
 pf_status pf_forward(pf_step *s);
 
 /* mtp.c */

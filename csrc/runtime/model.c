@@ -42,6 +42,12 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     return PF_OK;
 }
 
+static uint64_t weight_bytes(const pf_gguf *gguf) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < pf_gguf_n_tensors(gguf); ++i) sum += pf_gguf_tensor_at(gguf, i)->bytes;
+    return sum;
+}
+
 /* The layers that the parameters name. */
 static pf_status take_range(const pf_config *config, const pf_model_params *params, pf_layer_range *out, pf_error *err) {
     const pf_layer_range range = {params->first_layer, params->end_layer != 0 ? params->end_layer : config->n_layer};
@@ -99,6 +105,7 @@ static pf_status open_network(pf_model *model, const pf_model_params *params, pf
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
     PF_TRY(take_range(config, params, &range, err));
+    model->directory_bytes = pf_gguf_file_bytes(model->gguf) - weight_bytes(model->gguf);
     leave_out_others(model, range);
     PF_TRY(pf_weights_load(model->gguf, config, range, model->mtp_gguf, &mtp_config, &model->net.weights, err));
     const size_t half = (size_t)config->rope_dim / 2;
@@ -214,12 +221,6 @@ void pf_model_release(pf_model *model) {
     }
 }
 
-static uint64_t weight_bytes(const pf_gguf *gguf) {
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < pf_gguf_n_tensors(gguf); ++i) sum += pf_gguf_tensor_at(gguf, i)->bytes;
-    return sum;
-}
-
 pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err) {
     if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: a model is needed");
     const pf_config *c = &model->net.config;
@@ -236,6 +237,7 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
         .widened_bytes = model->net.weights.widened.bytes,
         .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end,
+        .directory_bytes = model->directory_bytes,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");

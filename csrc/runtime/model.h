@@ -33,6 +33,7 @@ struct pf_model {
     uint64_t predicted_cache, predicted_buffers; /* there, of the session that was planned for */
     pf_tokenizer *tokenizer; /* NULL when the file holds none */
     char *name;              /* general.name or "" */
+    uint64_t directory_bytes; /* of the file: all but tensors */
 };
 
 /* Whether the model has a part of the file's layers only. */

@@ -36,7 +36,8 @@ pf_status pf_session_get_parts(const pf_session *session, pf_parts_info *info, p
     pf_parts_info full = {
         .version = LAYOUT_VERSION, .model = digest_file(model->gguf, 0), .precision = model->precision,
         .arithmetic = PF_ARITHMETIC_VERSION, .kv_format = (int32_t)last->raw.format, .index_format = -1,
-        .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end, .has_mtp = cache->streams != NULL, .row_tokens = PF_COMPRESS_BLOCK,
+        .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end,
+        .has_mtp = cache->streams != NULL, .row_tokens = PF_COMPRESS_BLOCK,
     };
     if (model->mtp_gguf != NULL) full.model = digest_file(model->mtp_gguf, full.model);
     for (int32_t l = 0; l < cache->n_layer; ++l) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,20 @@ def _add_model_options(command: _F, device: Sequence[Callable[[Any], Any]]) -> _
     for add in reversed(options):  # the help lists them from the last one added
         command = add(command)
     return command
+
+
+class LayerRange(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Layers "2-5" as the pair (2, 6): the first one, and the end."""
+
+    name = "FIRST-LAST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,6})-(\d{1,6})", value)
+        if match is None or int(match[1]) > int(match[2]):
+            self.fail(f"{value!r} is no range of layers such as 0-20", param, ctx)
+        return int(match[1]), int(match[2]) + 1
 
 
 class ExpertBudget(click.ParamType):  # type: ignore[type-arg,unused-ignore]

@@ -66,6 +66,9 @@ class ModelInfo:
     profile: str
     cpu_isa: str
     widened_bytes: int
+    first_layer: int
+    end_layer: int
+    directory_bytes: int
     layer_ratios: tuple[int, ...]
 
 
@@ -145,6 +148,14 @@ def _open_handle(path: StrPath, params: Any) -> ModelHandle:
     return ModelHandle(out[0])
 
 
+def _layer_range(layers: tuple[int, int]) -> tuple[int, int]:
+    try:
+        first, end = layers
+    except (TypeError, ValueError):
+        raise ArgumentError(f"layers must be the first one and the end, not {layers!r:.40}") from None
+    return integer("the first layer", first, 0, 2**31 - 1), integer("the end of the layers", end, 1, 2**31 - 1)
+
+
 class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
@@ -169,7 +180,7 @@ class Model:
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
         upload: bool = True, release: Release | None = None, overlay: StrPath | None = None,
-        **more: Unpack[DeviceKeywords],
+        layers: tuple[int, int] | None = None, **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
@@ -184,7 +195,9 @@ class Model:
         A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,
         and nothing can be evaluated: for looking at the placement and at what sessions take.
         release: the rules of chats, "preview" or "0731"; None for the file's, as far as it tells. overlay: a GGUF of tensors
-        that take the place of those with the same names.
+        that take the place of those with the same names. layers: (first, end) for a stage of the model, the layers first to
+        end - 1 alone: only their weights are read and counted, with the embedding where first is 0, and with the head and
+        the MTP block where end is the number of layers. The processor computes it, by eval_stage(); see also StagedModel.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if isinstance(device, DeviceOptions):
@@ -209,6 +222,8 @@ class Model:
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.overlay_path = c_string(c_path(overlay)) if overlay is not None else ffi.NULL
         params.log = _forward_log
+        if layers is not None:
+            params.first_layer, params.end_layer = _layer_range(layers)
         params.pin_threads = bool(pin)
         params.chat_release = 0 if release is None else chosen("release", release, RELEASES)
         model = cls(_open_handle(path, params), release)

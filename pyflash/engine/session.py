@@ -103,6 +103,29 @@ class PartsInfo:
     row_tokens: int
 
 
+def context_full(n: int, capacity: int, position: int) -> ContextFullError:
+    return ContextFullError(f"{n} more tokens do not fit: the context holds {capacity}, {position} are used",
+                            "open a session with a larger context")
+
+
+def checked_tokens(tokens: Tokens, n_vocab: int) -> npt.NDArray[np.int32]:
+    """Tokens to evaluate; ArgumentError for none, and for those that no model of this vocabulary has."""
+    ids = token_array(tokens)
+    if len(ids) == 0:
+        raise ArgumentError("there are no tokens to evaluate")
+    if ids.max() >= n_vocab:
+        raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
+    return ids
+
+
+def room_for_logits(n_tokens: int, rows: int, n_vocab: int) -> FloatArray:
+    """Room for the logits [rows, vocab] of n_tokens tokens."""
+    try:
+        return np.empty((rows, n_vocab), dtype=np.float32)
+    except MemoryError as error:
+        raise MemoryLimitError(f"no memory for the logits of {n_tokens} tokens; evaluate fewer") from error
+
+
 class _TapCall:
     """Calls a tap from C. Knows nothing of the Session, which would else need the garbage collector to go."""
 
@@ -286,23 +309,13 @@ class Session:
         When a step fails or is cancelled, or on Ctrl-C, the finished steps stay evaluated: see position.
         Raises ContextFullError (nothing evaluated), ArgumentError, CancelledError or MemoryLimitError.
         """
-        ids = token_array(tokens)
         n_vocab = self._model.info.n_vocab
-        if len(ids) == 0:
-            raise ArgumentError("there are no tokens to evaluate")
-        if ids.max() >= n_vocab:
-            raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
+        ids = checked_tokens(tokens, n_vocab)
         with self._free():
             handle = self._native()
             if len(ids) > self.capacity - self._position:
-                raise ContextFullError(
-                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used",
-                    "open a session with a larger context",
-                )
-            try:
-                logits = np.empty((len(ids), n_vocab) if all_logits else (1, n_vocab), dtype=np.float32)
-            except MemoryError as error:
-                raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+                raise context_full(len(ids), self.capacity, self._position)
+            logits = room_for_logits(len(ids), len(ids) if all_logits else 1, n_vocab)
             self._eval_steps(handle, ids, logits, all_logits, progress, cancellation)
         return logits if all_logits else logits[0]
 
@@ -357,14 +370,8 @@ class Session:
         if not 1 <= len(ids) <= most:
             raise ArgumentError(f"{len(ids)} tokens cannot be evaluated ahead: 1 to {most}")
         if len(ids) > self.capacity - self.position:
-            raise ContextFullError(
-                f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self.position} are used",
-                "open a session with a larger context",
-            )
-        try:
-            logits = np.empty((len(ids), n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+            raise context_full(len(ids), self.capacity, self.position)
+        logits = room_for_logits(len(ids), len(ids), n_vocab)
         with self._free():
             handle = self._native()
             share = ffi.new("pf_step_share *", {
@@ -384,6 +391,12 @@ class Session:
             check(lib.pf_session_advance(handle, 1, error), error)
             self._note_step()
             return True
+
+    @property
+    def ahead(self) -> int:
+        """How many tokens advance() can go on with."""
+        with self._free():
+            return int(lib.pf_session_ahead(self._native()))
 
     @property
     def is_watched(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,24 +54,35 @@ def _part_of(name: str, n_layer: int) -> str:
     return next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
 
 
-def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
+def _is_opened(name: str, model: ModelInfo) -> bool:
+    """Whether a GGUF tensor belongs to the layers that were opened: pf_range_has_tensor() of the library."""
+    number = re.match(r"blk\.(\d+)\.", name)
+    has_head = model.end_layer == model.n_layer
+    if number and int(number[1]) < model.n_layer:
+        return model.first_layer <= int(number[1]) < model.end_layer
+    return model.first_layer == 0 or (has_head and model.has_mtp) if name == "token_embd.weight" else has_head
+
+
+def _part_bytes(file: StrPath, model: ModelInfo) -> dict[str, int]:
     from gguf_export.reader import read_gguf
 
     sizes: Counter[str] = Counter()
     for name, tensor in read_gguf(Path(os.fsdecode(file))).tensors.items():
-        sizes[_part_of(name, n_layer)] += tensor.nbytes
+        if _is_opened(name, model):
+            sizes[_part_of(name, model.n_layer)] += tensor.nbytes
     return dict(sizes.most_common())
 
 
 def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: str = "auto",
-            device: Mapping[str, Any] | None = None) -> Report:
+            device: Mapping[str, Any] | None = None, layers: tuple[int, int] | None = None) -> Report:
     """Opens the file and plans a context of n_ctx tokens (None: the default). device: Model.open()'s arguments for one.
+    layers: of a stage, as in Model.open().
 
     Raises ConvertError where only the library can read the file.
     """
-    model, program_bytes = open_measured(file, precision, device or {})
+    model, program_bytes = open_measured(file, precision, {**(device or {}), "layers": layers})
     with model:
-        parts = _part_bytes(file, model.info.n_layer)
+        parts = _part_bytes(file, model.info)
         read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
         sampling = model.sampling
         plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
@@ -95,7 +107,8 @@ def as_json(report: Report) -> dict[str, Any]:
 def describe(report: Report, advice: Sequence[str]) -> str:
     """The report as lines for people. advice: lines on whether it fits and the way out."""
     model, plan = report.model, report.plan
-    ratios = Counter(model.layer_ratios)
+    ratios = Counter(model.layer_ratios[model.first_layer : model.end_layer])
+    is_stage = model.end_layer - model.first_layer < model.n_layer
     kinds = ", ".join(f"{ratios[ratio]} {name}" for ratio, name in
                       ((0, "window only"), (4, "compressed 4:1"), (128, "compressed 128:1")) if ratios[ratio])
     sampling = ", ".join(f"{name} {value}" for name, value in report.sampling.items())
@@ -103,7 +116,8 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         ("file", f"{report.file}: {format_bytes(model.file_bytes)}, {model.n_tensors} tensors, "
                  f"profile {model.profile}"),
         ("name", model.name or "(none)"),
-        ("layers", f"{model.n_layer} ({kinds})" + (", and an MTP block" if model.has_mtp else "")),
+        ("layers", (f"{model.first_layer} to {model.end_layer - 1} of " if is_stage else "") + f"{model.n_layer} ({kinds})"
+         + (", and an MTP block" if model.has_mtp else "")),
         ("width", f"{model.n_embd} in {model.n_stream} streams, {model.n_head} heads of {model.head_dim} "
                   f"({model.rope_dim} rotary), window {model.window}"),
         ("experts", f"{model.n_expert} of width {model.n_ff_expert}, {model.n_expert_used} used; "

@@ -137,14 +137,14 @@ class _Base:
 
 
 def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
-    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes.
+    """The model, opened with Model.open()'s arguments for a device or a stage but nothing sent there, and Plan.program_bytes.
 
     For a fresh process, because all that it takes already counts.
     """
     before = hardware.process_memory()
     model = Model.open(file, precision=precision, upload=False, **device)
     after = hardware.process_memory()
-    program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
+    program = model.info.directory_bytes
     if before is not None and after is not None:
         program += before.resident + max(0, after.private - before.private - model.info.widened_bytes)
     return model, program
