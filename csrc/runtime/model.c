@@ -105,7 +105,6 @@ static pf_status open_network(pf_model *model, const pf_model_params *params, pf
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
     PF_TRY(take_range(config, params, &range, err));
-    model->directory_bytes = pf_gguf_file_bytes(model->gguf) - weight_bytes(model->gguf);
     leave_out_others(model, range);
     PF_TRY(pf_weights_load(model->gguf, config, range, model->mtp_gguf, &mtp_config, &model->net.weights, err));
     const size_t half = (size_t)config->rope_dim / 2;
@@ -156,6 +155,7 @@ static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_er
 static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
+    model->directory_bytes = pf_gguf_file_bytes(model->gguf) - weight_bytes(model->gguf);
     if (params->overlay_path != NULL) PF_TRY(pf_gguf_overlay(model->gguf, params->overlay_path, err));
     PF_TRY(open_network(model, params, err));
     PF_TRY(open_pool(model, params, err));

@@ -1,8 +1,8 @@
 /* Saving and loading a session's cache.
  *
  * A file is a header; since format 3 what computed it; since format 4 whose layers it has; tokens, pools and rings in a
- * fixed order, whose sizes all follow from the position and the floor; the checkpoints; the caller's note; and a checksum. It is tied to one model file,
- * precision and cache type. */
+ * fixed order, whose sizes all follow from the position and the floor; the checkpoints; the caller's note; and a checksum.
+ * It is tied to one model file, precision and cache type. */
 #include "runtime/session.h"
 
 #include "base/arith.h"
