@@ -30,6 +30,8 @@ class Job:
         self.rules = rules
         self.tell: Callable[[Event], None] = lambda event: None
         self.is_cancelled = False
+        self.why_cancelled = "gone"  # or "slow", "stopped", "abandoned", "shutdown": the client, if nobody says otherwise
+        self.first_difference: str | None = None  # the role of the message where it leaves what its slot held
         self.asked = time.monotonic()
         # From here on the engine's own.
         self.tokens: list[int] = prompt.tokens

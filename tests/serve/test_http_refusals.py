@@ -135,13 +135,10 @@ def test_bombs(server: Application, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"])
 def test_a_grammar_that_fails_on_the_way(demo_model: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """The stream tells it in its own form, and is over; an answer in one piece is an error."""
+    """The stream tells it in its own form, and is over; an answer in one piece is an error. Trying again would not help, and
+    no client is told to."""
     pytest.importorskip("llguidance")
-    from pyflash import Error
     from pyflash.engine.grammar import Matcher
-
-    def broken(*_: Any) -> Any:
-        raise Error("the grammar cannot go on: too many states")
 
     schema = {"type": "object"}
     asked: dict[str, dict[str, Any]] = {
@@ -152,13 +149,24 @@ def test_a_grammar_that_fails_on_the_way(demo_model: Path, monkeypatch: pytest.M
     }
     with serving(demo_model) as server:
         post(server, path, {**BODIES[path], **asked[path]})
-        monkeypatch.setattr(Matcher, "consume", broken)
+        begun: list[Matcher] = []  # whose first look, at the grammar itself, is over
+
+        def problem(matcher: Matcher) -> str:
+            is_begun = matcher in begun
+            begun.append(matcher)
+            return "too many states" if is_begun else ""
+
+        monkeypatch.setattr(Matcher, "_problem", problem)
         whole = post(server, path, {**BODIES[path], **asked[path], "stream": False})
-        assert whole.status == 503 and is_own_form(path, whole) and "cannot go on" in error_of(whole)
+        assert whole.status == 400 and whole.headers["x-should-retry"] == "false"
+        assert is_own_form(path, whole) and "cannot go on" in error_of(whole)
         streamed = post(server, path, {**BODIES[path], **asked[path], "stream": True})
         assert streamed.status == 200 and b"cannot go on" in streamed.body and b"[DONE]" not in streamed.body
         if path == "/v1/responses":
-            assert streamed.events()[-1]["type"] == "response.failed"
+            last = streamed.events()[-1]
+            assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "invalid_prompt")
+        elif path != "/api/chat":
+            assert streamed.events()[-1]["error"]["type"] == "invalid_request_error"
 
 
 # -- a full context --
