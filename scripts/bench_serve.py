@@ -9,10 +9,10 @@ plays the session of recorded_session.json to each server, and prints tables; --
 
 Both write the recorded answers, token for token, whatever the model would say: pyflash serve by another sampler, its
 grammar for tools at work; llama-server by a grammar of those tokens. What is sent is what the client sent. pyflash gets
-it at /v1/chat/completions. llama-server renders it by the model's template (/apply-template, with its own template of V4
-where the file has none) and answers at /completion, which is what its /v1/chat/completions does but for the grammar. Each
-has its own copy of the conversation, so a token counts as new where its own prompt did not have it. Before turn --restart the server is ended by
-SIGTERM and started again: pyflash with its disk cache, llama-server with the slot saved before, and restored.
+it at /v1/chat/completions. llama-server renders it by its own template of V4 (/apply-template) and answers at /completion:
+its /v1/chat/completions does the same, but takes no grammar beside tools. What is new is counted by each server's own prompts.
+Before turn --restart the server is ended by SIGTERM and started again: pyflash with its disk cache, llama-server with the
+slot saved before, and restored.
 
 llama-server's options are those that keep most: one slot a stream, as many checkpoints as it likes, one at each end of a
 prompt, a cache in RAM. Reusing shifted pieces (--cache-reuse) it does not support for this model.
@@ -25,7 +25,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -39,12 +38,12 @@ from pathlib import Path
 from typing import Any
 
 from compare_llama import ISA_OPTIONS, VERSION, compile_target, llama_source, processor, warm_file
-from recorded_session import RELEASE, Measured, Session, call_name, reuse_ratio
+from recorded_session import Measured, Session, call_name, reuse_ratio
 
 SERVERS = {"pyflash": "pyflash serve", "llama": "llama-server"}
 _SECONDS = 3600.0  # for an answer
 _STREAM_PROMPT = "The rain has not stopped for days, and the river behind the house number {n} is rising. "
-TEMPLATE = "deepseek-ai-DeepSeek-V4-Flash-0731.jinja"
+TEMPLATES = {"0731": "deepseek-ai-DeepSeek-V4-Flash-0731.jinja", "preview": "deepseek-ai-DeepSeek-V4.jinja"}  # by release
 
 
 # -- HTTP --
@@ -128,13 +127,14 @@ class Pyflash:
         self._server.close()
 
     def turn(self, session: Session, n: int) -> Measured:
-        body = {"model": "pyflash", "messages": session.messages(n, self._ids), "tools": session.tools, "max_tokens": 32000,
-                "stream_options": {"include_usage": True}}
-        sent, first, usage, timings, text, ids = time.monotonic(), 0.0, {}, {}, "", []
+        body = {"model": "pyflash", "messages": session.messages(n, self._ids), "tools": session.tools, "max_tokens": 32000}
+        sent, first, text = time.monotonic(), 0.0, ""
+        timings: dict[str, Any] = {}
+        ids: list[str] = []
         for event in stream(self._server.port, "/v1/chat/completions", body):
             if "error" in event:
                 raise SystemExit(f"turn {n + 1}: {event['error']}")
-            usage, timings = event.get("usage") or usage, event.get("timings") or timings
+            timings = event.get("timings") or timings
             for choice in event.get("choices", ()):
                 delta = choice.get("delta") or {}
                 text += delta.get("content") or ""
@@ -158,10 +158,9 @@ class Llama:
     def __init__(self, args: argparse.Namespace, folder: Path, n_parallel: int) -> None:
         from pyflash import Model
 
-        template = args.folder / "llama.cpp" / "models" / "templates" / TEMPLATE
         with Model.open(args.file, threads=1) as model:
-            self._tokenizer = model.tokenizer
-            self._eos = model.info.eos_token
+            self._tokenizer, self._eos = model.tokenizer, model.info.eos_token
+            template = args.folder / "llama.cpp" / "models" / "templates" / TEMPLATES[model.release]
         self._command = [str(llama_server(args.folder, args.isa)), "-m", str(args.file), "-t", str(args.threads), "-tb",
                          str(args.threads), "-c", str(args.ctx * n_parallel), "-np", str(n_parallel), "--no-kv-unified",
                          "--jinja", "--chat-template-file", str(template), "--ctx-checkpoints", "1024", "--checkpoint-min-step",
@@ -192,13 +191,13 @@ class Llama:
     def turn(self, session: Session, n: int) -> Measured:
         port = self._server.port
         asked = {"messages": session.messages(n), "tools": session.tools, "chat_template_kwargs": {"enable_thinking": True}}
-        sent, first, timings = time.monotonic(), 0.0, {}
+        sent, first, text = time.monotonic(), 0.0, ""
+        timings: dict[str, Any] = {}
         prompt = ask(port, "/apply-template", asked)["prompt"]
         tokens = session.tokens(n, self._tokenizer)
         grammar = "root ::= " + " ".join(f"<[{token}]>" for token in tokens if token != self._eos)
         body = {"prompt": prompt, "grammar": grammar, "n_predict": len(tokens), "cache_prompt": True, "id_slot": 0,
-                "samplers": ["temperature"], "temperature": 0, "stream": True}
-        text = ""
+                "samplers": ["temperature"], "temperature": 0}
         for event in stream(port, "/completion", body):
             if "error" in event:
                 raise SystemExit(f"turn {n + 1}: {event['error']}")
@@ -253,7 +252,7 @@ def serve(args: argparse.Namespace) -> None:
     from pyflash.serve import app, engine
     from pyflash.serve.server import Place, run
 
-    session, make_answer = Session.load(), engine.Answer
+    session, make_answer = Session.load(), engine.Answer  # type: ignore[attr-defined]
 
     def answer(request: Any, *arguments: Any) -> Any:
         made = make_answer(request, *arguments)
@@ -262,7 +261,7 @@ def serve(args: argparse.Namespace) -> None:
             made._sampler = _Recorded(session.tokens(n, application.engine.use().model.tokenizer))  # type: ignore[assignment]
         return made
 
-    engine.Answer = answer  # type: ignore[assignment,misc]
+    engine.Answer = answer  # type: ignore[assignment,attr-defined]
     os.environ["PYFLASH_STATE"] = str(args.folder)
     application = app(lambda: Model.open(args.file, threads=args.threads, device="cpu"), context=args.ctx,
                       parallel=args.parallel, disk_cache=args.folder / "cache", draft="off")
@@ -305,8 +304,9 @@ def play(server: Pyflash | Llama, session: Session, restart: int, measured: list
             server.start()
         found = server.turn(session, n)
         measured.append(found)
-        print(f"turn {n + 1}: prompt {found.n_prompt}, evaluated {found.n_evaluated} in {found.prompt_seconds:.2f} s, first token "
-              f"after {found.first_token:.2f} s; {found.n_generated} tokens in {found.decode_seconds:.2f} s", file=sys.stderr)
+        print(f"turn {n + 1}: prompt {found.n_prompt}, evaluated {found.n_evaluated} in {found.prompt_seconds:.2f} s, first "
+              f"token after {found.first_token:.2f} s; {found.n_generated} tokens in {found.decode_seconds:.2f} s",
+              file=sys.stderr)  # fmt: skip
 
 
 def stream_together(server: Pyflash | Llama, n_streams: int, n_tokens: int) -> float:
@@ -393,8 +393,8 @@ def report(args: argparse.Namespace, results: Results) -> str:
     words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
     isa = "" if args.isa == "native" else f", both held to {args.isa.upper().replace('AVX512', 'AVX-512')}"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    told = (f"{time.strftime('%Y-%m-%d')}, {processor()}, {args.threads} threads{load}{isa}; llama-server of {VERSION}, weights as "
-            f"in the file; a session of {Session.load().client}")
+    told = (f"{time.strftime('%Y-%m-%d')}, {processor()}, {args.threads} threads{load}{isa}; llama-server of {VERSION}, "
+            f"weights as in the file; a session of {Session.load().client}")
     return f"{told}:\n\n{table(results)}\n\n`python scripts/bench_serve.py {' '.join(words)}`"
 
 
@@ -402,7 +402,8 @@ def report(args: argparse.Namespace, results: Results) -> str:
 
 
 def _place(folder: Path, isa: str) -> Path:
-    return folder / f"llama-server-{isa}"
+    """Where compare_llama.py builds, too: most of it is shared."""
+    return folder / f"llama-{isa}"
 
 
 def llama_server(folder: Path, isa: str) -> Path:
@@ -438,7 +439,8 @@ def main() -> None:
     run.add_argument("--stream-tokens", type=int, default=48)
     run.add_argument("--threads", type=int, default=threads)
     run.add_argument("--ctx", type=int, default=16384, help="tokens of each conversation")
-    run.add_argument("--llama-option", action="append", default=[], help="one more option of llama-server: --llama-option=--swa-full")
+    run.add_argument("--llama-option", action="append", default=[], metavar="OPTION",
+                     help="one more of llama-server's: --llama-option=--swa-full")  # fmt: skip
     run.add_argument("--scratch", type=Path, help="where the caches are put while it runs")
     run.add_argument("--keep", type=Path, metavar="FILE.json", help="add to the results there")
     served = commands.add_parser("serve", help="pyflash serve with the recorded answers, which `run` starts")

@@ -21,7 +21,6 @@ from pyflash import Tokenizer
 from pyflash.serve import chat_completions, rendering
 
 PATH = Path(__file__).resolve().parent / "recorded_session.json"
-RELEASE = "0731"
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,11 @@ class Session:
                 **({"tool_calls": calls} if calls else {})}
 
     def tokens(self, turn: int, tokenizer: Tokenizer) -> list[int]:
-        """The tokens that the model writes in a turn, as the tokenizer cuts them; the last one ends the answer."""
+        """The tokens that the model writes in a turn, as the tokenizer cuts them; the last one ends the answer. The releases
+        differ in the prompt's beginning alone."""
         messages = [*self.messages(turn), self.answer(turn), {"role": "user", "content": "."}]
         request = chat_completions.read({"model": "", "messages": messages, "tools": self.tools})
-        written = [part for part in rendering.render(request, RELEASE).turns if part.kind == "assistant"][-1:]
+        written = [part for part in rendering.render(request, "preview").turns if part.kind == "assistant"][-1:]
         return tokenizer.encode_segments(rendering.Prompt(written, "think", "reasoning").segments)
 
 
