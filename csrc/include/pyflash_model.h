@@ -26,7 +26,8 @@ typedef struct pf_model_params {
                                "auto": the first device, if it passes pf_device_test() and has room, else the processor.
                                The first evaluation then sends what pf_model_upload() has not. n_gpu_layers above 0 need
                                a device that is named */
-    const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avxvnni", "avx512", "amx", "neon" */
+    const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avxvnni", "avx512", "amx", or "neon",
+                               "dotprod", "i8mm" */
     const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
     pf_log_fn log;          /* may be NULL */
     void *log_user;
