@@ -568,8 +568,12 @@ class Engine:
             self._keeping.turn(job)
         last = answer.finish(job.usage)
         self._end(job, answer.end)  # before it is told: whoever hears of it finds everything done
-        for event in last:
-            job.tell(event)
+
+        def tell_last() -> None:
+            for event in last:
+                job.tell(event)
+
+        self._keeping.when_kept(tell_last)
 
     def _fail(self, job: Job, error: RequestError) -> None:
         if job in self._waiting:

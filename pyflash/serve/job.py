@@ -15,7 +15,8 @@ from pyflash.serve.slots import Slot
 
 
 class Job:
-    """What is asked, who is told, and how far it is. tell: is called with each event, on the engine's thread.
+    """What is asked, who is told, and how far it is. tell: is called with each event, on the engine's thread or, with the
+    last ones of an answer that was to be kept on disk, on another.
 
     salt: of the key that it came with; caches and turns of another are not used.
     """

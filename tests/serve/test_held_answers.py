@@ -290,8 +290,8 @@ def test_without_llguidance_markup_is_the_likeliest(server: Application, refuse_
     model = server.engine.use().model
     mark, name = "｜DSML｜", SMALL[0]["name"]
     said = [("So.\n\n<", False), (mark, False), ("tool_calls>\n<", True), (mark, True), (f'invoke name="{name}">\n<', True),
-            (mark, True), ('parameter name="a" string="true">', True), ("5 < 6</", False), (mark, False), ("parameter>\n</", True),
-            (mark, True), ("invoke>\n</", True), (mark, True), ("tool_calls>", True), ("\nThat is all.", False)]  # fmt: skip
+            (mark, True), ('parameter name="a" string="true">', True), ("5 < 6</", False), (mark, False),
+            ("parameter>\n</", True), (mark, True), ("invoke>\n</", True), (mark, True), ("tool_calls>", True), ("\nThat is all.", False)]  # fmt: skip
     expected = [(token, is_markup) for text, is_markup in said for token in model.tokenizer.encode(text, special=text == mark)]
     expected.append((model.info.eos_token, False))
     seen: list[bool] = []

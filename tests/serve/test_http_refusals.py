@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, Response, ask, run, serving
+from serving import Pace, Response, ask, post, run, serving
 from test_http import error_of
 
 from pyflash.serve import json_body
@@ -23,16 +22,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": HELLO, "stream": False, "options": {"num_predict": 2}},
     "/api/generate": {"prompt": "Hello!", "stream": False, "options": {"num_predict": 2}},
 }
-
-
-@pytest.fixture(scope="module")
-def server(demo_model: Path) -> Iterator[Application]:
-    with serving(demo_model) as made:
-        yield made
-
-
-def post(server: Application, path: str, body: Any, **more: Any) -> Response:
-    return run(ask(server, "POST", path, body, **more))
 
 
 def is_own_form(path: str, response: Response) -> bool:

@@ -100,7 +100,8 @@ def test_why_prompts_are_read_anew(demo_model: Path) -> None:
 
     with serving(demo_model, parallel=1) as server:
         found = []
-        for messages in (said("Hello"), said("Hello"), said("Hello", "Good day!"), said("Goodbye"), said("Hello", system="Talk.")):
+        for messages in (said("Hello"), said("Hello"), said("Hello", "Good day!"), said("Goodbye"),
+                         said("Hello", system="Talk.")):
             run(ask(server, "POST", CHAT, {"messages": messages, "max_tokens": 1}))
             samples = parsed(server.engine.metrics.text())
             found.append([samples[f'{name}{{role="{role}"}}'] for role in ("system", "user", "assistant")])

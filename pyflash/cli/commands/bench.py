@@ -68,7 +68,8 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, **options: 
 
     "of bandwidth" holds what decoding reads, weights and cache, against the speed at which the same threads read plain
     memory, measured before each repetition. --batch measures steps that verify drafts or serve several chats: V is the time
-    over that of one token, "experts/layer" how many different ones the tokens of a step chose. Ctrl-C ends the run and keeps what is measured.
+    over that of one token, "experts/layer" how many different ones the tokens of a step chose. Ctrl-C ends
+    the run and keeps what is measured.
     """
     from pyflash.bench import output
     from pyflash.bench.measure import Bench, Plan, check_plan
