@@ -147,9 +147,9 @@ class Pyflash:
         self._ids.update({call_name(n, index): call_id for index, call_id in enumerate(ids)})
         return _measured(timings, first)
 
-    def complete(self, prompt: str, n_tokens: int) -> tuple[float, float, int]:
+    def complete(self, prompt: str, n_tokens: int) -> float:
         body = {"model": "pyflash", "prompt": prompt, "max_tokens": n_tokens, "temperature": 0}
-        return _timed(stream(self._server.port, "/v1/completions", body), lambda event: event["choices"][0]["text"])
+        return _rate(stream(self._server.port, "/v1/completions", body))
 
 
 class Llama:
@@ -209,9 +209,9 @@ class Llama:
             raise SystemExit(f"turn {n + 1}: llama-server answered {text!r}, not what was recorded")
         return _measured(timings, first)
 
-    def complete(self, prompt: str, n_tokens: int) -> tuple[float, float, int]:
+    def complete(self, prompt: str, n_tokens: int) -> float:
         body = {"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "ignore_eos": True}
-        return _timed(stream(self._server.port, "/completion", body), lambda event: event.get("content"))
+        return _rate(stream(self._server.port, "/completion", body))
 
 
 def _measured(timings: dict[str, Any], first: float) -> Measured:
@@ -220,14 +220,12 @@ def _measured(timings: dict[str, Any], first: float) -> Measured:
                     timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000, first)
 
 
-def _timed(events: Iterator[Any], text_of: Any) -> tuple[float, float, int]:
-    """When the first text and the last event came, and how many tokens there were."""
-    first, n = 0.0, 0
+def _rate(events: Iterator[Any]) -> float:
+    """Tokens a second of an answer, as the server tells them: from its first token on."""
+    timings: dict[str, Any] = {}
     for event in events:
-        if text_of(event) and not first:
-            first = time.monotonic()
-        n = (event.get("timings") or {}).get("predicted_n", n)
-    return first or time.monotonic(), time.monotonic(), n
+        timings = event.get("timings") or timings
+    return float(1000 * timings["predicted_n"] / timings["predicted_ms"])
 
 
 # -- pyflash serve with another sampler --
@@ -310,8 +308,8 @@ def play(server: Pyflash | Llama, session: Session, restart: int, measured: list
 
 
 def stream_together(server: Pyflash | Llama, n_streams: int, n_tokens: int) -> float:
-    """Tokens a second of several streams, from when all have begun to write to when the first one ends."""
-    found: list[tuple[float, float, int]] = []
+    """Tokens a second of several streams that begin at once, all of them together."""
+    found: list[float] = []
 
     def one(n: int) -> None:
         found.append(server.complete(_STREAM_PROMPT.format(n=n) + f"And {n} more. ", n_tokens))
@@ -323,7 +321,7 @@ def stream_together(server: Pyflash | Llama, n_streams: int, n_tokens: int) -> f
         thread.join()
     if len(found) < n_streams:
         raise SystemExit("a stream failed")
-    return sum((n - 1) / (last - first) for first, last, n in found)
+    return sum(found)
 
 
 def measure(args: argparse.Namespace, results: Results) -> None:
