@@ -118,9 +118,10 @@ class Pyflash:
         self._isa = {} if args.isa == "native" else {"PYFLASH_CPU": args.isa}
         self._log = folder / "pyflash.log"
         self._ids: dict[str, str] = {}
-        self.start()
+        self._server = Server(self._command, self._log, **self._isa)
 
-    def start(self) -> None:
+    def restart(self) -> None:
+        self.close()
         self._server = Server(self._command, self._log, **self._isa)
 
     def close(self) -> None:
@@ -158,8 +159,10 @@ class Llama:
     def __init__(self, args: argparse.Namespace, folder: Path, n_parallel: int) -> None:
         from pyflash import Model
 
+        session = Session.load()
         with Model.open(args.file, threads=1) as model:
-            self._tokenizer, self._eos = model.tokenizer, model.info.eos_token
+            self._eos = model.info.eos_token
+            self._answers = [session.tokens(n, model.tokenizer) for n in range(len(session.turns))]
             template = args.folder / "llama.cpp" / "models" / "templates" / TEMPLATES[model.release]
         self._command = [str(llama_server(args.folder, args.isa)), "-m", str(args.file), "-t", str(args.threads), "-tb",
                          str(args.threads), "-c", str(args.ctx * n_parallel), "-np", str(n_parallel), "--no-kv-unified",
@@ -167,19 +170,20 @@ class Llama:
                          "0", "--cache-ram", "4096", "--slot-save-path", str(folder), "--no-repack", "--no-warmup",
                          "--host", "127.0.0.1", *args.llama_option]  # fmt: skip
         self._log = folder / "llama-server.log"
-        self._saves = False
-        self.start()
-
-    def start(self) -> None:
         self._server = Server(self._command, self._log)
-        if self._saves:
+
+    def restart(self) -> None:
+        saved = self._slot("save")
+        self.close()
+        self._server = Server(self._command, self._log)
+        if saved:
             self._slot("restore")
 
     def close(self) -> None:
-        self._saves = self._slot("save")
         self._server.close()
 
     def _slot(self, action: str) -> bool:
+        """Whether it could be done: else the conversation is evaluated anew."""
         try:
             found = ask(self._server.port, f"/slots/0?action={action}", {"filename": "slot.bin"})
         except SystemExit as error:
@@ -194,7 +198,7 @@ class Llama:
         sent, first, text = time.monotonic(), 0.0, ""
         timings: dict[str, Any] = {}
         prompt = ask(port, "/apply-template", asked)["prompt"]
-        tokens = session.tokens(n, self._tokenizer)
+        tokens = self._answers[n]
         grammar = "root ::= " + " ".join(f"<[{token}]>" for token in tokens if token != self._eos)
         body = {"prompt": prompt, "grammar": grammar, "n_predict": len(tokens), "cache_prompt": True, "id_slot": 0,
                 "samplers": ["temperature"], "temperature": 0}
@@ -298,8 +302,7 @@ def play(server: Pyflash | Llama, session: Session, restart: int, measured: list
     """All turns one after the other. restart: the turn, from 1, before which the server is started anew; 0 for none."""
     for n in range(len(session.turns)):
         if n and n == restart - 1:
-            server.close()
-            server.start()
+            server.restart()
         found = server.turn(session, n)
         measured.append(found)
         print(f"turn {n + 1}: prompt {found.n_prompt}, evaluated {found.n_evaluated} in {found.prompt_seconds:.2f} s, first "
