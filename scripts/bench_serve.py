@@ -118,9 +118,10 @@ class Pyflash:
         self._isa = {} if args.isa == "native" else {"PYFLASH_CPU": args.isa}
         self._log = folder / "pyflash.log"
         self._ids: dict[str, str] = {}
-        self.start()
+        self._server = Server(self._command, self._log, **self._isa)
 
-    def start(self) -> None:
+    def restart(self) -> None:
+        self.close()
         self._server = Server(self._command, self._log, **self._isa)
 
     def close(self) -> None:
@@ -147,9 +148,9 @@ class Pyflash:
         self._ids.update({call_name(n, index): call_id for index, call_id in enumerate(ids)})
         return _measured(timings, first)
 
-    def complete(self, prompt: str, n_tokens: int) -> tuple[float, float, int]:
+    def complete(self, prompt: str, n_tokens: int) -> float:
         body = {"model": "pyflash", "prompt": prompt, "max_tokens": n_tokens, "temperature": 0}
-        return _timed(stream(self._server.port, "/v1/completions", body), lambda event: event["choices"][0]["text"])
+        return _rate(stream(self._server.port, "/v1/completions", body))
 
 
 class Llama:
@@ -158,8 +159,10 @@ class Llama:
     def __init__(self, args: argparse.Namespace, folder: Path, n_parallel: int) -> None:
         from pyflash import Model
 
+        session = Session.load()
         with Model.open(args.file, threads=1) as model:
-            self._tokenizer, self._eos = model.tokenizer, model.info.eos_token
+            self._eos = model.info.eos_token
+            self._answers = [session.tokens(n, model.tokenizer) for n in range(len(session.turns))]
             template = args.folder / "llama.cpp" / "models" / "templates" / TEMPLATES[model.release]
         self._command = [str(llama_server(args.folder, args.isa)), "-m", str(args.file), "-t", str(args.threads), "-tb",
                          str(args.threads), "-c", str(args.ctx * n_parallel), "-np", str(n_parallel), "--no-kv-unified",
@@ -167,19 +170,20 @@ class Llama:
                          "0", "--cache-ram", "4096", "--slot-save-path", str(folder), "--no-repack", "--no-warmup",
                          "--host", "127.0.0.1", *args.llama_option]  # fmt: skip
         self._log = folder / "llama-server.log"
-        self._saves = False
-        self.start()
-
-    def start(self) -> None:
         self._server = Server(self._command, self._log)
-        if self._saves:
+
+    def restart(self) -> None:
+        saved = self._slot("save")
+        self.close()
+        self._server = Server(self._command, self._log)
+        if saved:
             self._slot("restore")
 
     def close(self) -> None:
-        self._saves = self._slot("save")
         self._server.close()
 
     def _slot(self, action: str) -> bool:
+        """Whether it could be done: else the conversation is evaluated anew."""
         try:
             found = ask(self._server.port, f"/slots/0?action={action}", {"filename": "slot.bin"})
         except SystemExit as error:
@@ -194,7 +198,7 @@ class Llama:
         sent, first, text = time.monotonic(), 0.0, ""
         timings: dict[str, Any] = {}
         prompt = ask(port, "/apply-template", asked)["prompt"]
-        tokens = session.tokens(n, self._tokenizer)
+        tokens = self._answers[n]
         grammar = "root ::= " + " ".join(f"<[{token}]>" for token in tokens if token != self._eos)
         body = {"prompt": prompt, "grammar": grammar, "n_predict": len(tokens), "cache_prompt": True, "id_slot": 0,
                 "samplers": ["temperature"], "temperature": 0}
@@ -209,9 +213,9 @@ class Llama:
             raise SystemExit(f"turn {n + 1}: llama-server answered {text!r}, not what was recorded")
         return _measured(timings, first)
 
-    def complete(self, prompt: str, n_tokens: int) -> tuple[float, float, int]:
+    def complete(self, prompt: str, n_tokens: int) -> float:
         body = {"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "ignore_eos": True}
-        return _timed(stream(self._server.port, "/completion", body), lambda event: event.get("content"))
+        return _rate(stream(self._server.port, "/completion", body))
 
 
 def _measured(timings: dict[str, Any], first: float) -> Measured:
@@ -220,14 +224,12 @@ def _measured(timings: dict[str, Any], first: float) -> Measured:
                     timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000, first)
 
 
-def _timed(events: Iterator[Any], text_of: Any) -> tuple[float, float, int]:
-    """When the first text and the last event came, and how many tokens there were."""
-    first, n = 0.0, 0
+def _rate(events: Iterator[Any]) -> float:
+    """Tokens a second of an answer, as the server tells them: from its first token on."""
+    timings: dict[str, Any] = {}
     for event in events:
-        if text_of(event) and not first:
-            first = time.monotonic()
-        n = (event.get("timings") or {}).get("predicted_n", n)
-    return first or time.monotonic(), time.monotonic(), n
+        timings = event.get("timings") or timings
+    return float(1000 * timings["predicted_n"] / timings["predicted_ms"])
 
 
 # -- pyflash serve with another sampler --
@@ -300,8 +302,7 @@ def play(server: Pyflash | Llama, session: Session, restart: int, measured: list
     """All turns one after the other. restart: the turn, from 1, before which the server is started anew; 0 for none."""
     for n in range(len(session.turns)):
         if n and n == restart - 1:
-            server.close()
-            server.start()
+            server.restart()
         found = server.turn(session, n)
         measured.append(found)
         print(f"turn {n + 1}: prompt {found.n_prompt}, evaluated {found.n_evaluated} in {found.prompt_seconds:.2f} s, first "
@@ -310,8 +311,8 @@ def play(server: Pyflash | Llama, session: Session, restart: int, measured: list
 
 
 def stream_together(server: Pyflash | Llama, n_streams: int, n_tokens: int) -> float:
-    """Tokens a second of several streams, from when all have begun to write to when the first one ends."""
-    found: list[tuple[float, float, int]] = []
+    """Tokens a second of several streams that begin at once, all of them together."""
+    found: list[float] = []
 
     def one(n: int) -> None:
         found.append(server.complete(_STREAM_PROMPT.format(n=n) + f"And {n} more. ", n_tokens))
@@ -323,7 +324,7 @@ def stream_together(server: Pyflash | Llama, n_streams: int, n_tokens: int) -> f
         thread.join()
     if len(found) < n_streams:
         raise SystemExit("a stream failed")
-    return sum((n - 1) / (last - first) for first, last, n in found)
+    return sum(found)
 
 
 def measure(args: argparse.Namespace, results: Results) -> None:
