@@ -1,5 +1,6 @@
-/* schedule MODEL.gguf THREADS [TOKENS]: how the work of one step of TOKENS tokens (1) would be shared among so many threads,
- * half of them on either of two memory nodes, one as fast as the other. Counted, not timed: the loops are those that the
+/* schedule MODEL.gguf THREADS [TOKENS [SLOWNESS]]: how the work of one step of TOKENS tokens (1) would be shared among so many
+ * threads, half of them on either of two memory nodes, one as fast as the other but for the first one, whose items take
+ * SLOWNESS times (1) as long. Counted, not timed: the loops are those that the
  * operations ask the pool for, with this many threads, and a piece goes to the thread that is done first if time is as the
  * number of items. One thread then computes the pieces, so the machine needs no such cores.
  *
@@ -16,11 +17,13 @@ enum { MOST_THREADS = 1024, MOST_OPS = 16 };
 typedef struct op_count {
     const char *name;
     int64_t loops, waits, pieces; /* waits: loops that more than one thread takes part in */
-    /* Of weights: all; what the first node's threads read; and n_threads times what the one reads that reads most. */
-    double bytes, node_bytes, longest;
+    /* Of weights: all; what the first node's threads read; what all could read until the last one ends; the same with even
+     * pieces. */
+    double bytes, node_bytes, longest, longest_even;
 } op_count;
 
 static int n_threads = 1;
+static double slowness = 1.0; /* of the first thread */
 static bool is_counting;
 static op_count ops[MOST_OPS], *now = ops;
 static const pf_weight *product;              /* of linear */
@@ -37,36 +40,44 @@ static double item_bytes(int64_t n, bool is_shared) {
     return (double)(BLOCK_ROWS * (experts->gate->row_bytes + experts->up->row_bytes));
 }
 
-static int first_done(const int64_t *items) {
-    int least = 0;
-    for (int t = 1; t < n_threads; ++t) {
-        if (items[t] < items[least]) least = t;
+/* Who gets which pieces of a loop. */
+typedef struct sharing {
+    int64_t first_node, pieces;
+    double longest; /* until the last thread ends; an item takes 1, of the slow thread `slowness` */
+} sharing;
+
+/* even: all pieces as large as the first ones. fn: NULL, or what does the pieces. */
+static sharing share(int64_t n, int64_t least, int64_t most, bool even, pf_pool_fn fn, void *arg) {
+    double until[MOST_THREADS] = {0.0};
+    sharing out = {0};
+    if (least < 1) least = 1;
+    const int64_t units = n / least + (n % least != 0), most_units = most > least ? most / least : 1;
+    for (int64_t begin = 0, end; begin < units; begin = end, ++out.pieces) {
+        int thread = 0;
+        for (int t = 1; t < n_threads; ++t) {
+            if (until[t] < until[thread]) thread = t;
+        }
+        end = begin + (even ? most_units : pf_pool_piece(n_threads, units - begin, most_units));
+        const int64_t last = end < units ? end * least : n, items = last - begin * least;
+        if (fn) fn(arg, begin * least, last, thread);
+        until[thread] += (double)items * (thread == 0 ? slowness : 1.0);
+        if (thread < n_threads / 2) out.first_node += items;
+        if (until[thread] > out.longest) out.longest = until[thread];
     }
-    return least;
+    return out;
 }
 
 static void run(int64_t n, int64_t least, int64_t most, bool is_shared, pf_pool_fn fn, void *arg) {
-    int64_t items[MOST_THREADS] = {0}, first_node = 0, longest = 0, pieces = 0;
-    if (least < 1) least = 1;
-    const int64_t units = n / least + (n % least != 0), most_units = most > least ? most / least : 1;
-    for (int64_t begin = 0; begin < units; ++pieces) {
-        const int64_t end = begin + pf_pool_piece(n_threads, units - begin, most_units);
-        const int64_t last = end < units ? end * least : n;
-        const int thread = first_done(items);
-        fn(arg, begin * least, last, thread);
-        items[thread] += last - begin * least;
-        if (thread < n_threads / 2) first_node += last - begin * least;
-        if (items[thread] > longest) longest = items[thread];
-        begin = end;
-    }
+    const sharing own = share(n, least, most, false, fn, arg);
     if (!is_counting || n <= 0) return;
-    const double each = item_bytes(n, is_shared);
+    const double each = item_bytes(n, is_shared), speed = n_threads - 1 + 1.0 / slowness;
     now->loops += 1;
-    now->waits += pieces > 1;
-    now->pieces += pieces;
+    now->waits += own.pieces > 1;
+    now->pieces += own.pieces;
     now->bytes += each * (double)n;
-    now->node_bytes += each * (double)first_node;
-    now->longest += each * (double)longest * n_threads;
+    now->node_bytes += each * (double)own.first_node;
+    now->longest += each * own.longest * speed;
+    now->longest_even += each * share(n, least, most, true, NULL, NULL).longest * speed;
 }
 
 int __wrap_pf_pool_threads(const pf_pool *pool);
@@ -134,18 +145,22 @@ OPERATION(mhc_post, (pf_exec *ex, const pf_mhc_shape *shape, const float *y, con
 static void print_op(const char *name, const op_count *op) {
     printf("%-14s %7lld %7lld %8lld %9.1f", name, (long long)op->loops, (long long)op->waits, (long long)op->pieces,
            1e-6 * op->bytes);
-    if (op->bytes > 0) printf(" %10.1f%% %7.1f%%", 100 * op->node_bytes / op->bytes, 100 * op->bytes / op->longest);
+    if (op->bytes > 0) {
+        printf(" %10.1f%% %7.1f%% %7.1f%%", 100 * op->node_bytes / op->bytes, 100 * op->bytes / op->longest,
+               100 * op->bytes / op->longest_even);
+    }
     printf("\n");
 }
 
 static void report(int64_t n_token) {
     op_count all = {0};
-    printf("%d threads, %lld tokens\n%-14s %7s %7s %8s %9s %11s %8s\n", n_threads, (long long)n_token, "operation", "loops",
-           "waits", "pieces", "MB", "first node", "busy");
+    printf("%d threads, %lld tokens\n%-14s %7s %7s %8s %9s %11s %8s %8s\n", n_threads, (long long)n_token, "operation", "loops",
+           "waits", "pieces", "MB", "first node", "busy", "if even");
     for (int i = 0; i < MOST_OPS && (i == 0 || ops[i].name); ++i) {
         print_op(i ? ops[i].name : "others", &ops[i]);
         all.loops += ops[i].loops, all.waits += ops[i].waits, all.pieces += ops[i].pieces;
         all.bytes += ops[i].bytes, all.node_bytes += ops[i].node_bytes, all.longest += ops[i].longest;
+        all.longest_even += ops[i].longest_even;
     }
     print_op("all", &all);
 }
@@ -180,8 +195,9 @@ int main(int argc, char **argv) {
     pf_model_info info = {.struct_size = sizeof info};
     const int64_t n_token = argc > 3 ? atoll(argv[3]) : 1;
     n_threads = argc > 2 ? atoi(argv[2]) : 0;
-    if (argc > 4 || n_threads < 1 || n_threads > MOST_THREADS || n_token < 1 || n_token > MOST_TOKENS) {
-        fputs("usage: schedule MODEL.gguf THREADS [TOKENS]\n", stderr);
+    slowness = argc > 4 ? atof(argv[4]) : 1.0;
+    if (argc > 5 || !(slowness >= 1.0) || n_threads < 1 || n_threads > MOST_THREADS || n_token < 1 || n_token > MOST_TOKENS) {
+        fputs("usage: schedule MODEL.gguf THREADS [TOKENS [SLOWNESS]]\n", stderr);
         return 2;
     }
     pf_model_params_init(&params);

@@ -249,7 +249,7 @@ static void count_items(void *arg, int64_t begin, int64_t end, int worker) {
 enum { SHARE_LEAST = 8 };
 static void count_shared(void *arg, int64_t begin, int64_t end, int worker) {
     loop *l = arg;
-    const int64_t most = (l->n - begin) / (2 * l->n_workers), least = SHARE_LEAST;
+    const int64_t least = SHARE_LEAST, most = (l->n - begin + least - 1) / (2 * l->n_workers);
     if (begin % least != 0 || (end % least != 0 && end != l->n) || end - begin > (most > least ? most : least)) {
         atomic_store(&l->bad, 1);
     }

@@ -187,8 +187,8 @@ static bool has_feature(unsigned long windows, const char *macos, unsigned long 
 enum { WORD_1 = 16, WORD_2 = 26 }; /* AT_HWCAP, AT_HWCAP2 */
 
 static const char *dotprod_problem(void) {
-    if (!has_feature(43, "hw.optional.arm.FEAT_DotProd", WORD_1, 20)) return "this processor lacks the dot product instructions";
-    return NULL;
+    const bool has = has_feature(43, "hw.optional.arm.FEAT_DotProd", WORD_1, 20);
+    return has ? NULL : "this processor lacks the dot product instructions";
 }
 
 static const char *i8mm_problem(void) {
