@@ -26,10 +26,7 @@ from dspark import Drafter, Sizes, Target
 from model import Params, quantised
 from widen import read_params
 
-from gguf_export.outputs import write_output
-
 ROWS = ("arithmetic, off", "arithmetic, high", "arithmetic, max", "recall, 1K", "tools", "talk")
-SHORT = 160  # tokens of a text that is saved
 PADDED = 128  # the model takes multiples of it
 
 
@@ -169,13 +166,6 @@ def report(name: str, texts: Sequence[Text], drafts: Sequence[dict[int, tuple[li
     print(*calibration(*halves), sep="\n", flush=True)
 
 
-def as_example(text: Text, drafts: dict[int, tuple[list[int], list[float]]]) -> dict[str, object]:
-    """For tests/demo/test_drafts.py."""
-    return {"row": text.row, "tokens": text.tokens, "begin": text.begin,
-            "drafts": [tokens for tokens, _ in drafts.values()],
-            "chances": [[round(1 / (1 + math.exp(-x)), 4) for x in sure] for _, sure in drafts.values()]}  # fmt: skip
-
-
 def load(checkpoint: Path, state: Path) -> tuple[Target, Params]:
     """The target, and its parameters with those that train_dspark.py made, as they are stored."""
     found = torch.load(state, weights_only=True)
@@ -191,7 +181,6 @@ def main() -> None:
     parser.add_argument("--mtp", help="GGUF file of the MTP block")
     parser.add_argument("--counts", type=int, default=40, metavar="N", help="questions in each row (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, help="JSON file for DSpark's proposals in some short texts")
     options = parser.parse_args()
     if options.dspark and not options.checkpoint:
         parser.error("--dspark needs the model's --checkpoint")
@@ -206,11 +195,7 @@ def main() -> None:
         return
     target, p = load(options.checkpoint, options.dspark)
     proposals = Proposals(target, p)
-    found = [proposals(text) for text in texts]
-    report("DSpark", texts, found, Sizes.of(target.config).block)
-    if options.save:
-        examples = [as_example(text, drafts) for text, drafts in zip(texts, found, strict=True) if len(text.tokens) < SHORT]
-        write_output(options.save, "\n".join(["[", ",\n".join(map(json.dumps, examples)), "]", ""]).encode("utf-8"))
+    report("DSpark", texts, [proposals(text) for text in texts], Sizes.of(target.config).block)
 
 
 if __name__ == "__main__":

@@ -59,12 +59,9 @@ def _drafts_file() -> Path:
     return file().with_name(f"mtp-{file().name}")
 
 
-def draft_path(draft: str = "auto") -> Path | None:
-    """The GGUF that drafts for the model, for `Model.open(mtp=)` beside path(). draft: "dspark" for the DSpark stage that was
-    trained for the bundled model; by anything else the checkpoint's MTP block, which path() makes. None where there is none.
+def draft_path() -> Path | None:
+    """The GGUF of the MTP block, for `Model.open(mtp=)` beside path(), which makes it; None where the checkpoint has none.
     Raises as path() does."""
-    if draft == "dspark":
-        return None if os.environ.get("PYFLASH_DEMO") else installed_file("demo", "dspark.gguf")
     path()
     return _drafts_file() if _drafts_file().is_file() else None
 
