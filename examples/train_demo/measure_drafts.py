@@ -1,6 +1,6 @@
 """Measures the demonstration model's drafters on its own greedy answers to held-back questions.
 
-    python measure_drafts.py MODEL.gguf --dspark OUT/dspark.pt --checkpoint CHECKPOINT [--mtp mtp-MODEL.gguf]
+    python measure_drafts.py MODEL.gguf [--mtp mtp-MODEL.gguf] [--dspark OUT/dspark.pt --checkpoint CHECKPOINT]
 
 The texts come from pyflash. DSpark's proposals are computed here, in PyTorch and with weights as they are stored, behind each
 token of an answer; the MTP block's by pyflash. A place is counted where all tokens before it were right, and where the answer
@@ -132,6 +132,8 @@ def calibration(fitted: Counts, held: Counts) -> list[str]:
     """Temperatures from half of the answers, the error on the other half."""
     lines = []
     for i, (fit, test) in enumerate(zip(fitted.sure, held.sure, strict=True)):
+        if not fit or not test:
+            break
         a, b = torch.tensor(fit), torch.tensor(test)
         t = temperature(a[:, 0], a[:, 1])
         before, after = (calibration_error(torch.sigmoid(b[:, 0] / each), b[:, 1]) for each in (1, t))
@@ -174,12 +176,14 @@ def load(checkpoint: Path, state: Path) -> tuple[Target, Params]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="GGUF file")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of the model")
-    parser.add_argument("--dspark", type=Path, required=True, help="what train_dspark.py saved")
+    parser.add_argument("--checkpoint", type=Path, help="of the model")
+    parser.add_argument("--dspark", type=Path, help="what train_dspark.py saved")
     parser.add_argument("--mtp", help="GGUF file of the MTP block")
     parser.add_argument("--counts", type=int, default=40, metavar="N", help="questions in each row (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.dspark and not options.checkpoint:
+        parser.error("--dspark needs the model's --checkpoint")
     torch.set_num_threads(1)
     with pyflash.Model.open(options.model, threads=1, mtp=options.mtp) as model, \
             model.session(context=4096) as session:
@@ -187,8 +191,11 @@ def main() -> None:
         print(json.dumps({"texts": len(texts), "tokens": sum(len(text.tokens) - text.begin for text in texts)}))
         if options.mtp:
             report("MTP", texts, [mtp_drafts(session, text) for text in texts], 2)
-    proposals = Proposals(*load(options.checkpoint, options.dspark))
-    report("DSpark", texts, [proposals(text) for text in texts], proposals._drafter.sizes.block)
+    if not options.dspark:
+        return
+    target, p = load(options.checkpoint, options.dspark)
+    proposals = Proposals(target, p)
+    report("DSpark", texts, [proposals(text) for text in texts], Sizes.of(target.config).block)
 
 
 if __name__ == "__main__":

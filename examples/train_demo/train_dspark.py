@@ -1,8 +1,7 @@
 """Trains DSpark's stages for the demonstration model: `python train_dspark.py OUT --minutes 25`.
 
 The target is read once over conversations of the training split (`OUT/features.pt`) and stays as it is, as do its embedding
-and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/checkpoint has the layout of release 0731; OUT/drafts holds
-of it what is not the target's.
+and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/checkpoint has both, in the layout of release 0731.
 """
 
 from __future__ import annotations
@@ -10,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dspark import Drafter, Goals, Sizes, Target, init_drafter
@@ -181,6 +182,16 @@ class Training:
             torch.save(state, file)
 
 
+def export(out: Path, target: Path) -> None:
+    """OUT/checkpoint: the target's weights as they are, and the stages."""
+    state = torch.load(out / "dspark.pt", weights_only=True)
+    folder = out / "checkpoint"
+    kept = {name: value for name, value in load_file(target / "model.safetensors").items() if not name.startswith("mtp.")}
+    write_checkpoint(folder, state["config"], state["params"], kept)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(target / name, folder / name)
+
+
 def schedule(progress: float) -> float:
     """Learning rate over its peak: linear up, then half a cosine down to 2 %."""
     return min(1.0, progress / 0.02 + 0.05) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
@@ -202,7 +213,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     training = Training(options, Mixture(options.checkpoint / "tokenizer.json", options.seed))
     if training.run(60 * options.stop_after):
-        write_checkpoint(options.out / "drafts", training.config, training.params)
+        export(options.out, options.checkpoint)
 
 
 if __name__ == "__main__":

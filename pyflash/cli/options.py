@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
+from pyflash import demo
 from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
@@ -174,8 +175,12 @@ def parse_size(text: str) -> int:
     return int(digits) * unit
 
 
-def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
-    """The model, opened as model_options say, and its expert_budget."""
+def open_model(file: str | None, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
+    """The model, opened as model_options say, and its expert_budget. None: the demo model, with what drafts for it."""
+    if file is None:
+        with Progress("converting", sys.stderr) as progress:
+            file = str(demo.path(progress.update, progress.say))
+        options = {**options, "mtp": options.get("mtp") or demo.draft_path()}
     model = _open(file, options, options["expert_budget"] or 0)
     if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
         return model, options["expert_budget"] or 0
