@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include "arch/file_kind.h"
 #include "base/cpus.h"
 #include "base/memory.h"
 #include "base/params.h"
@@ -42,18 +43,24 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     return PF_OK;
 }
 
-static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *err) {
+/* A file beside the model's that drafts for it. *mtp: the configuration, *is_mtp, of an MTP block, or of nothing where it
+ * holds DSpark stages. */
+static pf_status open_drafter(pf_model *model, const char *path, pf_config *mtp, bool *is_mtp, pf_error *err) {
+    PF_TRY(pf_gguf_open(path, &model->draft_gguf, err));
+    *is_mtp = !pf_dspark_is_in(model->draft_gguf);
+    return *is_mtp ? pf_config_read(model->draft_gguf, mtp, err) : pf_file_kind_check_dspark(model->draft_gguf, err);
+}
+
+static pf_status open_network(pf_model *model, const char *draft_path, pf_error *err) {
     pf_config *config = &model->net.config, mtp_config = {0};
+    bool is_mtp = true;
     PF_TRY(pf_config_read(model->gguf, config, err));
-    if (mtp_path != NULL) {
-        PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
-        PF_TRY(pf_config_read(model->mtp_gguf, &mtp_config, err));
-    }
+    if (draft_path != NULL) PF_TRY(open_drafter(model, draft_path, &mtp_config, &is_mtp, err));
     if (config->n_nextn > 0 && pf_gguf_find_tensor(model->gguf, "blk.0.attn_norm.weight") == NULL) {
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
-    PF_TRY(pf_weights_load(model->gguf, config, model->mtp_gguf, &mtp_config, &model->net.weights, err));
+    PF_TRY(pf_weights_load(model->gguf, config, model->draft_gguf, is_mtp ? &mtp_config : NULL, &model->net.weights, err));
     const size_t half = (size_t)config->rope_dim / 2;
     model->net.rope_freq = pf_calloc(half, sizeof(double));
     model->net.rope_freq_compressed = pf_calloc(half, sizeof(double));
@@ -132,7 +139,7 @@ static void delete_model(pf_model *model) {
     pf_free(model->net.rope_freq);
     pf_free(model->net.rope_freq_compressed);
     pf_free(model->name);
-    pf_gguf_close(model->mtp_gguf);
+    pf_gguf_close(model->draft_gguf);
     pf_gguf_close(model->gguf);
     pf_free(model);
 }
@@ -173,9 +180,44 @@ static uint64_t weight_bytes(const pf_gguf *gguf) {
     return sum;
 }
 
+/* 0 for one that is not there. */
+static uint64_t matrix_bytes(const pf_weight *w) {
+    if (w->data == NULL) return 0;
+    const uint64_t n = (uint64_t)w->count, scale = w->scale_f32 ? sizeof(float) : 1;
+    const uint64_t scales = w->scale != NULL ? (uint64_t)(w->scale_rows * w->scale_cols) * scale : 0;
+    return n * ((uint64_t)w->rows * (uint64_t)w->row_bytes + scales);
+}
+
+/* Of a layer's matrices; the vectors and small tables beside them do not count. */
+static uint64_t layer_bytes(const pf_layer_weights *w) {
+    const pf_weight *const parts[] = {
+        &w->attn.q_a, &w->attn.q_b, &w->attn.kv, &w->attn.out_a, &w->attn.out_b, &w->moe.router, &w->moe.gate, &w->moe.up,
+        &w->moe.down, &w->moe.shared_gate, &w->moe.shared_up, &w->moe.shared_down,
+    };
+    uint64_t sum = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; ++i) sum += matrix_bytes(parts[i]);
+    return sum;
+}
+
+static uint64_t draft_bytes(const pf_weights *w) {
+    const pf_draft_shape shape = pf_weights_draft_shape(w);
+    const pf_weight *const parts[] = {&w->mtp.eh_proj, &w->mtp.e_proj, &w->mtp.h_proj, &w->dspark.main_proj,
+                                      &w->dspark.markov_w1, &w->dspark.markov_w2};
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < shape.n_layer; ++i) sum += layer_bytes(pf_weights_draft_layer(w, i));
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; ++i) sum += matrix_bytes(parts[i]);
+    return sum;
+}
+
+static int32_t drafts_of(const pf_weights *w) {
+    if (w->dspark.config.n_stage > 0) return PF_DRAFTS_DSPARK;
+    return w->mtp.present ? PF_DRAFTS_MTP : PF_DRAFTS_NONE;
+}
+
 pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err) {
     if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: a model is needed");
     const pf_config *c = &model->net.config;
+    const uint64_t of_drafts = draft_bytes(&model->net.weights);
     const pf_model_info full = {
         .precision = model->precision, .n_threads = pf_pool_threads(model->pool),
         .n_vocab = c->n_vocab, .n_embd = c->n_embd, .n_layer = c->n_layer, .n_head = c->n_head,
@@ -187,7 +229,9 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
-        .widened_bytes = model->net.weights.widened.bytes,
+        .widened_bytes = model->net.weights.widened.bytes, .drafts = drafts_of(&model->net.weights),
+        .draft_bytes = of_drafts, .draft_file_bytes = model->draft_gguf != NULL ? of_drafts : 0,
+        .draft_most = model->net.weights.dspark.config.block,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");
