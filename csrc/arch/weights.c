@@ -1,5 +1,6 @@
 #include "arch/weights.h"
 
+#include "arch/file_kind.h"
 #include "base/arith.h"
 
 #include <stdio.h>
@@ -330,6 +331,7 @@ static pf_status find_drafter(const finder *root, const pf_gguf *draft_gguf, con
     finder beside = {.gguf = draft_gguf, .config = root->config, .widened = root->widened, .err = root->err,
                      .is_draft = true};
     if (mtp_config == NULL) {
+        PF_TRY(pf_file_kind_check_dspark(draft_gguf, root->err));
         pf_config plain = *root->config;
         plain.native = false;
         beside.config = &plain;

@@ -1,6 +1,5 @@
 #include "runtime/model.h"
 
-#include "arch/file_kind.h"
 #include "base/cpus.h"
 #include "base/memory.h"
 #include "base/params.h"
@@ -48,7 +47,7 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
 static pf_status open_drafter(pf_model *model, const char *path, pf_config *mtp, bool *is_mtp, pf_error *err) {
     PF_TRY(pf_gguf_open(path, &model->draft_gguf, err));
     *is_mtp = !pf_dspark_is_in(model->draft_gguf);
-    return *is_mtp ? pf_config_read(model->draft_gguf, mtp, err) : pf_file_kind_check_dspark(model->draft_gguf, err);
+    return *is_mtp ? pf_config_read(model->draft_gguf, mtp, err) : PF_OK;
 }
 
 static pf_status open_network(pf_model *model, const char *draft_path, pf_error *err) {
