@@ -405,7 +405,8 @@ class Session:
         """n tokens that the model drafts for position + 1 on, given the token that will stand at position; and of each, how
         likely it is right where those before it are. An MTP block is trained to draft one, and goes on from its own streams,
         for at most a chunk; DSpark computes up to ModelInfo.draft_most at once."""
-        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, self.chunk)
+        most = self._model.info.draft_most or self.chunk
+        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, most)
         tokens, chances = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.float32)
         with self._free():
             handle = self._native()
