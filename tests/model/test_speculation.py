@@ -306,9 +306,10 @@ def random_grammar(chance: random.Random) -> pyflash.Grammar | None:
     return pyflash.Grammar.json_schema(schema) if chance.random() < 0.2 else None
 
 
-def compare_streams(models: Sequence[pyflash.Model], tiny: TinyModel, folder: Path, n: int, seed: int) -> None:
+def compare_streams(models: Sequence[pyflash.Model], tiny: TinyModel, folder: Path, n: int, seed: int,
+                    kinds: Sequence[str] = ("ngram", "mtp", "oracle", "random", "auto")) -> None:
     chance = random.Random(seed)
-    drafted = {kind: Drafted() for kind in ("ngram", "mtp", "dspark", "oracle", "random", "auto")}
+    drafted = {kind: Drafted() for kind in kinds}
     sessions = [model.session(context=260, chunk=48, cache=CACHES[i % 3], poison=True) for i, model in enumerate(models)]
     for _ in range(n):
         kind = chance.choice(list(drafted))
@@ -337,23 +338,28 @@ def compare_streams(models: Sequence[pyflash.Model], tiny: TinyModel, folder: Pa
         same(again, plain)
         drafted[kind].add(stats)
     print(drafted)
-    for kind in ("ngram", "oracle"):
-        drafted[kind].check()
-    assert drafted["random"].dropped > 20
-    assert drafted["mtp"].dropped > 20 and drafted["dspark"].dropped > 20  # of random weights they are hardly ever right
+    for kind in kinds:
+        if kind in ("ngram", "oracle"):
+            drafted[kind].check()
+        elif kind != "auto":
+            assert drafted[kind].dropped > 20  # at random, or of random weights: hardly ever right
     for session in sessions:
         session.close()
 
 
-def test_random_streams(model: pyflash.Model, with_mtp: pyflash.Model, with_dspark: pyflash.Model, tiny: TinyModel,
-                        tmp_path: Path) -> None:
-    compare_streams([model, model, with_mtp, with_dspark], tiny, tmp_path, 350, seed=1)
+def test_random_streams(model: pyflash.Model, with_mtp: pyflash.Model, tiny: TinyModel, tmp_path: Path) -> None:
+    compare_streams([model, model, with_mtp], tiny, tmp_path, 300, seed=1)
+
+
+def test_random_streams_with_dspark(with_dspark: pyflash.Model, tiny: TinyModel, tmp_path: Path) -> None:
+    compare_streams([with_dspark], tiny, tmp_path, 80, seed=3, kinds=("dspark", "oracle"))
 
 
 @pytest.mark.long
 def test_many_random_streams(model: pyflash.Model, with_mtp: pyflash.Model, with_dspark: pyflash.Model, tiny: TinyModel,
                              tmp_path: Path) -> None:
-    compare_streams([model, model, with_mtp, with_dspark], tiny, tmp_path, 2000, seed=2)
+    compare_streams([model, model, with_mtp], tiny, tmp_path, 2000, seed=2)
+    compare_streams([with_dspark], tiny, tmp_path, 500, seed=4, kinds=("dspark", "oracle", "random", "auto"))
 
 
 def test_two_sessions_take_turns(model: pyflash.Model, tiny: TinyModel) -> None:
