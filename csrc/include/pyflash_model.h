@@ -28,7 +28,8 @@ typedef struct pf_model_params {
                                a device that is named */
     const char *cpu_isa;    /* NULL: the best this machine has; else "scalar", "avx2", "avxvnni", "avx512", "amx", or "neon",
                                "dotprod", "i8mm" */
-    const char *mtp_path;   /* NULL, or a GGUF of the MTP block that belongs to the model */
+    const char *mtp_path;   /* NULL, or a GGUF that drafts for the model, in the place of what its own file has: an MTP block
+                               in llama.cpp's layout, or DSpark stages in llama.cpp's or ds4's */
     pf_log_fn log;          /* may be NULL */
     void *log_user;
     int32_t pin_threads;    /* 1: keep each worker thread on a core of its own; UNSUPPORTED where the system does not */
@@ -117,6 +118,10 @@ PF_API pf_status pf_model_get_placement(const pf_model *model, pf_placement_info
 PF_API pf_status pf_model_prefault(pf_model *model, uint32_t flags, uint64_t offset, uint64_t *n_done,
                                    uint64_t *n_total, pf_error *err);
 
+#define PF_DRAFTS_NONE 0
+#define PF_DRAFTS_MTP 1
+#define PF_DRAFTS_DSPARK 2
+
 /* Sizes follow the symbols of the model's description (D, L, H, ...). Grows at its end only. */
 typedef struct pf_model_info {
     uint32_t struct_size;      /* set by the caller to sizeof(pf_model_info) before the call */
@@ -138,7 +143,7 @@ typedef struct pf_model_info {
     int32_t has_mtp;
     int32_t bos_token;         /* -1 when the file names none */
     int32_t eos_token;
-    int32_t reserved;
+    int32_t drafts;            /* PF_DRAFTS_*: what it can draft with */
     int64_t n_ctx_train;       /* longest context the file declares */
     int64_t n_tensors;
     uint64_t file_bytes;       /* all shards */
@@ -148,8 +153,12 @@ typedef struct pf_model_info {
     const char *cpu_isa;       /* kernel set in use, static */
     uint64_t widened_bytes;    /* of memory beside the weights: vectors and small tables that the file does not have in
                                   float32, as they are computed with */
+    uint64_t draft_bytes;      /* of the weights that only drafting reads, */
+    uint64_t draft_file_bytes; /* and of these, those in a file beside the model's, which are not in weight_bytes */
+    int32_t draft_most;        /* tokens of a draft, at most: MTP chains any number, DSpark has its block */
     int32_t first_layer;       /* the layers that were opened; n_layer is the whole model's, as all sizes are but for */
-    int32_t end_layer;         /* weight_bytes and has_mtp, which are the stage's */
+    int32_t end_layer;         /* weight_bytes, drafts and has_mtp, which are the stage's */
+    int32_t reserved;
     uint64_t directory_bytes;  /* of file_bytes, those of no tensor: keys and the directory, which opening reads */
 } pf_model_info;
 

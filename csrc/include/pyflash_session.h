@@ -124,15 +124,17 @@ PF_API pf_status pf_session_advance(pf_session *session, int64_t n, pf_error *er
 /* Tokens that pf_session_advance() can go on with. */
 PF_API int64_t pf_session_ahead(const pf_session *session);
 
-/* Drafts with the MTP block: logits [vocab] for position + 1, given the token that will stand at position.
- * Does not move the session. UNSUPPORTED without an MTP block, ARGUMENT on an empty session. */
+/* Drafts with what the model has for it (pf_model_info.drafts): logits [vocab] for position + 1, given the token that will
+ * stand at position. Does not move the session. UNSUPPORTED where it has nothing; ARGUMENT on an empty session, and on one
+ * that was loaded without what drafting keeps, as long as nothing was evaluated since. */
 PF_API pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                                   pf_error *err);
 
-/* Drafts n tokens one after the other, for position + 1 on, given the token that will stand at position: each the likeliest
- * by the MTP block, which goes on from its own streams behind the first one. It is trained to draft one, and is much less
- * often right about later ones. chances [n]: the probabilities that it gives them. n at most the session's chunk. Errors as
- * of pf_session_draft(). */
+/* Drafts n tokens, for position + 1 on, given the token that will stand at position: each the likeliest behind the one before.
+ * An MTP block goes on from its own streams behind the first one. It is trained to draft one, and is much less often right
+ * about later ones; n at most the session's chunk. DSpark computes a block at once; n at most pf_model_info.draft_most.
+ * chances [n]: of MTP the probabilities that it gives them; of DSpark how likely each is right where those before it are, as
+ * its confidence head says, or their probabilities where it has none. Errors as of pf_session_draft(). */
 PF_API pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32_t n, int32_t *tokens,
                                          float *chances, pf_error *err);
 
@@ -146,8 +148,9 @@ PF_API pf_status pf_session_rollback(pf_session *session, int64_t n, pf_error *e
 PF_API int64_t pf_session_rollback_limit(const pf_session *session);
 
 /* Writes the cache to a file / replaces this session's cache by a file's. A file fits a session of the same model
- * (directory and a sample of the weights are compared), MTP file, precision and cache type whose capacity holds its
- * tokens.
+ * (directory and a sample of the weights are compared), precision and cache type whose capacity holds its tokens. What
+ * drafting keeps is in the file too; a session with another drafter, or none, loads it as well, and drafts from what it
+ * evaluates from then on: that touches how often drafts are right, and nothing else.
  *
  * Saving is all or nothing: the bytes go to a file beside, to the disk, and then in the old file's place. A new file is
  * its owner's alone (mode 0600), an old one keeps mode and, where permitted, owner. A symbolic link is followed and stays.
@@ -195,7 +198,7 @@ typedef struct pf_parts_info {
     int32_t index_format;
     int32_t first_layer;          /* the layers whose rows and rings these are: first_layer to end_layer - 1 */
     int32_t end_layer;
-    int32_t has_mtp;              /* 1: with the MTP block's row ring and streams */
+    int32_t has_mtp;              /* 1: with what drafting keeps, of an MTP block or DSpark stages */
     int32_t n_device_layer;       /* how many of the layers a device computes, */
     int32_t n_device_expert_layer; /* and how many of them with their routed experts */
     int32_t row_tokens;           /* at multiples of so many tokens every layer's last row is complete */
@@ -272,6 +275,7 @@ typedef struct pf_session_memory {
     uint64_t checkpoint_bytes; /* of n_checkpoint checkpoints */
     uint64_t device_cache_bytes;  /* on the device, taken from the start and not counted above */
     uint64_t device_buffer_bytes;
+    uint64_t draft_cache_bytes; /* of cache_bytes, what drafting keeps */
 } pf_session_memory;
 PF_API pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *mem, pf_error *err);
 

@@ -188,6 +188,18 @@ pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, cons
     return PF_OK;
 }
 
+/* Every row as the block's last one, whose window reaches back over the block and the tokens before it. */
+static pf_status attend_block(const pf_step *s, const pf_share *share, pf_attn_args *args) {
+    const int64_t width = args->n_head * args->head_dim;
+    args->n_token = 1;
+    args->position += share->n - 1;
+    args->window += share->n;
+    for (int64_t t = 0; t < share->n; ++t, args->q += width, args->out += width) {
+        PF_TRY(s->ex->backend->sparse_attn(s->ex, args));
+    }
+    return PF_OK;
+}
+
 /* Softmax attention of each share's queries q [n, H d] to what its cache holds, in their place. chosen: of CSA, or NULL. */
 static pf_status attend(const pf_step *s, int32_t layer, int32_t ratio, const pf_attention_weights *w, float *q,
                         const selection *chosen) {
@@ -196,14 +208,16 @@ static pf_status attend(const pf_step *s, int32_t layer, int32_t ratio, const pf
     for (PF_EACH_SHARE(s, share)) {
         const pf_layer_cache *cache = pf_cache_layer(share->cache, layer);
         float *own = q + share->first * heads * d;
-        const pf_attn_args args = {
+        pf_attn_args args = {
             .q = own, .out = own, .n_token = share->n, .position = pf_step_place(s, share), .n_head = heads,
-            .head_dim = d, .window = c->window, .sinks = w->sinks, .scale = 1.0f / sqrtf((float)d), .raw = &cache->raw,
+            .head_dim = d, .window = share->context > 0 ? share->context : c->window, .sinks = w->sinks,
+            .scale = 1.0f / sqrtf((float)d), .raw = &cache->raw,
             .pool = ratio != 0 ? &cache->pool : NULL, .ratio = ratio,
             .select = chosen != NULL ? chosen->rows + share->first * k : NULL,
             .select_n = chosen != NULL ? chosen->n + share->first : NULL, .select_ld = chosen != NULL ? k : 0,
         };
-        PF_TRY(s->ex->backend->sparse_attn(s->ex, &args));
+        if (share->is_block) PF_TRY(attend_block(s, share, &args));
+        else PF_TRY(s->ex->backend->sparse_attn(s->ex, &args));
     }
     return PF_OK;
 }

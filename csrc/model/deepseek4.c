@@ -69,8 +69,7 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
     return pf_attention_rows(s, layer, w->ratio, &w->attn, run.x);
 }
 
-/* logits [n_out, vocab], on the host, of x [n_out, D] on the step's side. */
-static pf_status project_vocabulary(const pf_step *s, const float *x, int64_t n_out, float *logits) {
+pf_status pf_project_vocabulary(const pf_step *s, const float *x, int64_t n_out, float *logits) {
     const pf_config *c = &s->net->config;
     const pf_step *side = pf_step_side(s, s->net->weights.head_on_device);
     const size_t bytes = (size_t)(n_out * c->n_vocab) * sizeof(float);
@@ -104,7 +103,7 @@ static pf_status project_for_shares(const pf_step *s, const float *x, int64_t n_
     PF_SCRATCH(float, logits, s, most * n_vocab);
     for (int64_t begin = 0; begin < n_out; begin += most) {
         const int64_t n = pf_min_i64(most, n_out - begin);
-        PF_TRY(project_vocabulary(s, x + begin * s->net->config.n_embd, n, logits));
+        PF_TRY(pf_project_vocabulary(s, x + begin * s->net->config.n_embd, n, logits));
         for (int64_t i = 0; i < n; ++i, ++row) {
             for (; row == share->n_out; row = 0) share = pf_step_next(s, share);
             memcpy(share->logits + row * n_vocab, logits + i * n_vocab, (size_t)n_vocab * sizeof *logits);
@@ -132,13 +131,26 @@ pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, c
     tap_outputs(s, "head_in", x, width);
     PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
     tap_outputs(s, "head_norm", x, width);
-    if (s->n_share == 1) PF_TRY(project_vocabulary(s, x, n_out, s->shares->logits));
+    if (s->n_share == 1) PF_TRY(pf_project_vocabulary(s, x, n_out, s->shares->logits));
     else PF_TRY(project_for_shares(s, x, n_out));
     for (PF_EACH_SHARE(s, share)) {
         pf_share_tap(s->host, share, "logits", -1, share->position + share->n - share->n_out, share->logits, share->n_out,
                      c->n_vocab);
     }
     return PF_OK;
+}
+
+pf_status pf_head_input(const pf_step *s, const pf_mhc_site *mix, const float *streams, int64_t n, float *x) {
+    const pf_mhc_shape shape = mhc_shape(&s->net->config);
+    return s->ex->backend->mhc_head(s->ex, &shape, mix, streams, n, x);
+}
+
+/* What DSpark sees of a layer before the last, whose output is complete on its side. */
+static pf_status note_output(const pf_step *at, int32_t layer, const float *streams) {
+    if (!pf_dspark_wants(at, layer)) return PF_OK;
+    PF_TRY(pf_piece_end(at)); /* it is copied to the host */
+    PF_TRY(pf_dspark_note(at, layer, streams));
+    return pf_piece_begin(at, layer + 1, PF_PIECE_LAYER);
 }
 
 /* The layers over streams, which lie on *side, and where they lie then. */
@@ -154,6 +166,7 @@ static pf_status run_layers(pf_step *s, void **streams, const pf_step **side) {
         if (next != at) PF_TRY(pf_piece_begin(next, l, PF_PIECE_LAYER));
         at = next;
         PF_TRY(pf_layer(at, l, &w->layers[l], *streams));
+        if (l < c->n_layer - 1) PF_TRY(note_output(at, l, *streams));
     }
     *side = at;
     return s->n_share > 1 ? pf_step_drop_cancelled(s, *streams, width) : PF_OK;
@@ -192,6 +205,7 @@ pf_status pf_forward(pf_step *s) {
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
     void *moved = streams;
     bool has_logits = false;
+    if (w->dspark.config.n_stage > 0) PF_TRY(pf_dspark_begin(s));
     PF_TRY(take_streams(s, streams));
     PF_TRY(run_layers(s, &moved, &at));
     if (!pf_range_has_head(c, w->range)) { /* stages are computed on the host */
@@ -207,6 +221,10 @@ pf_status pf_forward(pf_step *s) {
         PF_TRY(pf_head(head, &w->head_mix, w->norm, there));
     }
     PF_TRY(pf_piece_end(at));
+    if (w->dspark.config.n_stage > 0) {
+        PF_TRY(pf_dspark_note(at, c->n_layer - 1, moved));
+        return pf_dspark_follow(s);
+    }
     if (!w->mtp.present) return PF_OK;
     void *on_host;
     PF_TRY(pf_step_carry(at, s, moved, bytes, &on_host));

@@ -17,7 +17,7 @@ struct pf_model {
     int32_t chat_release; /* PF_CHAT_RELEASE_* */
     pf_log log;
     pf_gguf *gguf;
-    pf_gguf *mtp_gguf;       /* NULL without an MTP file */
+    pf_gguf *draft_gguf;     /* a file beside that drafts; NULL without one */
     pf_network net;
     const pf_backend *backend;
     pf_pool *pool;           /* serves one session at a time, operation by operation */

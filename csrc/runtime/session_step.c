@@ -395,17 +395,17 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
 
 /* ---- Drafts ------------------------------------------------------------------------------------------------ */
 
-/* A draft behind the session's last token: checked and begun, with a step of that one share. */
-static pf_status begin_draft(pf_session *session, int32_t next_token, pf_share *share, pf_evaluation *evaluation,
-                             const int32_t *token, pf_error *err) {
+/* A draft behind the session's last token: checked and begun. */
+static pf_status begin_draft(pf_session *session, int32_t next_token, pf_draft *draft, pf_error *err) {
+    const pf_cache *cache = &session->cache;
     if (!pf_range_has_head(&session->model->net.config, session->model->net.weights.range)) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED, "the MTP block is in the stage with the last layer: draft there");
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "what drafts is in the stage with the last layer: draft there");
     }
-    if (!session->model->net.weights.mtp.present) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED,
-                       "the model was opened without an MTP block: pyflash convert --mtp writes one");
+    if (cache->drafts.n_layer == 0) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the model was opened without an MTP block or DSpark stages to draft with: "
+                                                "pyflash convert --mtp writes them");
     }
-    if (session->cache.position == 0) {
+    if (cache->position <= cache->draft_begin) {
         return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
     }
     PF_TRY(pf_session_check_kept(session, err));
@@ -413,10 +413,10 @@ static pf_status begin_draft(pf_session *session, int32_t next_token, pf_share *
     PF_TRY(check_weights(session, err));
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
     PF_TRY(pf_session_enter(session, err));
-    session->n_ahead = 0; /* the block's rows of those are written over */
-    *share = (pf_share){.cache = &session->cache, .n = 1, .position = session->cache.position - 1, .n_out = 1,
-                        .cancel = &session->cancel, .tap = session->tap, .tap_user = session->tap_user};
-    pf_evaluation_init(evaluation, session->model, session->arenas, share, 1, token, err);
+    session->n_ahead = 0; /* what drafters keep of those is written over */
+    draft->share = (pf_share){.cache = &session->cache, .cancel = &session->cancel, .tap = session->tap,
+                              .tap_user = session->tap_user};
+    pf_draft_begin(draft, session->model, session->arenas, next_token, err);
     return PF_OK;
 }
 
@@ -428,23 +428,25 @@ static pf_status end_draft(pf_session *session, pf_status status, pf_error *err)
 pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                            pf_error *err) {
     int64_t n_out = 0;
-    pf_share share;
-    pf_evaluation evaluation;
+    pf_draft draft;
     PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, logits, logits_capacity, &n_out, err));
-    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
-    share.logits = logits;
-    float *streams = pf_arena_alloc(session->arenas.host, (size_t)session->cache.stream_floats * sizeof *streams);
-    return end_draft(session, streams != NULL ? pf_mtp_draft(&evaluation.host, streams, false) : PF_ERR_MEMORY, err);
+    PF_TRY(begin_draft(session, next_token, &draft, err));
+    return end_draft(session, pf_draft_logits(&draft, logits), err);
+}
+
+/* How many tokens a draft may have: of DSpark the block that it is trained for. */
+static int32_t most_drafted(const pf_session *session) {
+    const pf_draft_shape *drafts = &session->cache.drafts;
+    return drafts->has_streams || drafts->n_layer == 0 ? session->cache.n_chunk : drafts->block;
 }
 
 pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32_t n, int32_t *tokens, float *chances,
                                   pf_error *err) {
-    pf_share share;
-    pf_evaluation evaluation;
-    if (tokens == NULL || chances == NULL || n < 1 || n > session->cache.n_chunk) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_draft_tokens: tokens and chances are needed, for 1 to %d, the "
-                                             "session's chunk", session->cache.n_chunk);
+    pf_draft draft;
+    const int32_t most = most_drafted(session);
+    if (tokens == NULL || chances == NULL || n < 1 || n > most) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_draft_tokens: tokens and chances are needed, for 1 to %d", most);
     }
-    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
-    return end_draft(session, pf_evaluate_drafts(&evaluation, next_token, n, tokens, chances), err);
+    PF_TRY(begin_draft(session, next_token, &draft, err));
+    return end_draft(session, pf_draft_tokens(&draft, n, tokens, chances), err);
 }

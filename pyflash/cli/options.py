@@ -211,12 +211,12 @@ def draft_options(command: _F) -> _F:
     options = (
         option("--draft", type=click.Choice(DRAFTERS), default="auto", show_default=True,
                help="What proposes the next tokens, which are then checked several at once: no answer is changed by it, only "
-               "how soon it is there. ngram: what followed like passages; mtp: the model's MTP block; auto: what there is "
-               "of these, as far as it gains."),
+               "how soon it is there. ngram: what followed like passages; mtp, dspark: the model's MTP block or DSpark "
+               "stages; auto: what there is of these, as far as it gains."),
         option("--draft-max", type=click.IntRange(1, MOST_DRAFTED), metavar="N",
                help=f"Most tokens that are proposed at once.  [default: {MOST_DRAFTED}]"),
         option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
-               help="GGUF file of the model's MTP block, where it has one of its own."),
+               help="GGUF file that drafts for the model: its MTP block or DSpark stages, where these have one of their own."),
     )
     for add in reversed(options):
         command = add(command)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pyflash")
 
 MAX_THREADS = 1024  # of the library
+_DRAFTS = {lib.PF_DRAFTS_NONE: "none", lib.PF_DRAFTS_MTP: "mtp", lib.PF_DRAFTS_DSPARK: "dspark"}
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 
 
@@ -38,7 +39,10 @@ def _forward_log(_user: Any, level: int, message: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio."""
+    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio.
+
+    drafts: what it can draft with, "none", "mtp" or "dspark"; draft_most: tokens of a DSpark draft, at most.
+    """
 
     precision: str
     n_threads: int
@@ -66,6 +70,10 @@ class ModelInfo:
     profile: str
     cpu_isa: str
     widened_bytes: int
+    drafts: str
+    draft_bytes: int
+    draft_file_bytes: int
+    draft_most: int
     first_layer: int
     end_layer: int
     directory_bytes: int
@@ -85,6 +93,7 @@ def _read_info(native: Any) -> ModelInfo:
     values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
     values["precision"] = next(name for name, value in PRECISIONS.items() if value == info.precision)
     values["has_mtp"] = bool(info.has_mtp)
+    values["drafts"] = _DRAFTS[info.drafts]
     for name in ("name", "profile", "cpu_isa"):
         values[name] = string(values[name])
     ratios = tuple(lib.pf_model_layer_ratio(native, layer) for layer in range(info.n_layer))
@@ -188,7 +197,7 @@ class Model:
         DeviceOptions. threads: None for one per physical core. precision: "fast" (16-bit activations into quantised
         weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa: the CPU
         kernel set, "scalar", "avx2", "avxvnni", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
-        mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
+        mtp: a GGUF that drafts for the model: its MTP block, or DSpark stages. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.

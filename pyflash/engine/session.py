@@ -53,13 +53,15 @@ Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 @dataclass(frozen=True)
 class Memory:
     """A session's memory in bytes, at most: the cache for its whole capacity, working buffers and checkpoints; and what
-    cache and buffers take of a device, which is not counted among the others."""
+    cache and buffers take of a device, which is not counted among the others. draft_cache_bytes: of cache_bytes, what drafting
+    keeps."""
 
     cache_bytes: int
     buffer_bytes: int
     checkpoint_bytes: int
     device_cache_bytes: int = 0
     device_buffer_bytes: int = 0
+    draft_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -404,7 +406,7 @@ class Session:
         return any(each is not None for each in (self._tap, self._collector, self._profiler, self._choices))
 
     def draft(self, next_token: int) -> FloatArray:
-        """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
+        """Logits [vocab] of the model's drafter for position + 1, given the token that will stand at position."""
         logits = np.empty(self._model.info.n_vocab, dtype=np.float32)
         ids = token_array([next_token])
         with self._free():
@@ -413,9 +415,11 @@ class Session:
         return logits
 
     def draft_tokens(self, next_token: int, n: int) -> tuple[list[int], list[float]]:
-        """n tokens, at most a chunk, that the MTP block drafts one after the other for position + 1 on, given the token that
-        will stand at position; and the probabilities that it gives them. It is trained to draft one."""
-        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, self.chunk)
+        """n tokens that the model drafts for position + 1 on, given the token that will stand at position; and of each, how
+        likely it is right where those before it are. An MTP block is trained to draft one, and goes on from its own streams,
+        for at most a chunk; DSpark computes up to ModelInfo.draft_most at once."""
+        most = self._model.info.draft_most or self.chunk
+        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, most)
         tokens, chances = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.float32)
         with self._free():
             handle = self._native()
@@ -618,7 +622,7 @@ class Session:
             handle = self._native()
             check(lib.pf_session_get_memory(handle, memory, error), error)
         return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, memory.device_cache_bytes,
-                      memory.device_buffer_bytes)
+                      memory.device_buffer_bytes, memory.draft_cache_bytes)
 
     def set_tap(self, tap: Tap | None) -> None:
         """Calls tap(name, layer, position, array) for every named intermediate of each token; None: stop.
@@ -689,8 +693,8 @@ class Session:
         logprobs: how many of the likeliest tokens each Piece.top lists, at most 20. grammar: what the text must match;
         it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
         draft: what proposes tokens that are then checked several in a step, see docs/speculation.md; no draft changes a
-        token: "ngram": what followed like passages of the text; "mtp": the model's MTP block; "auto": what the model has
-        of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
+        token: "ngram": what followed like passages of the text; "mtp", "dspark": the model's MTP block or DSpark stages;
+        "auto": what there is of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
         most, and proposes some. draft_max: of one draft, at most 31. sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
         generation, cancel() does from any thread, and `async for` works too; what was generated stays in the session.
         Raises what eval() raises, and after the last piece AnswerError, see Grammar.json_schema().

@@ -31,6 +31,9 @@ _PARTS = (
 )
 
 
+_STAGES, _OLD_STAGES = "DSpark stages", "DSpark stages of an older layout"
+
+
 @dataclass(frozen=True)
 class Report:
     """A model file and its memory plan.
@@ -49,8 +52,12 @@ class Report:
 
 def _part_of(name: str, n_layer: int) -> str:
     """The part of the model that a GGUF tensor belongs to."""
-    if name.startswith((f"blk.{n_layer}.", "mtp.")):  # the block after the layers; DSpark's under their own names
+    if name.startswith(f"blk.{n_layer}."):  # the block after the layers
         return "MTP block"
+    if name.startswith("dspark."):
+        return _STAGES
+    if name.startswith("mtp."):  # as the first native files had them
+        return _OLD_STAGES
     return next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
 
 
@@ -60,7 +67,7 @@ def _is_opened(name: str, model: ModelInfo) -> bool:
     has_head = model.end_layer == model.n_layer
     if number and int(number[1]) < model.n_layer:
         return model.first_layer <= int(number[1]) < model.end_layer
-    return model.first_layer == 0 or (has_head and model.has_mtp) if name == "token_embd.weight" else has_head
+    return model.first_layer == 0 or (has_head and model.drafts != "none") if name == "token_embd.weight" else has_head
 
 
 def _part_bytes(file: StrPath, model: ModelInfo) -> dict[str, int]:
@@ -117,7 +124,7 @@ def describe(report: Report, advice: Sequence[str]) -> str:
                  f"profile {model.profile}"),
         ("name", model.name or "(none)"),
         ("layers", (f"{model.first_layer} to {model.end_layer - 1} of " if is_stage else "") + f"{model.n_layer} ({kinds})"
-         + (", and an MTP block" if model.has_mtp else "")),
+         + _DRAFTERS[model.drafts]),
         ("width", f"{model.n_embd} in {model.n_stream} streams, {model.n_head} heads of {model.head_dim} "
                   f"({model.rope_dim} rotary), window {model.window}"),
         ("experts", f"{model.n_expert} of width {model.n_ff_expert}, {model.n_expert_used} used; "
@@ -129,6 +136,7 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         *((f"  {part}", format_bytes(size)) for part, size in report.part_bytes.items()),
         *([("widened", f"{format_bytes(plan.widened_bytes)}: small tables of the file, in float32 for computing")]
           if plan.widened_bytes else []),
+        ("drafts", _drafts(report)),
         ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),
         ("buffers", format_bytes(plan.cost.buffer_bytes)),
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
@@ -141,6 +149,21 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         *_context_rows(plan),
     ]
     return table(rows)
+
+
+_DRAFTERS = {"none": "", "mtp": ", and an MTP block", "dspark": ", and DSpark stages"}
+
+
+def _drafts(report: Report) -> str:
+    """What the model can draft with, and what that costs."""
+    model, cost = report.model, report.plan.cost
+    if model.drafts == "none":
+        old = _OLD_STAGES in report.part_bytes
+        return "from the text's n-grams" + (f"; its {_OLD_STAGES} are not used: convert the checkpoint again" if old else "")
+    what, most = ("the MTP block", 2) if model.drafts == "mtp" else (f"the {_STAGES}", model.draft_most)
+    beside = " in a file beside" if model.draft_file_bytes else ""
+    return (f"from the text's n-grams, and by {what}, up to {most} tokens: {format_bytes(model.draft_bytes)} of weights{beside}, "
+            f"{format_bytes(cost.draft_cache_bytes)} of the cache")
 
 
 def _device_rows(report: Report) -> list[tuple[str, str]]:
