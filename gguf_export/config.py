@@ -21,8 +21,14 @@ class DSpark:
     """The drafting stages of the 0731 release, which take the place of the MTP block."""
 
     n_stages: int
-    n_targets: int
+    targets: tuple[int, ...]  # dspark_target_layer_ids, from 0: the layers whose outputs they see
     markov_rank: int
+    block_size: int
+    noise_token_id: int
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -158,15 +164,22 @@ def _dspark(fields: _Fields, n_layers: int) -> DSpark | None:
     if "dspark_block_size" not in fields.values:
         return None
     targets = fields.values.get("dspark_target_layer_ids")
-    if not isinstance(targets, list) or not targets or len(targets) > n_layers:
+    if not isinstance(targets, list) or not targets or any(type(each) is not int for each in targets):
         fields.problems.append("dspark_target_layer_ids is no list of layers")
+        return None
+    if not all(0 <= each < n_layers for each in targets) or len(set(targets)) < len(targets):
+        fields.problems.append(f"dspark_target_layer_ids is {targets!r:.40}, expected different layers of 0 to {n_layers - 1}")
         return None
     # config.json counts the stages only through the entries of compress_ratios past the last layer.
     ratios = fields.values.get("compress_ratios")
     n_stages = len(ratios) - n_layers if isinstance(ratios, list) else 0
     if n_stages < 1:
         fields.problems.append("compress_ratios has no entries for the DSpark stages")
-    return DSpark(max(n_stages, 1), len(targets), fields.integer("dspark_markov_rank"))
+    return DSpark(
+        max(n_stages, 1), tuple(targets), fields.integer("dspark_markov_rank", high=1 << 16),
+        fields.integer("dspark_block_size", high=64),
+        fields.integer("dspark_noise_token_id", low=0, high=fields.integer("vocab_size", high=1 << 24) - 1),
+    )
 
 
 def _check_sizes(config: ModelConfig, problems: list[str]) -> None:

@@ -18,9 +18,8 @@ from gguf_export.errors import MOST_NAMED, ConvertError, first_few
 from gguf_export.hf import export_hf
 from gguf_export.hub_cache import find_checkpoint
 from gguf_export.inventory import Weight
-from gguf_export.names import EH_PROJ, gguf_name, native_scale_name
+from gguf_export.names import EH_PROJ, dspark_name, gguf_name, native_scale_name
 from gguf_export.outputs import Place, check_distinct, check_name, find_place, make_room, output_files
-from gguf_export.safetensors_file import TensorRef
 from gguf_export.tensors import OutputTensor, Source, TensorJob, copied
 from gguf_export.values import ValueCheck, ValueWatch
 from gguf_export.writer import FileLayout, Metadata, TensorInfo, layout_files
@@ -36,7 +35,7 @@ class ConvertOptions:
     """profile: "compat" (what llama.cpp loads) or "native" (FP8 bytes kept; only pyflash reads it).
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
-    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too. shard_bytes: split the output into
+    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output into
     shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
     """
 
@@ -61,7 +60,7 @@ class ConvertOptions:
 
 @dataclass
 class PlannedFile:
-    """One output file (or set of shards): "" is OUT itself, "mtp-" the draft file beside it."""
+    """One output file (or set of shards): "" is OUT itself, "mtp-" or "dspark-" the draft file beside it."""
 
     prefix: str
     metadata: Metadata
@@ -128,7 +127,7 @@ class ConversionPlan(FilesPlan):
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """files in the order a loader opens them: OUT or its shards, then the MTP file."""
+    """files in the order a loader opens them: OUT or its shards, then the draft file."""
 
     files: list[Path]
     total_bytes: int
@@ -147,11 +146,6 @@ def _require_compat(checkpoint: Checkpoint, options: ConvertOptions) -> None:
         raise ConvertError(
             f"llama.cpp needs indexer rows of 64, 128 or a higher power of two, index_head_dim is {width}; "
             'use profile="native"'
-        )
-    if options.mtp and checkpoint.drafts == "dspark":
-        raise ConvertError(
-            "this checkpoint drafts with DSpark, for which the compat profile has no layout; "
-            'use profile="native", or leave out mtp=True'
         )
 
 
@@ -183,7 +177,7 @@ class _Planner:
         """Weights that share a GGUF name are the experts of one layer; they become its third dimension."""
         groups: dict[str, list[Weight]] = {}
         for weight in weights:
-            groups.setdefault(gguf_name(weight.name, self.checkpoint.config.n_layers), []).append(weight)
+            groups.setdefault(self._name_of(weight), []).append(weight)
         result = []
         for name, members in groups.items():
             kind = self.kind_of(members[0])
@@ -197,6 +191,11 @@ class _Planner:
             if kind is GGMLType.I8:
                 result.append(self._native_scale(name, members))
         return result
+
+    def _name_of(self, weight: Weight) -> str:
+        if self.checkpoint.drafts == "dspark" and weight.name.startswith("mtp."):
+            return dspark_name(weight.name, self.options.profile == "native")
+        return gguf_name(weight.name, self.checkpoint.config.n_layers)
 
     def _native_scale(self, name: str, members: list[Weight]) -> OutputTensor:
         refs = [self.checkpoint.tensors[weight.scale_name] for weight in members]
@@ -224,16 +223,6 @@ class _Planner:
         rest = [weight for name, weight in by_name.items() if name not in ("mtp.0.e_proj", "mtp.0.h_proj")]
         tensors += self.tensors(rest)
         return PlannedFile("mtp-", Metadata(), tensors)
-
-    def verbatim(self, names: Sequence[str]) -> list[OutputTensor]:
-        """DSpark tensors under their own names; FP8, FP4 and e8m0 bytes as I8."""
-        kinds = {"BF16": GGMLType.BF16, "F32": GGMLType.F32, "I64": GGMLType.I64}
-        result = []
-        for name in names:
-            ref: TensorRef = self.checkpoint.tensors[name]
-            info = TensorInfo(name, kinds.get(ref.dtype, GGMLType.I8), tuple(reversed(ref.shape)))
-            result.append(copied(info, [ref]))
-        return result
 
 
 def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> ConversionPlan:
@@ -263,23 +252,17 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     main = planner.tensors(weights)
     files = [PlannedFile("", Metadata(), main)]
     plan = ConversionPlan(checkpoint, options, files, weights + drafts, list(checkpoint.notes))
-    n_nextn = 0
-    if options.mtp and options.profile == "compat":
-        files.append(planner.mtp_file(main, drafts))
-    elif options.mtp and checkpoint.drafts == "mtp":
+    if options.mtp and options.profile == "native":
         main += planner.tensors(drafts)
-        n_nextn = 1
+    elif options.mtp and checkpoint.drafts == "mtp":
+        files.append(planner.mtp_file(main, drafts))
     elif options.mtp:
-        main += planner.verbatim([weight_name for weight in drafts for weight_name in _names(weight)])
+        files.append(PlannedFile("dspark-", Metadata(), planner.tensors(drafts)))
     expert_kind = planner.kind_of(next(weight for weight in weights if weight.is_expert))
     for file in files:
-        keys.add_general(file.metadata, checkpoint, expert_kind, options.name)
-        is_draft = file.prefix == "mtp-"
-        keys.add_model(
-            file.metadata, config, n_blocks=config.n_layers + is_draft, n_nextn=1 if is_draft else n_nextn
-        )
+        _add_keys(plan, file, expert_kind)
         notes = keys.add_tokenizer(file.metadata, checkpoint)
-        plan.notes += notes if not is_draft else []
+        plan.notes += notes if not file.prefix else []
     _note_rounding(plan, planner)
     if options.profile == "native":
         _plan_native(plan)
@@ -288,6 +271,21 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     for file in files:
         checksums.reserve(file.metadata, file.infos)
     return plan
+
+
+def _add_keys(plan: ConversionPlan, file: PlannedFile, experts: GGMLType) -> None:
+    """What a file is, and its sizes."""
+    checkpoint, config, options = plan.checkpoint, plan.checkpoint.config, plan.options
+    if file.prefix == "dspark-":
+        assert config.dspark is not None
+        keys.add_general(file.metadata, checkpoint, experts, options.name, keys.DRAFT_ARCH)
+        keys.add_dspark_model(file.metadata, config, config.dspark)
+        return
+    has_block = file.prefix == "mtp-" or (options.mtp and options.profile == "native" and checkpoint.drafts == "mtp")
+    keys.add_general(file.metadata, checkpoint, experts, options.name)
+    keys.add_model(file.metadata, config, n_blocks=config.n_layers + (file.prefix == "mtp-"), n_nextn=int(has_block))
+    if options.mtp and options.profile == "native" and config.dspark is not None:
+        keys.add_native_dspark(file.metadata, config.dspark)
 
 
 def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
@@ -308,10 +306,6 @@ def _plan_native(plan: ConversionPlan) -> None:
         plan.notes.append(f"the checkpoint has no {' and no '.join(absent)}, so an export will not either")
 
 
-def _names(weight: Weight) -> list[str]:
-    return [weight.data_name, weight.scale_name] if weight.is_scaled else [weight.data_name]
-
-
 def convert(
     checkpoint: Path | str,
     out: Path | str,
@@ -320,7 +314,7 @@ def convert(
     warn: WarnFn | None = None,
     ready: Callable[[Checkpoint], object] | None = None,
 ) -> ConvertReport:
-    """Writes `out` (or shards named after it, and the MTP file beside it), replacing files of those names.
+    """Writes `out` (or shards named after it, and the draft file beside it), replacing files of those names.
 
     progress(done, total) gets output bytes; warn() each of the report's warnings as soon as it is known; ready() the
     checkpoint when nothing but its weights is left to look at. On an error or Ctrl-C nothing new is left on the disk,

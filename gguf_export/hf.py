@@ -15,7 +15,7 @@ from gguf_export.engine import Io, Job, ProgressFn, run_jobs, write_header
 from gguf_export.errors import ConvertError, several
 from gguf_export.inventory import E8M0, Weight, dspark_weights, main_weights, mtp_weights, shard_of, tensors_of
 from gguf_export.metadata import SIDE_FILES, SIDE_PREFIX
-from gguf_export.names import gguf_name, native_scale_name
+from gguf_export.names import dspark_name, gguf_name, native_scale_name
 from gguf_export.outputs import check_name, check_space, output_folder
 from gguf_export.reader import GGUFFile, read_gguf
 from gguf_export.safetensors_file import TensorRef, build_header, index_json, shard_name
@@ -105,14 +105,19 @@ class _Export:
         experts = self.gguf.tensors.get("blk.0.ffn_gate_exps.weight")
         self.expert_form = Form.FP8 if experts is not None and experts.dtype == "I8" else Form.FP4
         self.weights = list(main_weights(self.config, self.expert_form))
-        self.verbatim: list[Weight] = []
+        self.verbatim: list[Weight] = []  # DSpark's, as older native files have them: under their own names
+        self.has_stages = "dspark.main_proj.weight" in self.gguf.tensors and self.config.dspark is not None
         if f"blk.{self.config.n_layers}.nextn.e_proj.weight" in self.gguf.tensors:
             self.weights += mtp_weights(self.config, self.expert_form)
+        elif self.has_stages:
+            self.weights += dspark_weights(self.config, self.expert_form)
         elif "mtp.0.main_proj.weight" in self.gguf.tensors and self.config.dspark is not None:
             self.verbatim = list(dspark_weights(self.config, self.expert_form))
         self._check()
 
     def _source_name(self, weight: Weight) -> str:
+        if self.has_stages and weight.name.startswith("mtp."):
+            return dspark_name(weight.name, native=True)
         return gguf_name(weight.name, self.config.n_layers)
 
     def _check(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gguf_export.chat_template import chat_template
 from gguf_export.checkpoint import Checkpoint
-from gguf_export.config import ModelConfig, read_json_object
+from gguf_export.config import DSpark, ModelConfig, read_json_object
 from gguf_export.errors import ConvertError
 from gguf_export.hub_cache import model_name
 from gguf_export.sampling import RECOMMENDABLE, recommended
@@ -17,6 +17,7 @@ from gguf_export.writer import Metadata, ValueType
 from quantize.plan import GGMLType
 
 ARCH = "deepseek4"
+DRAFT_ARCH = "dflash"  # llama.cpp's, of a file of DSpark stages
 GATING_SQRT_SOFTPLUS = 4
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -30,8 +31,10 @@ SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokeni
 SIDE_PREFIX = "pyflash.hf."
 
 
-def add_general(metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None) -> None:
-    metadata.text("general.architecture", ARCH)
+def add_general(
+    metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None, arch: str = ARCH
+) -> None:
+    metadata.text("general.architecture", arch)
     metadata.text("general.type", "model")
     folder = model_name(checkpoint.path).encode("utf-8", "replace").decode()  # a path need not be UTF-8
     metadata.text("general.name", name or folder or "DeepSeek-V4")
@@ -59,20 +62,47 @@ def _is_mit(path: Path) -> bool:
 
 def add_model(metadata: Metadata, config: ModelConfig, *, n_blocks: int, n_nextn: int) -> None:
     """n_blocks is block_count: the layers, and one more in llama.cpp's MTP file. n_nextn 0 leaves the key out."""
+    n_ratios = config.n_layers + 1 if n_nextn or config.n_mtp or config.dspark else config.n_layers
+    ratios = (list(config.compress_ratios) + [0])[:n_ratios]
+    _add_sizes(metadata, config, ARCH, n_blocks, ratios, config.n_hash_layers)
+    metadata.u32(f"{ARCH}.embedding_length_out", config.hc_dim)
+    if n_nextn:
+        metadata.u32(f"{ARCH}.nextn_predict_layers", n_nextn)
+
+
+def add_dspark_model(metadata: Metadata, config: ModelConfig, spark: DSpark) -> None:
+    """Of a file of the DSpark stages alone, as llama.cpp reads it. Its layers are counted from 1 there."""
+    _add_sizes(metadata, config, DRAFT_ARCH, spark.n_stages, [0] * spark.n_stages, 0)
+    metadata.u32(f"{DRAFT_ARCH}.block_size", spark.block_size)
+    metadata.add_array(f"{DRAFT_ARCH}.target_layers", ValueType.I32, [layer + 1 for layer in spark.targets])
+    metadata.flag(f"{DRAFT_ARCH}.sample_from_anchor", True)
+    metadata.flag(f"{DRAFT_ARCH}.has_confidence_head", True)
+    metadata.u32("tokenizer.ggml.mask_token_id", spark.noise_token_id)
+
+
+def add_native_dspark(metadata: Metadata, spark: DSpark) -> None:
+    """Of stages in a native file; the words are ds4's."""
+    metadata.u32(f"{ARCH}.dspark.layer_count", spark.n_stages)
+    metadata.u32(f"{ARCH}.dspark.block_size", spark.block_size)
+    metadata.u32(f"{ARCH}.dspark.markov_rank", spark.markov_rank)
+    metadata.u32(f"{ARCH}.dspark.noise_token_id", spark.noise_token_id)
+    metadata.add_array(f"{ARCH}.dspark.target_layers", ValueType.I32, list(spark.targets))
+
+
+def _add_sizes(
+    metadata: Metadata, config: ModelConfig, arch: str, n_blocks: int, ratios: list[int], n_hash_layers: int
+) -> None:
     c = config
-    n_ratios = c.n_layers + 1 if n_nextn or c.n_mtp or c.dspark else c.n_layers
-    ratios = (list(c.compress_ratios) + [0])[:n_ratios]
 
     def u32(key: str, value: int) -> None:
-        metadata.u32(f"{ARCH}.{key}", value)
+        metadata.u32(f"{arch}.{key}", value)
 
     def f32(key: str, value: float) -> None:
-        metadata.f32(f"{ARCH}.{key}", value)
+        metadata.f32(f"{arch}.{key}", value)
 
     u32("block_count", n_blocks)
     u32("context_length", c.context_length)
     u32("embedding_length", c.dim)
-    u32("embedding_length_out", c.hc_dim)
     u32("vocab_size", c.vocab_size)
     u32("attention.head_count", c.n_heads)
     u32("attention.head_count_kv", 1)
@@ -83,7 +113,7 @@ def add_model(metadata: Metadata, config: ModelConfig, *, n_blocks: int, n_nextn
     u32("attention.sliding_window", c.window)
     u32("attention.output_group_count", c.o_groups)
     u32("attention.output_lora_rank", c.o_rank)
-    metadata.add_array(f"{ARCH}.attention.compress_ratios", ValueType.I32, ratios)
+    metadata.add_array(f"{arch}.attention.compress_ratios", ValueType.I32, ratios)
     f32("attention.compress_rope_freq_base", c.compress_rope_theta)
     u32("attention.indexer.head_count", c.index_heads)
     u32("attention.indexer.key_length", c.index_dim)
@@ -93,23 +123,21 @@ def add_model(metadata: Metadata, config: ModelConfig, *, n_blocks: int, n_nextn
     u32("expert_feed_forward_length", c.expert_dim)
     u32("expert_shared_count", 1)
     f32("expert_weights_scale", c.route_scale)
-    metadata.flag(f"{ARCH}.expert_weights_norm", True)
+    metadata.flag(f"{arch}.expert_weights_norm", True)
     u32("expert_gating_func", GATING_SQRT_SOFTPLUS)
     for key in ("swiglu_clamp_exp", "swiglu_clamp_shexp"):
-        metadata.add_array(f"{ARCH}.{key}", ValueType.F32, [c.swiglu_limit] * n_blocks)
+        metadata.add_array(f"{arch}.{key}", ValueType.F32, [c.swiglu_limit] * n_blocks)
     u32("hyper_connection.count", c.hc_mult)
     u32("hyper_connection.sinkhorn_iterations", c.sinkhorn_iters)
     f32("hyper_connection.epsilon", c.hc_eps)
-    u32("hash_layer_count", c.n_hash_layers)
+    u32("hash_layer_count", n_hash_layers)
     u32("rope.dimension_count", c.rope_dim)
     f32("rope.freq_base", c.rope_theta)
-    metadata.text(f"{ARCH}.rope.scaling.type", "yarn")
+    metadata.text(f"{arch}.rope.scaling.type", "yarn")
     f32("rope.scaling.factor", c.yarn_factor)
     u32("rope.scaling.original_context_length", c.yarn_original_length)
     f32("rope.scaling.yarn_beta_fast", c.yarn_beta_fast)
     f32("rope.scaling.yarn_beta_slow", c.yarn_beta_slow)
-    if n_nextn:
-        u32("nextn_predict_layers", n_nextn)
 
 
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)

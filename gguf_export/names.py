@@ -55,6 +55,20 @@ _MTP = {
 }
 EH_PROJ = "nextn.eh_proj.weight"
 
+# Of the DSpark stages, beside their blocks: in native files, whose words are ds4's, and in llama.cpp's.
+_DSPARK = {
+    "main_proj": ("dspark.main_proj.weight", "fc.weight"),
+    "main_norm.weight": ("dspark.main_norm.weight", "enc.output_norm.weight"),
+    "norm.weight": ("dspark.norm.weight", "output_norm.weight"),
+    "hc_head_fn": ("dspark.hc_head_fn.weight", "output_hc_fn.weight"),
+    "hc_head_base": ("dspark.hc_head_base.weight", "output_hc_base.weight"),
+    "hc_head_scale": ("dspark.hc_head_scale.weight", "output_hc_scale.weight"),
+    "markov_head.markov_w1.weight": ("dspark.markov_w1.weight", "markov_w1.weight"),
+    "markov_head.markov_w2.weight": ("dspark.markov_w2.weight", "markov_w2.weight"),
+    "confidence_head.proj.weight": ("dspark.conf_proj.weight", "conf_proj.weight"),
+}
+NATIVE_STAGE = "dspark."
+
 _EXPERTS = {"w1": "ffn_gate_exps.weight", "w2": "ffn_down_exps.weight", "w3": "ffn_up_exps.weight"}
 _EXPERT = re.compile(r"ffn\.experts\.\d+\.(w[123])")
 
@@ -69,14 +83,21 @@ def gguf_name(name: str, n_layers: int) -> str:
         return _ROOT[name]
     number, _, rest = rest.partition(".")
     block = int(number) + (n_layers if part == "mtp" else 0)
-    expert = _EXPERT.fullmatch(rest)
-    if expert:
-        short = _EXPERTS[expert[1]]
-    elif part == "mtp" and rest in _MTP:
-        short = _MTP[rest]
-    else:
-        short = _BLOCK[rest]
+    short = _MTP[rest] if part == "mtp" and rest in _MTP else _block_name(rest)
     return f"blk.{block}.{short}"
+
+
+def _block_name(rest: str) -> str:
+    expert = _EXPERT.fullmatch(rest)
+    return _EXPERTS[expert[1]] if expert else _BLOCK[rest]
+
+
+def dspark_name(name: str, native: bool) -> str:
+    """The same of a weight of the DSpark stages, mtp.0 and on: in a native file, or in llama.cpp's draft file."""
+    _, stage, rest = name.split(".", 2)
+    if rest in _DSPARK:
+        return _DSPARK[rest][0 if native else 1]
+    return f"{NATIVE_STAGE if native else 'blk.'}{stage}.{_block_name(rest)}"
 
 
 def native_scale_name(name: str) -> str:

@@ -21,7 +21,7 @@ from gguf_export.engine import Io
 from gguf_export.errors import ConvertError, reason
 from gguf_export.hub_cache import find_checkpoint
 from gguf_export.metadata import ARCH, SIDE_PREFIX
-from gguf_export.names import native_scale_name
+from gguf_export.names import NATIVE_STAGE, native_scale_name
 from gguf_export.reader import GGUFFile, read_gguf, read_pairs, shard_paths
 from gguf_export.safetensors_file import TensorRef
 from gguf_export.stores.lookup import STORES, find_model
@@ -171,6 +171,11 @@ def _open_checkpoint(path: Path, mtp: bool, name: str | None) -> QuantizeSource:
     # FP8 has no type in ggml, and BF16 holds it: what is not quantised loses nothing.
     plan = plan_conversion(find_checkpoint(path), ConvertOptions(dense="bf16", mtp=mtp, name=name))
     checkpoint = plan.checkpoint
+    if mtp and checkpoint.drafts == "dspark":
+        raise ConvertError(
+            f"{path} drafts with DSpark, whose stages are not quantised; leave out mtp=True, and convert the checkpoint with it: "
+            "the draft file of that goes beside any file of the model"
+        )
     files = []
     for file in plan.files:
         tensors = [SourceTensor(tensor, _matrices(tensor)) for tensor in file.tensors]
@@ -237,9 +242,9 @@ def _without_drafts(path: Path, gguf: GGUFFile, mtp: bool, notes: list[str]) -> 
     refs = list(gguf.tensors.values())
     blocks = {int(match[1]) for ref in refs if ".nextn." in ref.name and (match := _BLOCK_NUMBER.match(ref.name))}
     all_blocks = {int(match[1]) for ref in refs if (match := _BLOCK_NUMBER.match(ref.name))}
-    is_dspark = any(ref.name.startswith("mtp.") for ref in refs)
-    if is_dspark and mtp:
-        raise ConvertError(f"{path} drafts with DSpark, which only native files hold as it is; leave out mtp=True")
+    stages = ("mtp.", NATIVE_STAGE)
+    if mtp and any(ref.name.startswith(stages) for ref in refs):
+        raise ConvertError(f"{path} drafts with DSpark, whose stages are not quantised; leave out mtp=True")
     if not blocks and mtp:
         raise ConvertError(f"{path} has no MTP block; leave out mtp=True")
     if blocks and not mtp and blocks != all_blocks:  # else it is a draft file of its own
@@ -249,7 +254,7 @@ def _without_drafts(path: Path, gguf: GGUFFile, mtp: bool, notes: list[str]) -> 
         else:
             drafts = tuple(f"blk.{block}." for block in blocks)
             return [ref for ref in refs if not ref.name.startswith(drafts)], False
-    return [ref for ref in refs if not ref.name.startswith("mtp.")], bool(blocks)
+    return [ref for ref in refs if not ref.name.startswith(stages)], bool(blocks)
 
 
 def _gguf_tensor(gguf: GGUFFile, ref: TensorRef) -> SourceTensor | None:

@@ -21,7 +21,8 @@ def _file_lines(file: PlannedFile, layouts: list[FileLayout]) -> list[str]:
     for tensor in file.tensors:
         counts[tensor.info.kind.name] += 1
         sizes[tensor.info.kind.name] += tensor.info.nbytes
-    title = "mtp-OUT: the MTP block for speculative decoding" if file.prefix else "OUT"
+    titles = {"mtp-": "mtp-OUT: the MTP block for speculative decoding", "dspark-": "dspark-OUT: the DSpark stages, likewise"}
+    title = titles.get(file.prefix, "OUT")
     lines = [f"{title}: {len(file.tensors):,} tensors, {gigabytes(sum(layout.size for layout in layouts))}"]
     for kind, count in sorted(counts.items(), key=lambda item: -sizes[item[0]]):
         lines.append(f"  {kind:6} {count:6,} tensors {gigabytes(sizes[kind]):>12}")
@@ -81,7 +82,7 @@ def plan_as_json(plan: ConversionPlan) -> dict[str, Any]:
         for tensor in file.tensors:
             sizes[tensor.info.kind.name] += tensor.info.nbytes
         files.append({
-            "kind": "mtp" if file.prefix else "model", "bytes": sum(layout.size for layout in layouts),
+            "kind": file.prefix.removesuffix("-") or "model", "bytes": sum(layout.size for layout in layouts),
             "n_tensors": len(file.tensors), "bytes_by_type": dict(sizes.most_common()),
             "shard_bytes": [layout.size for layout in layouts],
         })

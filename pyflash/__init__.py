@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from pyflash.engine.session import Origin as Origin
     from pyflash.engine.session import PartsInfo as PartsInfo
     from pyflash.engine.session import Session as Session
+    from pyflash.engine.stages import StagedModel as StagedModel
+    from pyflash.engine.stages import StagedSession as StagedSession
     from pyflash.engine.steps import eval_many as eval_many
+    from pyflash.engine.steps import eval_stage as eval_stage
     from pyflash.engine.tokenizer import Tokenizer as Tokenizer
     from pyflash.engine.worker import Worker as Worker
     from pyflash.machine.models import find_model as find_model
@@ -53,7 +56,8 @@ _NAMES_OF = {
     "engine.options": ("DeviceOptions",),
     "engine.sampling": ("SamplingOptions", "TokenLogprob"),
     "engine.session": ("Memory", "Origin", "PartsInfo", "Session"),
-    "engine.steps": ("eval_many",),
+    "engine.stages": ("StagedModel", "StagedSession"),
+    "engine.steps": ("eval_many", "eval_stage"),
     "engine.tokenizer": ("Tokenizer",),
     "engine.worker": ("Worker",),
     "machine.models": ("find_model",),

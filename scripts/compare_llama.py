@@ -33,7 +33,7 @@ import tarfile
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ _OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CU
             "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF",
             "-DLLAMA_BUILD_UI=OFF")  # fmt: skip
 _AVX2 = ("-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in ("AVX", "AVX2", "FMA", "F16C", "BMI2")))
-_ISA = {
+ISA_OPTIONS = {
     "native": ("-DGGML_NATIVE=ON",),
     "avx2": _AVX2,
     "avx512": (*_AVX2, *(f"-DGGML_{name}=ON" for name in ("AVX512", "AVX512_VBMI", "AVX512_VNNI"))),
@@ -140,19 +140,22 @@ def build(folder: Path, engine: str, isa: str, source: Path | None) -> None:
             sys.exit(f"--source names the checkout of {NAMES[engine]}")
         source = llama_source(folder)
     place = folder / f"{engine}-{isa}"
-    x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform == "linux"
-    flags = [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX") if x86]
-    if engine == "ik":
-        flags += stand_ins(place)
+    more = stand_ins(place) if engine == "ik" else []
     for repack in (False, True):
         own = [f"-DGGML_CPU_REPACK={'ON' if repack else 'OFF'}"] if engine == "llama" else []
-        subprocess.run(["cmake", "-S", str(source), "-B", str(place), *_OPTIONS, *_ISA[isa], *_ENGINE_OPTIONS[engine],
-                        *own, *flags], check=True)  # fmt: skip
-        subprocess.run(["cmake", "--build", str(place), "--target", "llama-bench", "-j", str(os.cpu_count())], check=True)
+        compile_target("llama-bench", source, place, isa, [*_ENGINE_OPTIONS[engine], *own, *more])
         program = next((place / "bin").rglob("llama-bench*"))
         if engine == "llama" and not repack:
             shutil.copy2(program, place / "bin" / "no-repack-bench")
     print(f"built {place}")
+
+
+def compile_target(target: str, source: Path, place: Path, isa: str, options: Sequence[str]) -> None:
+    """Builds a program of a rival's source in the folder place, for a set of instructions."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform == "linux"
+    flags = [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX") if x86]
+    subprocess.run(["cmake", "-S", str(source), "-B", str(place), *_OPTIONS, *ISA_OPTIONS[isa], *options, *flags], check=True)
+    subprocess.run(["cmake", "--build", str(place), "--target", target, "-j", str(os.cpu_count())], check=True)
 
 
 def llama_source(folder: Path) -> Path:
@@ -333,13 +336,13 @@ def main() -> None:
     asked = commands.add_parser("build")
     asked.add_argument("folder", type=Path)
     asked.add_argument("--engine", choices=NAMES, default="llama")
-    asked.add_argument("--isa", choices=_ISA, default="native")
+    asked.add_argument("--isa", choices=ISA_OPTIONS, default="native")
     asked.add_argument("--source", type=Path, metavar="CHECKOUT", help="the engine's source, in place of the package's")
     run = commands.add_parser("run")
     run.add_argument("file", type=Path)
     run.add_argument("folder", type=Path, help="where `build` put the rivals")
     run.add_argument("--engine", choices=NAMES, nargs="+", default=["llama"])
-    run.add_argument("--isa", choices=_ISA, default="native")
+    run.add_argument("--isa", choices=ISA_OPTIONS, default="native")
     run.add_argument("--prompt", type=numbers, default=[512, 2048])
     run.add_argument("--gen", type=int, default=32)
     run.add_argument("--depth", type=numbers, default=[0])

@@ -3,7 +3,7 @@
     python scripts/logits_digest.py            # compares; exits with 1 where bits differ
     python scripts/logits_digest.py --write    # replaces those of this machine's kernel sets
 
-Bits change only knowingly: whoever changes them on purpose raises PF_ARITHMETIC_VERSION (csrc/include/pyflash.h), so that
+Bits change only knowingly: whoever changes them on purpose raises PF_ARITHMETIC_VERSION (csrc/include/pyflash_base.h), so that
 session files of before are told apart, and then runs this with --write, on a machine of every kernel set. Until then the
 other sets are not known, and told so.
 
@@ -117,7 +117,7 @@ def compare(kernel_set: str, measured: Callable[[str], dict[str, str]] = measure
         return Outcome(kernel_set, "same", f"{kernel_set}: the same bits as committed")
     return Outcome(kernel_set, "changed",
                    f"{kernel_set}: the logits have other bits than before in {', '.join(differ)}. Not meant: find what "
-                   "changed the arithmetic. Meant: raise PF_ARITHMETIC_VERSION (csrc/include/pyflash.h), say so in the "
+                   "changed the arithmetic. Meant: raise PF_ARITHMETIC_VERSION (csrc/include/pyflash_base.h), say so in the "
                    f"change log, and run {COMMAND} for every kernel set")
 
 

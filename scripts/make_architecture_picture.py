@@ -48,7 +48,7 @@ def draw() -> str:
             kind = "c"
             middle = y + HEIGHT / 2 - GAP / 2
             shapes.append(f'<line x1="{MARGIN}" y1="{middle}" x2="{WIDTH - MARGIN}" y2="{middle}" stroke-dasharray="4"/>')
-            words = "pyflash.h: the only public header, also for programs in C"
+            words = "pyflash.h and what it includes: the public headers, also for programs in C"
             shapes.append(f'<text class="border" x="{WIDTH / 2}" y="{middle - 5}" text-anchor="middle">{words}</text>')
         else:
             width = (WIDTH - 2 * MARGIN - GAP * (len(band) - 1)) / len(band)

@@ -179,7 +179,7 @@ def main() -> int:
         problem = f"memory grew by {grown:.2f} MB an hour"
     if not problem and last["fds"] > samples[0]["fds"] + 5:
         problem = f"descriptors grew from {samples[0]['fds']:.0f} to {last['fds']:.0f}"
-    if not problem and code != 128 + 15:
+    if not problem and code != 0:
         problem = f"the server ended with {code}"
     print(f"seed {options.seed}: {options.minutes:g} min, {last['requests']:.0f} requests, {last['generated']:.0f} tokens, "
           f"{n_killed} clients killed, {last['cancelled']:.0f} answers cancelled; memory {first['rss']:.1f} MB after "

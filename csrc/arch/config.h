@@ -52,6 +52,21 @@ typedef struct pf_config {
     float limit_shared[PF_MAX_LAYERS];
 } pf_config;
 
+/* The layers first .. end - 1 that a model computes: all of them, or a stage's. The stage with layer 0 embeds the tokens, the
+ * one with layer n_layer - 1 has the head, and the MTP block. */
+typedef struct pf_layer_range {
+    int32_t first, end;
+} pf_layer_range;
+
+static inline bool pf_range_has_head(const pf_config *config, pf_layer_range range) { return range.end == config->n_layer; }
+
+/* What a drafter keeps of a timeline, beside the layers' caches. */
+typedef struct pf_draft_shape {
+    int32_t n_layer;  /* of window rows; 0: nothing drafts */
+    int32_t block;    /* rows that a draft writes behind the timeline's end */
+    bool has_streams; /* MTP: the final streams of recent tokens too */
+} pf_draft_shape;
+
 /* Reads and checks, in any program's dialect of keys. FORMAT: a key is missing or of the wrong kind; UNSUPPORTED: a
  * well-formed model of another architecture or outside the supported set, or no model (arch/file_kind.h). Messages name
  * the key, or what the file is. */

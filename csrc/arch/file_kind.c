@@ -45,8 +45,8 @@ static const char *name_accessory(const pf_gguf *gguf, pf_gguf_string arch) {
 
 /* Models that only draft for another one. Files of ours and of others may hold such tensors beside the model's. */
 static const char *name_draft(const pf_gguf *gguf, pf_gguf_string arch) {
-    static const char dspark[] = "a DSpark draft model, which goes beside a model and is not usable here yet: "
-                                 GIVE_MODEL ", which runs without it";
+    static const char dspark[] = "a DSpark draft model, which goes beside a model: " GIVE_MODEL
+                                 ", and this one beside it (--mtp)";
     if (equals(arch, "dflash") && pf_gguf_has(gguf, "dflash.hyper_connection.count")) return dspark;
     if (equals(arch, "dflash")) return "a DFlash draft model, which goes beside another model: " GIVE_MODEL;
     if (equals(arch, PF_ARCH "-dspark") || equals(arch, PF_ARCH "_dspark")) return dspark;
@@ -72,6 +72,18 @@ static const char *other_deepseek(pf_gguf_string arch) {
         if (equals(arch, known[i].arch)) return known[i].name;
     }
     return "";
+}
+
+pf_status pf_file_kind_check_dspark(const pf_gguf *gguf, pf_error *err) {
+    static const char *const known[] = {"dflash", PF_ARCH "-dspark", PF_ARCH "_dspark", PF_ARCH};
+    pf_gguf_string arch = {"", 0};
+    (void)pf_gguf_get_string(gguf, "general.architecture", &arch);
+    for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
+        if (equals(arch, known[i])) return PF_OK;
+    }
+    return pf_fail(err, PF_ERR_UNSUPPORTED, "the draft file is of architecture \"%.*s\", and only DSpark stages of "
+                   PF_ARCH " (DeepSeek-V4) are known: take the draft file of this model",
+                   (int)(arch.len < 40 ? arch.len : 40), arch.data);
 }
 
 pf_status pf_file_kind_check(const pf_gguf *gguf, pf_error *err) {

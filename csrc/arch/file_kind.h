@@ -7,5 +7,7 @@
 /* OK for a file of this architecture, also one that holds only a model's MTP block. Else UNSUPPORTED, or FORMAT where
  * general.architecture or all tensors are missing, with what the file is and what to do. */
 pf_status pf_file_kind_check(const pf_gguf *gguf, pf_error *err);
+/* OK for one that has DSpark stages, of this architecture's models. */
+pf_status pf_file_kind_check_dspark(const pf_gguf *gguf, pf_error *err);
 
 #endif

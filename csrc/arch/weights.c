@@ -1,5 +1,6 @@
 #include "arch/weights.h"
 
+#include "arch/file_kind.h"
 #include "base/arith.h"
 
 #include <stdio.h>
@@ -13,7 +14,8 @@ typedef struct finder {
     const pf_config *config;
     pf_widened *widened;
     pf_error *err;
-    char prefix[24];
+    bool is_draft; /* the file is a drafter's alone, and the configuration the model's */
+    char prefix[PF_DSPARK_NAME_BYTES];
 } finder;
 
 static finder in_layer(const finder *root, int layer) {
@@ -40,9 +42,11 @@ static pf_status find(const finder *f, const char *name, const char *suffix, int
     }
     if (t->ne[0] != (uint64_t)ne0 || t->ne[1] != (uint64_t)ne1 || t->ne[2] != (uint64_t)ne2 || t->ne[3] != 1) {
         return pf_fail(f->err, PF_ERR_FORMAT,
-                       "tensor %s has shape [%llu, %llu, %llu, %llu], the configuration asks for [%lld, %lld, %lld]",
-                       full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
-                       (unsigned long long)t->ne[3], (long long)ne0, (long long)ne1, (long long)ne2);
+                       "%stensor %s has shape [%llu, %llu, %llu, %llu], the %s asks for [%lld, %lld, %lld]",
+                       f->is_draft ? "the draft file does not belong to this model: " : "", full,
+                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
+                       (unsigned long long)t->ne[3], f->is_draft ? "model" : "configuration", (long long)ne0,
+                       (long long)ne1, (long long)ne2);
     }
     if (t->data == NULL) return refuse_unreadable(f, full, t->type);
     if ((uintptr_t)t->data % sizeof(float) != 0) {
@@ -216,18 +220,23 @@ static pf_status find_moe(const finder *f, bool hash, pf_moe_weights *out) {
     return find_matrix(f, "ffn_down_shexp", ff, width, &out->shared_down);
 }
 
+/* A block under the finder's prefix; out->ratio, hash and limits are set. */
+static pf_status find_block(const finder *f, pf_layer_weights *out) {
+    const int64_t mixes = (2 + (int64_t)f->config->n_stream) * f->config->n_stream;
+    PF_TRY(find_mhc(f, "hc_attn", mixes, 3, ".weight", &out->hc_attn));
+    PF_TRY(find_mhc(f, "hc_ffn", mixes, 3, ".weight", &out->hc_ffn));
+    PF_TRY(find_attention(f, out->ratio, &out->attn));
+    return find_moe(f, out->hash, &out->moe);
+}
+
 static pf_status find_layer(const finder *root, int layer, bool hash, pf_layer_weights *out) {
     const finder f = in_layer(root, layer);
     const pf_config *c = f.config;
-    const int64_t mixes = (2 + (int64_t)c->n_stream) * c->n_stream;
     out->ratio = c->ratio[layer];
     out->hash = hash;
     out->limit_routed = c->limit_routed[layer];
     out->limit_shared = c->limit_shared[layer];
-    PF_TRY(find_mhc(&f, "hc_attn", mixes, 3, ".weight", &out->hc_attn));
-    PF_TRY(find_mhc(&f, "hc_ffn", mixes, 3, ".weight", &out->hc_ffn));
-    PF_TRY(find_attention(&f, out->ratio, &out->attn));
-    return find_moe(&f, hash, &out->moe);
+    return find_block(&f, out);
 }
 
 /* The MTP block: in llama.cpp's layout (a file of its own, whose output_hc_* are the block's) or a native file's. */
@@ -254,6 +263,37 @@ static pf_status find_mtp(const finder *root, pf_mtp_weights *out) {
     }
     out->present = true;
     return PF_OK;
+}
+
+/* DSpark's stages, in whosever words. They are blocks like the model's last layer, whose limits they have.
+ * None where not all of the layers whose outputs they see lie in the range. */
+static pf_status find_dspark(const finder *root, pf_layer_range range, pf_dspark_weights *out) {
+    const pf_config *c = root->config;
+    const int64_t width = c->n_embd;
+    pf_dspark_config *d = &out->config;
+    char name[PF_DSPARK_NAME_BYTES];
+    PF_TRY(pf_dspark_read(root->gguf, c, d, root->err));
+    for (int32_t i = 0; i < d->n_target; ++i) {
+        if (d->target[i] < range.first) d->n_stage = 0; /* another stage has what they are made of */
+    }
+    for (int32_t i = 0; i < d->n_stage; ++i) {
+        pf_layer_weights *stage = &out->stages[i];
+        finder f = *root;
+        (void)pf_dspark_stage(d, i, f.prefix);
+        stage->limit_routed = c->limit_routed[c->n_layer - 1];
+        stage->limit_shared = c->limit_shared[c->n_layer - 1];
+        PF_TRY(find_block(&f, stage));
+    }
+    if (d->n_stage == 0) return PF_OK;
+    const int64_t n_feature = d->n_target * width;
+    PF_TRY(find_matrix(root, pf_dspark_name(d, PF_DSPARK_MAIN_PROJ, name), n_feature, width, &out->main_proj));
+    PF_TRY(find_norm(root, pf_dspark_name(d, PF_DSPARK_MAIN_NORM, name), width, &out->main_norm));
+    PF_TRY(find_norm(root, pf_dspark_name(d, PF_DSPARK_NORM, name), width, &out->norm));
+    PF_TRY(find_mhc(root, pf_dspark_name(d, PF_DSPARK_HEAD_MIX, name), c->n_stream, 1, ".weight", &out->head_mix));
+    PF_TRY(find_matrix(root, pf_dspark_name(d, PF_DSPARK_MARKOV_W1, name), d->rank, c->n_vocab, &out->markov_w1));
+    PF_TRY(find_matrix(root, pf_dspark_name(d, PF_DSPARK_MARKOV_W2, name), d->rank, c->n_vocab, &out->markov_w2));
+    if (!d->has_confidence) return PF_OK;
+    return find_f32(root, pf_dspark_name(d, PF_DSPARK_CONFIDENCE, name), ".weight", width + d->rank, 1, &out->confidence);
 }
 
 /* An MTP file must be of the same model: its block runs with the main file's sizes, and its tensors are checked against
@@ -285,35 +325,90 @@ static pf_status find_vocab(const pf_gguf *gguf, int32_t *n_vocab, pf_error *err
     return PF_OK;
 }
 
-static pf_status load_all(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
-                          const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err) {
-    PF_TRY(find_vocab(gguf, &config->n_vocab, err));
-    const finder root = {gguf, config, &out->widened, err, ""};
-    PF_TRY(find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed));
-    PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
-    PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
-    PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
-    for (int l = 0; l < config->n_layer; ++l) {
-        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
+/* The number of "blk.N." at the beginning of a name; -1: it begins otherwise. */
+static int64_t layer_of_name(pf_gguf_string name) {
+    const char start[] = "blk.";
+    const uint64_t begin = sizeof start - 1;
+    int64_t layer = 0;
+    uint64_t at = begin;
+    if (name.len < begin || memcmp(name.data, start, begin) != 0) return -1;
+    for (; at < name.len && at < begin + 6 && name.data[at] >= '0' && name.data[at] <= '9'; ++at) {
+        layer = layer * 10 + (name.data[at] - '0');
     }
-    if (mtp_gguf != NULL) {
-        PF_TRY(check_mtp_config(config, mtp_config, err));
-        const finder mtp_root = {mtp_gguf, mtp_config, &out->widened, err, ""};
-        return find_mtp(&mtp_root, &out->mtp);
-    }
-    return config->n_nextn > 0 ? find_mtp(&root, &out->mtp) : PF_OK;
+    return at > begin && at < name.len && name.data[at] == '.' ? layer : -1;
 }
 
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf,
-                          const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err) {
+static bool is_called(pf_gguf_string name, const char *wanted) {
+    return name.len == strlen(wanted) && memcmp(name.data, wanted, (size_t)name.len) == 0;
+}
+
+bool pf_range_has_tensor(const pf_config *config, pf_layer_range range, bool mtp, pf_gguf_string name) {
+    const int64_t layer = layer_of_name(name);
+    const bool has_head = pf_range_has_head(config, range);
+    if (layer >= 0 && layer < config->n_layer) return layer >= range.first && layer < range.end;
+    if (is_called(name, "token_embd.weight")) return range.first == 0 || (has_head && mtp);
+    return has_head;
+}
+
+/* What drafts, from the file beside the model's or else the model's own. */
+static pf_status find_drafter(const finder *root, const pf_gguf *draft_gguf, const pf_config *mtp_config,
+                              pf_weights *out) {
+    if (draft_gguf == NULL) {
+        PF_TRY(find_dspark(root, out->range, &out->dspark));
+        return out->dspark.config.n_stage == 0 && root->config->n_nextn > 0 ? find_mtp(root, &out->mtp) : PF_OK;
+    }
+    finder beside = {.gguf = draft_gguf, .config = root->config, .widened = root->widened, .err = root->err,
+                     .is_draft = true};
+    if (mtp_config == NULL) {
+        PF_TRY(pf_file_kind_check_dspark(draft_gguf, root->err));
+        pf_config plain = *root->config;
+        plain.native = false;
+        beside.config = &plain;
+        return find_dspark(&beside, out->range, &out->dspark);
+    }
+    PF_TRY(check_mtp_config(root->config, mtp_config, root->err));
+    beside.config = mtp_config;
+    return find_mtp(&beside, &out->mtp);
+}
+
+static pf_status load_all(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *draft_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err) {
+    PF_TRY(find_vocab(gguf, &config->n_vocab, err));
+    const finder root = {.gguf = gguf, .config = config, .widened = &out->widened, .err = err};
+    const bool has_head = pf_range_has_head(config, range);
+    for (int l = range.first; l < range.end; ++l) {
+        PF_TRY(find_layer(&root, l, l < config->n_hash_layer, &out->layers[l]));
+    }
+    if (has_head) {
+        PF_TRY(find_matrix(&root, "output", config->n_embd, config->n_vocab, &out->head));
+        PF_TRY(find_norm(&root, "output_norm", config->n_embd, &out->norm));
+        PF_TRY(find_mhc(&root, "output_hc", config->n_stream, 1, ".weight", &out->head_mix));
+        PF_TRY(find_drafter(&root, draft_gguf, mtp_config, out));
+    }
+    const bool embeds = range.first == 0 || pf_weights_draft_shape(out).n_layer > 0;
+    return embeds ? find_matrix(&root, "token_embd", config->n_embd, config->n_vocab, &out->embed) : PF_OK;
+}
+
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *draft_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err) {
     memset(out, 0, sizeof *out);
+    out->range = range;
     out->layers = pf_calloc((size_t)config->n_layer, sizeof *out->layers);
     if (out->layers == NULL) return pf_fail(err, PF_ERR_MEMORY, "out of memory for the layer table");
-    const pf_status status = load_all(gguf, config, mtp_gguf, mtp_config, out, err);
+    const pf_status status = load_all(gguf, config, range, draft_gguf, mtp_config, out, err);
     if (status != PF_OK) pf_weights_free(out);
     return status;
+}
+
+pf_draft_shape pf_weights_draft_shape(const pf_weights *w) {
+    if (w->dspark.config.n_stage > 0) {
+        return (pf_draft_shape){.n_layer = w->dspark.config.n_stage, .block = w->dspark.config.block};
+    }
+    return (pf_draft_shape){.n_layer = w->mtp.present ? 1 : 0, .block = 1, .has_streams = w->mtp.present};
+}
+
+const pf_layer_weights *pf_weights_draft_layer(const pf_weights *w, int32_t i) {
+    return w->dspark.config.n_stage > 0 ? &w->dspark.stages[i] : &w->mtp.layer;
 }
 
 void pf_weights_free(pf_weights *weights) {

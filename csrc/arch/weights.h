@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "format/gguf.h"
 #include "arch/config.h"
+#include "arch/dspark.h"
 #include "arch/widen.h"
 
 /* A compressor's weights; width w is head_dim, or index_dim inside the indexer. c = 2 for ratio 4, else 1. */
@@ -66,23 +67,46 @@ typedef struct pf_mtp_weights {
     const float *norm;       /* [D] */
 } pf_mtp_weights;
 
+/* DSpark: blocks over what the model's layers put out, and a head that corrects each drafted token by the one before. */
+typedef struct pf_dspark_weights {
+    pf_dspark_config config;    /* n_stage 0: there are none */
+    pf_weight main_proj;        /* [D, n_target D] */
+    const float *main_norm;     /* [D] */
+    pf_layer_weights stages[PF_MAX_STAGES];
+    pf_mhc_site head_mix;
+    const float *norm;          /* [D] */
+    pf_weight markov_w1, markov_w2; /* [vocab, rank] */
+    const float *confidence;    /* [D + rank]; NULL where the file has none */
+} pf_dspark_weights;
+
 typedef struct pf_weights {
-    pf_weight embed;        /* [vocab, D] */
-    pf_weight head;         /* [vocab, D] */
+    pf_layer_range range;   /* whose weights these are; others are zeros */
+    pf_weight embed;        /* [vocab, D]; of the first stage, and for the MTP block */
+    pf_weight head;         /* [vocab, D]; as norm and head_mix of the last stage */
     const float *norm;      /* [D] */
     pf_mhc_site head_mix;
     bool head_on_device;    /* head, norm and head_mix */
     pf_layer_weights *layers; /* n_layer; owned */
-    pf_mtp_weights mtp;
+    pf_mtp_weights mtp;       /* at most one of the two is there */
+    pf_dspark_weights dspark;
     pf_widened widened;     /* owned */
 } pf_weights;
 
-/* Fills *out from the model's GGUF and sets config->n_vocab. mtp_gguf, which may be NULL, is a file that holds the MTP
- * block in llama.cpp's layout, with its own configuration mtp_config; without it a native file's own block is
- * taken.
+/* Whether a tensor of this name is a weight of the range, or of no layer that is known. drafts: with what drafts, which needs
+ * the embedding; an MTP block's number is n_layer. */
+bool pf_range_has_tensor(const pf_config *config, pf_layer_range range, bool drafts, pf_gguf_string name);
+
+/* Fills *out from the model's GGUF and sets config->n_vocab: the weights of the range. Of a range without the head what drafts
+ * is left out. draft_gguf, which may be NULL, is a file that drafts for the model: an MTP block in llama.cpp's layout, with its
+ * own configuration mtp_config, or, where that is NULL, DSpark stages. Without it what the model's own file has is taken.
  * FORMAT errors name the tensor that is missing, of another shape, or of a type that does not fit. */
-pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, const pf_gguf *mtp_gguf, const pf_config *mtp_config,
-                          pf_weights *out, pf_error *err);
+pf_status pf_weights_load(const pf_gguf *gguf, pf_config *config, pf_layer_range range, const pf_gguf *draft_gguf,
+                          const pf_config *mtp_config, pf_weights *out, pf_error *err);
 void pf_weights_free(pf_weights *weights);
+
+/* What drafting keeps of a timeline. */
+pf_draft_shape pf_weights_draft_shape(const pf_weights *weights);
+/* Its layers, from 0. */
+const pf_layer_weights *pf_weights_draft_layer(const pf_weights *weights, int32_t i);
 
 #endif

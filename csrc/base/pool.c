@@ -137,13 +137,13 @@ typedef struct pf_worker {
 
 struct pf_pool {
     _Alignas(PF_ALIGN) _Atomic uint64_t gate;
-    _Alignas(PF_ALIGN) _Atomic int64_t next_piece;
+    _Alignas(PF_ALIGN) _Atomic int64_t next; /* grain */
     /* The loop, written while the gate is closed and nobody is inside. */
     _Alignas(PF_ALIGN) pf_pool_fn fn;
     void *arg;
     int64_t n;
-    int64_t grain;
-    int64_t n_pieces;
+    int64_t grain, n_grains;
+    int64_t most; /* grains of a piece */
     /* Sleeping. Each side first says that it will sleep and then looks at the gate again; the other changes the gate
      * first and then looks for sleepers. All four are sequentially consistent, so one of them sees the other. */
     _Alignas(PF_ALIGN) atomic_int sleepers;
@@ -162,13 +162,26 @@ struct pf_pool {
     pf_fork_watch fork;
 };
 
+/* The next piece, in grains. False when there is none. */
+static bool pf_take_piece(pf_pool *pool, int64_t *begin, int64_t *end) {
+    if (pool->most == 1) {
+        *begin = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+        *end = *begin + 1;
+        return *begin < pool->n_grains;
+    }
+    *begin = atomic_load_explicit(&pool->next, memory_order_relaxed);
+    do {
+        if (*begin >= pool->n_grains) return false;
+        *end = *begin + pf_pool_piece(pool->n_threads, pool->n_grains - *begin, pool->most);
+    } while (!atomic_compare_exchange_weak_explicit(&pool->next, begin, *end, memory_order_relaxed, memory_order_relaxed));
+    return true;
+}
+
 static void pf_pool_work(pf_pool *pool, int worker) {
-    for (;;) {
-        int64_t piece = atomic_fetch_add_explicit(&pool->next_piece, 1, memory_order_relaxed);
-        if (piece >= pool->n_pieces) return;
-        int64_t begin = piece * pool->grain;
-        int64_t end = pool->n - begin < pool->grain ? pool->n : begin + pool->grain;
-        pool->fn(pool->arg, begin, end, worker);
+    int64_t begin, end;
+    while (pf_take_piece(pool, &begin, &end)) {
+        const int64_t last = end < pool->n_grains ? end * pool->grain : pool->n;
+        pool->fn(pool->arg, begin * pool->grain, last, worker);
     }
 }
 
@@ -277,10 +290,11 @@ static void pf_pool_restart(pf_pool *pool) {
     if (pool->is_pinned) (void)pf_pin_workers(pool);
 }
 
-void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *arg) {
+void pf_pool_share(pf_pool *pool, int64_t n, int64_t least, int64_t most, pf_pool_fn fn, void *arg) {
     if (n <= 0) return;
-    if (grain < 1) grain = 1;
+    if (least < 1) least = 1;
     if (!pool) {
+        const int64_t grain = most > least ? most - most % least : least;
         for (int64_t begin = 0; begin < n;) {
             int64_t end = n - begin < grain ? n : begin + grain;
             fn(arg, begin, end, 0);
@@ -293,14 +307,19 @@ void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *a
     pool->fn = fn;
     pool->arg = arg;
     pool->n = n;
-    pool->grain = grain;
-    pool->n_pieces = n / grain + (n % grain != 0);
-    atomic_store_explicit(&pool->next_piece, 0, memory_order_relaxed);
-    bool share = pool->n_started > 0 && pool->n_pieces > 1;
+    pool->grain = least;
+    pool->n_grains = n / least + (n % least != 0);
+    pool->most = most > least ? most / least : 1;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    bool share = pool->n_started > 0 && pool->n_grains > 1;
     if (share) pf_gate_open(pool);
     pf_pool_work(pool, 0);
     if (share) pf_gate_close(pool);
     pf_mutex_unlock(&pool->run_lock);
+}
+
+void pf_pool_run(pf_pool *pool, int64_t n, int64_t grain, pf_pool_fn fn, void *arg) {
+    pf_pool_share(pool, n, grain, grain, fn, arg);
 }
 
 /* On the systems we build for the others cannot fail once the first has not. */

@@ -268,6 +268,16 @@ pf_status pf_gguf_overlay(pf_gguf *gguf, const char *path, pf_error *err) {
     return PF_OK;
 }
 
+void pf_gguf_leave_out(pf_gguf *gguf, pf_gguf_need_fn is_needed, void *user) {
+    pf_gguf_entry *entries = (pf_gguf_entry *)(void *)gguf->tensors.items;
+    for (uint64_t i = 0; i < gguf->tensors.count; i++) {
+        pf_gguf_tensor *tensor = &entries[i].tensor;
+        if (is_needed(user, tensor->name)) continue;
+        tensor->data = NULL;
+        tensor->bytes = 0;
+    }
+}
+
 void pf_gguf_close(pf_gguf *gguf) {
     if (!gguf) return;
     pf_gguf_close(gguf->overlay);

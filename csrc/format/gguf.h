@@ -33,7 +33,7 @@ typedef struct pf_gguf_tensor {
     uint32_t type;                    /* ggml type id as in the file */
     uint32_t n_dims;
     uint64_t ne[PF_GGUF_MAX_DIMS];    /* ne[0] is contiguous; unused entries are 1 */
-    const uint8_t *data;              /* NULL when the type is not in types.h */
+    const uint8_t *data;              /* NULL when the type is not in types.h, or the tensor was left out */
     uint64_t bytes;
 } pf_gguf_tensor;
 
@@ -46,6 +46,9 @@ pf_status pf_gguf_parse(const uint8_t *data, uint64_t size, pf_gguf **out, pf_er
 /* From now on the tensors that the file at path holds are those, also of another type, in the place of the ones with their
  * names. FORMAT, and the directory is no longer to be used, where one has no such place: no tensor of its name and shape. */
 pf_status pf_gguf_overlay(pf_gguf *gguf, const char *path, pf_error *err);
+/* From now on the tensors that the caller does not need have neither data nor bytes: nothing reads or counts them. */
+typedef bool (*pf_gguf_need_fn)(void *user, pf_gguf_string name);
+void pf_gguf_leave_out(pf_gguf *gguf, pf_gguf_need_fn is_needed, void *user);
 void pf_gguf_close(pf_gguf *gguf); /* NULL is allowed */
 
 uint64_t pf_gguf_file_bytes(const pf_gguf *gguf); /* all shards */

@@ -42,10 +42,11 @@ static void place_frontier(layout *at, int64_t ratio, bool overlap, int64_t widt
     out->undo = place(at, (uint64_t)(2 * out->need * out->channels), sizeof(float));
 }
 
+/* most: rows that are written at once. */
 static void place_layer(layout *at, const pf_config *c, const pf_cache *cache, pf_cache_formats formats, int32_t ratio,
-                        pf_layer_cache *out) {
+                        int64_t most, pf_layer_cache *out) {
     out->ratio = ratio;
-    place_rows(at, formats.kv, c->head_dim, c->rope_dim, c->window + PF_ROLLBACK + cache->n_chunk, &out->raw);
+    place_rows(at, formats.kv, c->head_dim, c->rope_dim, c->window + PF_ROLLBACK + most, &out->raw);
     if (ratio == 0) return;
     const bool overlap = ratio == PF_RATIO_CSA;
     const int64_t rows = pf_max_i64(1, cache->n_ctx / ratio);
@@ -61,17 +62,23 @@ typedef struct layouts {
     layout host, device;
 } layouts;
 
+static int32_t all_layers(const pf_cache *cache) { return cache->n_layer + cache->drafts.n_layer; }
+
 /* With base NULL only measures: at->host.used and at->device.used become the sizes. */
-static void place_all(layouts *at, const pf_config *c, bool mtp, pf_cache_formats formats, int32_t first_on_device,
+static void place_all(layouts *at, const pf_config *c, pf_cache_formats formats, int32_t first_on_device,
                       pf_cache *cache) {
-    cache->layers = place(&at->host, (uint64_t)cache->n_layer, sizeof *cache->layers);
-    for (int32_t l = 0; l < cache->n_layer; ++l) {
+    const int32_t n_layer = all_layers(cache);
+    cache->layers = place(&at->host, (uint64_t)n_layer, sizeof *cache->layers);
+    for (int32_t l = 0; l < n_layer; ++l) {
         pf_layer_cache measured = {0};
         pf_layer_cache *layer = at->host.base != NULL ? &cache->layers[l] : &measured;
-        const bool on_device = l >= first_on_device && l < c->n_layer;
-        place_layer(on_device ? &at->device : &at->host, c, cache, formats, l < c->n_layer ? c->ratio[l] : 0, layer);
+        const int32_t number = cache->first_layer + l;
+        const bool drafts = l >= cache->n_layer;
+        const bool on_device = number >= first_on_device && !drafts;
+        const int64_t most = drafts ? pf_max_i64(cache->n_chunk, cache->drafts.block) : cache->n_chunk;
+        place_layer(on_device ? &at->device : &at->host, c, cache, formats, drafts ? 0 : c->ratio[number], most, layer);
     }
-    if (mtp) {
+    if (cache->drafts.has_streams) {
         cache->stream_ring = PF_ROLLBACK + 1 + cache->n_chunk;
         cache->stream_floats = (int64_t)c->n_stream * c->n_embd;
         cache->streams = place(&at->host, (uint64_t)cache->stream_ring, (uint64_t)cache->stream_floats * sizeof(float));
@@ -83,8 +90,16 @@ uint64_t pf_cache_layer_bytes(const pf_config *config, int32_t layer, pf_cache_f
     const pf_cache cache = {.n_ctx = n_ctx, .n_chunk = n_chunk};
     layout at = {NULL, 0, false};
     pf_layer_cache measured = {0};
-    place_layer(&at, config, &cache, formats, config->ratio[layer], &measured);
+    place_layer(&at, config, &cache, formats, config->ratio[layer], n_chunk, &measured);
     return at.overflow ? UINT64_MAX : at.used;
+}
+
+uint64_t pf_cache_draft_region(const pf_cache *cache) {
+    uint64_t bytes = (uint64_t)(cache->stream_ring * cache->stream_floats) * sizeof(float);
+    for (int32_t l = cache->n_layer; l < all_layers(cache); ++l) {
+        bytes += (uint64_t)(cache->layers[l].raw.capacity * cache->layers[l].raw.row_bytes);
+    }
+    return bytes;
 }
 
 static pf_status allocate(pf_cache *cache, const layouts *measured, pf_error *err) {
@@ -108,17 +123,19 @@ static pf_status allocate(pf_cache *cache, const layouts *measured, pf_error *er
     return PF_OK;
 }
 
-pf_status pf_cache_open(const pf_config *config, bool mtp, pf_cache_formats formats, int64_t n_ctx, int32_t n_chunk,
-                        int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out, pf_error *err) {
-    pf_cache cache = {.n_layer = config->n_layer + (mtp ? 1 : 0), .window = config->window, .n_ctx = n_ctx,
-                      .n_chunk = n_chunk, .link = device != NULL ? device->link : NULL};
+pf_status pf_cache_open(const pf_config *config, pf_layer_range range, const pf_draft_shape *drafts, pf_cache_formats formats,
+                        int64_t n_ctx, int32_t n_chunk, int32_t n_checkpoint, const pf_cache_device *device, pf_cache *out,
+                        pf_error *err) {
+    pf_cache cache = {.first_layer = range.first, .n_layer = range.end - range.first, .drafts = *drafts,
+                      .window = config->window, .n_ctx = n_ctx, .n_chunk = n_chunk,
+                      .link = device != NULL ? device->link : NULL};
     const int32_t first_on_device = device != NULL ? device->first_layer : config->n_layer;
     layouts at = {{NULL, 0, false}, {NULL, 0, false}};
-    place_all(&at, config, mtp, formats, first_on_device, &cache);
+    place_all(&at, config, formats, first_on_device, &cache);
     pf_status status = allocate(&cache, &at, err);
     if (status == PF_OK) {
         at = (layouts){{cache.region, 0, false}, {cache.device_region, 0, false}};
-        place_all(&at, config, mtp, formats, first_on_device, &cache);
+        place_all(&at, config, formats, first_on_device, &cache);
         status = pf_checkpoints_open(&cache, n_checkpoint, &cache.checkpoints, err);
     }
     if (status != PF_OK) {
@@ -180,7 +197,7 @@ static void poison_frontier(const pf_cache *cache, const pf_frontier *f) {
 }
 
 void pf_cache_poison(pf_cache *cache) {
-    for (int32_t l = 0; l < cache->n_layer; ++l) {
+    for (int32_t l = 0; l < all_layers(cache); ++l) {
         const pf_layer_cache *layer = &cache->layers[l];
         poison_rows(cache, &layer->raw);
         poison_rows(cache, &layer->pool);
@@ -254,8 +271,10 @@ bool pf_cache_rollback(pf_cache *cache, int64_t n) {
         const pf_checkpoint *checkpoint = pf_checkpoints_find(&cache->checkpoints, target);
         pf_cache_restore(cache, checkpoint);
         cache->floor = checkpoint->floor;
+        cache->draft_begin = checkpoint->draft_begin;
     }
     cache->position = target;
+    cache->draft_begin = pf_min_i64(cache->draft_begin, target);
     cache->imported = 0;
     pf_checkpoints_drop_after(&cache->checkpoints, target);
     return true;

@@ -8,7 +8,8 @@ pf_status pf_checkpoints_open(const pf_cache *cache, int32_t n, pf_checkpoints *
     pf_checkpoints list = {.capacity = n};
     /* As far on as there can be a context; early positions have less to copy. */
     const int64_t far = INT64_C(1) << 40;
-    list.slot_bytes = pf_cache_ring_bytes(cache, far, far - PF_CHECKPOINT_SLACK);
+    list.slot_bytes = pf_cache_ring_bytes(cache, far, far - PF_CHECKPOINT_SLACK) +
+                      pf_cache_draft_bytes(cache, far, far - PF_CHECKPOINT_SLACK, 0);
     uint64_t bytes = 0;
     list.items = pf_calloc((size_t)n, sizeof *list.items);
     if (pf_mul_u64(list.slot_bytes, (uint64_t)n, &bytes) && bytes <= SIZE_MAX / 2) {
@@ -46,6 +47,11 @@ static bool copy_piece(void *user, void *piece, uint64_t size) {
     return true;
 }
 
+static void walk_slot(const pf_cache *cache, const pf_checkpoint *c, slot_cursor *cursor) {
+    (void)pf_cache_walk_rings(cache, c->position, c->floor, copy_piece, cursor);
+    (void)pf_cache_walk_drafts(cache, c->position, c->floor, c->draft_begin, copy_piece, cursor);
+}
+
 /* The one to give up for a new one at position: whose loss leaves the smallest gap, measured by how far back it is. So
  * those that stay lie close together near the end, where most conversations are changed, and further apart before. */
 static int32_t least_useful(const pf_checkpoints *list, int64_t position) {
@@ -62,8 +68,8 @@ static int32_t least_useful(const pf_checkpoints *list, int64_t position) {
     return worst;
 }
 
-pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor) {
-    pf_checkpoint entry = {position, floor, NULL};
+pf_checkpoint *pf_checkpoints_add(pf_checkpoints *list, int64_t position, int64_t floor, int64_t draft_begin) {
+    pf_checkpoint entry = {position, floor, draft_begin, NULL};
     if (list->n == list->capacity) {
         const int32_t given_up = least_useful(list, position);
         pf_checkpoint *place = &list->items[given_up];
@@ -85,9 +91,9 @@ void pf_cache_checkpoint(pf_cache *cache) {
         if (list->items[list->n - 1].floor <= floor) return; /* is of the same tokens, and leads back further */
         --list->n;
     }
-    const pf_checkpoint *entry = pf_checkpoints_add(list, position, floor);
+    const pf_checkpoint *entry = pf_checkpoints_add(list, position, floor, cache->draft_begin);
     slot_cursor cursor = {cache, entry->data, false};
-    (void)pf_cache_walk_rings(cache, position, floor, copy_piece, &cursor);
+    walk_slot(cache, entry, &cursor);
 }
 
 void pf_checkpoints_drop_after(pf_checkpoints *list, int64_t position) {
@@ -104,5 +110,5 @@ const pf_checkpoint *pf_checkpoints_find(const pf_checkpoints *list, int64_t pos
 
 void pf_cache_restore(pf_cache *cache, const pf_checkpoint *checkpoint) {
     slot_cursor cursor = {cache, checkpoint->data, true};
-    (void)pf_cache_walk_rings(cache, checkpoint->position, checkpoint->floor, copy_piece, &cursor);
+    walk_slot(cache, checkpoint, &cursor);
 }

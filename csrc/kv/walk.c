@@ -25,8 +25,17 @@ bool pf_cache_walk_rings(const pf_cache *cache, int64_t position, int64_t floor,
         if (layer->ratio != PF_RATIO_CSA) continue;
         if (!walk_frontier(&layer->index_frontier, position, floor, visit, user)) return false;
     }
+    return true;
+}
+
+bool pf_cache_walk_drafts(const pf_cache *cache, int64_t position, int64_t floor, int64_t draft_begin, pf_visit_fn visit,
+                          void *user) {
+    for (int32_t l = 0; l < cache->drafts.n_layer; ++l) {
+        const pf_rows *rows = &cache->layers[cache->n_layer + l].raw;
+        if (!walk_rows(rows, pf_max_i64(draft_begin, floor - cache->window), position, visit, user)) return false;
+    }
     if (cache->streams == NULL) return true;
-    for (int64_t p = pf_max_i64(0, floor - 1); p < position; ++p) {
+    for (int64_t p = pf_max_i64(draft_begin, floor - 1); p < position; ++p) {
         float *row = cache->streams + p % cache->stream_ring * cache->stream_floats;
         if (!visit(user, row, (uint64_t)cache->stream_floats * sizeof(float))) return false;
     }
@@ -68,6 +77,12 @@ static bool add_size(void *user, void *piece, uint64_t size) {
 uint64_t pf_cache_ring_bytes(const pf_cache *cache, int64_t position, int64_t floor) {
     uint64_t bytes = 0;
     (void)pf_cache_walk_rings(cache, position, floor, add_size, &bytes);
+    return bytes;
+}
+
+uint64_t pf_cache_draft_bytes(const pf_cache *cache, int64_t position, int64_t floor, int64_t draft_begin) {
+    uint64_t bytes = 0;
+    (void)pf_cache_walk_drafts(cache, position, floor, draft_begin, add_size, &bytes);
     return bytes;
 }
 

@@ -66,7 +66,7 @@ static pf_status compress(const pf_step *s, const compressor *c, bool of_index, 
     PF_TRY(be->linear(s->ex, &c->w->kv, x, width, s->n, a, channels));
     PF_TRY(be->linear(s->ex, &c->w->gate, x, width, s->n, g, channels));
     for (PF_EACH_SHARE(s, share)) {
-        const pf_layer_cache *cache = &share->cache->layers[c->layer];
+        const pf_layer_cache *cache = pf_cache_layer(share->cache, c->layer);
         const pf_frontier *frontier = of_index ? &cache->index_frontier : &cache->frontier;
         const pf_rows *pool = of_index ? &cache->index_pool : &cache->pool;
         PF_TRY(pool_rows(s, share, c, frontier, pool, a + share->first * channels, g + share->first * channels));
@@ -93,7 +93,7 @@ static pf_status index_queries(const pf_step *s, int32_t layer, const pf_attenti
     PF_TRY(be->linear(s->ex, &w->index_weights, x, c->n_embd, s->n, weights, heads));
     for (PF_EACH_SHARE(s, share)) {
         float *own = q + share->first * heads * dim;
-        if (share->cache->layers[layer].index_pool.format == PF_ROW_IDX_FP4) {
+        if (pf_cache_layer(share->cache, layer)->index_pool.format == PF_ROW_IDX_FP4) {
             PF_TRY(be->hadamard(s->ex, own, share->n * heads, dim));
             PF_TRY(be->round_fp4(s->ex, own, share->n * heads, dim));
         }
@@ -150,7 +150,7 @@ static pf_status select_rows(const pf_step *s, int32_t layer, const pf_attention
     for (PF_EACH_SHARE(s, share)) {
         const float *own_q = is_needed ? q + share->first * heads * dim : NULL;
         const float *own_weights = is_needed ? weights + share->first * heads : NULL;
-        PF_TRY(choose_rows(s, share, &share->cache->layers[layer].index_pool, own_q, own_weights, out));
+        PF_TRY(choose_rows(s, share, &pf_cache_layer(share->cache, layer)->index_pool, own_q, own_weights, out));
     }
     return PF_OK;
 }
@@ -182,8 +182,20 @@ pf_status pf_attention_rows(const pf_step *s, int32_t layer, int32_t ratio, cons
     PF_TRY(be->rope_tail(s->ex, kv, s->n, 1, d, pf_step_rope_of(s, ratio), false));
     pf_step_tap(s, "kv", layer, kv, d);
     for (PF_EACH_SHARE(s, share)) {
-        PF_TRY(be->store_rows(s->ex, &share->cache->layers[layer].raw, pf_step_place(s, share), share->n,
+        PF_TRY(be->store_rows(s->ex, &pf_cache_layer(share->cache, layer)->raw, pf_step_place(s, share), share->n,
                               kv + share->first * d));
+    }
+    return PF_OK;
+}
+
+/* Every row as the block's last one, whose window reaches back over the block and the tokens before it. */
+static pf_status attend_block(const pf_step *s, const pf_share *share, pf_attn_args *args) {
+    const int64_t width = args->n_head * args->head_dim;
+    args->n_token = 1;
+    args->position += share->n - 1;
+    args->window += share->n;
+    for (int64_t t = 0; t < share->n; ++t, args->q += width, args->out += width) {
+        PF_TRY(s->ex->backend->sparse_attn(s->ex, args));
     }
     return PF_OK;
 }
@@ -194,16 +206,18 @@ static pf_status attend(const pf_step *s, int32_t layer, int32_t ratio, const pf
     const pf_config *c = &s->net->config;
     const int64_t heads = c->n_head, d = c->head_dim, k = c->index_topk;
     for (PF_EACH_SHARE(s, share)) {
-        const pf_layer_cache *cache = &share->cache->layers[layer];
+        const pf_layer_cache *cache = pf_cache_layer(share->cache, layer);
         float *own = q + share->first * heads * d;
-        const pf_attn_args args = {
+        pf_attn_args args = {
             .q = own, .out = own, .n_token = share->n, .position = pf_step_place(s, share), .n_head = heads,
-            .head_dim = d, .window = c->window, .sinks = w->sinks, .scale = 1.0f / sqrtf((float)d), .raw = &cache->raw,
+            .head_dim = d, .window = share->context > 0 ? share->context : c->window, .sinks = w->sinks,
+            .scale = 1.0f / sqrtf((float)d), .raw = &cache->raw,
             .pool = ratio != 0 ? &cache->pool : NULL, .ratio = ratio,
             .select = chosen != NULL ? chosen->rows + share->first * k : NULL,
             .select_n = chosen != NULL ? chosen->n + share->first : NULL, .select_ld = chosen != NULL ? k : 0,
         };
-        PF_TRY(s->ex->backend->sparse_attn(s->ex, &args));
+        if (share->is_block) PF_TRY(attend_block(s, share, &args));
+        else PF_TRY(s->ex->backend->sparse_attn(s->ex, &args));
     }
     return PF_OK;
 }

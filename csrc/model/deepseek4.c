@@ -70,8 +70,8 @@ pf_status pf_layer_rows(const pf_step *s, int32_t layer, const pf_layer_weights 
     return pf_attention_rows(s, layer, w->ratio, &w->attn, run.x);
 }
 
-/* logits [n_out, vocab], on the host, of x [n_out, D] on the step's side. */
-static pf_status project_vocabulary(const pf_step *s, const float *x, int64_t n_out, float *logits) {
+pf_status pf_project_vocabulary(const pf_step *s, const float *x, int64_t n_out, float *logits) {
+    if (s->draft_head != NULL) return pf_draft_head_logits(s, s->draft_head, x, n_out, logits);
     const pf_config *c = &s->net->config;
     const pf_step *side = pf_step_side(s, s->net->weights.head_on_device);
     const size_t bytes = (size_t)(n_out * c->n_vocab) * sizeof(float);
@@ -105,7 +105,7 @@ static pf_status project_for_shares(const pf_step *s, const float *x, int64_t n_
     PF_SCRATCH(float, logits, s, most * n_vocab);
     for (int64_t begin = 0; begin < n_out; begin += most) {
         const int64_t n = pf_min_i64(most, n_out - begin);
-        PF_TRY(project_vocabulary(s, x + begin * s->net->config.n_embd, n, logits));
+        PF_TRY(pf_project_vocabulary(s, x + begin * s->net->config.n_embd, n, logits));
         for (int64_t i = 0; i < n; ++i, ++row) {
             for (; row == share->n_out; row = 0) share = pf_step_next(s, share);
             memcpy(share->logits + row * n_vocab, logits + i * n_vocab, (size_t)n_vocab * sizeof *logits);
@@ -133,8 +133,7 @@ pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, c
     tap_outputs(s, "head_in", x, width);
     PF_TRY(be->rms_norm(s->ex, x, n_out, width, norm, c->norm_eps, x));
     tap_outputs(s, "head_norm", x, width);
-    if (s->draft_head != NULL) PF_TRY(pf_draft_head_logits(s, s->draft_head, x, n_out, s->shares->logits));
-    else if (s->n_share == 1) PF_TRY(project_vocabulary(s, x, n_out, s->shares->logits));
+    if (s->n_share == 1) PF_TRY(pf_project_vocabulary(s, x, n_out, s->shares->logits));
     else PF_TRY(project_for_shares(s, x, n_out));
     for (PF_EACH_SHARE(s, share)) {
         pf_share_tap(s->host, share, "logits", -1, share->position + share->n - share->n_out, share->logits, share->n_out,
@@ -143,22 +142,61 @@ pf_status pf_head(const pf_step *s, const pf_mhc_site *mix, const float *norm, c
     return PF_OK;
 }
 
+pf_status pf_head_input(const pf_step *s, const pf_mhc_site *mix, const float *streams, int64_t n, float *x) {
+    const pf_mhc_shape shape = mhc_shape(&s->net->config);
+    return s->ex->backend->mhc_head(s->ex, &shape, mix, streams, n, x);
+}
+
+/* What DSpark sees of a layer before the last, whose output is complete on its side. */
+static pf_status note_output(const pf_step *at, int32_t layer, const float *streams) {
+    if (!pf_dspark_wants(at, layer)) return PF_OK;
+    PF_TRY(pf_piece_end(at)); /* it is copied to the host */
+    PF_TRY(pf_dspark_note(at, layer, streams));
+    return pf_piece_begin(at, layer + 1, PF_PIECE_LAYER);
+}
+
 /* The layers over streams, which lie on *side, and where they lie then. */
 static pf_status run_layers(pf_step *s, void **streams, const pf_step **side) {
     const pf_config *c = &s->net->config;
     const pf_weights *w = &s->net->weights;
     const int64_t width = (int64_t)c->n_stream * c->n_embd;
     const pf_step *at = s;
-    for (int32_t l = 0; l < c->n_layer; ++l) {
+    for (int32_t l = w->range.first; l < w->range.end; ++l) {
         const pf_step *next = pf_step_side(s, w->layers[l].on_device);
         if (s->n_share > 1) PF_TRY(pf_step_drop_cancelled(s, *streams, width));
         PF_TRY(pf_step_carry(at, next, *streams, (size_t)(s->n * width) * sizeof(float), streams));
         if (next != at) PF_TRY(pf_piece_begin(next, l, PF_PIECE_LAYER));
         at = next;
         PF_TRY(pf_layer(at, l, &w->layers[l], *streams));
+        if (l < c->n_layer - 1) PF_TRY(note_output(at, l, *streams));
     }
     *side = at;
     return s->n_share > 1 ? pf_step_drop_cancelled(s, *streams, width) : PF_OK;
+}
+
+/* The streams [n, N D] that the layers begin with: the tokens' embeddings, or in a later stage what the one before made. */
+static pf_status take_streams(const pf_step *s, float *streams) {
+    const pf_config *c = &s->net->config;
+    const int64_t width = (int64_t)c->n_stream * c->n_embd;
+    if (s->net->weights.range.first == 0) {
+        PF_TRY(s->ex->backend->embed(s->ex, &s->net->weights.embed, s->tokens, s->n, c->n_stream, streams));
+        pf_step_tap(s, "embed", -1, streams, width);
+        return PF_OK;
+    }
+    for (PF_EACH_SHARE(s, share)) {
+        if (s->ex->dry) break;
+        memcpy(streams + share->first * width, share->streams_in, (size_t)(share->n * width) * sizeof *streams);
+    }
+    return PF_OK;
+}
+
+/* What the next stage begins with. */
+static void hand_on_streams(const pf_step *s, const float *streams) {
+    const int64_t width = (int64_t)s->net->config.n_stream * s->net->config.n_embd;
+    for (PF_EACH_SHARE(s, share)) {
+        if (s->ex->dry) break;
+        memcpy(share->streams_out, streams + share->first * width, (size_t)(share->n * width) * sizeof *streams);
+    }
 }
 
 pf_status pf_forward(pf_step *s) {
@@ -169,9 +207,13 @@ pf_status pf_forward(pf_step *s) {
     PF_SCRATCH(float, streams, s, s->n * stream_floats);
     void *moved = streams;
     bool has_logits = false;
-    PF_TRY(s->ex->backend->embed(s->ex, &w->embed, s->tokens, s->n, c->n_stream, streams));
-    pf_step_tap(s, "embed", -1, streams, stream_floats);
+    if (w->dspark.config.n_stage > 0) PF_TRY(pf_dspark_begin(s));
+    PF_TRY(take_streams(s, streams));
     PF_TRY(run_layers(s, &moved, &at));
+    if (!pf_range_has_head(c, w->range)) { /* stages are computed on the host */
+        hand_on_streams(s, moved);
+        return PF_OK;
+    }
     const size_t bytes = (size_t)(s->n * stream_floats) * sizeof(float);
     for (PF_EACH_SHARE(s, share)) has_logits = has_logits || share->n_out > 0;
     if (has_logits) {
@@ -181,6 +223,10 @@ pf_status pf_forward(pf_step *s) {
         PF_TRY(pf_head(head, &w->head_mix, w->norm, there));
     }
     PF_TRY(pf_piece_end(at));
+    if (w->dspark.config.n_stage > 0) {
+        PF_TRY(pf_dspark_note(at, c->n_layer - 1, moved));
+        return pf_dspark_follow(s);
+    }
     if (!w->mtp.present) return PF_OK;
     void *on_host;
     PF_TRY(pf_step_carry(at, s, moved, bytes, &on_host));

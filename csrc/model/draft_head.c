@@ -20,7 +20,7 @@ struct pf_draft_head {
 uint64_t pf_draft_head_bytes(const pf_network *net, int64_t n_rows) {
     const pf_weights *w = &net->weights;
     uint64_t row_bytes = 0;
-    if (!w->mtp.present || w->head_on_device || n_rows < 1 || net->config.n_vocab < 2 * n_rows) return 0;
+    if (pf_weights_draft_shape(w).n_layer == 0 || w->head_on_device || n_rows < 1 || net->config.n_vocab < 2 * n_rows) return 0;
     if (!pf_dtype_row_bytes(PF_MXFP4, (uint64_t)net->config.n_embd, &row_bytes)) return 0;
     return row_bytes * (uint64_t)n_rows;
 }

@@ -54,7 +54,8 @@ static pf_status lag_behind(const pf_step *s, pf_step *lag) {
     lag->tokens = tokens;
     for (PF_EACH_SHARE(s, share)) {
         const int64_t end = share->position + share->n - 1;
-        const int64_t begin = pf_max_i64(pf_max_i64(0, share->position - 1), end - reach);
+        const int64_t first = pf_max_i64(share->cache->draft_begin, share->position - 1); /* whose streams are there */
+        const int64_t begin = pf_max_i64(first, end - reach);
         if (end <= begin) continue;
         shares[lag->n_share++] = (pf_share){.cache = share->cache, .first = lag->n, .n = end - begin, .position = begin};
         if (!s->ex->dry) {

@@ -16,7 +16,7 @@ typedef struct recency {
 } recency;
 
 struct pf_expert_stream {
-    const pf_layer_weights **layers; /* [n_layer], the MTP block's last */
+    const pf_layer_weights **layers; /* [n_layer], those that draft last */
     int32_t n_layer, n_expert;
     uint64_t budget, resident;       /* bytes */
     bool *is_resident;               /* [n_layer n_expert] */
@@ -49,8 +49,10 @@ static const pf_weight *part_of(const pf_layer_weights *layer, int part) {
     return part == 0 ? &layer->moe.gate : part == 1 ? &layer->moe.up : &layer->moe.down;
 }
 
-/* Experts on a device are none of this. */
-static bool is_streamed(const pf_layer_weights *layer) { return !layer->experts_on_device; }
+/* Experts on a device are none of this, nor those of other stages. */
+static bool is_streamed(const pf_layer_weights *layer) {
+    return !layer->experts_on_device && layer->moe.gate.data != NULL;
+}
 
 static uint64_t matrix_bytes(const pf_weight *w) { return (uint64_t)w->rows * (uint64_t)w->row_bytes; }
 
@@ -71,7 +73,9 @@ uint64_t pf_expert_stream_total(const pf_config *config, const pf_weights *weigh
     for (int32_t l = 0; l < config->n_layer; ++l) {
         if (is_streamed(&weights->layers[l])) sum += expert_bytes(&weights->layers[l]);
     }
-    if (weights->mtp.present) sum += expert_bytes(&weights->mtp.layer);
+    for (int32_t i = 0; i < pf_weights_draft_shape(weights).n_layer; ++i) {
+        sum += expert_bytes(pf_weights_draft_layer(weights, i));
+    }
     return sum * (uint64_t)config->n_expert;
 }
 
@@ -79,7 +83,7 @@ uint64_t pf_expert_stream_total(const pf_config *config, const pf_weights *weigh
 
 pf_status pf_expert_stream_new(const pf_config *config, const pf_weights *weights, uint64_t budget,
                                pf_expert_stream **out, pf_error *err) {
-    const int32_t n_layer = config->n_layer + (weights->mtp.present ? 1 : 0);
+    const int32_t n_layer = config->n_layer + pf_weights_draft_shape(weights).n_layer;
     const size_t n = (size_t)n_layer * (size_t)config->n_expert;
     pf_expert_stream *s = pf_calloc(1, sizeof *s);
     if (s != NULL) {
@@ -96,7 +100,7 @@ pf_status pf_expert_stream_new(const pf_config *config, const pf_weights *weight
     s->budget = budget;
     atomic_flag_clear(&s->lock);
     for (int32_t l = 0; l < n_layer; ++l) {
-        s->layers[l] = l < config->n_layer ? &weights->layers[l] : &weights->mtp.layer;
+        s->layers[l] = l < config->n_layer ? &weights->layers[l] : pf_weights_draft_layer(weights, l - config->n_layer);
         for (int part = 0; part < PARTS && is_streamed(s->layers[l]); ++part) {
             const pf_weight *w = part_of(s->layers[l], part);
             pf_pages_scatter(w->data, matrix_bytes(w) * (uint64_t)w->count);

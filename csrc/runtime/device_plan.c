@@ -301,8 +301,9 @@ static pf_status open_planner(pf_model *model, const pf_model_params *params, pl
                      .n_layer = model->net.config.n_layer, .most_layers = model->net.config.n_layer + 1, .err = err};
     set_limits(out, pf_link_info(model->link), params->gpu_budget);
     set_allowed(out, params);
-    return pf_cache_open(&model->net.config, model->net.weights.mtp.present, out->formats, session.n_ctx,
-                         session.n_chunk, 0, NULL, &out->shape, err);
+    const pf_draft_shape drafts = pf_weights_draft_shape(&model->net.weights);
+    return pf_cache_open(&model->net.config, model->net.weights.range, &drafts, out->formats, session.n_ctx, session.n_chunk,
+                         0, NULL, &out->shape, err);
 }
 
 /* Decides what goes to the device, and takes its memory. */

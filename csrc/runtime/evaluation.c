@@ -1,5 +1,6 @@
 #include "runtime/evaluation.h"
 
+#include "base/arith.h"
 #include "base/memory.h"
 #include "model/deepseek4.h"
 #include "runtime/logits.h"
@@ -63,28 +64,90 @@ static pf_status pick_likeliest(const float *logits, int64_t n_vocab, int32_t *t
     return PF_OK;
 }
 
-pf_status pf_evaluate_drafts(pf_evaluation *evaluation, int32_t token, int32_t n, int32_t *tokens, float *chances) {
-    pf_step *s = &evaluation->host;
-    pf_share *share = s->shares;
-    const int64_t n_vocab = s->net->config.n_vocab;
+/* ---- Drafts ------------------------------------------------------------------------------------------------- */
+
+void pf_draft_begin(pf_draft *draft, const pf_model *model, pf_arenas arenas, int32_t token, pf_error *err) {
+    const pf_dspark_config *dspark = &model->net.weights.dspark.config;
+    pf_share *share = &draft->share;
+    const int64_t position = share->cache->position, window = model->net.config.window;
+    const int64_t known = position - share->cache->draft_begin; /* tokens */
+    draft->tokens[0] = token;
+    if (dspark->n_stage > 0) {
+        for (int32_t i = 1; i < dspark->block; ++i) draft->tokens[i] = dspark->noise_token;
+        share->n = dspark->block;
+        share->position = position;
+        share->is_block = true;
+        share->context = pf_min_i64(window, known);
+    } else { /* from the last token's streams */
+        share->n = share->n_out = 1;
+        share->position = position - 1;
+        share->context = pf_min_i64(window, known);
+    }
+    pf_evaluation_init(&draft->evaluation, model, arenas, share, 1, draft->tokens, err);
+}
+
+static pf_status mtp_tokens(pf_draft *draft, int32_t n, int32_t *tokens, float *chances) {
+    pf_step *s = &draft->evaluation.host;
+    pf_share *share = &draft->share;
+    const int64_t n_vocab = s->net->config.n_vocab, window = s->net->config.window;
     PF_SCRATCH(float, streams, s, share->cache->stream_floats);
     PF_SCRATCH(float, logits, s, n_vocab);
     share->logits = logits;
-    s->tokens = &token;
-    for (int32_t i = 0; i < n; ++i, ++share->position) {
+    for (int32_t i = 0; i < n; ++i, ++share->position, share->context = pf_min_i64(window, share->context + 1)) {
         PF_TRY(pf_mtp_draft(s, streams, i > 0));
         if (s->ex->dry) return PF_OK;
-        PF_TRY(pick_likeliest(logits, n_vocab, &token, chances + i, s->err));
-        tokens[i] = token;
+        PF_TRY(pick_likeliest(logits, n_vocab, draft->tokens, chances + i, s->err));
+        tokens[i] = draft->tokens[0];
     }
     return PF_OK;
 }
 
-static pf_status draft_dry(pf_evaluation *evaluation, pf_share *share, pf_arenas arenas) {
+static pf_status dspark_tokens(pf_draft *draft, int32_t n, int32_t *tokens, float *chances) {
+    pf_step *s = &draft->evaluation.host;
+    const pf_config *c = &s->net->config;
+    int32_t previous = draft->tokens[0];
+    PF_SCRATCH(float, hidden, s, n * c->n_embd);
+    PF_SCRATCH(float, logits, s, n * c->n_vocab);
+    PF_TRY(pf_dspark_draft(s, n, hidden, logits));
+    for (int32_t i = 0; i < n; ++i) {
+        float *own = logits + i * c->n_vocab, chance = -1.0f;
+        PF_TRY(pf_dspark_correct(s, previous, hidden + i * c->n_embd, own, &chance));
+        if (s->ex->dry) return PF_OK;
+        pf_share_tap(s, &draft->share, "draft_corrected", -1, draft->share.position + i, own, 1, c->n_vocab);
+        PF_TRY(pick_likeliest(own, c->n_vocab, &previous, chances + i, s->err));
+        if (chance >= 0.0f) chances[i] = chance;
+        tokens[i] = previous;
+    }
+    return PF_OK;
+}
+
+pf_status pf_draft_tokens(pf_draft *draft, int32_t n, int32_t *tokens, float *chances) {
+    return draft->share.is_block ? dspark_tokens(draft, n, tokens, chances) : mtp_tokens(draft, n, tokens, chances);
+}
+
+pf_status pf_draft_logits(pf_draft *draft, float *logits) {
+    pf_step *s = &draft->evaluation.host;
+    float chance = 0.0f;
+    if (!draft->share.is_block) {
+        PF_SCRATCH(float, streams, s, draft->share.cache->stream_floats);
+        draft->share.logits = logits;
+        return pf_mtp_draft(s, streams, false);
+    }
+    PF_SCRATCH(float, hidden, s, s->net->config.n_embd);
+    PF_TRY(pf_dspark_draft(s, 1, hidden, logits));
+    return pf_dspark_correct(s, draft->tokens[0], hidden, logits, &chance);
+}
+
+/* The longest one, wherever the cache stands. */
+static pf_status draft_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas) {
+    pf_draft draft = {.share = {.cache = cache}};
+    pf_draft_begin(&draft, model, arenas, 0, NULL);
+    draft.evaluation.host_exec.dry = draft.evaluation.device_exec.dry = true;
+    draft.share.context = model->net.config.window;
+    draft.share.position = pf_max_i64(0, cache->n_ctx - draft.share.n);
     pf_arena_reset(arenas.host, 0);
     pf_arena_reset(arenas.device, 0);
-    evaluation->host.n = share->n = 1;
-    return pf_evaluate_drafts(evaluation, 0, 1, NULL, NULL);
+    return pf_draft_tokens(&draft, pf_weights_draft_shape(&model->net.weights).block, NULL, NULL);
 }
 
 static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arenas, const int32_t *tokens) {
@@ -92,7 +155,7 @@ static pf_status run_dry(const pf_model *model, pf_cache *cache, pf_arenas arena
     pf_share share = {.cache = cache};
     if (model->link != NULL) PF_TRY(step_dry(model, &share, arenas, tokens, 1, &evaluation)); /* not as longer ones */
     PF_TRY(step_dry(model, &share, arenas, tokens, cache->n_chunk, &evaluation));
-    return model->net.weights.mtp.present ? draft_dry(&evaluation, &share, arenas) : PF_OK;
+    return pf_weights_draft_shape(&model->net.weights).n_layer > 0 ? draft_dry(model, cache, arenas) : PF_OK;
 }
 
 pf_status pf_measure_scratch(const pf_model *model, pf_cache *cache, uint64_t *host, uint64_t *device) {

@@ -21,9 +21,17 @@ void pf_evaluation_init(pf_evaluation *out, const pf_model *model, pf_arenas are
 /* pf_step_prepare() and pf_forward(). */
 pf_status pf_evaluate(pf_evaluation *evaluation);
 
-/* n tokens that the MTP block drafts behind the one of a step of one token, which stands behind the one at its share's
- * position: see pf_session_draft_tokens(). */
-pf_status pf_evaluate_drafts(pf_evaluation *evaluation, int32_t token, int32_t n, int32_t *tokens, float *chances);
+/* Drafts that the model's drafter makes behind `token`, which will stand at the end of a session's timeline.
+ * pf_draft_begin() makes the evaluation, of one share, whose cache and what else belongs to a session are set. Of n tokens,
+ * one after the other, see pf_session_draft_tokens(); or the logits [vocab] of the first. */
+typedef struct pf_draft {
+    pf_share share;
+    pf_evaluation evaluation;
+    int32_t tokens[PF_MAX_DRAFT_BLOCK]; /* of the step */
+} pf_draft;
+void pf_draft_begin(pf_draft *draft, const pf_model *model, pf_arenas arenas, int32_t token, pf_error *err);
+pf_status pf_draft_tokens(pf_draft *draft, int32_t n, int32_t *tokens, float *chances);
+pf_status pf_draft_logits(pf_draft *draft, float *logits);
 
 /* Scratch in bytes, on the host and on the device, of the longest step at the fullest context and of a draft. cache is
  * one of the session's shape; it is not touched. */

@@ -43,18 +43,80 @@ static pf_status copy_params(const pf_model_params *given, pf_model_params *out,
     return PF_OK;
 }
 
-static pf_status open_network(pf_model *model, const char *mtp_path, pf_error *err) {
-    pf_config *config = &model->net.config, mtp_config = {0};
-    PF_TRY(pf_config_read(model->gguf, config, err));
-    if (mtp_path != NULL) {
-        PF_TRY(pf_gguf_open(mtp_path, &model->mtp_gguf, err));
-        PF_TRY(pf_config_read(model->mtp_gguf, &mtp_config, err));
+static uint64_t weight_bytes(const pf_gguf *gguf) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < pf_gguf_n_tensors(gguf); ++i) sum += pf_gguf_tensor_at(gguf, i)->bytes;
+    return sum;
+}
+
+/* The layers that the parameters name. */
+static pf_status take_range(const pf_config *config, const pf_model_params *params, pf_layer_range *out, pf_error *err) {
+    const pf_layer_range range = {params->first_layer, params->end_layer != 0 ? params->end_layer : config->n_layer};
+    const char *device = params->device;
+    if (range.first < 0 || range.first >= range.end || range.end > config->n_layer) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) are no range of this model: give a first one and an end within "
+                       "0 and %d", params->first_layer, params->end_layer, config->n_layer);
     }
+    const bool is_stage = range.end - range.first < config->n_layer;
+    if (is_stage && device != NULL && strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "a range of layers is computed by the processor: open it with device \"cpu\"");
+    }
+    *out = range;
+    return PF_OK;
+}
+
+/* What pf_gguf_leave_out() asks of a stage. */
+typedef struct stage_need {
+    const pf_config *config;
+    pf_layer_range range;
+    bool drafts;
+} stage_need;
+
+static bool is_needed(void *user, pf_gguf_string name) {
+    const stage_need *need = user;
+    return pf_range_has_tensor(need->config, need->range, need->drafts, name);
+}
+
+static bool is_of_no_file(void *user, pf_gguf_string name) {
+    (void)user;
+    (void)name;
+    return false;
+}
+
+/* From then on other stages' tensors are neither read nor counted. */
+static void leave_out_others(pf_model *model, pf_layer_range range) {
+    const pf_config *config = &model->net.config;
+    stage_need need = {config, range, config->n_nextn > 0 || model->draft_gguf != NULL || pf_dspark_is_in(model->gguf)};
+    if (range.end - range.first == config->n_layer) return;
+    pf_gguf_leave_out(model->gguf, is_needed, &need);
+    if (model->draft_gguf != NULL && !pf_range_has_head(config, range)) {
+        pf_gguf_leave_out(model->draft_gguf, is_of_no_file, NULL);
+    }
+}
+
+/* A file beside the model's that drafts for it. *mtp: the configuration, *is_mtp, of an MTP block, or of nothing where it
+ * holds DSpark stages. */
+static pf_status open_drafter(pf_model *model, const char *path, pf_config *mtp, bool *is_mtp, pf_error *err) {
+    PF_TRY(pf_gguf_open(path, &model->draft_gguf, err));
+    *is_mtp = !pf_dspark_is_in(model->draft_gguf);
+    return *is_mtp ? pf_config_read(model->draft_gguf, mtp, err) : PF_OK;
+}
+
+static pf_status open_network(pf_model *model, const pf_model_params *params, pf_error *err) {
+    pf_config *config = &model->net.config, mtp_config = {0};
+    const char *draft_path = params->mtp_path;
+    bool is_mtp = true;
+    pf_layer_range range;
+    PF_TRY(pf_config_read(model->gguf, config, err));
+    if (draft_path != NULL) PF_TRY(open_drafter(model, draft_path, &mtp_config, &is_mtp, err));
     if (config->n_nextn > 0 && pf_gguf_find_tensor(model->gguf, "blk.0.attn_norm.weight") == NULL) {
         return pf_fail(err, PF_ERR_UNSUPPORTED,
                        "this file holds only the model's MTP block: open the main file and give this one beside it");
     }
-    PF_TRY(pf_weights_load(model->gguf, config, model->mtp_gguf, &mtp_config, &model->net.weights, err));
+    PF_TRY(take_range(config, params, &range, err));
+    leave_out_others(model, range);
+    PF_TRY(pf_weights_load(model->gguf, config, range, model->draft_gguf, is_mtp ? &mtp_config : NULL, &model->net.weights,
+                           err));
     const size_t half = (size_t)config->rope_dim / 2;
     model->net.rope_freq = pf_calloc(half, sizeof(double));
     model->net.rope_freq_compressed = pf_calloc(half, sizeof(double));
@@ -103,10 +165,11 @@ static pf_status open_pool(pf_model *model, const pf_model_params *params, pf_er
 static pf_status open_parts(pf_model *model, const char *path, const pf_model_params *params, pf_error *err) {
     PF_TRY(pf_cpu_backend(params->cpu_isa, &model->backend, err));
     PF_TRY(pf_gguf_open(path, &model->gguf, err));
+    model->directory_bytes = pf_gguf_file_bytes(model->gguf) - weight_bytes(model->gguf);
     if (params->overlay_path != NULL) PF_TRY(pf_gguf_overlay(model->gguf, params->overlay_path, err));
-    PF_TRY(open_network(model, params->mtp_path, err));
+    PF_TRY(open_network(model, params, err));
     PF_TRY(open_pool(model, params, err));
-    PF_TRY(pf_model_place(model, params, err));
+    if (!pf_model_is_stage(model)) PF_TRY(pf_model_place(model, params, err));
     if (params->expert_budget > 0) {
         PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
                                     &model->net.experts, err));
@@ -162,7 +225,7 @@ static void delete_model(pf_model *model) {
     pf_free(model->net.rope_freq);
     pf_free(model->net.rope_freq_compressed);
     pf_free(model->name);
-    pf_gguf_close(model->mtp_gguf);
+    pf_gguf_close(model->draft_gguf);
     pf_gguf_close(model->gguf);
     pf_free(model);
 }
@@ -200,15 +263,44 @@ void pf_model_release(pf_model *model) {
     }
 }
 
-static uint64_t weight_bytes(const pf_gguf *gguf) {
+/* 0 for one that is not there. */
+static uint64_t matrix_bytes(const pf_weight *w) {
+    if (w->data == NULL) return 0;
+    const uint64_t n = (uint64_t)w->count, scale = w->scale_f32 ? sizeof(float) : 1;
+    const uint64_t scales = w->scale != NULL ? (uint64_t)(w->scale_rows * w->scale_cols) * scale : 0;
+    return n * ((uint64_t)w->rows * (uint64_t)w->row_bytes + scales);
+}
+
+/* Of a layer's matrices; the vectors and small tables beside them do not count. */
+static uint64_t layer_bytes(const pf_layer_weights *w) {
+    const pf_weight *const parts[] = {
+        &w->attn.q_a, &w->attn.q_b, &w->attn.kv, &w->attn.out_a, &w->attn.out_b, &w->moe.router, &w->moe.gate, &w->moe.up,
+        &w->moe.down, &w->moe.shared_gate, &w->moe.shared_up, &w->moe.shared_down,
+    };
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < pf_gguf_n_tensors(gguf); ++i) sum += pf_gguf_tensor_at(gguf, i)->bytes;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; ++i) sum += matrix_bytes(parts[i]);
     return sum;
+}
+
+static uint64_t draft_bytes(const pf_weights *w) {
+    const pf_draft_shape shape = pf_weights_draft_shape(w);
+    const pf_weight *const parts[] = {&w->mtp.eh_proj, &w->mtp.e_proj, &w->mtp.h_proj, &w->dspark.main_proj,
+                                      &w->dspark.markov_w1, &w->dspark.markov_w2};
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < shape.n_layer; ++i) sum += layer_bytes(pf_weights_draft_layer(w, i));
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; ++i) sum += matrix_bytes(parts[i]);
+    return sum;
+}
+
+static int32_t drafts_of(const pf_weights *w) {
+    if (w->dspark.config.n_stage > 0) return PF_DRAFTS_DSPARK;
+    return w->mtp.present ? PF_DRAFTS_MTP : PF_DRAFTS_NONE;
 }
 
 pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error *err) {
     if (model == NULL) return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: a model is needed");
     const pf_config *c = &model->net.config;
+    const uint64_t of_drafts = draft_bytes(&model->net.weights);
     const pf_model_info full = {
         .precision = model->precision, .n_threads = pf_pool_threads(model->pool),
         .n_vocab = c->n_vocab, .n_embd = c->n_embd, .n_layer = c->n_layer, .n_head = c->n_head,
@@ -220,7 +312,11 @@ pf_status pf_model_get_info(const pf_model *model, pf_model_info *info, pf_error
         .n_ctx_train = c->n_ctx_train, .n_tensors = (int64_t)pf_gguf_n_tensors(model->gguf),
         .file_bytes = pf_gguf_file_bytes(model->gguf), .weight_bytes = weight_bytes(model->gguf),
         .name = model->name, .profile = c->native ? "native" : "compat", .cpu_isa = model->backend->name,
-        .widened_bytes = model->net.weights.widened.bytes,
+        .widened_bytes = model->net.weights.widened.bytes, .drafts = drafts_of(&model->net.weights),
+        .draft_bytes = of_drafts, .draft_file_bytes = model->draft_gguf != NULL ? of_drafts : 0,
+        .draft_most = model->net.weights.dspark.config.block,
+        .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end,
+        .directory_bytes = model->directory_bytes,
     };
     if (!pf_params_give(info, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_model_get_info: set info->struct_size first");

@@ -18,7 +18,7 @@ struct pf_model {
     int32_t chat_release; /* PF_CHAT_RELEASE_* */
     pf_log log;
     pf_gguf *gguf;
-    pf_gguf *mtp_gguf;       /* NULL without an MTP file */
+    pf_gguf *draft_gguf;     /* a file beside that drafts; NULL without one */
     pf_network net;
     const pf_backend *backend;
     pf_pool *pool;           /* serves one session at a time, operation by operation */
@@ -34,10 +34,17 @@ struct pf_model {
     uint64_t predicted_cache, predicted_buffers; /* there, of the session that was planned for */
     pf_tokenizer *tokenizer; /* NULL when the file holds none */
     char *name;              /* general.name or "" */
+    uint64_t directory_bytes; /* of the file: all but tensors */
     bool has_draft_lock;
     pf_mutex draft_lock;     /* of making what follows */
     atomic_uintptr_t draft_head; /* a pf_draft_head that sessions draft with from then on; 0: none */
 };
+
+/* Whether the model has a part of the file's layers only. */
+static inline bool pf_model_is_stage(const pf_model *model) {
+    const pf_layer_range range = model->net.weights.range;
+    return range.end - range.first < model->net.config.n_layer;
+}
 
 /* 0 where the head itself is to be drafted with. */
 static inline const struct pf_draft_head *pf_model_draft_head(pf_model *model) {

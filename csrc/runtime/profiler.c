@@ -84,8 +84,11 @@ static int row_of(const pf_profiler *p, const pf_weight *used) {
         const int row = row_in_layer(&weights->layers[l], used);
         if (row >= 0) return row;
     }
-    const int row = weights->mtp.present ? row_in_layer(&weights->mtp.layer, used) : -1;
-    return row >= 0 ? row : OTHER;
+    for (int32_t i = 0; i < pf_weights_draft_shape(weights).n_layer; ++i) {
+        const int row = row_in_layer(pf_weights_draft_layer(weights, i), used);
+        if (row >= 0) return row;
+    }
+    return OTHER;
 }
 
 static pf_status timed_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t ldx, int64_t n_token, float *y,

@@ -52,7 +52,7 @@ pf_status pf_model_prefault(pf_model *model, uint32_t flags, uint64_t offset, ui
     }
     if ((flags & ~PF_PREFAULT_LOCK) != 0) return pf_fail(err, PF_ERR_ARGUMENT, "prefault flags %u are unknown", flags);
     const pf_gguf_tensor *tensor = tensor_of_byte(model->gguf, &offset);
-    if (tensor == NULL) tensor = tensor_of_byte(model->mtp_gguf, &offset);
+    if (tensor == NULL) tensor = tensor_of_byte(model->draft_gguf, &offset);
     pf_fetch fetch = {.lock = (flags & PF_PREFAULT_LOCK) != 0};
     if (tensor != NULL) {
         fetch.data = tensor->data + offset;
@@ -71,6 +71,6 @@ pf_status pf_model_prefault(pf_model *model, uint32_t flags, uint64_t offset, ui
                    : pf_fail(err, PF_ERR_FILE, "cannot read the weights: check the disk");
     }
     *n_done = fetch.bytes;
-    if (n_total != NULL) *n_total = readable_bytes(model->gguf) + readable_bytes(model->mtp_gguf);
+    if (n_total != NULL) *n_total = readable_bytes(model->gguf) + readable_bytes(model->draft_gguf);
     return PF_OK;
 }

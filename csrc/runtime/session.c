@@ -104,7 +104,8 @@ pf_status pf_session_leave(pf_session *session, pf_status status, pf_error *err)
 static pf_status open_parts(pf_session *session, const pf_session_params *params, pf_error *err) {
     const pf_model *model = session->model;
     const pf_cache_device device = {model->link, model->placement.first_layer};
-    PF_TRY(pf_cache_open(&model->net.config, model->net.weights.mtp.present,
+    const pf_draft_shape drafts = pf_weights_draft_shape(&model->net.weights);
+    PF_TRY(pf_cache_open(&model->net.config, model->net.weights.range, &drafts,
                          pf_choose_formats(model->precision, params->cache_type), params->n_ctx, params->n_chunk,
                          params->n_checkpoint, model->link != NULL ? &device : NULL, &session->cache, err));
     session->tokens = pf_region_alloc((size_t)params->n_ctx * sizeof(int32_t));

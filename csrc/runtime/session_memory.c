@@ -38,6 +38,7 @@ pf_status pf_session_get_memory(const pf_session *session, pf_session_memory *me
         .checkpoint_bytes = checkpoints->slot_bytes * (uint64_t)checkpoints->capacity,
         .device_cache_bytes = session->cache.device_bytes,
         .device_buffer_bytes = session->arenas.device != NULL ? pf_arena_capacity(session->arenas.device) : 0,
+        .draft_cache_bytes = pf_cache_draft_region(&session->cache),
     };
     if (!pf_params_give(mem, &full, sizeof full)) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_get_memory: set mem->struct_size first");

@@ -6,11 +6,12 @@
 
 #include <string.h>
 
-enum { LAYOUT_VERSION = 1, SAMPLE_BYTES = 64 };
+enum { LAYOUT_VERSION = 2, SAMPLE_BYTES = 64 };
 
-/* Before a tail's pieces of the rings. */
+/* Before a tail's pieces of the rings, and of what drafters keep. */
 typedef struct tail_header {
     int64_t position, floor;
+    int64_t draft_begin; /* as of pf_cache */
 } tail_header;
 
 /* ---- What tells parts apart -------------------------------------------------------------------------------- */
@@ -36,9 +37,10 @@ pf_status pf_session_get_parts(const pf_session *session, pf_parts_info *info, p
     pf_parts_info full = {
         .version = LAYOUT_VERSION, .model = digest_file(model->gguf, 0), .precision = model->precision,
         .arithmetic = PF_ARITHMETIC_VERSION, .kv_format = (int32_t)last->raw.format, .index_format = -1,
-        .end_layer = model->net.config.n_layer, .has_mtp = cache->streams != NULL, .row_tokens = PF_COMPRESS_BLOCK,
+        .first_layer = model->net.weights.range.first, .end_layer = model->net.weights.range.end,
+        .has_mtp = cache->drafts.n_layer > 0, .row_tokens = PF_COMPRESS_BLOCK,
     };
-    if (model->mtp_gguf != NULL) full.model = digest_file(model->mtp_gguf, full.model);
+    if (model->draft_gguf != NULL) full.model = digest_file(model->draft_gguf, full.model);
     for (int32_t l = 0; l < cache->n_layer; ++l) {
         if (cache->layers[l].ratio == PF_RATIO_CSA) full.index_format = (int32_t)cache->layers[l].index_pool.format;
     }
@@ -105,13 +107,14 @@ pf_status pf_session_export_rows(pf_session *session, int64_t begin, int64_t end
 static bool find_tail(const pf_cache *cache, int64_t position, tail_header *out, const pf_checkpoint **kept) {
     *kept = NULL;
     if (position == cache->position) {
-        *out = (tail_header){position, pf_max_i64(pf_max_i64(0, position - PF_CHECKPOINT_SLACK), cache->floor)};
+        *out = (tail_header){position, pf_max_i64(pf_max_i64(0, position - PF_CHECKPOINT_SLACK), cache->floor),
+                             cache->draft_begin};
         return true;
     }
     for (int32_t i = 0; i < cache->checkpoints.n; ++i) {
         const pf_checkpoint *c = &cache->checkpoints.items[i];
         if (c->position != position) continue;
-        *out = (tail_header){position, c->floor};
+        *out = (tail_header){position, c->floor, c->draft_begin};
         *kept = c;
         return true;
     }
@@ -119,7 +122,8 @@ static bool find_tail(const pf_cache *cache, int64_t position, tail_header *out,
 }
 
 static uint64_t tail_bytes(const pf_cache *cache, const tail_header *header) {
-    return sizeof *header + pf_cache_ring_bytes(cache, header->position, header->floor);
+    return sizeof *header + pf_cache_ring_bytes(cache, header->position, header->floor) +
+           pf_cache_draft_bytes(cache, header->position, header->floor, header->draft_begin);
 }
 
 pf_status pf_session_export_tail(pf_session *session, int64_t position, void *data, uint64_t capacity, uint64_t *n_bytes,
@@ -139,7 +143,10 @@ pf_status pf_session_export_tail(pf_session *session, int64_t position, void *da
         uint8_t *pieces = (uint8_t *)data + sizeof header;
         cursor c = {.cache = cache, .out = pieces};
         if (kept != NULL) memcpy(pieces, kept->data, (size_t)(needed - sizeof header));
-        else (void)pf_cache_walk_rings(cache, header.position, header.floor, copy_out, &c);
+        else {
+            (void)pf_cache_walk_rings(cache, header.position, header.floor, copy_out, &c);
+            (void)pf_cache_walk_drafts(cache, header.position, header.floor, header.draft_begin, copy_out, &c);
+        }
         PF_TRY(pf_session_leave(session, PF_OK, err));
     }
     *n_bytes = needed;
@@ -215,15 +222,18 @@ pf_status pf_session_import_tail(pf_session *session, const int32_t *tokens, int
     if (data == NULL || n_bytes < sizeof header) return pf_fail(err, PF_ERR_FORMAT, "this is no tail of a session");
     memcpy(&header, data, sizeof header);
     if (header.position != n_tokens || header.floor < 0 || header.floor > header.position ||
-        header.position - header.floor > PF_CHECKPOINT_SLACK || n_bytes != tail_bytes(cache, &header)) {
+        header.position - header.floor > PF_CHECKPOINT_SLACK || header.draft_begin < 0 ||
+        header.draft_begin > header.position || n_bytes != tail_bytes(cache, &header)) {
         return pf_fail(err, PF_ERR_FORMAT, "this is no tail of %lld tokens of such a session", (long long)n_tokens);
     }
     PF_TRY(pf_session_enter(session, err));
     cursor c = {.cache = cache, .in = (const uint8_t *)data + sizeof header};
     (void)pf_cache_walk_rings(cache, header.position, header.floor, copy_in, &c);
+    (void)pf_cache_walk_drafts(cache, header.position, header.floor, header.draft_begin, copy_in, &c);
     memcpy(session->tokens, tokens, (size_t)n_tokens * sizeof *tokens);
     cache->position = header.position;
     cache->floor = header.floor;
+    cache->draft_begin = header.draft_begin;
     cache->imported = 0;
     return pf_session_leave(session, PF_OK, err);
 }

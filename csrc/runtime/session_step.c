@@ -52,6 +52,34 @@ static pf_status check_weights(pf_session *session, pf_error *err) {
     return pf_fail(err, PF_ERR_ARGUMENT, "the device does not have its weights yet: call pf_model_upload first");
 }
 
+/* What a stage is given beside tokens, and what it gives. */
+static pf_status check_streams(const pf_step_share *share, pf_error *err) {
+    const pf_network *net = &share->session->model->net;
+    const pf_layer_range range = net->weights.range;
+    const bool has_head = pf_range_has_head(&net->config, range);
+    const int64_t floats = share->n_tokens * net->config.n_stream * net->config.n_embd;
+    if (range.first == 0 && share->streams_in != NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layer 0 begins with the tokens' embeddings: give its stage no streams");
+    }
+    if (range.first > 0 && (share->streams_in == NULL || share->n_streams_in != floats)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) go on with the streams of layer %d: %lld floats are needed, not "
+                       "%lld", range.first, range.end, range.first - 1, (long long)floats,
+                       (long long)(share->streams_in != NULL ? share->n_streams_in : 0));
+    }
+    if (has_head && share->streams_out != NULL) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "the last layer's stage gives logits, and no streams");
+    }
+    if (!has_head && share->logits_mode != PF_LOGITS_NONE) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) give streams: logits are those of the stage with the last layer",
+                       range.first, range.end);
+    }
+    if (!has_head && (share->streams_out == NULL || share->streams_capacity < floats)) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) give %lld floats of streams, there is room for %lld", range.first,
+                       range.end, (long long)floats, (long long)(share->streams_out != NULL ? share->streams_capacity : 0));
+    }
+    return PF_OK;
+}
+
 /* Rows of logits that are written for n tokens. */
 static pf_status count_logits(const pf_session *session, int32_t mode, int64_t n, const float *logits, int64_t capacity,
                               int64_t *n_out, pf_error *err) {
@@ -75,7 +103,7 @@ static pf_status check_session(const work *works, int64_t i, pf_error *err) {
     if (session == NULL || works[i].given.tokens == NULL || works[i].given.n_tokens < 1) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_step_eval: each share needs a session and at least one token");
     }
-    if ((works[i].given.flags & ~PF_STEP_KEEP) != 0) {
+    if ((works[i].given.flags & ~(PF_STEP_KEEP | PF_STEP_WHOLE)) != 0) {
         return pf_fail(err, PF_ERR_ARGUMENT, "pf_step_eval: flags 0x%x are unknown", (unsigned)works[i].given.flags);
     }
     for (int64_t j = 0; j < i; ++j) {
@@ -101,10 +129,11 @@ static pf_status check_share(work *works, int64_t i, pf_error *err) {
         return pf_fail(err, PF_ERR_ARGUMENT, "%lld tokens in one step: at most %d, the session's chunk", (long long)n,
                        cache->n_chunk);
     }
-    if ((w->given.flags & PF_STEP_KEEP) == 0 && n > PF_STEP_WAITING) {
+    if ((w->given.flags & (PF_STEP_KEEP | PF_STEP_WHOLE)) == 0 && n > PF_STEP_WAITING) {
         return pf_fail(err, PF_ERR_ARGUMENT, "%lld tokens in one step, of which %d can wait to be kept: set PF_STEP_KEEP",
                        (long long)n, PF_STEP_WAITING);
     }
+    PF_TRY(check_streams(&w->given, err));
     PF_TRY(count_logits(session, w->given.logits_mode, n, w->given.logits, w->given.logits_capacity, &w->n_out, err));
     PF_TRY(pf_session_check_tokens(session, w->given.tokens, n, err));
     PF_TRY(pf_check_hash_experts(&session->model->net, w->given.tokens, n, err));
@@ -134,7 +163,8 @@ static pf_status forward(work *const *group, int64_t n_share, pf_share *shares, 
         pf_session *session = group[i]->given.session;
         shares[i] = (pf_share){.cache = &session->cache, .n = group[i]->given.n_tokens,
                                .position = session->cache.position, .n_out = group[i]->n_out,
-                               .logits = group[i]->given.logits, .cancel = &session->cancel, .tap = session->tap,
+                               .logits = group[i]->given.logits, .streams_in = group[i]->given.streams_in,
+                               .streams_out = group[i]->given.streams_out, .cancel = &session->cancel, .tap = session->tap,
                                .tap_user = session->tap_user};
     }
     pf_evaluation_init(&evaluation, first->model, arenas, shares, n_share, tokens, err);
@@ -310,11 +340,24 @@ pf_status pf_step_eval(pf_step_share *shares, int32_t n_share, pf_error *err) {
     return status;
 }
 
+/* Of more tokens than lie within the rings' slack. */
+static pf_status keep_whole(pf_session *session, int64_t n, pf_error *err) {
+    if (n != 0 && n != session->n_waiting) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "cannot keep %lld of %lld tokens: of more than %d that wait keep all or none",
+                       (long long)n, (long long)session->n_waiting, PF_STEP_WAITING);
+    }
+    if (n == 0) pf_cache_abort_write(&session->cache, session->n_waiting);
+    else pf_cache_commit_write(&session->cache, n);
+    session->n_waiting = session->n_ahead = 0;
+    return PF_OK;
+}
+
 pf_status pf_session_keep(pf_session *session, int64_t n, pf_error *err) {
     if (n < 0 || n > session->n_waiting) {
         return pf_fail(err, PF_ERR_ARGUMENT, "cannot keep %lld tokens: %lld wait", (long long)n,
                        (long long)session->n_waiting);
     }
+    if (session->n_waiting > PF_STEP_WAITING) return keep_whole(session, n, err);
     session->n_ahead = session->n_waiting - n;
     session->n_waiting = 0;
     pf_cache_commit_write(&session->cache, n); /* the rows beyond lie within the rings' slack, as an aborted step's do */
@@ -352,14 +395,17 @@ pf_status pf_session_eval(pf_session *session, const int32_t *tokens, int64_t n_
 
 /* ---- Drafts ------------------------------------------------------------------------------------------------ */
 
-/* A draft behind the session's last token: checked and begun, with a step of that one share. */
-static pf_status begin_draft(pf_session *session, int32_t next_token, pf_share *share, pf_evaluation *evaluation,
-                             const int32_t *token, pf_error *err) {
-    if (!session->model->net.weights.mtp.present) {
-        return pf_fail(err, PF_ERR_UNSUPPORTED,
-                       "the model was opened without an MTP block: pyflash convert --mtp writes one");
+/* A draft behind the session's last token: checked and begun. */
+static pf_status begin_draft(pf_session *session, int32_t next_token, pf_draft *draft, pf_error *err) {
+    const pf_cache *cache = &session->cache;
+    if (!pf_range_has_head(&session->model->net.config, session->model->net.weights.range)) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "what drafts is in the stage with the last layer: draft there");
     }
-    if (session->cache.position == 0) {
+    if (cache->drafts.n_layer == 0) {
+        return pf_fail(err, PF_ERR_UNSUPPORTED, "the model was opened without an MTP block or DSpark stages to draft with: "
+                                                "pyflash convert --mtp writes them");
+    }
+    if (cache->position <= cache->draft_begin) {
         return pf_fail(err, PF_ERR_ARGUMENT, "nothing to draft from: evaluate tokens first");
     }
     PF_TRY(pf_session_check_kept(session, err));
@@ -367,10 +413,10 @@ static pf_status begin_draft(pf_session *session, int32_t next_token, pf_share *
     PF_TRY(check_weights(session, err));
     if (take_cancel(session)) return pf_fail(err, PF_ERR_CANCELLED, "cancelled");
     PF_TRY(pf_session_enter(session, err));
-    session->n_ahead = 0; /* the block's rows of those are written over */
-    *share = (pf_share){.cache = &session->cache, .n = 1, .position = session->cache.position - 1, .n_out = 1,
-                        .cancel = &session->cancel, .tap = session->tap, .tap_user = session->tap_user};
-    pf_evaluation_init(evaluation, session->model, session->arenas, share, 1, token, err);
+    session->n_ahead = 0; /* what drafters keep of those is written over */
+    draft->share = (pf_share){.cache = &session->cache, .cancel = &session->cancel, .tap = session->tap,
+                              .tap_user = session->tap_user};
+    pf_draft_begin(draft, session->model, session->arenas, next_token, err);
     return PF_OK;
 }
 
@@ -382,24 +428,26 @@ static pf_status end_draft(pf_session *session, pf_status status, pf_error *err)
 pf_status pf_session_draft(pf_session *session, int32_t next_token, float *logits, int64_t logits_capacity,
                            pf_error *err) {
     int64_t n_out = 0;
-    pf_share share;
-    pf_evaluation evaluation;
+    pf_draft draft;
     PF_TRY(count_logits(session, PF_LOGITS_LAST, 1, logits, logits_capacity, &n_out, err));
-    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
-    share.logits = logits;
-    float *streams = pf_arena_alloc(session->arenas.host, (size_t)session->cache.stream_floats * sizeof *streams);
-    return end_draft(session, streams != NULL ? pf_mtp_draft(&evaluation.host, streams, false) : PF_ERR_MEMORY, err);
+    PF_TRY(begin_draft(session, next_token, &draft, err));
+    return end_draft(session, pf_draft_logits(&draft, logits), err);
+}
+
+/* How many tokens a draft may have: of DSpark the block that it is trained for. */
+static int32_t most_drafted(const pf_session *session) {
+    const pf_draft_shape *drafts = &session->cache.drafts;
+    return drafts->has_streams || drafts->n_layer == 0 ? session->cache.n_chunk : drafts->block;
 }
 
 pf_status pf_session_draft_tokens(pf_session *session, int32_t next_token, int32_t n, int32_t *tokens, float *chances,
                                   pf_error *err) {
-    pf_share share;
-    pf_evaluation evaluation;
-    if (tokens == NULL || chances == NULL || n < 1 || n > session->cache.n_chunk) {
-        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_draft_tokens: tokens and chances are needed, for 1 to %d, the "
-                                             "session's chunk", session->cache.n_chunk);
+    pf_draft draft;
+    const int32_t most = most_drafted(session);
+    if (tokens == NULL || chances == NULL || n < 1 || n > most) {
+        return pf_fail(err, PF_ERR_ARGUMENT, "pf_session_draft_tokens: tokens and chances are needed, for 1 to %d", most);
     }
-    PF_TRY(begin_draft(session, next_token, &share, &evaluation, &next_token, err));
-    evaluation.host.draft_head = pf_model_draft_head(session->model);
-    return end_draft(session, pf_evaluate_drafts(&evaluation, next_token, n, tokens, chances), err);
+    PF_TRY(begin_draft(session, next_token, &draft, err));
+    draft.evaluation.host.draft_head = pf_model_draft_head(session->model);
+    return end_draft(session, pf_draft_tokens(&draft, n, tokens, chances), err);
 }

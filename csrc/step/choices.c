@@ -15,7 +15,7 @@ static int32_t *experts_at(const pf_choices *choices, const pf_network *net, int
 /* [index_topk] of the token at a position, of a layer with an indexer. */
 static int32_t *rows_at(const pf_choices *choices, const pf_network *net, int32_t layer, int64_t position) {
     int64_t before = 0;
-    for (int32_t l = 0; l < layer; ++l) before += net->weights.layers[l].ratio == PF_RATIO_CSA;
+    for (int32_t l = 0; l < layer; ++l) before += net->config.ratio[l] == PF_RATIO_CSA;
     return choices->rows + (before * choices->n_position + position) * net->config.index_topk;
 }
 
@@ -44,7 +44,7 @@ static bool are_rows(const int32_t *rows, int32_t n, int64_t n_visible) {
 
 static pf_status check_token(const pf_choices *choices, const pf_network *net, int64_t position, pf_error *err) {
     const pf_config *c = &net->config;
-    for (int32_t l = 0; l < c->n_layer; ++l) {
+    for (int32_t l = net->weights.range.first; l < net->weights.range.end; ++l) {
         const pf_layer_weights *layer = &net->weights.layers[l];
         if (!layer->hash && !are_experts(experts_at(choices, net, l, position), c->n_expert_used, c->n_expert)) {
             return pf_fail(err, PF_ERR_ARGUMENT, "the experts held for layer %d at position %lld cannot be this model's: "

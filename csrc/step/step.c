@@ -110,7 +110,7 @@ static pf_status check_entry(const pf_config *c, int32_t layer, const int32_t *e
 
 pf_status pf_check_hash_experts(const pf_network *net, const int32_t *tokens, int64_t n, pf_error *err) {
     const pf_config *c = &net->config;
-    for (int32_t l = 0; l < c->n_layer; ++l) {
+    for (int32_t l = net->weights.range.first; l < net->weights.range.end; ++l) {
         const pf_layer_weights *w = &net->weights.layers[l];
         for (int64_t t = 0; t < n && w->hash; ++t) {
             const int32_t *entry = w->moe.token_table + (int64_t)tokens[t] * c->n_expert_used;

@@ -36,9 +36,16 @@ typedef struct pf_share {
     int64_t position;         /* the first token's absolute position */
     int64_t n_out;            /* logits are asked for of so many of its last tokens */
     float *logits;            /* [n_out, vocab], the host's */
+    const float *streams_in;  /* [n, N D] from the stage before; NULL in the first one */
+    float *streams_out;       /* [n, N D] for the next stage; NULL in the last one */
     const atomic_int *cancel; /* may be NULL where nothing is computed */
     pf_tap_fn tap;            /* may be NULL */
     void *tap_user;
+    /* Of drafts: */
+    int64_t context;          /* at most so many tokens before a row are seen, and the row; 0: the model's window */
+    bool is_block;            /* every row sees all of the share's rows, and the `context` tokens before the first */
+    float *features;          /* [n_feature, n_target D] of the last n_feature tokens, for DSpark; the host's */
+    int64_t n_feature;
 } pf_share;
 
 /* Layers are computed on the host or on a device; the embedding and the MTP block always on the host. Each side has a

@@ -72,10 +72,11 @@ def stored(params: Params) -> Iterator[tuple[str, Tensor]]:
             yield name, value.to(torch.float32 if any(part in name for part in _FLOAT32) else torch.bfloat16)
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], params: Params) -> None:
-    """Weights, index and configuration; the tokenizer's files are tokenizer.py's."""
+def write_checkpoint(folder: Path, config: dict[str, Any], params: Params, stored_ones: Params | None = None) -> None:
+    """Weights, index and configuration; the tokenizer's files are tokenizer.py's. stored_ones: more tensors, by their official
+    names and as they are to be stored."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous() for name, value in stored(params)}
+    tensors = {name: value.contiguous() for name, value in stored(params)} | (stored_ones or {})
     file = "model.safetensors"
     write_output(folder / file, save(tensors), streams=False)
     size = sum(value.nbytes for value in tensors.values())

@@ -22,7 +22,7 @@ from quantise import fake_fp4, fake_fp8, fake_index, fake_row
 Config = dict[str, Any]  # a config.json object of the official checkpoint
 Params = dict[str, Tensor]
 
-FP8_NAMES = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "shared.w13", "shared.w2", "e_proj", "h_proj")
+FP8_NAMES = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "shared.w13", "shared.w2", "e_proj", "h_proj", "main_proj")
 
 
 @dataclass
@@ -55,18 +55,18 @@ def init_params(config: Config, seed: int) -> Params:
         "head.weight": normal(c["vocab_size"], D, std=0.02),
         "norm.weight": torch.ones(D),
     }
-    params |= _head_mix("", c)
+    params |= head_mix_params("", c)
     for layer, ratio in enumerate(c["compress_ratios"][: c["num_hidden_layers"]]):
-        params |= _block(f"layers.{layer}.", c, ratio, layer < c["num_hash_layers"], normal)
+        params |= block_params(f"layers.{layer}.", c, ratio, layer < c["num_hash_layers"], normal)
     for draft in range(c["num_nextn_predict_layers"]):
         p = f"mtp.{draft}."
-        params |= _block(p, c, 0, False, normal) | _head_mix(p, c)
+        params |= block_params(p, c, 0, False, normal) | head_mix_params(p, c)
         params |= {p + "e_proj.weight": normal(D, D), p + "h_proj.weight": normal(D, D)}
         params |= {p + f"{name}.weight": torch.ones(D) for name in ("enorm", "hnorm", "norm")}
     return params
 
 
-def _head_mix(prefix: str, c: Config) -> Params:
+def head_mix_params(prefix: str, c: Config) -> Params:
     n = c["hc_mult"]
     return {
         prefix + "hc_head_fn": torch.zeros(n, n * c["hidden_size"]),
@@ -75,7 +75,7 @@ def _head_mix(prefix: str, c: Config) -> Params:
     }
 
 
-def _block(p: str, c: Config, ratio: int, hashed: bool, normal: Callable[..., Tensor]) -> Params:
+def block_params(p: str, c: Config, ratio: int, hashed: bool, normal: Callable[..., Tensor]) -> Params:
     D, H, d, n = c["hidden_size"], c["num_attention_heads"], c["head_dim"], c["hc_mult"]
     Rq, G, Ro, E, width = (c[key] for key in ("q_lora_rank", "o_groups", "o_lora_rank", "n_routed_experts",
                                               "moe_intermediate_size"))  # fmt: skip
@@ -158,8 +158,8 @@ def rope_frequencies(c: Config, compressed: bool) -> Tensor:
 
 
 def angles(c: Config, positions: Tensor, compressed: bool) -> tuple[Tensor, Tensor]:
-    """cos and sin, [len(positions), r/2] each."""
-    angle = positions.double()[:, None] * rope_frequencies(c, compressed).to(positions.device)[None]
+    """cos and sin, [*positions.shape, r/2] each."""
+    angle = positions.double()[..., None] * rope_frequencies(c, compressed).to(positions.device)
     return angle.cos().float(), angle.sin().float()
 
 
@@ -216,7 +216,7 @@ def compress(p: Params, prefix: str, x: Tensor, ratio: int, width: int, eps: flo
 
 
 def index_scores(
-    c: Config, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: _Turn, ratio: int, rounded: bool
+    c: Config, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: Turn, ratio: int, rounded: bool
 ) -> Tensor:
     """The lightning indexer's scores [B, S, R]. Without FP4 rounding the Hadamard transform cancels out."""
     hi, di = c["index_n_heads"], c["index_head_dim"]
@@ -230,13 +230,13 @@ def index_scores(
     return (w[:, :, None] @ products).squeeze(2)
 
 
-class _Turn:
-    """Angles and visibility of one batch. positions [S]: multiples of 128 may be skipped where a group begins."""
+class Turn:
+    """Angles of one batch. positions [S]: multiples of 128 may be skipped where a group begins; or [B, S], of each row."""
 
     def __init__(self, c: Config, positions: Tensor, compressed: bool) -> None:
         self._c, self._positions, self._compressed = c, positions, compressed
         cos, sin = angles(c, positions, compressed)
-        self.queries = cos[:, None], sin[:, None]  # [S, 1, r/2]
+        self.queries = cos[..., None, :], sin[..., None, :]  # [S, 1, r/2]
         self.tokens = cos, sin
 
     def rows(self, ratio: int) -> tuple[Tensor, Tensor]:
@@ -272,7 +272,7 @@ class Model:
         c = self.config
         B, S = tokens.shape
         positions = torch.arange(S, device=tokens.device) if positions is None else positions
-        turns = {flag: _Turn(c, positions, flag) for flag in (False, True)}
+        turns = {flag: Turn(c, positions, flag) for flag in (False, True)}
         local = local_mask(positions, c["sliding_window"])
         X = p["embed.weight"][tokens].view(B * S, 1, -1).expand(-1, c["hc_mult"], -1)
         index_loss, lookup_loss, loads = torch.zeros((), device=tokens.device), torch.zeros((), device=tokens.device), {}
@@ -298,52 +298,53 @@ class Model:
         h = rms(streams, eps) * p["mtp.0.hnorm.weight"]
         X = (e @ p["mtp.0.e_proj.weight"].T)[:, :, None] + h @ p["mtp.0.h_proj.weight"].T
         positions = torch.arange(S, device=tokens.device)
-        turns = {False: _Turn(c, positions, False)}
+        turns = {False: Turn(c, positions, False)}
         local = local_mask(positions, c["sliding_window"])
         X, _, load, _ = self.block(p, "mtp.0.", X.flatten(0, 1), tokens, turns, local, 0, True, False, None)
         return self.collapse(p, "mtp.0.", X[wanted.flatten()]), {"mtp.0.ffn.gate.bias": load}
 
     def collapse(self, p: Params, prefix: str, X: Tensor) -> Tensor:
         """hc_head and the final norm: [M, N, D] to [M, D]."""
+        return rms(self.mix_streams(p, prefix, X), self.config["rms_norm_eps"]) * p[prefix + "norm.weight"]
+
+    def mix_streams(self, p: Params, prefix: str, X: Tensor) -> Tensor:
+        """hc_head: [M, N, D] to [M, D]."""
         c = self.config
         f = X.flatten(1)
         m = (f @ p[prefix + "hc_head_fn"].T) * torch.rsqrt(f.square().mean(-1, keepdim=True) + c["rms_norm_eps"])
         pre = torch.sigmoid(m * p[prefix + "hc_head_scale"] + p[prefix + "hc_head_base"]) + c["hc_eps"]
-        return rms((pre[..., None] * X).sum(1), c["rms_norm_eps"]) * p[prefix + "norm.weight"]
+        return (pre[..., None] * X).sum(1)
 
     def block(
-        self, p: Params, prefix: str, X: Tensor, tokens: Tensor, turns: dict[bool, _Turn], local: Tensor, ratio: int,
+        self, p: Params, prefix: str, X: Tensor, tokens: Tensor, turns: dict[bool, Turn], local: Tensor, ratio: int,
         sparse: bool, train_index: bool, goals: Goals | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """One layer on streams X [B*S, N, D]; also the indexer's loss, the experts' load and the lookups' loss."""
-        c, eps = self.config, self.config["rms_norm_eps"]
         B, S = tokens.shape
-
-        def enter(name: str) -> tuple[Tensor, Tensor, Tensor]:
-            site = (p[prefix + f"hc_{name}_{part}"] for part in ("fn", "base", "scale"))
-            return self.enter(X, *site, p[prefix + f"{name}_norm.weight"], eps, c["hc_eps"], c["hc_sinkhorn_iters"])
-
-        x, post, comb = enter("attn")
+        x, post, comb = self.site(p, prefix, "attn", X)
         y, loss, lookup = self.attention(p, prefix + "attn.", x.view(B, S, -1), turns[ratio > 0], local, ratio, sparse,
                                          train_index, goals)  # fmt: skip
         X = self.leave(X, y.flatten(0, 1), post, comb)
-        x, post, comb = enter("ffn")
+        x, post, comb = self.site(p, prefix, "ffn", X)
         y, load = self.experts(p, prefix + "ffn.", x, tokens.flatten())
         return self.leave(X, y, post, comb), loss, load, lookup
 
+    def site(self, p: Params, prefix: str, name: str, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """enter_site() of a block's "attn" or "ffn"."""
+        c = self.config
+        parts = (p[prefix + f"hc_{name}_{part}"] for part in ("fn", "base", "scale"))
+        return self.enter(X, *parts, p[prefix + f"{name}_norm.weight"], c["rms_norm_eps"], c["hc_eps"], c["hc_sinkhorn_iters"])
+
     def attention(
-        self, p: Params, prefix: str, x: Tensor, turn: _Turn, local: Tensor, ratio: int, sparse: bool,
+        self, p: Params, prefix: str, x: Tensor, turn: Turn, local: Tensor, ratio: int, sparse: bool,
         train_index: bool, goals: Goals | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Window rows and compressed rows in one softmax with a sink. x [B, S, D]."""
         c, eps = self.config, self.config["rms_norm_eps"]
         B, S, _ = x.shape
         H, d, W = c["num_attention_heads"], c["head_dim"], c["sliding_window"]
-        qr = rms(x @ p[prefix + "wq_a.weight"].T, eps) * p[prefix + "q_norm.weight"]
-        q = rope(rms((qr @ p[prefix + "wq_b.weight"].T).unflatten(-1, (H, d)), eps), *turn.queries) * d**-0.5
-        kv = rope(rms(x @ p[prefix + "wkv.weight"].T, eps) * p[prefix + "kv_norm.weight"], *turn.tokens)
-        if self.round_rows:
-            kv = fake_row(kv, c["qk_rope_head_dim"])
+        qr, q = self.queries(p, prefix, x, turn)
+        kv = self.rows(p, prefix, x, turn)
         blocks = F.pad(kv, (0, 0, W, 0)).unfold(1, 2 * W, W)  # [B, S/W, d, 2W]
         near = (q.view(B, S // W, W * H, d) @ blocks).view(B, S, H, 2 * W)
         scores = [near + local[:, None], p[prefix + "attn_sink"][None, None, :, None].expand(B, S, H, 1)]
@@ -364,15 +365,30 @@ class Model:
         out = (weights[..., : 2 * W].reshape(B, S // W, W * H, 2 * W) @ blocks.transpose(2, 3)).view(B, S, H, d)
         if rows is not None:
             out = out + (weights[..., 2 * W + 1 :].reshape(B, S * H, -1) @ rows).view(B, S, H, d)
+        return self.output(p, prefix, out, turn), loss, lookup
+
+    def queries(self, p: Params, prefix: str, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """The low-rank query [B, S, Rq] of x [B, S, D], and the heads' [B, S, H, d], rotated and scaled."""
+        c, eps = self.config, self.config["rms_norm_eps"]
+        H, d = c["num_attention_heads"], c["head_dim"]
+        qr = rms(x @ p[prefix + "wq_a.weight"].T, eps) * p[prefix + "q_norm.weight"]
+        return qr, rope(rms((qr @ p[prefix + "wq_b.weight"].T).unflatten(-1, (H, d)), eps), *turn.queries) * d**-0.5
+
+    def rows(self, p: Params, prefix: str, x: Tensor, turn: Turn) -> Tensor:
+        """The window's rows [B, S, d], which are keys and values."""
+        c = self.config
+        kv = rope(rms(x @ p[prefix + "wkv.weight"].T, c["rms_norm_eps"]) * p[prefix + "kv_norm.weight"], *turn.tokens)
+        return fake_row(kv, c["qk_rope_head_dim"]) if self.round_rows else kv
+
+    def output(self, p: Params, prefix: str, heads: Tensor, turn: Turn) -> Tensor:
+        """What the heads [B, S, H, d] saw, rotated back and projected: [B, S, D]."""
         cos, sin = turn.queries
-        o = rope(out, cos, -sin)
-        G = c["o_groups"]
-        wo_a = p[prefix + "wo_a.weight"].unflatten(0, (G, -1))
-        z = torch.einsum("bsgi,goi->bsgo", o.reshape(B, S, G, -1), wo_a).flatten(2)
-        return z @ p[prefix + "wo_b.weight"].T, loss, lookup
+        groups = rope(heads, cos, -sin).flatten(2).unflatten(-1, (self.config["o_groups"], -1))
+        wo_a = p[prefix + "wo_a.weight"].unflatten(0, (self.config["o_groups"], -1))
+        return torch.einsum("bsgi,goi->bsgo", groups, wo_a).flatten(2) @ p[prefix + "wo_b.weight"].T
 
     def select(
-        self, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: _Turn, mask: Tensor, far: Tensor, sparse: bool,
+        self, p: Params, prefix: str, x: Tensor, qr: Tensor, turn: Turn, mask: Tensor, far: Tensor, sparse: bool,
         train_index: bool,
     ) -> tuple[Tensor, Tensor]:
         """The mask of the chosen rows, and how far the indexer's distribution is from the attention's (KL, nats).

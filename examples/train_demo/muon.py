@@ -35,7 +35,7 @@ class Optimiser:
         self.steps = 0
 
     def _is_matrix(self, name: str) -> bool:
-        kept_apart = ("embed", "head.weight", "hc_", "ape", "gate.weight")
+        kept_apart = ("embed", "head.weight", "hc_", "ape", "gate.weight", "markov_", "confidence_")
         return self.params[name].ndim >= 2 and not any(part in name for part in kept_apart)
 
     @torch.no_grad()

@@ -41,13 +41,13 @@ def _plain(name: str, tensors: dict[str, Tensor]) -> Tensor:
     return value.float() * scale.repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
 
 
-def read_params(checkpoint: Path) -> Params:
-    """What export.py wrote, under the names of model.py, the MTP block left out."""
+def read_params(checkpoint: Path, with_drafts: bool = False) -> Params:
+    """What export.py wrote, under the names of model.py. with_drafts: with the drafting block."""
     tensors = load_file(checkpoint / "model.safetensors")
     params: Params = {}
     experts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name in tensors:
-        if name.startswith("mtp.") or name.endswith(".scale"):
+        if name.endswith(".scale") or (name.startswith("mtp.") and not with_drafts):
             continue
         value = _plain(name, tensors)
         if ".ffn.experts." in name:

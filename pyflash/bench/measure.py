@@ -72,6 +72,15 @@ class Speed:
     operations: tuple[Operation, ...] = ()
 
     @property
+    def title(self) -> str:
+        return f"{self.test} {self.n_tokens} at depth {self.depth}"
+
+    @property
+    def profiled(self) -> tuple[float, ...]:
+        """The seconds that the operations are of."""
+        return self.seconds
+
+    @property
     def rates(self) -> tuple[float, ...]:
         return tuple(self.n_tokens / each for each in self.seconds)
 

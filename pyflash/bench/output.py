@@ -131,11 +131,11 @@ def step_row(step: StepSpeed) -> str:
 _OPERATION_COLUMNS = (("ms", 10), ("share", 7), ("calls", 8), ("Gmac/s", 9), ("read/s", 11))
 
 
-def profile_text(speed: Speed) -> str:
-    """A table of where the time of one repetition went, the longest first; what is between operations last."""
-    n, total = len(speed.seconds), sum(speed.seconds)
+def profile_text(speed: Speed | StepSpeed) -> str:
+    """A table of where the time of one repetition, or step, went, the longest first; what is between operations last."""
+    n, total = len(speed.profiled), sum(speed.profiled)
     rows = sorted(speed.operations, key=lambda each: -each.seconds)
-    lines = ["", f"{speed.test} {speed.n_tokens} at depth {speed.depth}, by operation:",
+    lines = ["", f"{speed.title}, by operation:",
              " ".join(f"{name:>{width}}" for name, width in _OPERATION_COLUMNS) + "  operation"]
     for each in rows:
         cells = [rate(1e3 * each.seconds / n), f"{each.seconds / total:.1%}", str(each.calls // n),
@@ -163,10 +163,9 @@ def as_record(speed: Speed) -> dict[str, Any]:
 
 
 def json_line(speed: Speed | StepSpeed) -> str:
-    if isinstance(speed, StepSpeed):
-        return json_text(step_record(speed))
     operations = [asdict(each) for each in speed.operations]
-    return json_text(as_record(speed) | ({"operations": operations} if operations else {}))
+    record = step_record(speed) if isinstance(speed, StepSpeed) else as_record(speed)
+    return json_text(record | ({"operations": operations} if operations else {}))
 
 
 def step_record(step: StepSpeed) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyflash.bench.measure import Bench
     from pyflash.engine.profiler import Operation
 
+_PROFILED = 4  # steps of every size
 _ROUNDS = 8  # of every size, for one repetition of the others: a step takes no longer than a few tokens
 
 
@@ -22,6 +23,7 @@ class StepSpeed:
     """Steps of n_tokens random tokens, all of whose logits are computed. seconds: of each step. one: median seconds of a
     step of one token, measured in turn with these. experts: different ones that a layer used, mean over steps and layers;
     weight_bytes: that a step reads, mean. bandwidth: bytes/s, measured before. None where a device reads some of it.
+    operations: of further steps, where the plan asks for them, and profiled: the seconds of each of those.
     """
 
     n_tokens: int
@@ -31,6 +33,12 @@ class StepSpeed:
     experts: float | None
     weight_bytes: int | None
     bandwidth: float
+    operations: tuple[Operation, ...] = ()
+    profiled: tuple[float, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"step of {self.n_tokens} at depth {self.depth}"
 
     @property
     def typical(self) -> float:
@@ -58,8 +66,13 @@ def run(bench: Bench, depth: int) -> Iterator[StepSpeed]:
         for size in sizes:
             seconds[size].append(_step(bench, size))
     for size in sizes:
-        experts, weight_bytes = _count(bench, size)
-        yield StepSpeed(size, depth, tuple(seconds[size]), statistics.median(seconds[1]), experts, weight_bytes, bandwidth)
+        operations, profiled = _operations(bench, size)
+        used = sum(each.matrices for each in operations if each.name == "experts")
+        experts = used / (len(profiled) * bench.model.info.n_layer) if profiled else None
+        weight_bytes = sum(each.weight_bytes for each in operations) // len(profiled) if profiled else None
+        shown = (operations, profiled) if bench.plan.profile else ((), ())
+        yield StepSpeed(size, depth, tuple(seconds[size]), statistics.median(seconds[1]), experts, weight_bytes, bandwidth,
+                        *shown)
 
 
 def _step(bench: Bench, size: int) -> float:
@@ -71,21 +84,14 @@ def _step(bench: Bench, size: int) -> float:
     return took
 
 
-def _count(bench: Bench, size: int) -> tuple[float | None, int | None]:
-    """(different experts a layer, bytes of weights a step) of steps that are not timed."""
+def _operations(bench: Bench, size: int) -> tuple[tuple[Operation, ...], tuple[float, ...]]:
+    """(the operations of a few more steps together, the seconds of each step); none where there is a device."""
     if bench.model.placement.weight_bytes > 0:
-        return None, None
-    steps, profiler = 4, bench.model.profiler()
+        return (), ()
+    profiler = bench.model.profiler()
     bench.session.profile(profiler)
     try:
-        for _ in range(steps):
-            _step(bench, size)
-        operations = profiler.operations()
+        seconds = tuple(_step(bench, size) for _ in range(_PROFILED))
+        return tuple(profiler.operations()), seconds
     finally:
         bench.session.profile(None)
-    used = sum(each.matrices for each in operations if each.name == "experts")
-    return used / (steps * bench.model.info.n_layer), _weight_bytes(operations) // steps
-
-
-def _weight_bytes(operations: list[Operation]) -> int:
-    return sum(each.weight_bytes for each in operations)

@@ -64,7 +64,7 @@ class AnswerReader:
                 events += self._parser.feed(marker)
             else:
                 events.append(encoding.Event(kind, problem=f"{marker!r} does not belong here"))
-        return events + self._parser.finish() if final else events
+        return events + self._parser.finish(cut=marker != encoding.EOS) if final else events
 
     def _stop(self, events: list[encoding.Event], final: bool) -> tuple[list[encoding.Event], bool]:
         """The events up to a stop string in the content, and whether there was one."""

@@ -50,6 +50,7 @@ _ENDS_OF_TEXT = (EOS, BOS, THINK_BEGIN, THINK_END)
 _UNCLOSED = ("\n" + PARAMETER_BEGIN, PARAMETER_BEGIN, "\n" + INVOKE_END, INVOKE_END)
 _GAP = re.compile(r">?\s*")
 _NAME_OPENING = 'name="'
+_NAME_BEGUN = re.compile(r'\s*(?:n|na|nam|name|name=|name=".*)?', re.DOTALL)
 _PARAMETER_OPENING = ' name="'
 _PARAMETER_HEADER = re.compile(r' name="(.*?)" string="(true|false)">', re.DOTALL)
 _VALUE_ENDS = ("<" + PARAMETER_END, "<\n" + PARAMETER_END)  # the second as the published parser's regex has it
@@ -120,6 +121,7 @@ class StreamParser:
         self._had_text_after = False
         self._has_apologised = False
         self._opening = ""  # of the calls, while nothing has followed it
+        self._is_cut = False
         self._markers = (*_TEXT_MARKERS, *(PLAIN_BEGINNINGS if tools else ()))
         # Of the call that is being read:
         self._raw: list[str] = []  # its text as far as no event has it
@@ -153,8 +155,12 @@ class StreamParser:
         self._buffer += text
         return self._run(False)
 
-    def finish(self) -> list[Event]:
-        """The events held back, when no more text comes, with or without the EOS text. May be called again."""
+    def finish(self, cut: bool = False) -> list[Event]:
+        """The events held back, when no more text comes, with or without the EOS text. May be called again.
+
+        cut: whether the text would have gone on, as after so many tokens: then what may be the beginning of calls' markup
+        is left out."""
+        self._is_cut = cut
         return self._run(True)
 
     def _run(self, final: bool) -> list[Event]:
@@ -196,10 +202,13 @@ class StreamParser:
 
     def _read_text(self, final: bool) -> bool:
         closings = (*_CLOSINGS, PLAIN_END) if self._tools else _CLOSINGS
-        text, marker = self._take((*self._markers, *closings) if self._had_calls else self._markers, final)
+        markers = (*self._markers, *closings) if self._had_calls else self._markers
+        if final and self._is_cut and self._tools != {}:
+            self._leave_out_begun_markup(markers)
+        text, marker = self._take(markers, final)
         self._emit_text(text)
         if marker is None:
-            self._buffer = self._buffer[len(text) :]
+            self._buffer = "" if final else self._buffer[len(text) :]
             if final:
                 self._end("the text ended")
             return False
@@ -218,6 +227,18 @@ class StreamParser:
         else:
             self._emit_text(marker, None if marker in PLAIN_BEGINNINGS else f"{marker!r} does not belong here")
         return True
+
+    def _leave_out_begun_markup(self, markers: tuple[str, ...]) -> None:
+        """What may be the beginning of calls' markup, at the end of a text that is cut. A single "<" is one at the beginning
+        of a line only."""
+        at, marker = _scan(self._buffer, markers, False)
+        begun = self._buffer[at:]
+        if marker is not None or not begun:
+            return
+        before = "".join(self._texts[self._kind]) + self._buffer[:at]
+        is_at_line_begin = begun[0] == "\n" or before[-1:] in ("", "\n")
+        if begun.lstrip("\n").startswith(("<｜", "</｜")) or ("<" in begun and is_at_line_begin):
+            self._buffer = self._buffer[:at]
 
     def _is_at_line_begin(self) -> bool:
         """Whether a line begins here, outside blocks of code."""
@@ -256,6 +277,9 @@ class StreamParser:
                 self._state = self._read_text
                 return True
         elif end is None and not final:
+            return False
+        elif end is None and self._is_cut and _NAME_BEGUN.fullmatch(self._buffer):
+            self._break_off()
             return False
         self._emit_text(self._opening, f"{self._opening!r} does not belong here")
         self._state = self._read_text
@@ -305,7 +329,7 @@ class StreamParser:
         """The text is over within the tool calls."""
         self._buffer = ""
         self._report("the text ended within the tool calls")
-        if self._raw and not self._arguments and not says_nothing("".join(self._raw)):
+        if self._raw and not (self._arguments or self._is_cut or says_nothing("".join(self._raw))):
             self._emit_text("".join(self._raw), "a tool call is not complete")
         self._state = self._read_after_end
 
@@ -518,10 +542,12 @@ class StreamParser:
 
     def _read_value(self, final: bool) -> bool:
         ends = (*_VALUE_ENDS, PARAMETER_END)
-        at, marker = _scan(self._buffer, (*ends, *_UNCLOSED) if self._tools else ends, final)
+        at, marker = _scan(self._buffer, (*ends, EOS, *_UNCLOSED) if self._tools else (*ends, EOS), False)
         if marker in _UNCLOSED:
             return self._read_unclosed(at, marker, final)
-        self._add_value(self._buffer[:at])
+        if marker == EOS:
+            return self._read_eos_in_value(at, final)
+        self._add_value(self._buffer[:at])  # at the end without what may be the beginning of its closing
         self._advance(at)
         if marker is None:
             if final:
@@ -534,12 +560,26 @@ class StreamParser:
         self._state = self._read_gap
         return True
 
+    def _read_eos_in_value(self, at: int, final: bool) -> bool:
+        """The EOS text within a value: a part of it, where more comes."""
+        is_last = len(self._buffer) == at + len(EOS)
+        if is_last and not final:
+            return False
+        self._add_value(self._buffer[: at if is_last else at + len(EOS)])
+        self._advance(at + len(EOS))
+        if is_last:
+            self._break_off()
+        return not is_last
+
     def _read_unclosed(self, at: int, marker: str, final: bool) -> bool:
         """A marker within a value, which may be part of it, or show that its closing was forgotten."""
         rest = self._buffer[at + len(marker) :]
         if marker.endswith(PARAMETER_BEGIN):
             header = _PARAMETER_HEADER.match(rest)
-            if header is None and not final and ">" not in rest:
+            if header is None and ">" not in rest:
+                if final:
+                    self._add_value(self._buffer[:at])
+                    self._break_off()
                 return False
             forgotten = (header is not None and header[1] not in self._keys
                          and has_parameter(self._schema(), header[1]))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 import pyflash
+from pyflash import demo
 from pyflash.cli.advice import in_options
 from pyflash.cli.chat.settings import MAX_TOKENS, SAMPLING, Setting
 from pyflash.cli.progress import Progress
@@ -135,6 +137,20 @@ def _add_model_options(command: _F, device: Sequence[Callable[[Any], Any]]) -> _
     return command
 
 
+class LayerRange(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Layers "2-5" as the pair (2, 6): the first one, and the end."""
+
+    name = "FIRST-LAST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,6})-(\d{1,6})", value)
+        if match is None or int(match[1]) > int(match[2]):
+            self.fail(f"{value!r} is no range of layers such as 0-20", param, ctx)
+        return int(match[1]), int(match[2]) + 1
+
+
 class ExpertBudget(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Bytes; 0 for "off", None for "auto"."""
 
@@ -159,8 +175,12 @@ def parse_size(text: str) -> int:
     return int(digits) * unit
 
 
-def open_model(file: str, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
-    """The model, opened as model_options say, and its expert_budget."""
+def open_model(file: str | None, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
+    """The model, opened as model_options say, and its expert_budget. None: the demo model, with what drafts for it."""
+    if file is None:
+        with Progress("converting", sys.stderr) as progress:
+            file = str(demo.path(progress.update, progress.say))
+        options = {**options, "mtp": options.get("mtp") or demo.draft_path()}
     model = _open(file, options, options["expert_budget"] or 0)
     if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
         return model, options["expert_budget"] or 0
@@ -192,14 +212,14 @@ def draft_options(command: _F) -> _F:
     options = (
         option("--draft", type=click.Choice(DRAFTERS), default="auto", show_default=True,
                help="What proposes the next tokens, which are then checked several at once: no answer is changed by it, only "
-               "how soon it is there. ngram: what followed like passages; mtp: the model's MTP block; auto: what there is "
-               "of these, as far as it gains."),
+               "how soon it is there. ngram: what followed like passages; mtp, dspark: the model's MTP block or DSpark "
+               "stages; auto: what there is of these, as far as it gains."),
         option("--draft-max", type=click.IntRange(1, MOST_DRAFTED), metavar="N",
                help=f"Most tokens that are proposed at once.  [default: {MOST_DRAFTED}]"),
         option("--draft-head", type=click.IntRange(0, 1 << 20), metavar="N", default=DRAFT_HEAD, show_default=True,
                help="Rows of the small copy of the output head that an MTP block drafts with; 0: the head itself."),
         option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
-               help="GGUF file of the model's MTP block, where it has one of its own."),
+               help="GGUF file that drafts for the model: its MTP block or DSpark stages, where these have one of their own."),
     )
     for add in reversed(options):
         command = add(command)

@@ -1,6 +1,7 @@
 """The demo model: a small trained checkpoint in the official layout, bundled with the package.
 
-The first use converts it to GGUF in the user's cache folder, as `pyflash convert` would.
+The first use converts it to GGUF in the user's cache folder, as `pyflash convert --mtp` would: the model, and its MTP block,
+which drafts for it, as a file of its own.
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _drafts_file() -> Path:
+    return file().with_name(f"mtp-{file().name}")
+
+
+def draft_path() -> Path | None:
+    """The GGUF of the MTP block, for `Model.open(mtp=)` beside path(), which makes it; None where the checkpoint has none.
+    Raises as path() does."""
+    path()
+    return _drafts_file() if _drafts_file().is_file() else None
+
+
 def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
     """The demo model's GGUF, converted when it is not there yet or not as it was made. Safe against other processes
     doing the same.
@@ -64,13 +76,15 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
     target = file()
     if _is_whole(target):
         return target
+    from gguf_export.checkpoint import open_checkpoint
     from gguf_export.convert import ConvertOptions, convert, plan_conversion
     from gguf_export.errors import ConvertError
 
-    source, options = checkpoint(), ConvertOptions(name=NAME)
+    source = checkpoint()
     is_damaged = target.is_file() and _note(target).is_file()
     try:
         os.makedirs(os.path.realpath(target.parent), exist_ok=True)
+        options = ConvertOptions(name=NAME, mtp=open_checkpoint(source).drafts == "mtp")
         made = convert(source, target, options, progress=progress)
         write_output(_note(target), _sums(target), streams=False)
         lines = _description(plan_conversion(source, options), is_damaged) if say is not None else []
@@ -89,17 +103,18 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
 
 
 def _note(target: Path) -> Path:
-    """Beside the GGUF: its size and checksum when it was made."""
+    """Beside the GGUF: its size and checksum when it was made, and those of the MTP block's."""
     return target.with_suffix(".sum")
 
 
 def _sums(target: Path) -> bytes:
-    data = target.read_bytes()
-    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n".encode("ascii")
+    files = [target, *([_drafts_file()] if _drafts_file().is_file() else [])]
+    lines = (f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n" for data in map(Path.read_bytes, files))
+    return "".join(lines).encode("ascii")
 
 
 def _is_whole(target: Path) -> bool:
-    """Whether the file is as its note says."""
+    """Whether the files are as their note says."""
     try:
         return target.is_file() and _note(target).is_file() and _note(target).read_bytes() == _sums(target)
     except OSError:

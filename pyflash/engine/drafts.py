@@ -37,7 +37,7 @@ class Drafter(Protocol):
 
     name: ClassVar[str]
     is_free: ClassVar[bool]
-    longest: ClassVar[int]
+    longest: int
     priors: ClassVar[Sequence[float]]
 
     def begin(self, tokens: Tokens) -> None:
@@ -66,7 +66,7 @@ class NgramDrafter:
 
     name: ClassVar[str] = "ngram"
     is_free: ClassVar[bool] = True
-    longest: ClassVar[int] = 31
+    longest: int = 31
     priors: ClassVar[Sequence[float]] = (0.35, 0.45, 0.6, 0.75, 0.85)
     LEAST = 3  # tokens of a match: shorter ones are chance
     _LENGTHS = (LEAST, 5, 9, 17)  # of matches, from which the next sureness begins
@@ -156,16 +156,15 @@ def _index(text: npt.NDArray[np.int32], bits: int) -> tuple[array[int], array[in
     return array("i", heads.tobytes()), array("i", before.tobytes())
 
 
-class MtpDrafter:
-    """Proposes what the model's MTP block drafts: a token, and one behind that."""
+class ModelDrafter:
+    """Proposes what a part of the model drafts from what the session evaluates."""
 
-    name: ClassVar[str] = "mtp"
     is_free: ClassVar[bool] = False
-    longest: ClassVar[int] = 2  # it is trained for one; a third is hardly ever right
     priors: ClassVar[Sequence[float]] = (0.2, 0.4, 0.6, 0.8)
-    _CHANCES = (0.3, 0.6, 0.85)  # that the block gives a token, from which the next sureness begins
+    _CHANCES = (0.3, 0.6, 0.85)  # that it gives a token, from which the next sureness begins
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, longest: int) -> None:
+        self.longest = longest
         with suppress(MemoryLimitError):  # then it drafts with the head itself
             session.model.prepare_drafts()
         self._session = session
@@ -180,3 +179,21 @@ class MtpDrafter:
     def propose(self, most: int) -> Draft:
         tokens, chances = self._session.draft_tokens(self._token, min(most, self.longest))
         return Draft(tokens, [bisect_right(self._CHANCES, chance) for chance in chances])
+
+
+class MtpDrafter(ModelDrafter):
+    """Proposes what the model's MTP block drafts: a token, and one behind that."""
+
+    name: ClassVar[str] = "mtp"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, 2)  # it is trained for one; a third is hardly ever right
+
+
+class DsparkDrafter(ModelDrafter):
+    """Proposes what the model's DSpark stages draft: a block of tokens at once, whose confidences are the chances."""
+
+    name: ClassVar[str] = "dspark"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.model.info.draft_most)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyflash.engine.schema import Validator, one_line, read_schema, without_patterns
 from pyflash.native import forks
-from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+from pyflash.native.errors import AnswerError, ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from pyflash.engine.model import ModelInfo
@@ -166,11 +166,15 @@ class Matcher:
         self._fill = module.numpy.fill_next_token_bitmask
         self._matcher = module.LLMatcher(_vocabulary(tokenizer, info), source, log_level=0)
         self._mask = np.zeros((1, (info.n_vocab + 31) // 32), dtype=np.int32)
-        self._check()
+        if problem := self._problem():
+            raise ArgumentError(f"the grammar cannot be used: {problem}")
+
+    def _problem(self) -> str:
+        return one_line(self._matcher.get_error())[:200] if self._matcher.is_error() else ""
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise Error(f"the grammar cannot go on: {one_line(self._matcher.get_error())[:200]}")
+        if problem := self._problem():
+            raise AnswerError(f"the grammar cannot go on: {problem}")
 
     def allowed(self) -> npt.NDArray[np.uint32]:
         """A bit for each token that may come next, the lowest first; valid until the next call."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pyflash")
 
 MAX_THREADS = 1024  # of the library
+_DRAFTS = {lib.PF_DRAFTS_NONE: "none", lib.PF_DRAFTS_MTP: "mtp", lib.PF_DRAFTS_DSPARK: "dspark"}
 DRAFT_HEAD = 32768  # rows: nearly all of a text's tokens are among V4's first so many
 _LOG_LEVELS = {lib.PF_LOG_DEBUG: logging.DEBUG, lib.PF_LOG_INFO: logging.INFO, lib.PF_LOG_WARNING: logging.WARNING}
 
@@ -39,7 +40,10 @@ def _forward_log(_user: Any, level: int, message: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio."""
+    """What a model file is: pf_model_info of pyflash.h, with the same names, and every layer's compression ratio.
+
+    drafts: what it can draft with, "none", "mtp" or "dspark"; draft_most: tokens of a DSpark draft, at most.
+    """
 
     precision: str
     n_threads: int
@@ -67,6 +71,13 @@ class ModelInfo:
     profile: str
     cpu_isa: str
     widened_bytes: int
+    drafts: str
+    draft_bytes: int
+    draft_file_bytes: int
+    draft_most: int
+    first_layer: int
+    end_layer: int
+    directory_bytes: int
     layer_ratios: tuple[int, ...]
 
 
@@ -83,6 +94,7 @@ def _read_info(native: Any) -> ModelInfo:
     values = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "layer_ratios"}
     values["precision"] = next(name for name, value in PRECISIONS.items() if value == info.precision)
     values["has_mtp"] = bool(info.has_mtp)
+    values["drafts"] = _DRAFTS[info.drafts]
     for name in ("name", "profile", "cpu_isa"):
         values[name] = string(values[name])
     ratios = tuple(lib.pf_model_layer_ratio(native, layer) for layer in range(info.n_layer))
@@ -146,6 +158,14 @@ def _open_handle(path: StrPath, params: Any) -> ModelHandle:
     return ModelHandle(out[0])
 
 
+def _layer_range(layers: tuple[int, int]) -> tuple[int, int]:
+    try:
+        first, end = layers
+    except (TypeError, ValueError):
+        raise ArgumentError(f"layers must be the first one and the end, not {layers!r:.40}") from None
+    return integer("the first layer", first, 0, 2**31 - 1), integer("the end of the layers", end, 1, 2**31 - 1)
+
+
 class Model:
     """The loaded weights: immutable, and shared by any number of sessions and threads.
 
@@ -171,8 +191,8 @@ class Model:
         cls, path: StrPath, device: str | DeviceOptions = "auto", threads: int | None = None, precision: str = "fast",
         isa: str | None = None, mtp: StrPath | None = None, pin: bool = False, prefault: bool = False,
         mlock: bool = False, progress: Callable[[int, int], None] | None = None, expert_budget: int = 0, *,
-        upload: bool = True, release: Release | None = None, overlay: StrPath | None = None, draft_head: int = DRAFT_HEAD,
-        **more: Unpack[DeviceKeywords],
+        upload: bool = True, release: Release | None = None, overlay: StrPath | None = None,
+        layers: tuple[int, int] | None = None, draft_head: int = DRAFT_HEAD, **more: Unpack[DeviceKeywords],
     ) -> Model:
         """Maps a GGUF (of several shards: the first) and checks everything but the weights' values.
 
@@ -180,15 +200,18 @@ class Model:
         DeviceOptions. threads: None for one per physical core. precision: "fast" (16-bit activations into quantised
         weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa: the CPU
         kernel set, "scalar", "avx2", "avxvnni", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
-        mtp: a GGUF of the MTP block that belongs to the model. pin: keep each worker thread on a core of its own (Linux
+        mtp: a GGUF that drafts for the model: its MTP block, or DSpark stages. pin: keep each worker thread on a core of its own (Linux
         and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
         A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,
         and nothing can be evaluated: for looking at the placement and at what sessions take.
         release: the rules of chats, "preview" or "0731"; None for the file's, as far as it tells. overlay: a GGUF of tensors
-        that take the place of those with the same names. draft_head: rows of a small copy of the output head, which is made
-        when an MTP block first drafts and makes drafts quicker; 0: it drafts with the head itself.
+        that take the place of those with the same names. layers: (first, end) for a stage of the model, the layers first to
+        end - 1 alone: only their weights are read and counted, with the embedding where first is 0, and with the head and
+        the MTP block where end is the number of layers. The processor computes it, by eval_stage(); see also StagedModel.
+        draft_head: rows of a small copy of the output head, which is made when an MTP block or DSpark stages first draft and
+        makes drafts quicker; 0: they draft with the head itself.
         Raises FileError, FormatError, UnsupportedError, MemoryLimitError or DeviceError.
         """
         if isinstance(device, DeviceOptions):
@@ -213,6 +236,8 @@ class Model:
         params.mtp_path = c_string(c_path(mtp)) if mtp is not None else ffi.NULL
         params.overlay_path = c_string(c_path(overlay)) if overlay is not None else ffi.NULL
         params.log = _forward_log
+        if layers is not None:
+            params.first_layer, params.end_layer = _layer_range(layers)
         params.pin_threads = bool(pin)
         params.chat_release = 0 if release is None else chosen("release", release, RELEASES)
         model = cls(_open_handle(path, params), release)

@@ -53,13 +53,15 @@ Tap = Callable[[str, int, int, npt.NDArray[Any]], None]
 @dataclass(frozen=True)
 class Memory:
     """A session's memory in bytes, at most: the cache for its whole capacity, working buffers and checkpoints; and what
-    cache and buffers take of a device, which is not counted among the others."""
+    cache and buffers take of a device, which is not counted among the others. draft_cache_bytes: of cache_bytes, what drafting
+    keeps."""
 
     cache_bytes: int
     buffer_bytes: int
     checkpoint_bytes: int
     device_cache_bytes: int = 0
     device_buffer_bytes: int = 0
+    draft_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,29 @@ class PartsInfo:
     n_device_layers: int
     n_device_expert_layers: int
     row_tokens: int
+
+
+def context_full(n: int, capacity: int, position: int) -> ContextFullError:
+    return ContextFullError(f"{n} more tokens do not fit: the context holds {capacity}, {position} are used",
+                            "open a session with a larger context")
+
+
+def checked_tokens(tokens: Tokens, n_vocab: int) -> npt.NDArray[np.int32]:
+    """Tokens to evaluate; ArgumentError for none, and for those that no model of this vocabulary has."""
+    ids = token_array(tokens)
+    if len(ids) == 0:
+        raise ArgumentError("there are no tokens to evaluate")
+    if ids.max() >= n_vocab:
+        raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
+    return ids
+
+
+def room_for_logits(n_tokens: int, rows: int, n_vocab: int) -> FloatArray:
+    """Room for the logits [rows, vocab] of n_tokens tokens."""
+    try:
+        return np.empty((rows, n_vocab), dtype=np.float32)
+    except MemoryError as error:
+        raise MemoryLimitError(f"no memory for the logits of {n_tokens} tokens; evaluate fewer") from error
 
 
 class _TapCall:
@@ -286,23 +311,13 @@ class Session:
         When a step fails or is cancelled, or on Ctrl-C, the finished steps stay evaluated: see position.
         Raises ContextFullError (nothing evaluated), ArgumentError, CancelledError or MemoryLimitError.
         """
-        ids = token_array(tokens)
         n_vocab = self._model.info.n_vocab
-        if len(ids) == 0:
-            raise ArgumentError("there are no tokens to evaluate")
-        if ids.max() >= n_vocab:
-            raise ArgumentError(f"token {ids.max()} is outside the vocabulary of {n_vocab}")
+        ids = checked_tokens(tokens, n_vocab)
         with self._free():
             handle = self._native()
             if len(ids) > self.capacity - self._position:
-                raise ContextFullError(
-                    f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self._position} are used",
-                    "open a session with a larger context",
-                )
-            try:
-                logits = np.empty((len(ids), n_vocab) if all_logits else (1, n_vocab), dtype=np.float32)
-            except MemoryError as error:
-                raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+                raise context_full(len(ids), self.capacity, self._position)
+            logits = room_for_logits(len(ids), len(ids) if all_logits else 1, n_vocab)
             self._eval_steps(handle, ids, logits, all_logits, progress, cancellation)
         return logits if all_logits else logits[0]
 
@@ -357,14 +372,8 @@ class Session:
         if not 1 <= len(ids) <= most:
             raise ArgumentError(f"{len(ids)} tokens cannot be evaluated ahead: 1 to {most}")
         if len(ids) > self.capacity - self.position:
-            raise ContextFullError(
-                f"{len(ids)} more tokens do not fit: the context holds {self.capacity}, {self.position} are used",
-                "open a session with a larger context",
-            )
-        try:
-            logits = np.empty((len(ids), n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise MemoryLimitError(f"no memory for the logits of {len(ids)} tokens; evaluate fewer") from error
+            raise context_full(len(ids), self.capacity, self.position)
+        logits = room_for_logits(len(ids), len(ids), n_vocab)
         with self._free():
             handle = self._native()
             share = ffi.new("pf_step_share *", {
@@ -386,12 +395,18 @@ class Session:
             return True
 
     @property
+    def ahead(self) -> int:
+        """How many tokens advance() can go on with."""
+        with self._free():
+            return int(lib.pf_session_ahead(self._native()))
+
+    @property
     def is_watched(self) -> bool:
         """Whether somebody looks at what is evaluated: a tap, collector, profiler, or choices that are noted or held."""
         return any(each is not None for each in (self._tap, self._collector, self._profiler, self._choices))
 
     def draft(self, next_token: int) -> FloatArray:
-        """Logits [vocab] of the MTP block for position + 1, given the token that will stand at position."""
+        """Logits [vocab] of the model's drafter for position + 1, given the token that will stand at position."""
         logits = np.empty(self._model.info.n_vocab, dtype=np.float32)
         ids = token_array([next_token])
         with self._free():
@@ -400,9 +415,11 @@ class Session:
         return logits
 
     def draft_tokens(self, next_token: int, n: int) -> tuple[list[int], list[float]]:
-        """n tokens, at most a chunk, that the MTP block drafts one after the other for position + 1 on, given the token that
-        will stand at position; and the probabilities that it gives them. It is trained to draft one."""
-        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, self.chunk)
+        """n tokens that the model drafts for position + 1 on, given the token that will stand at position; and of each, how
+        likely it is right where those before it are. An MTP block is trained to draft one, and goes on from its own streams,
+        for at most a chunk; DSpark computes up to ModelInfo.draft_most at once."""
+        most = self._model.info.draft_most or self.chunk
+        ids, count = token_array([next_token]), integer("the number of tokens to draft", n, 1, most)
         tokens, chances = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.float32)
         with self._free():
             handle = self._native()
@@ -605,7 +622,7 @@ class Session:
             handle = self._native()
             check(lib.pf_session_get_memory(handle, memory, error), error)
         return Memory(memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, memory.device_cache_bytes,
-                      memory.device_buffer_bytes)
+                      memory.device_buffer_bytes, memory.draft_cache_bytes)
 
     def set_tap(self, tap: Tap | None) -> None:
         """Calls tap(name, layer, position, array) for every named intermediate of each token; None: stop.
@@ -676,8 +693,8 @@ class Session:
         logprobs: how many of the likeliest tokens each Piece.top lists, at most 20. grammar: what the text must match;
         it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
         draft: what proposes tokens that are then checked several in a step, see docs/speculation.md; no draft changes a
-        token: "ngram": what followed like passages of the text; "mtp": the model's MTP block; "auto": what the model has
-        of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
+        token: "ngram": what followed like passages of the text; "mtp", "dspark": the model's MTP block or DSpark stages;
+        "auto": what there is of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
         most, and proposes some. draft_max: of one draft, at most 31. sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
         generation, cancel() does from any thread, and `async for` works too; what was generated stays in the session.
         Raises what eval() raises, and after the last piece AnswerError, see Grammar.json_schema().

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pyflash.engine.draft_lengths import DraftLedger, DrafterRecord
-from pyflash.engine.drafts import Draft, Drafter, MtpDrafter, NgramDrafter
+from pyflash.engine.drafts import Draft, Drafter, DsparkDrafter, MtpDrafter, NgramDrafter
 from pyflash.native.errors import ArgumentError, CancelledError, Error, UnsupportedError
 from pyflash.native.values import FloatArray, Tokens, integer
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # tokens so far, the last of them not evaluated yet; how many may be proposed -> what may come next
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
-DRAFTERS: Final = ("auto", "off", "ngram", "mtp")
+DRAFTERS: Final = ("auto", "off", "ngram", "mtp", "dspark")
+_OF_MODELS: Final = {"mtp": (MtpDrafter, "MTP block"), "dspark": (DsparkDrafter, "DSpark stages")}
 _COMPARED: Final = 8  # drafts at once, the latest ones, that go on as what is picked does
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
@@ -216,11 +217,21 @@ def drafters_of(session: Session, draft: str, prediction: Tokens = (), earlier: 
     UnsupportedError where the model has none such."""
     if draft not in DRAFTERS:
         raise ArgumentError(f"unknown drafter {draft!r:.40}; use one of {', '.join(DRAFTERS)}, or a function")
-    if draft == "mtp" and not session.model.info.has_mtp:
-        raise UnsupportedError('this model has no MTP block to draft with; use draft "auto" or "ngram"')
+    found = session.model.info.drafts
+    why_not = unusable_drafter(draft, session.model.info)
+    if why_not:
+        raise UnsupportedError(f'{why_not}; use draft "auto" or "ngram"')
     drafters: list[Drafter] = []
     if draft in ("auto", "ngram"):
         drafters.append(NgramDrafter(prediction, earlier))
-    if draft == "mtp" or (draft == "auto" and session.model.info.has_mtp):
-        drafters.append(MtpDrafter(session))
+    if draft in ("auto", found) and found in _OF_MODELS:
+        drafters.append(_OF_MODELS[found][0](session))
     return drafters
+
+
+def unusable_drafter(draft: str | None, info: ModelInfo) -> str:
+    """Why a drafter that is named can never work with a model; "" where it can."""
+    if draft not in _OF_MODELS or draft == info.drafts:
+        return ""
+    has = f", but {_OF_MODELS[info.drafts][1]}" if info.drafts in _OF_MODELS else ""
+    return f"this model has no {_OF_MODELS[draft][1]} to draft with{has}"

@@ -173,7 +173,7 @@ def describe(found: Diagnosis) -> str:
 
 def _slow_types(kernel_set: str | None) -> str:
     """Those of the weight types that these kernels compute with plain code."""
-    has_super_blocks = kernel_set not in ("scalar", "neon")
+    has_super_blocks = kernel_set != "scalar"
     return " ".join(
         kind.name for kind in BLOCK_TYPES.values()
         if kind.is_weight and kind.values > 1 and not (kind.has_integers and (kind.values <= 32 or has_super_blocks))

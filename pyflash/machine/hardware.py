@@ -15,7 +15,7 @@ from typing import Any
 from pyflash.native.block_types import names_at
 from pyflash.native.library import ffi, lib
 
-_BEST_FIRST = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
+_BEST_FIRST = ("amx", "avx512", "avxvnni", "avx2", "i8mm", "dotprod", "neon", "scalar")
 
 
 @dataclass(frozen=True)

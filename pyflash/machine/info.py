@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ _PARTS = (
 )
 
 
+_STAGES, _OLD_STAGES = "DSpark stages", "DSpark stages of an older layout"
+
+
 @dataclass(frozen=True)
 class Report:
     """A model file and its memory plan.
@@ -48,29 +52,44 @@ class Report:
 
 def _part_of(name: str, n_layer: int) -> str:
     """The part of the model that a GGUF tensor belongs to."""
-    if name.startswith((f"blk.{n_layer}.", "mtp.")):  # the block after the layers; DSpark's under their own names
+    if name.startswith(f"blk.{n_layer}."):  # the block after the layers
         return "MTP block"
+    if name.startswith("dspark."):
+        return _STAGES
+    if name.startswith("mtp."):  # as the first native files had them
+        return _OLD_STAGES
     return next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
 
 
-def _part_bytes(file: StrPath, n_layer: int) -> dict[str, int]:
+def _is_opened(name: str, model: ModelInfo) -> bool:
+    """Whether a GGUF tensor belongs to the layers that were opened: pf_range_has_tensor() of the library."""
+    number = re.match(r"blk\.(\d+)\.", name)
+    has_head = model.end_layer == model.n_layer
+    if number and int(number[1]) < model.n_layer:
+        return model.first_layer <= int(number[1]) < model.end_layer
+    return model.first_layer == 0 or (has_head and model.drafts != "none") if name == "token_embd.weight" else has_head
+
+
+def _part_bytes(file: StrPath, model: ModelInfo) -> dict[str, int]:
     from gguf_export.reader import read_gguf
 
     sizes: Counter[str] = Counter()
     for name, tensor in read_gguf(Path(os.fsdecode(file))).tensors.items():
-        sizes[_part_of(name, n_layer)] += tensor.nbytes
+        if _is_opened(name, model):
+            sizes[_part_of(name, model.n_layer)] += tensor.nbytes
     return dict(sizes.most_common())
 
 
 def inspect(file: StrPath, n_ctx: int | None, precision: str = "fast", cache: str = "auto",
-            device: Mapping[str, Any] | None = None) -> Report:
+            device: Mapping[str, Any] | None = None, layers: tuple[int, int] | None = None) -> Report:
     """Opens the file and plans a context of n_ctx tokens (None: the default). device: Model.open()'s arguments for one.
+    layers: of a stage, as in Model.open().
 
     Raises ConvertError where only the library can read the file.
     """
-    model, program_bytes = open_measured(file, precision, device or {})
+    model, program_bytes = open_measured(file, precision, {**(device or {}), "layers": layers})
     with model:
-        parts = _part_bytes(file, model.info.n_layer)
+        parts = _part_bytes(file, model.info)
         read_bytes = parts.get(_EXPERTS, 0) * model.info.n_expert_used // model.info.n_expert
         sampling = model.sampling
         plan = make_plan(model, program_bytes, n_ctx, cache, read_bytes)
@@ -95,7 +114,8 @@ def as_json(report: Report) -> dict[str, Any]:
 def describe(report: Report, advice: Sequence[str]) -> str:
     """The report as lines for people. advice: lines on whether it fits and the way out."""
     model, plan = report.model, report.plan
-    ratios = Counter(model.layer_ratios)
+    ratios = Counter(model.layer_ratios[model.first_layer : model.end_layer])
+    is_stage = model.end_layer - model.first_layer < model.n_layer
     kinds = ", ".join(f"{ratios[ratio]} {name}" for ratio, name in
                       ((0, "window only"), (4, "compressed 4:1"), (128, "compressed 128:1")) if ratios[ratio])
     sampling = ", ".join(f"{name} {value}" for name, value in report.sampling.items())
@@ -103,7 +123,8 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         ("file", f"{report.file}: {format_bytes(model.file_bytes)}, {model.n_tensors} tensors, "
                  f"profile {model.profile}"),
         ("name", model.name or "(none)"),
-        ("layers", f"{model.n_layer} ({kinds})" + (", and an MTP block" if model.has_mtp else "")),
+        ("layers", (f"{model.first_layer} to {model.end_layer - 1} of " if is_stage else "") + f"{model.n_layer} ({kinds})"
+         + _DRAFTERS[model.drafts]),
         ("width", f"{model.n_embd} in {model.n_stream} streams, {model.n_head} heads of {model.head_dim} "
                   f"({model.rope_dim} rotary), window {model.window}"),
         ("experts", f"{model.n_expert} of width {model.n_ff_expert}, {model.n_expert_used} used; "
@@ -117,6 +138,7 @@ def describe(report: Report, advice: Sequence[str]) -> str:
           if plan.widened_bytes else []),
         *([("draft head", f"{format_bytes(plan.draft_bytes)}: a small copy of the head, to draft with")]
           if plan.draft_bytes else []),
+        ("drafts", _drafts(report)),
         ("cache", f"{format_bytes(plan.cost.cache_bytes)}, full"),
         ("buffers", format_bytes(plan.cost.buffer_bytes)),
         ("checkpoints", format_bytes(plan.cost.checkpoint_bytes)),
@@ -129,6 +151,21 @@ def describe(report: Report, advice: Sequence[str]) -> str:
         *_context_rows(plan),
     ]
     return table(rows)
+
+
+_DRAFTERS = {"none": "", "mtp": ", and an MTP block", "dspark": ", and DSpark stages"}
+
+
+def _drafts(report: Report) -> str:
+    """What the model can draft with, and what that costs."""
+    model, cost = report.model, report.plan.cost
+    if model.drafts == "none":
+        old = _OLD_STAGES in report.part_bytes
+        return "from the text's n-grams" + (f"; its {_OLD_STAGES} are not used: convert the checkpoint again" if old else "")
+    what, most = ("the MTP block", 2) if model.drafts == "mtp" else (f"the {_STAGES}", model.draft_most)
+    beside = " in a file beside" if model.draft_file_bytes else ""
+    return (f"from the text's n-grams, and by {what}, up to {most} tokens: {format_bytes(model.draft_bytes)} of weights{beside}, "
+            f"{format_bytes(cost.draft_cache_bytes)} of the cache")
 
 
 def _device_rows(report: Report) -> list[tuple[str, str]]:

@@ -25,8 +25,8 @@ _SPARE = 0.05  # of the memory: left to the rest of the system where experts are
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes that a context of n_ctx tokens costs: its cache when full, the working buffers, all checkpoints, and
-    needed_bytes, which counts weights and program too. fits: see Plan."""
+    """Bytes that a context of n_ctx tokens costs: its cache when full (draft_cache_bytes of it for drafting), the working
+    buffers, all checkpoints, and needed_bytes, which counts weights and program too. fits: see Plan."""
 
     n_ctx: int
     cache_bytes: int
@@ -34,6 +34,7 @@ class Cost:
     checkpoint_bytes: int
     needed_bytes: int
     fits: bool | None
+    draft_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def expert_budget(model: Model, n_ctx: int | None, cache: str, n_sessions: int =
 
 
 def _host_weights(model: Model) -> int:
-    """Bytes of the weights that this machine's memory should hold: those that no device does."""
-    return max(0, model.info.weight_bytes - model.placement.weight_bytes)
+    """Bytes of the weights that this machine's memory should hold: those that no device does, with a draft file's."""
+    return max(0, model.info.weight_bytes + model.info.draft_file_bytes - model.placement.weight_bytes)
 
 
 def _own_bytes(session: Session, n_sessions: int = 1) -> int:
@@ -128,7 +129,7 @@ class _Base:
             needed = self.fixed_bytes + memory.cache_bytes + memory.buffer_bytes + memory.checkpoint_bytes
             return Cost(
                 session.capacity, memory.cache_bytes, memory.buffer_bytes, memory.checkpoint_bytes, needed,
-                None if self.usable is None else needed <= self.usable,
+                None if self.usable is None else needed <= self.usable, memory.draft_cache_bytes,
             )
 
     def fits(self, n_ctx: int, cache: str) -> bool:
@@ -139,14 +140,14 @@ class _Base:
 
 
 def open_measured(file: StrPath, precision: str, device: Mapping[str, Any]) -> tuple[Model, int]:
-    """The model, opened with Model.open()'s arguments for a device but nothing sent there, and Plan.program_bytes.
+    """The model, opened with Model.open()'s arguments for a device or a stage but nothing sent there, and Plan.program_bytes.
 
     For a fresh process, because all that it takes already counts.
     """
     before = hardware.process_memory()
     model = Model.open(file, precision=precision, upload=False, **device)
     after = hardware.process_memory()
-    program = model.info.file_bytes - model.info.weight_bytes  # the directory, which opening reads
+    program = model.info.directory_bytes
     if before is not None and after is not None:
         program += before.resident + max(0, after.private - before.private - model.info.widened_bytes)
     return model, program

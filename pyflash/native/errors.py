@@ -42,7 +42,8 @@ class MemoryLimitError(Error):
 
 
 class AnswerError(Error):
-    """The finished answer breaks a rule of its JSON schema that could not be enforced while it was generated."""
+    """The finished answer breaks a rule of its JSON schema that could not be enforced while it was generated, or no text can
+    go on as the schema or grammar demands."""
 
 
 class CancelledError(Error):

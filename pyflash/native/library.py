@@ -1,4 +1,4 @@
-"""Loads libpyflash. `ffi` and `lib` are cffi's, declared by csrc/include/pyflash.h.
+"""Loads libpyflash. `ffi` and `lib` are cffi's, declared by the headers of csrc/include.
 
 A source tree has the Python files without what a build makes of them. Python run in its folder finds it first, and takes
 the declarations and the library of the pyflash that is installed elsewhere on sys.path, if they were built from the

@@ -23,7 +23,7 @@ from pyflash.native.values import FloatArray
 from pyflash.serve import events as out
 from pyflash.serve.prompts import Prompt
 from pyflash.serve.request import Request
-from pyflash.serve.tool_grammar import ToolConstraint
+from pyflash.serve.tool_grammar import GreedyCalls, ToolConstraint
 from pyflash.serve.turns import Turn
 from pyflash.serve.writing import EventWriter
 
@@ -159,6 +159,8 @@ class Answer:
         """Picks the next token. Sets next_token and end. AnswerError where the finished answer breaks its schema."""
         forced = self._forced()
         constraint = self._rules.constraint
+        if forced is None and isinstance(constraint, GreedyCalls) and constraint.is_greedy:
+            forced = self._only(int(np.argmax(logits)))
         allowed = forced if forced is not None else constraint.allowed() if constraint else None
         token, logprob = self._sampler.pick(logits, allowed)
         if constraint:
@@ -199,13 +201,17 @@ class Answer:
         constraint = self._rules.constraint
         if self._reader.kind != "reasoning" or self._think_end is None:
             return None
-        if isinstance(constraint, ToolConstraint) and constraint.is_held:
+        if isinstance(constraint, (ToolConstraint, GreedyCalls)) and constraint.is_held:
             return None  # a call has begun, though the reader cannot know it yet
         most = self._limits.most_reasoning
         if not (self.is_hurried or (most is not None and self.n_reasoning >= most) or self._repeats()):
             return None
+        return self._only(self._think_end)
+
+    def _only(self, token: int) -> npt.NDArray[np.uint32]:
+        """A bit for each token, of which one is set."""
         bits = np.zeros((self._info.n_vocab + 31) // 32, dtype=np.uint32)
-        bits[self._think_end // 32] = 1 << self._think_end % 32
+        bits[token // 32] = 1 << token % 32
         return bits
 
     def _expected(self) -> list[int]:

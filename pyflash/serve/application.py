@@ -96,7 +96,7 @@ def app(
         opener, shown = model, name or "pyflash"
     else:
         path = os.fspath(model) if model is not None else None
-        opener = lambda: Model.open(path if path is not None else _demo(), **open_options)  # noqa: E731
+        opener = partial(Model.open, path, **open_options) if path is not None else partial(_open_demo, **open_options)
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload,
                             draft=draft, draft_max=draft_max)
@@ -108,10 +108,11 @@ def app(
     return Application(engine, shown, policy, keepalive, disk=disk)
 
 
-def _demo() -> Path:
+def _open_demo(**options: Any) -> Model:
+    """With what drafts for it."""
     from pyflash import demo
 
-    return demo.path()
+    return Model.open(demo.path(), **{"mtp": demo.draft_path(), **options})
 
 
 def signing_key() -> bytes:

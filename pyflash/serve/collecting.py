@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pyflash.chat.format import DSML
 from pyflash.serve.errors import RequestError
 from pyflash.serve.events import (
     Content,
@@ -77,8 +76,7 @@ def collect(events: Iterable[Event]) -> Answer:
         raise RequestError("the answer broke off: send the request again", code="generation_failed")
     if answer.calls and not answer.calls[-1].is_complete:
         cut = answer.calls[-1]
-        begun = cut.arguments.partition(f"</{DSML}")[0]  # the cut may be within the markup behind them
-        content.append(f"The answer was cut within a call of {cut.name}, whose arguments begin with {begun}")
+        content.append(f"The answer was cut within a call of {cut.name}, whose arguments begin with {cut.arguments}")
     answer.calls = [call for call in answer.calls if call.is_complete]
     answer.reasoning, answer.content, answer.tokens = "".join(reasoning), "".join(content), tuple(tokens)
     return answer

@@ -95,6 +95,10 @@ class DiskCache:
         """Waits until all is written that waits."""
         self._writer.wait()
 
+    def when_written(self, act: Callable[[], None], most_seconds: float) -> None:
+        """Calls act when flush() would be over, or after most_seconds; on any thread."""
+        self._writer.when_done(act, most_seconds)
+
     def _make_place(self) -> None:
         disk_folder.make_model_folder(self.folder, self._key, self._name)
 

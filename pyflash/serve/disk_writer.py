@@ -52,6 +52,27 @@ class Writer:
         if self._thread is not None:
             self._orders.join()
 
+    def when_done(self, act: Callable[[], None], most_seconds: float) -> None:
+        """Calls act once all is done that has been submitted, or after most_seconds, if that is sooner; on any thread."""
+        if not self._orders.unfinished_tasks:
+            act()
+            return
+        lock = threading.Lock()  # whoever takes it first acts
+
+        def once() -> None:
+            if lock.acquire(blocking=False):
+                act()
+
+        timer = threading.Timer(most_seconds, once)
+        timer.daemon = True
+        timer.start()
+
+        def done() -> None:
+            timer.cancel()
+            once()
+
+        self.submit(done)
+
     def close(self) -> None:
         """Waits as wait(), and ends the thread."""
         thread = self._thread

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
-from pyflash.engine.speculation import MOST_DRAFTED, Choosing, DraftStats, drafters_of
+from pyflash.engine.speculation import MOST_DRAFTED, Choosing, DraftStats, drafters_of, unusable_drafter
 from pyflash.native.values import Tokens
 from pyflash.serve.answer import Answer
 from pyflash.serve.earlier import EarlierOutputs
@@ -91,5 +91,6 @@ class Drafting:
 
 def check_draft(request: Request, model: Model) -> None:
     """RequestError for a drafter that can never work with the model."""
-    if request.draft == "mtp" and not model.info.has_mtp:
-        raise RequestError("draft: this model has no MTP block; leave it out, or ask for \"auto\"", param="draft")
+    why_not = unusable_drafter(request.draft, model.info)
+    if why_not:
+        raise RequestError(f"draft: {why_not}; leave it out, or ask for \"auto\"", param="draft")

@@ -97,7 +97,8 @@ class Endpoints:
         self._pdfs = PdfReader()
         get: dict[str, Handler] = {
             "/": self._page, "/page/info": self._page_info, "/health": self._health, "/v1/health": self._health,
-            "/metrics": self._metrics, "/slots": self._slots, "/props": self._props, "/api/version": self._ollama(lambda _: ollama.version_body()),
+            "/metrics": self._metrics, "/slots": self._slots, "/props": self._props,
+            "/api/version": self._ollama(lambda _: ollama.version_body()),
             "/api/tags": self._ollama(ollama.tags_body),
             "/api/ps": self._ollama(lambda facts: ollama.ps_body(facts, int(time.time()) + 3600)),
             **dict.fromkeys(_LISTING, self._models),

@@ -35,7 +35,7 @@ from pyflash.serve.pacing import PATIENCE, Pacing
 from pyflash.serve.prompts import Prompts
 from pyflash.serve.request import Request
 from pyflash.serve.tool_grammar import ToolGrammars
-from pyflash.serve.trace import Trace, difference
+from pyflash.serve.trace import Trace, difference, role_of_difference
 from pyflash.serve.turns import TurnStore
 
 _log = logging.getLogger("pyflash.serve")
@@ -248,6 +248,7 @@ class Engine:
         self._thread.join(timeout)
         if self._thread.is_alive():
             for job in [*self._waiting, *self._running]:
+                job.why_cancelled = "shutdown"
                 self.cancel(job)
             self._thread.join(10)
         return not self._thread.is_alive()
@@ -398,7 +399,8 @@ class Engine:
                             default_sampling(loaded.model, request), loaded.model.tokenizer, loaded.model.info, job.rules)
         job.tokens, job.slot = choice.tokens, choice.slot
         job.began = job.served = time.monotonic()
-        held = choice.slot.session.tokens.tolist() if self._trace is not None and choice.slot.salt == job.salt else []
+        held = choice.slot.session.tokens if choice.slot.salt == job.salt else np.empty(0, np.int32)
+        job.first_difference = role_of_difference(held, job.tokens, loaded.model.tokenizer)
         job.n_cached = slots.take(choice, prompt.tokens, job.salt, request.hints)
         job.drafts = loaded.drafting.begin(request, choice.slot.session, job.salt)
         if self._trace is not None:
@@ -566,8 +568,12 @@ class Engine:
             self._keeping.turn(job)
         last = answer.finish(job.usage)
         self._end(job, answer.end)  # before it is told: whoever hears of it finds everything done
-        for event in last:
-            job.tell(event)
+
+        def tell_last() -> None:
+            for event in last:
+                job.tell(event)
+
+        self._keeping.when_kept(tell_last)
 
     def _fail(self, job: Job, error: RequestError) -> None:
         if job in self._waiting:

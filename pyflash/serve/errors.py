@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from pyflash.native.errors import ArgumentError, Error, MemoryLimitError
+from pyflash.native.errors import AnswerError, ArgumentError, Error, MemoryLimitError
 
 _log = logging.getLogger("pyflash.serve")
 
@@ -25,7 +25,8 @@ Code = Literal[
     "out_of_memory",
     "shutting_down",
     "not_implemented",
-    "generation_failed",  # while an answer was under way: a grammar that cannot go on, for one
+    "grammar_failed",  # while an answer was under way: what the request demands cannot be met
+    "generation_failed",  # while an answer was under way
 ]
 
 STATUS: dict[Code, int] = {
@@ -44,6 +45,7 @@ STATUS: dict[Code, int] = {
     "out_of_memory": 503,
     "shutting_down": 503,
     "not_implemented": 501,
+    "grammar_failed": 400,
     "generation_failed": 503,
 }
 
@@ -98,6 +100,8 @@ def as_request_error(error: Exception) -> RequestError:
     if isinstance(error, (MemoryLimitError, MemoryError)):
         return RequestError(f"{error or 'out of memory'}; start the server with a smaller context or fewer slots",
                             code="out_of_memory", retry_after=10)
+    if isinstance(error, AnswerError):
+        return RequestError(f"the answer broke off: {error}; simplify the schema or grammar", code="grammar_failed")
     if isinstance(error, ArgumentError):
         return RequestError(str(error))
     if not isinstance(error, Error):

@@ -147,6 +147,7 @@ class Exchange:
         try:
             await asyncio.wait_for(self._send({"type": "http.response.body", "body": data, "more_body": more}), _SEND_SECONDS)
         except asyncio.TimeoutError:
+            self._job.why_cancelled = "slow"
             raise Gone from None
         except OSError:
             raise Gone from None

@@ -15,7 +15,8 @@ from pyflash.serve.slots import Slot
 
 
 class Job:
-    """What is asked, who is told, and how far it is. tell: is called with each event, on the engine's thread.
+    """What is asked, who is told, and how far it is. tell: is called with each event, on the engine's thread or, with the
+    last ones of an answer that was to be kept on disk, on another.
 
     salt: of the key that it came with; caches and turns of another are not used.
     """
@@ -30,6 +31,8 @@ class Job:
         self.rules = rules
         self.tell: Callable[[Event], None] = lambda event: None
         self.is_cancelled = False
+        self.why_cancelled = "gone"  # or "slow", "stopped", "abandoned", "shutdown": the client, if nobody says otherwise
+        self.first_difference: str | None = None  # the role of the message where it leaves what its slot held
         self.asked = time.monotonic()
         # From here on the engine's own.
         self.tokens: list[int] = prompt.tokens

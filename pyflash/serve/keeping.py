@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
@@ -13,6 +13,7 @@ from pyflash.serve.turns import TurnStore
 _WORTH_READING = 512  # tokens that the disk has and no session
 _A_LOSS = 4096  # tokens evaluated of a prompt, after which it is kept on the way
 _MOST_LOGGED = 256 << 20
+_LONGEST_WAIT = 1.0  # seconds that the end of an answer waits for the disk
 _WORTH_KEEPING = 256  # tokens evaluated for a request that was given up
 
 
@@ -69,6 +70,14 @@ class Keeping:
         if n_new < (1 if is_read and job.request.is_conversation else _WORTH_KEEPING) or not _is_worth_rows(job):
             return
         self._disk.save(session, job.salt, len(job.tokens) if is_read and _drops_reasoning(job) else None)
+
+    def when_kept(self, tell: Callable[[], None]) -> None:
+        """Calls tell once what there was to keep is written: of an answer whose end has been heard nothing is lost then,
+        however the process ends. A disk that is slow is not waited for. On any thread."""
+        if self._disk is None:
+            tell()
+        else:
+            self._disk.when_written(tell, _LONGEST_WAIT)
 
     def turn(self, job: Job) -> None:
         """When a turn is complete."""

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 _FIRST_TOKEN = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _PLAIN = ("prompt_tokens_total", "prompt_tokens_cached_total", "prompt_seconds_total", "generated_tokens_total",
-          "generation_seconds_total", "tool_calls_total", "cancelled_total")  # are told before they have counted anything
+          "generation_seconds_total", "tool_calls_total",
+          *(f'cancelled_total{{why="{why}"}}' for why in ("gone", "slow", "stopped", "abandoned", "shutdown")),
+          *(f'cache_miss_first_difference_total{{role="{role}"}}' for role in ("system", "user", "assistant"))
+          )  # are told before they have counted anything
 _MOST_KINDS = 40
 _BETWEEN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -89,7 +92,9 @@ class Metrics:
                 kind = kind if len(self._kinds) <= _MOST_KINDS else "other"
                 self._counts[f'tool_calls_malformed_total{{kind="{kind}"}}'] += 1
             if how == "cancelled":
-                self._counts["cancelled_total"] += 1
+                self._counts[f'cancelled_total{{why="{job.why_cancelled}"}}'] += 1
+            if job.first_difference is not None:
+                self._counts[f'cache_miss_first_difference_total{{role="{job.first_difference}"}}'] += 1
             if job.began:
                 how = ("cold" if not usage.n_cached else "disk" if job.is_restored else
                        "turn" if job.prompt.n_replayed else "token")

@@ -48,6 +48,7 @@ class PageJob:
 
     def stop(self) -> None:
         """Ends it with what there is."""
+        self.job.why_cancelled = "stopped"
         self._leave.set()
 
     async def run(self, engine: Engine, keepalive: float) -> None:
@@ -85,6 +86,7 @@ class PageJob:
             return
         self._add(message.get("body", b""))
         if self._size > _MOST_BYTES or self.is_abandoned:
+            self.job.why_cancelled = "abandoned"
             self._leave.set()
 
     def _add(self, data: bytes) -> None:

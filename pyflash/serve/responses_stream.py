@@ -27,8 +27,8 @@ from pyflash.serve.free_text import FreeText, free_text
 from pyflash.serve.json_body import sse
 from pyflash.serve.request import Request, Tool
 
-_CODES = {"generation_failed": "server_error", "context_length_exceeded": "context_length_exceeded",
-          "queue_full": "rate_limit_exceeded"}  # fmt: skip
+_CODES = {"generation_failed": "server_error", "grammar_failed": "invalid_prompt", "queue_full": "rate_limit_exceeded",
+          "context_length_exceeded": "context_length_exceeded"}  # fmt: skip
 
 
 def error_body(error: RequestError) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class ToolGrammars:
 
         Where a tool must be called, the answer is its call, whatever the schema; else it is JSON of the schema or calls.
         ArgumentError for a schema that no grammar can be made of; UnsupportedError where llguidance is missing and something
-        is demanded that cannot be promised without it."""
+        is demanded that cannot be promised without it. What is not demanded is then helped by GreedyCalls."""
         must = request.tool_choice == "required" and bool(request.tools)
         schema = None if must else request.response_schema
         if schema is not None and (not request.tools or self._marker is None or opening.given):
@@ -209,7 +209,7 @@ class ToolGrammars:
         except UnsupportedError:
             if must or schema is not None:
                 raise
-            return AnswerRules()
+            return AnswerRules(GreedyCalls(self._tokenizer, self._marker))
         if first is None and must:
             raise ArgumentError("tool_choice: no grammar can be made of the tools, so that a call cannot be promised; simplify "
                                 "their schemas, or let the model choose")
@@ -295,6 +295,51 @@ class ToolConstraint:
             self._matcher = self._trigger.matcher(self._tokenizer, self._info)
         else:
             self._tail = (self._tail + self._tokenizer.decode([token]))[-4:]
+
+
+_VALUE_OPENING = re.compile(r'parameter name="[^"\n]*" string="(?:true|false)">')
+
+
+class GreedyCalls:
+    """Free, but for the markup of calls, where the likeliest token is taken: what is done without llguidance. Values of
+    parameters stay free. It keeps the form, mostly; names and types are the model's own."""
+
+    def __init__(self, tokenizer: Tokenizer, marker: int) -> None:
+        self._tokenizer, self._marker = tokenizer, marker
+        self._tail = "\n"  # of the text before calls
+        self._markup: str | None = None  # since the last marker, where calls have begun
+        self._is_closing = False  # whether "</" is before that marker
+        self._is_value = False  # whether a parameter's header is complete
+
+    @property
+    def is_held(self) -> bool:
+        """Whether calls have begun, and not ended."""
+        return self._markup is not None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is markup."""
+        return self._markup is not None and not self._is_value
+
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        return None
+
+    def forced(self) -> list[int]:
+        return []
+
+    def consume(self, token: int) -> None:
+        if token == self._marker:
+            if self._markup is not None or self._tail.endswith("\n<"):
+                self._markup, self._is_closing, self._is_value = "", self._tail.endswith("</"), False
+            return
+        text = self._tokenizer.decode([token])
+        self._tail = (self._tail + text)[-4:]
+        if self._markup is None or self._is_value:
+            return
+        self._markup += text
+        self._is_value = _VALUE_OPENING.match(self._markup) is not None
+        if self._is_closing and self._markup.startswith("tool_calls>"):
+            self._markup = None
 
 
 def _bits(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.chat.format import ASSISTANT, USER
 from pyflash.engine.tokenizer import Tokenizer
 from pyflash.native.errors import FileError
 
@@ -19,13 +23,30 @@ _SHOWN = 60  # characters on each side
 _LOOKED_AT = 64  # tokens that are decoded for them
 
 
-def difference(held: Sequence[int], asked: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
+def parting(held: Sequence[int] | npt.NDArray[np.int32], asked: Sequence[int]) -> int:
+    """The first token that differs, or where the shorter list ends."""
+    n = min(len(held), len(asked))
+    differing = np.flatnonzero(np.asarray(held[:n]) != np.asarray(asked[:n]))
+    return int(differing[0]) if differing.size else n
+
+
+def role_of_difference(held: Sequence[int] | npt.NDArray[np.int32], asked: Sequence[int], tokenizer: Tokenizer) -> str | None:
+    """"system", "user" or "assistant": the message of what is asked in which it leaves what was evaluated. None where it does
+    not, since one list goes on from the other, or nothing was evaluated."""
+    at = parting(held, asked)
+    if at == min(len(held), len(asked)):
+        return None
+    roles = {tokenizer.token_id(text): role for text, role in ((USER, "user"), (ASSISTANT, "assistant"))}
+    return next((roles[token] for token in reversed(asked[: at + 1]) if token in roles), "system")
+
+
+def difference(held: Sequence[int] | npt.NDArray[np.int32], asked: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
     """Where tokens that were evaluated and those that are asked for part: at the first that differs, or where one list ends.
 
     before: text up to there; held, asked: how each goes on. "" at an end."""
-    at = next((n for n, (a, b) in enumerate(zip(held, asked, strict=False)) if a != b), min(len(held), len(asked)))
+    at = parting(held, asked)
 
-    def text(tokens: Sequence[int]) -> str:
+    def text(tokens: Sequence[int] | npt.NDArray[np.int32]) -> str:
         return tokenizer.decode([int(token) for token in tokens], special=True)
 
     return {"at": at, "before": text(asked[max(0, at - _LOOKED_AT) : at])[-_SHOWN:],

@@ -20,6 +20,7 @@ from pyflash.serve.events import (
 )
 
 _EMPTY = "The model wrote a malformed tool call, and nothing else."
+_ONLY_REASONING = "The model ended its answer within its reasoning."
 
 
 @dataclass
@@ -42,6 +43,7 @@ class EventWriter:
         self._call: _Call | None = None
         self._parsed_index: int | None = None
         self._has_content = False
+        self._has_lost_calls = False
         self.problems: list[str] = []  # all that was wrong with the form, for counts and logs
 
     def feed(self, pieces: Iterable[chat.Event], tokens: tuple[TokenChance, ...] = ()) -> list[Event]:
@@ -50,6 +52,7 @@ class EventWriter:
         for piece in pieces:
             if piece.problem:
                 self.problems.append(piece.problem)
+                self._has_lost_calls |= piece.kind != "reasoning"
             if piece.kind == "tool_call":
                 out += self._call_piece(piece)
             elif piece.text:
@@ -79,8 +82,9 @@ class EventWriter:
     def finish(self, reason: FinishReason, usage: Usage, stop: str | None = None) -> list[Event]:
         """The last events. reason: why no more tokens came; complete calls make "tool_calls" of "stop"."""
         out: list[Event] = []
-        if self.problems and not self._has_content and not self._n_calls:
-            out.append(Content(_EMPTY))
+        is_empty = not self._has_content and not self._n_calls
+        if is_empty and self.problems and reason == "stop" and stop is None:  # clients take an empty answer for a fault
+            out.append(Content(_EMPTY if self._has_lost_calls else _ONLY_REASONING))
         if reason == "stop" and stop is None and self._n_complete:
             reason = "tool_calls"
         return [*out, Finished(reason, usage, stop)]

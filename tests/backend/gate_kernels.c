@@ -373,6 +373,10 @@ static void inits(const pf_cpu_kernels *k) {
 #  endif
 #elif defined(__aarch64__)
     if (strcmp(k->name, "neon") == 0) check_init("neon", pf_kernels_neon_init);
+    if (strcmp(k->name, "dotprod") == 0) check_init("dotprod", pf_kernels_dotprod_init);
+#  if defined(PF_HAS_I8MM)
+    if (strcmp(k->name, "i8mm") == 0) check_init("i8mm", pf_kernels_i8mm_init);
+#  endif
 #else
     (void)k;
 #endif

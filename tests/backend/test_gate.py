@@ -1,7 +1,7 @@
 """Gate 3: every kernel and operation of every instruction set against the scalar ones (see gate.h and gate_*.c).
 
 The AVX-512 and AVX-VNNI kernels run natively where the machine has those, and emulated on every x86-64 machine; AMX's
-only where the machine has it, as nothing emulates them; the NEON kernels natively on an arm64 machine, and under
+only where the machine has it, as nothing emulates them; the ARM kernels natively on an arm64 machine, and under
 qemu-user where it and a cross compiler are installed.
 """
 
@@ -20,7 +20,7 @@ CANNOT_RUN = 77  # the program's exit status
 
 
 IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-NATIVE = ["scalar", "neon"] if IS_ARM else ["scalar", "avx2", "avxvnni", "avx512", "amx"]
+NATIVE = ["scalar", "neon", "dotprod", "i8mm"] if IS_ARM else ["scalar", "avx2", "avxvnni", "avx512", "amx"]
 
 
 def run(*command: str | Path) -> None:
@@ -43,13 +43,14 @@ def test_avx512_emulated(builds: Builds, isa: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processor", ["cortex-a53", "max"])
-def test_neon_under_qemu(builds: Builds, processor: str) -> None:
-    """The first has no dot product instructions, the second every one that qemu knows."""
+@pytest.mark.parametrize("isa", ["neon", "dotprod", "i8mm"])
+def test_arm_under_qemu(builds: Builds, isa: str) -> None:
+    """On the oldest processor that has the set's instructions; `max` has every one that qemu knows."""
+    processor = {"neon": "cortex-a53", "dotprod": "neoverse-n1", "i8mm": "max"}[isa]
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if qemu is None:
         pytest.skip("no qemu-aarch64 (Debian: qemu-user)")
-    run(qemu, "-cpu", processor, builds.get("arm64")[0], "neon")
+    run(qemu, "-cpu", processor, builds.get("arm64")[0], isa)
 
 
 @pytest.mark.long

@@ -244,18 +244,32 @@ static void count_items(void *arg, int64_t begin, int64_t end, int worker) {
     atomic_store(&l->busy[worker], 0);
 }
 
-static void run_loop(pf_pool *pool, loop *l, int64_t n, int64_t grain) {
+/* Of pf_pool_share: whole multiples of SHARE_LEAST but for the last piece, and no more than half of an even share of what is
+ * left, which is what a thread that comes to a halt can keep the others waiting with. */
+enum { SHARE_LEAST = 8 };
+static void count_shared(void *arg, int64_t begin, int64_t end, int worker) {
+    loop *l = arg;
+    const int64_t least = SHARE_LEAST, most = (l->n - begin + least - 1) / (2 * l->n_workers);
+    if (begin % least != 0 || (end % least != 0 && end != l->n) || end - begin > (most > least ? most : least)) {
+        atomic_store(&l->bad, 1);
+    }
+    count_items(arg, begin, end, worker);
+}
+
+static void run_loop_by(pf_pool *pool, loop *l, int64_t n, int64_t grain, bool shared) {
     memset(l->counts, 0, sizeof l->counts);
     memset(l->scratch, 0, sizeof l->scratch);
     l->n = n;
-    l->grain = grain;
+    l->grain = shared && grain < SHARE_LEAST ? SHARE_LEAST : grain;
     l->n_workers = pf_pool_threads(pool);
-    pf_pool_run(pool, n, grain, count_items, l);
+    if (shared) pf_pool_share(pool, n, SHARE_LEAST, grain, count_shared, l);
+    else pf_pool_run(pool, n, grain, count_items, l);
     int64_t sum = 0, wrong = 0;
     for (int i = 0; i < MAX_WORKERS; i++) sum += l->scratch[i];
     for (int i = 0; i < MAX_ITEMS; i++) wrong += l->counts[i] != (i < n);
     CHECK(wrong == 0 && sum == n * (n - 1) / 2 && !atomic_load(&l->bad));
 }
+static void run_loop(pf_pool *pool, loop *l, int64_t n, int64_t grain) { run_loop_by(pool, l, n, grain, false); }
 
 static void count_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     (void)begin, (void)end, (void)worker;
@@ -428,7 +442,10 @@ void test_pool(void) {
         CHECK(!n_threads || (pool && pf_pool_threads(pool) == n_threads));
         const int64_t sizes[] = {0, 1, 2, 7, 64, 999, MAX_ITEMS}, grains[] = {1, 3, 64, 5000, INT64_MAX};
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-            for (size_t j = 0; j < sizeof grains / sizeof *grains; j++) run_loop(pool, l, sizes[i], grains[j]);
+            for (size_t j = 0; j < sizeof grains / sizeof *grains; j++) {
+                run_loop(pool, l, sizes[i], grains[j]);
+                if (pool) run_loop_by(pool, l, sizes[i], grains[j], true);
+            }
         }
         for (int i = 0; i < 500; i++) run_loop(pool, l, 40, 1);
         atomic_int pieces = 0;

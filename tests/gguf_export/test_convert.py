@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,34 @@ def test_native_gives_the_checkpoint_back(
     assert leftovers(tmp_path) == []
     # And the export is a checkpoint like any other.
     assert plan_conversion(tmp_path / "back", ConvertOptions(mtp=True, profile="native")).total_bytes > 0
+
+
+def test_dspark_layouts(dspark: Path, tmp_path: Path) -> None:
+    """Beside the model as llama.cpp reads it, and within a native file as ds4 does."""
+    report = convert(dspark, tmp_path / "m.gguf", ConvertOptions(mtp=True, dense="bf16"))
+    assert report.files == [tmp_path / "m.gguf", tmp_path / "dspark-m.gguf"]
+    reader, main = GGUFReader(report.files[1]), GGUFReader(report.files[0])
+    config = json.loads((dspark / "config.json").read_text())
+    found = keys(reader)
+    assert found["general.architecture"] == "dflash" and found["dflash.block_count"] == 3
+    assert found["dflash.block_size"] == 5 and found["tokenizer.ggml.mask_token_id"] == config["dspark_noise_token_id"]
+    assert found["dflash.target_layers"] == [layer + 1 for layer in config["dspark_target_layer_ids"]]
+    assert found["dflash.attention.compress_ratios"] == [0, 0, 0] and found["dflash.hash_layer_count"] == 0
+    assert len(found["dflash.swiglu_clamp_exp"]) == 3 and found["dflash.hyper_connection.count"] == 4
+    shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
+    width, rank, vocabulary = config["hidden_size"], config["dspark_markov_rank"], config["vocab_size"]
+    assert shapes["fc.weight"] == [len(config["dspark_target_layer_ids"]) * width, width]
+    assert shapes["markov_w1.weight"] == shapes["markov_w2.weight"] == [rank, vocabulary]
+    assert shapes["conf_proj.weight"] == [width + rank, 1] and shapes["enc.output_norm.weight"] == [width]
+    assert not {"token_embd.weight", "output.weight"} & set(shapes)
+    assert {name.split(".")[1] for name in shapes if name.startswith("blk.")} == {"0", "1", "2"}
+    assert not any(name.startswith(("dspark.", "mtp.")) for name in kinds(main))
+    convert(dspark, tmp_path / "native.gguf", ConvertOptions(profile="native", mtp=True))
+    reader = GGUFReader(tmp_path / "native.gguf")
+    assert keys(reader)["deepseek4.dspark.target_layers"] == config["dspark_target_layer_ids"]
+    types = kinds(reader)
+    assert types["dspark.main_proj.weight"] == types["dspark.main_proj.scale"] == "I8"
+    assert types["dspark.2.ffn_up_exps.weight"] == "MXFP4" and types["dspark.markov_w2.weight"] == "BF16"
 
 
 def test_native_layout(preview: Path, base: Path, tmp_path: Path) -> None:

@@ -234,8 +234,6 @@ def test_compat_refuses_what_llama_cpp_cannot_load(tmp_path: Path, key: str, val
 
 
 def test_drafting_refusals(tmp_path: Path) -> None:
-    dspark = small_checkpoint(tmp_path / "d", "0731")
-    assert "DSpark" in refused(dspark, tmp_path, mtp=True)
     without = small_checkpoint(tmp_path / "w", drafts=False)
     assert "no mtp" in refused(without, tmp_path, mtp=True)
 

@@ -25,7 +25,7 @@ const {getLlama, JinjaTemplateChatWrapper, LlamaChatSession} = await import(path
 const llama = await getLlama({gpu: false, build: "never", skipDownload: true, progressLogs: false, maxThreads: 1});
 const model = await llama.loadModel({modelPath: request.model, useMmap: true, vocabOnly: request.vocab_only ?? false});
 const metadata = model.fileInfo.metadata;
-const vocab = metadata.deepseek4.vocab_size;
+const vocab = metadata[metadata.general.architecture].vocab_size;
 const reply = {vocab};
 
 function contextOptions(size) {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
+from staged_models import open_stages
 from tiny_models import TinyModel, make_tiny_model
 
 ROLLBACK = 256  # what the rings remember
@@ -27,9 +28,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["exact", "fast"])
+@pytest.fixture(scope="module", params=["exact-1", "fast-1", "fast-2", "exact-3"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
-    with pyflash.Model.open(tiny.path, precision=request.param, mtp=tiny.mtp_path, threads=2) as opened:
+    """Whole, and in two and three stages."""
+    precision, n_stages = request.param.split("-")
+    with open_stages(tiny.path, int(n_stages), precision=precision, mtp=tiny.mtp_path, threads=2) as opened:
         yield opened
 
 
@@ -39,9 +42,11 @@ def tokens(tiny: TinyModel) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Any, tokens: np.ndarray) -> np.ndarray:
-    with model.session(context=CONTEXT, chunk=T) as session:
-        return session.eval(tokens, all_logits=True)
+def reference(model: Any, tiny: TinyModel, tokens: np.ndarray) -> np.ndarray:
+    """Of the whole model."""
+    with pyflash.Model.open(tiny.path, precision=model.info.precision, mtp=tiny.mtp_path, threads=2) as whole:
+        with whole.session(context=CONTEXT, chunk=T) as session:
+            return session.eval(tokens, all_logits=True)
 
 
 @pytest.mark.parametrize("back", [0, 1, SLACK])

@@ -14,7 +14,7 @@ import pytest
 from pyflash.machine.hardware import kernel_sets
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "logits_digest.py"
-SETS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon")
+SETS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm")
 
 
 @pytest.fixture(scope="module")

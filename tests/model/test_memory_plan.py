@@ -7,6 +7,7 @@ from typing import Any
 
 import pyflash
 import pytest
+from spark_models import SparkModel, make_spark_model
 from tiny_models import TinyModel, make_tiny_model
 
 VOCAB = 512
@@ -22,9 +23,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["exact", "fast", "int8", "one thread", "few experts", "no drafts"])
-def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> SparkModel:
+    return make_spark_model(
+        tmp_path_factory.mktemp("spark"), seed=52, dense="q8_0", hidden_size=64, num_attention_heads=2, o_groups=1,
+        o_lora_rank=32, q_lora_rank=32, n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32,
+        vocab_size=VOCAB, sliding_window=48, index_topk=4, index_n_heads=1, num_hidden_layers=3, num_hash_layers=1,
+    )  # fmt: skip
+
+
+KINDS = ["exact", "fast", "int8", "one thread", "few experts", "no drafts", "dspark", "dspark, few experts"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tiny: TinyModel, spark: SparkModel) -> Any:
     kind = request.param
+    if kind.startswith("dspark"):
+        with spark.open(threads=2, expert_budget=1 if "few" in kind else 0) as opened:
+            yield opened
+        return
     with pyflash.Model.open(
         tiny.path, mtp=None if kind == "no drafts" else tiny.mtp_path, threads=1 if kind == "one thread" else 3,
         precision=kind if kind in ("exact", "int8") else "fast", expert_budget=1 if kind == "few experts" else 0,
@@ -47,8 +64,8 @@ def test_no_step_takes_more_than_was_planned(model: Any, context: int, chunk: in
                 session.rollback(rng.choice([n for n in (1, min(context, 20), context) if n <= session.rollback_limit]))
             n = rng.choice([1, 2, chunk, chunk, rng.randint(1, context)])
             session.eval([rng.randrange(VOCAB) for _ in range(min(n, context - session.position))])
-            if model.info.has_mtp:
-                session.draft(rng.randrange(VOCAB))
+            if model.info.drafts != "none":
+                session.draft_tokens(rng.randrange(VOCAB), min(chunk, model.info.draft_most or 2))
             assert session.memory == planned
             steps += 1
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
+from staged_models import open_stages
 from tiny_models import TinyModel, make_tiny_model
 
 T = 420
@@ -31,16 +32,18 @@ class CachedModel:
     def __init__(self, model: Any, cache: str) -> None:
         self.precision = model.info.precision
         self._model = model
-        self._cache = cache
+        self.cache = cache
 
     def session(self, **options: Any) -> Any:
-        return self._model.session(cache=self._cache, **options)
+        return self._model.session(cache=self.cache, **options)
 
 
-@pytest.fixture(scope="module", params=["exact-auto", "fast-f16", "fast-reference", "int8-f16"])
+@pytest.fixture(scope="module", params=["exact-auto-1", "fast-f16-1", "fast-reference-1", "int8-f16-1",
+                                        "fast-reference-2", "exact-auto-3"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel) -> Any:
-    precision, cache = request.param.split("-")
-    with pyflash.Model.open(tiny.path, precision=precision, threads=2) as opened:
+    """Whole, and in two and three stages."""
+    precision, cache, n_stages = request.param.split("-")
+    with open_stages(tiny.path, int(n_stages), precision=precision, threads=2) as opened:
         yield CachedModel(opened, cache)
 
 
@@ -50,10 +53,11 @@ def tokens(tiny: TinyModel) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """One call, one chunk."""
-    with model.session(context=CONTEXT, chunk=T) as session:
-        logits = session.eval(tokens, all_logits=True)
+def reference(model: CachedModel, tiny: TinyModel, tokens: np.ndarray) -> np.ndarray:
+    """One call, one chunk, all layers."""
+    with pyflash.Model.open(tiny.path, precision=model.precision, threads=2) as whole:
+        with whole.session(context=CONTEXT, chunk=T, cache=model.cache) as session:
+            logits = session.eval(tokens, all_logits=True)
     assert np.isfinite(logits).all() and logits.std() > 0.1
     return logits
 

@@ -33,10 +33,21 @@ def test_types() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_installed_header_is_this_one() -> None:
-    header = installed_file("include", "pyflash.h")
-    assert header is not None
-    assert header.read_bytes() == (ROOT / "csrc" / "include" / "pyflash.h").read_bytes()
+HEADERS = sorted((ROOT / "csrc" / "include").iterdir())
+
+
+def test_installed_headers_are_these() -> None:
+    for header in HEADERS:
+        installed = installed_file("include", header.name)
+        assert installed is not None and installed.read_bytes() == header.read_bytes()
+
+
+def test_pyflash_h_includes_every_public_header() -> None:
+    text = (ROOT / "csrc" / "include" / "pyflash.h").read_text(encoding="utf-8")
+    included = re.findall(r'^#include "(.+)"$', text, flags=re.MULTILINE)
+    assert sorted(included) == [header.name for header in HEADERS if header.name != "pyflash.h"]
+    listed = re.findall(r"csrc/include/(\w+\.h)$", (ROOT / "CMakeLists.txt").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == [header.name for header in HEADERS]
 
 
 def test_versions_agree() -> None:
@@ -46,7 +57,7 @@ def test_versions_agree() -> None:
 
 
 def test_every_declared_function_is_exported() -> None:
-    header = (ROOT / "csrc" / "include" / "pyflash.h").read_text(encoding="utf-8")
+    header = "\n".join(header.read_text(encoding="utf-8") for header in HEADERS)
     names = re.findall(r"^PF_API [^;(]*?(pf_\w+)\(", header, flags=re.MULTILINE)
     assert len(names) > 40
     for name in names:

@@ -1,4 +1,4 @@
-"""The code of docs/python.md runs, from top to bottom, and does what it says."""
+"""The code of docs/python.md and docs/stages.md runs, from top to bottom, and does what it says."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ import pytest
 
 pytest.importorskip("llguidance")
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "python.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 Say = Callable[..., list[int]]  # the fixture's
 
 
+def run_blocks(path: Path) -> dict[str, Any]:
+    page = path.read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
+    for match in BLOCK.finditer(page):
+        line = page[: match.start()].count("\n") + 1
+        code = compile("\n" * line + match[1], str(path), "exec")  # errors show the page's own line
+        exec(code, names)
+    return names
+
+
 @pytest.fixture(scope="module")
 def namespace(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What the page's blocks define, all run in order."""
-    page = PAGE.read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
         patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
-        for match in BLOCK.finditer(page):
-            line = page[: match.start()].count("\n") + 1
-            code = compile("\n" * line + match[1], str(PAGE), "exec")  # errors show the page's own line
-            exec(code, names)
+        names = run_blocks(PAGE)
     yield names
 
 
@@ -41,6 +47,15 @@ def test_page_runs(namespace: dict[str, Any]) -> None:
     assert namespace["reply"].n_reused > namespace["reply"].n_prompt / 2  # after load()
     assert namespace["known"] > 5
     assert namespace["shown"][-1]["role"] == "assistant"
+
+
+def test_page_of_stages_runs(demo_model: Path) -> None:
+    names = run_blocks(DOCS / "stages.md")
+    with pyflash.Model.open(demo_model) as model, model.session(context=4096) as session:
+        assert (session.eval(names["tokens"]) == names["logits"]).all()
+    assert names["a"].position == names["b"].position == 3
+    for name in ("a", "b", "first", "last"):
+        names[name].close()
 
 
 def test_page_names_every_error_and_option() -> None:

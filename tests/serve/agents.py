@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ def _commands(name: str) -> Path:
     package = json.dumps({"private": True, "dependencies": _PACKAGES[name]}).encode()
     arguments = ["--legacy-peer-deps"] if name == "dsh" else []  # else npm looks for them for minutes
     return installed(f"client-{name}", package, arguments, seconds=_SECONDS) / "node_modules" / ".bin"
+
+
+def end_left(home: Path) -> None:
+    """Ends what an agent has left running: processes whose home is this one."""
+    mark = f"HOME={home}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGTERM)
+        except OSError:
+            pass  # it is over, or another user's
 
 
 class Agent:

@@ -9,6 +9,7 @@ from typing import Any
 import page_browser
 import pytest
 from serving import pace as pace
+from serving import server as server
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -122,6 +122,26 @@ def until(page: Any, holds: str, argument: Any = None) -> None:
     page.wait_for_function(holds if "=>" in holds else f"() => {holds}", arg=argument)
 
 
+def hold(page: Any, pattern: str) -> Callable[[], None]:
+    """Has the page's requests wait until what is returned is called."""
+    held: list[Any] = []
+    released: list[bool] = []
+
+    def take(route: Any) -> None:
+        if released:
+            route.continue_()
+        else:
+            held.append(route)
+
+    def release() -> None:
+        released.append(True)
+        for route in held:
+            route.continue_()
+
+    page.route(pattern, take)
+    return release
+
+
 def streamed(page: Any, pieces: list[str], kind: str = "content", finish: str | None = "stop") -> None:
     """Has the page's questions answered with these pieces, instead of by the server."""
     chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {kind: piece}}]} for piece in pieces]

@@ -188,3 +188,13 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
     made = Pace()
     monkeypatch.setattr(engine, "evaluate", made)
     return made
+
+
+@pytest.fixture(scope="module")
+def server(demo_model: Path) -> Iterator[Application]:
+    with serving(demo_model) as made:
+        yield made
+
+
+def post(server: Application, path: str, body: Any, **more: Any) -> Response:
+    return run(ask(server, "POST", path, body, **more))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import Agent
+from agents import Agent, end_left
 from playing import Call, Played, Says, playing, steps
 
 from pyflash.serve.client_configs import CLIENTS
@@ -22,6 +22,13 @@ TASK = "List the files, read notes.txt and write out.txt."
 TEXT = 'a "b" \\n\n\tc: é 😀\n'
 END = "Done,  all of it."
 UNASKED = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """Cline leaves a process that waits for its next session."""
+    yield
+    end_left(tmp_path / "home")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -99,6 +100,40 @@ def test_cancelling_frees_the_slot_within_a_step(demo_model: Path, pace: Pace) -
             evaluated = [step.n for step in pace.steps[at:]]
             n_own = len(following.job.tokens) - following.end.usage.n_cached
             assert sum(evaluated) <= n_own + server.engine.use().pacing.most and len(evaluated) <= 4, (when, evaluated)
+
+
+def test_autocompletion_is_given_up_with_every_key(tiny_model: Path, pace: Pace) -> None:
+    """As Continue asks for it: the model goes on for a step at most, the one that is accepted comes, and the main
+    conversation keeps its slot."""
+    path = "/v1/fim/completions"
+
+    async def type_on(server: Application, text: str) -> None:
+        leave = asyncio.Event()
+        body = {"prompt": text, "suffix": "\n    return result\n", "max_tokens": 200, "stream": True}
+        pieces = []
+
+        def on_chunk(chunk: bytes) -> None:
+            pieces.append(chunk)
+            if len(pieces) == 3:
+                leave.set()
+
+        await ask(server, "POST", path, body, leave=leave, on_chunk=on_chunk)
+        at = len(pace.steps)
+        while server.engine.waiting_and_running() != (0, 0):
+            await asyncio.sleep(0.001)
+        assert len(pace.steps) <= at + 2  # the step under way, and one that had begun before the next look at orders
+
+    with serving(tiny_model, context=2048) as server:
+        main = submit(server, request(LONG, max_tokens=4)).wait()
+        pace.seconds = 0.01
+        text = "def merge(intervals):\n    result = sorted"
+        for n in range(len(text) - 20, len(text)):
+            run(type_on(server, text[:n]))
+        pace.seconds = 0
+        accepted = run(ask(server, "POST", path, {"prompt": text, "suffix": "\n    return result\n", "max_tokens": 5}))
+        assert accepted.status == 200 and accepted.json()["choices"][0]["finish_reason"] in ("length", "stop")
+        again = submit(server, request(LONG, main.text, "Go on.", max_tokens=2)).wait()
+        assert again.end.usage.n_cached >= main.end.usage.n_prompt
 
 
 def test_a_prompt_in_hand_comes_back_where_it_was(demo_model: Path, pace: Pace, tmp_path: Path) -> None:

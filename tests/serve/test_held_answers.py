@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from test_replay import TOOLS as WEATHER
 from test_replay import call
 from tool_lists import LISTS, tool
 
+from pyflash import ArgumentError, UnsupportedError
 from pyflash.serve.answer import repeats
 from pyflash.serve.application import Application
 
@@ -244,37 +245,69 @@ def test_calls_end_the_answer(server: Application, wild: Wild) -> None:
     assert (content.strip(), calls, ended) == ("", [("nothing", {})], True)
 
 
-def test_what_cannot_be_promised_is_refused(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyflash import ArgumentError
+@pytest.fixture
+def refuse_grammars(server: Application, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception], None]]:
+    """Has grammars of tools raise an error, until the test is over."""
     from pyflash.engine.grammar import Grammar
 
-    def too_big(*_: Any) -> Any:
-        raise ArgumentError("the grammar cannot be used: too big")
+    kept = server.engine.use().tools._kept
 
-    monkeypatch.setattr(Grammar, "lark", too_big)
-    server.engine.use().tools._kept.clear()
+    def refuse(error: Exception) -> None:
+        def raising(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Grammar, "lark", raising)
+        kept.clear()
+
+    yield refuse
+    kept.clear()
+
+
+def test_what_cannot_be_promised_is_refused(server: Application, refuse_grammars: Any) -> None:
+    refuse_grammars(ArgumentError("the grammar cannot be used: too big"))
     path = "/v1/chat/completions"
     refused = run(ask(server, "POST", path, chat_body(SMALL, "required", None, False)))
     assert refused.status == 400 and "tool_choice" in refused.json()["error"]["message"]
     assert run(ask(server, "POST", path, {**chat_body(SMALL, None, None, False), "max_tokens": 3})).status == 200
-    server.engine.use().tools._kept.clear()
 
 
-def test_without_llguidance(server: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tools are told of and calls read; only what would have to be promised is refused."""
-    from pyflash import UnsupportedError
-    from pyflash.engine.grammar import Grammar
+MISSING = UnsupportedError("grammars need one more package: pip install llguidance")
 
-    def missing(*_: Any) -> Any:
-        raise UnsupportedError("grammars need one more package: pip install llguidance")
 
-    monkeypatch.setattr(Grammar, "lark", missing)
-    server.engine.use().tools._kept.clear()
-    path = "/v1/chat/completions"
-    assert run(ask(server, "POST", path, {**chat_body(SMALL, None, None, False), "max_tokens": 3})).status == 200
-    for choice, schema in (("required", None), (None, JSON_SCHEMA)):
-        refused = run(ask(server, "POST", path, chat_body(SMALL, choice, schema, False)))
+@pytest.mark.parametrize(("choice", "schema"), [("required", None), (None, JSON_SCHEMA)])
+def test_without_llguidance_nothing_is_promised(server: Application, refuse_grammars: Any, choice: Any, schema: Any) -> None:
+    refuse_grammars(MISSING)
+    refused = run(ask(server, "POST", "/v1/chat/completions", chat_body(SMALL, choice, schema, False)))
     assert refused.status == 400 and "pip install llguidance" in refused.json()["error"]["message"]
+
+
+def test_without_llguidance_markup_is_the_likeliest(server: Application, refuse_grammars: Any,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the token that opens calls to the end of them, but for the values of parameters."""
+    from pyflash.engine import sampling
+
+    refuse_grammars(MISSING)
+    model = server.engine.use().model
+    mark, name = "｜DSML｜", SMALL[0]["name"]
+    said = [("So.\n\n<", False), (mark, False), ("tool_calls>\n<", True), (mark, True), (f'invoke name="{name}">\n<', True),
+            (mark, True), ('parameter name="a" string="true">', True), ("5 < 6</", False), (mark, False),
+            ("parameter>\n</", True), (mark, True), ("invoke>\n</", True), (mark, True), ("tool_calls>", True), ("\nThat is all.", False)]  # fmt: skip
+    expected = [(token, is_markup) for text, is_markup in said for token in model.tokenizer.encode(text, special=text == mark)]
+    expected.append((model.info.eos_token, False))
+    seen: list[bool] = []
+
+    def pick(_sampler: Any, logits: Any, allowed: Any = None) -> tuple[int, float]:
+        seen.append(allowed is not None)
+        if allowed is not None:
+            likeliest = int(logits.argmax())
+            assert [n for n in range(model.info.n_vocab) if int(allowed[n // 32]) >> n % 32 & 1] == [likeliest]
+        return expected[len(seen) - 1][0], -1.0
+
+    monkeypatch.setattr(sampling.Sampler, "pick", pick)
+    body = {**chat_body(SMALL, None, None, False), "max_tokens": len(expected)}
+    answered = run(ask(server, "POST", "/v1/chat/completions", body)).json()["choices"][0]
+    assert seen == [is_markup for _, is_markup in expected]
+    assert answered["message"]["tool_calls"][0]["function"]["name"] == name
 
 
 # -- thinking --

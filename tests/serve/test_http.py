@@ -5,28 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, Response, ask, becomes_idle, run, serving
+from serving import Pace, Response, ask, becomes_idle, post, run, serving
 
 from pyflash.serve.application import Application
 from pyflash.serve.guard import host_of, is_loopback
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def server(demo_model: Path) -> Iterator[Application]:
-    with serving(demo_model) as made:
-        yield made
-
-
-def post(server: Application, path: str, body: Any, **more: Any) -> Response:
-    return run(ask(server, "POST", path, body, **more))
 
 
 def get(server: Application, path: str, **more: Any) -> Response:

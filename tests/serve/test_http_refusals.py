@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, Response, ask, run, serving
+from serving import Pace, Response, ask, post, run, serving
 from test_http import error_of
 
 from pyflash.serve import json_body
@@ -23,16 +22,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": HELLO, "stream": False, "options": {"num_predict": 2}},
     "/api/generate": {"prompt": "Hello!", "stream": False, "options": {"num_predict": 2}},
 }
-
-
-@pytest.fixture(scope="module")
-def server(demo_model: Path) -> Iterator[Application]:
-    with serving(demo_model) as made:
-        yield made
-
-
-def post(server: Application, path: str, body: Any, **more: Any) -> Response:
-    return run(ask(server, "POST", path, body, **more))
 
 
 def is_own_form(path: str, response: Response) -> bool:
@@ -135,13 +124,10 @@ def test_bombs(server: Application, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"])
 def test_a_grammar_that_fails_on_the_way(demo_model: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """The stream tells it in its own form, and is over; an answer in one piece is an error."""
+    """The stream tells it in its own form, and is over; an answer in one piece is an error. Trying again would not help, and
+    no client is told to."""
     pytest.importorskip("llguidance")
-    from pyflash import Error
     from pyflash.engine.grammar import Matcher
-
-    def broken(*_: Any) -> Any:
-        raise Error("the grammar cannot go on: too many states")
 
     schema = {"type": "object"}
     asked: dict[str, dict[str, Any]] = {
@@ -152,13 +138,24 @@ def test_a_grammar_that_fails_on_the_way(demo_model: Path, monkeypatch: pytest.M
     }
     with serving(demo_model) as server:
         post(server, path, {**BODIES[path], **asked[path]})
-        monkeypatch.setattr(Matcher, "consume", broken)
+        begun: list[Matcher] = []  # whose first look, at the grammar itself, is over
+
+        def problem(matcher: Matcher) -> str:
+            is_begun = matcher in begun
+            begun.append(matcher)
+            return "too many states" if is_begun else ""
+
+        monkeypatch.setattr(Matcher, "_problem", problem)
         whole = post(server, path, {**BODIES[path], **asked[path], "stream": False})
-        assert whole.status == 503 and is_own_form(path, whole) and "cannot go on" in error_of(whole)
+        assert whole.status == 400 and whole.headers["x-should-retry"] == "false"
+        assert is_own_form(path, whole) and "cannot go on" in error_of(whole)
         streamed = post(server, path, {**BODIES[path], **asked[path], "stream": True})
         assert streamed.status == 200 and b"cannot go on" in streamed.body and b"[DONE]" not in streamed.body
         if path == "/v1/responses":
-            assert streamed.events()[-1]["type"] == "response.failed"
+            last = streamed.events()[-1]
+            assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "invalid_prompt")
+        elif path != "/api/chat":
+            assert streamed.events()[-1]["error"]["type"] == "invalid_request_error"
 
 
 # -- a full context --

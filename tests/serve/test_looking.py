@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import stat
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Pace, ask, run, serving, submit
+from serving import Pace, ask, becomes_idle, run, serving, submit
 from test_engine import LONG, request
 from test_replay import TOOLS, Scripted
 
@@ -86,6 +88,47 @@ def test_metrics(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert samples["pyflash_prompt_tokens_total"] + samples["pyflash_prompt_tokens_cached_total"] >= prompt
     assert samples['pyflash_requests_total{api="messages",code="200"}'] == 2
     assert samples["pyflash_requests_running"] == samples["pyflash_engine_stalled_seconds"] == 0
+
+
+def test_why_prompts_are_read_anew(demo_model: Path) -> None:
+    """The role of the message in which a prompt leaves what its slot held; one that only goes on is no miss."""
+    name = "pyflash_cache_miss_first_difference_total"
+
+    def said(first: str, answer: str = "Hi!", system: str = "Be brief.") -> list[dict[str, str]]:
+        return [{"role": "system", "content": system}, {"role": "user", "content": first},
+                {"role": "assistant", "content": answer}, {"role": "user", "content": "And now?"}]
+
+    with serving(demo_model, parallel=1) as server:
+        found = []
+        for messages in (said("Hello"), said("Hello"), said("Hello", "Good day!"), said("Goodbye"),
+                         said("Hello", system="Talk.")):
+            run(ask(server, "POST", CHAT, {"messages": messages, "max_tokens": 1}))
+            samples = parsed(server.engine.metrics.text())
+            found.append([samples[f'{name}{{role="{role}"}}'] for role in ("system", "user", "assistant")])
+    assert found == [[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 1]]
+
+
+def test_why_answers_are_given_up(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyflash.serve.engine.evaluate", Pace(seconds=0.01))
+    with serving(demo_model) as server:
+        body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 900, "stream": True, "temperature": 5}
+
+        async def go(stop: bool) -> None:
+            name, begun = str(uuid.uuid4()), asyncio.Event()
+            headers = {"x-pyflash-job": name} if stop else {}
+            asking = asyncio.ensure_future(ask(server, "POST", CHAT, body, headers=headers, leave=None if stop else begun,
+                                               on_chunk=lambda _: begun.set()))
+            await begun.wait()
+            if stop:
+                await ask(server, "POST", f"/page/jobs/{name}/stop", {})
+            await asking
+
+        run(go(False))
+        run(go(True))
+        assert becomes_idle(server)
+        samples = parsed(server.engine.metrics.text())
+    assert {key: value for key, value in samples.items() if "cancelled_total" in key and value} == {
+        'pyflash_cancelled_total{why="gone"}': 1, 'pyflash_cancelled_total{why="stopped"}': 1}
 
 
 def server_rules() -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import LATE, answers, ask, opened, serving, started, streamed, until
+from page_browser import LATE, answers, ask, hold, opened, serving, started, streamed, until
 
 pytestmark = pytest.mark.page
 
@@ -144,6 +144,7 @@ def losing(browser: Any) -> Any:
 def test_a_lost_connection_is_taken_up(losing: Any, endless_server: str) -> None:
     """The first try does not reach the server, the second ends early, the third has all of it."""
     tries = []
+    release = hold(losing, "**/v1/chat/completions")
 
     def fail(route: Any) -> None:
         tries.append(route.request.url)
@@ -154,13 +155,14 @@ def test_a_lost_connection_is_taken_up(losing: Any, endless_server: str) -> None
             route.fulfill(status=200, content_type="text/event-stream",
                           body=f"data: {json.dumps({'choices': [], 'prompt_progress': at})}\n\n")
         else:
-            route.continue_()
+            route.fallback()
 
     losing.route("**/v1/chat/completions", fail)
     losing.add_init_script(GREEDY)
     losing.goto(endless_server)
     ask(losing, "Go on for ever")
     losing.locator("text=The connection was lost").wait_for()
+    release()
     until(losing, GROWS, 20)
     assert len(tries) == 3
     losing.keyboard.press("Escape")
@@ -204,6 +206,11 @@ def test_the_progress_of_a_prompt(desk: Any, endless_server: str) -> None:
     assert {most for _, most in seen} == {desk.evaluate("seen.at(-1)[1]")} and seen[-1][1] > 2000
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_the_page_waits_for_the_model(losing: Any, tmp_path: Path) -> None:
     """It is there while the model is being loaded, takes a question, which can be stopped, and answers the next one."""
     with socket.socket() as probe:
@@ -212,7 +219,7 @@ def test_the_page_waits_for_the_model(losing: Any, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with started("--ctx", 1024, "--port", port, program=LATE, before=(gate,)):
         end = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not listens(port):
             assert time.monotonic() < end
             time.sleep(0.05)
         losing.goto(f"http://127.0.0.1:{port}")
@@ -253,6 +260,7 @@ def test_the_list_of_chats(desk: Any, demo_server: str) -> None:
     items = desk.locator(".sidebar li")
     assert items.count() == desk.locator(".sidebar li time[datetime]").count() == 2
     desk.keyboard.press("Control+K")
+    desk.locator("[type=search]:focus").wait_for()
     desk.keyboard.type("1 + 1 = 2")  # what was answered is found, too
     until(desk, "document.querySelectorAll('.sidebar li').length === 1")
     desk.fill("[type=search]", "nothing of the kind")
@@ -272,6 +280,44 @@ def test_the_list_of_chats(desk: Any, demo_server: str) -> None:
     desk.reload()
     desk.locator(".sidebar li >> text=What is 1 + 1?").wait_for()
     assert items.count() == 1
+
+
+# What somebody does, and in the same moment the page goes.
+RENAMED = """(title) => {
+    const field = document.querySelector(".rename");
+    field.value = title;
+    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    location.reload();
+}"""
+DELETED = "() => { document.querySelector('.sidebar li [aria-label^=Delete]').click(); location.reload(); }"
+SENT = "() => { document.querySelector('.composer [type=submit]').click(); location.reload(); }"
+
+
+def and_goes(page: Any, what: str, argument: Any = None) -> None:
+    with page.expect_navigation():
+        page.evaluate(f"([argument]) => {{ setTimeout({what}, 0, argument); }}", [argument])
+
+
+def test_what_is_done_is_kept_though_the_page_goes_at_once(desk: Any, demo_server: str) -> None:
+    """A question, a title, a deletion: all that IndexedDB has. Each several times, since it is luck without a commit."""
+    desk.goto(demo_server)
+    for n in range(1, 7):
+        desk.keyboard.press("Control+Shift+O")
+        desk.locator(".welcome").wait_for()
+        desk.fill("#question", "What is 12 + 30?")
+        and_goes(desk, SENT)
+        desk.locator(".sidebar li").nth(n - 1).wait_for()
+    assert answers(desk, 1) == ["12 + 30 = 42."]  # it is asked again where the request did not come there
+    for n in range(6):
+        desk.locator("li.current").hover()
+        desk.click("li.current [aria-label^=Rename]")
+        desk.locator(".rename").wait_for()
+        and_goes(desk, RENAMED, f"Title {n}")
+        desk.locator(f"li.current >> text=Title {n}").wait_for()
+    for n in range(5, 0, -1):
+        and_goes(desk, DELETED)
+        desk.locator(".sidebar li").first.wait_for()
+        assert desk.locator(".sidebar li").count() == n
 
 
 def test_export_and_import(desk: Any, demo_server: str, tmp_path: Path) -> None:

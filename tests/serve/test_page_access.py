@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import SIZES, answers, ask, opened, streamed, until
+from page_browser import SIZES, answers, ask, hold, opened, streamed, until
 
 pytestmark = pytest.mark.page
 
@@ -234,14 +234,12 @@ def test_colours_are_chosen_and_kept(desk: Any, demo_server: str) -> None:
 @pytest.mark.parametrize(("motion", "n"), [("reduce", 0), ("no-preference", 1)])
 def test_little_motion_where_that_is_wished(desk: Any, demo_server: str, motion: str, n: int) -> None:
     desk.emulate_media(reduced_motion=motion)
-    held: list[Any] = []
-    desk.route("**/v1/chat/completions", lambda route: held.append(route))
+    release = hold(desk, "**/v1/chat/completions")
     desk.goto(demo_server)
     ask(desk, "Hello")
     desk.locator(".waiting").wait_for()
     assert desk.evaluate("document.getAnimations().length") == n
-    for route in held:
-        route.continue_()
+    release()
     answers(desk, 1)
 
 

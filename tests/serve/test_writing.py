@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -30,13 +31,13 @@ CALL = f'<{D}invoke name="bash">\n<{D}parameter name="command" string="true">ls 
 CALLS = f"\n\n<{D}tool_calls>\n{CALL}{CALL}</{D}tool_calls>"
 
 
-def events_of(pieces: list[str], thinking: bool = True, reason: Any = "stop") -> list[Event]:
+def events_of(pieces: list[str], thinking: bool = True, reason: Any = "stop", cut: bool = False) -> list[Event]:
     parser = chat.StreamParser(thinking, {"bash": SCHEMA})
     writer = EventWriter(lambda index: f"call_{index}")
     out: list[Event] = [Started()]
     for piece in pieces:
         out += writer.feed(parser.feed(piece))
-    out += writer.feed(parser.finish())
+    out += writer.feed(parser.finish(cut))
     return out + writer.finish(reason, Usage())
 
 
@@ -91,6 +92,54 @@ def test_malformed_calls_reach_no_client_as_markup(name: str, text: str) -> None
         assert D not in data and D not in str(whole)
         assert whole["content"] or whole["calls"] or whole["reasoning"]
         assert len(whole["calls"]) == sum(isinstance(event, ToolCallEnd) for event in events)
+
+
+def texts_of(events: list[Event]) -> tuple[str, str, list[str]]:
+    """Reasoning, content and each call's arguments."""
+    arguments: dict[int, str] = {event.index: "" for event in events if isinstance(event, ToolCallBegin)}
+    for event in events:
+        if isinstance(event, ToolCallArguments):
+            arguments[event.index] += event.text
+    reasoning, content = ("".join(event.text for event in events if isinstance(event, kind)) for kind in (Reasoning, Content))
+    return reasoning, content, list(arguments.values())
+
+
+VALUES = ("ls 'x'", "2 < 3\nor", "")
+LONG = f"\n\n<{D}tool_calls>" + "".join(
+    f'\n<{D}invoke name="bash">\n<{D}parameter name="command" string="true">{value}</{D}parameter>'
+    f'\n<{D}parameter name="n" string="false">[1, 2]</{D}parameter>\n</{D}invoke>' for value in VALUES) + f"\n</{D}tool_calls>"
+ARGUMENTS = [json.dumps({"command": value, "n": [1, 2]}, ensure_ascii=False) for value in VALUES]
+TOKENS = re.findall(f"</think>|{D}|.", f"hm</think>so{LONG}", re.DOTALL)
+
+
+def certain(text: str) -> tuple[str, int]:
+    """Of a text that is cut: the value that it ends within, as far as none of it may be markup, and the number of its call."""
+    n = text.count("<" + D + "invoke")
+    at = text.rfind('string="true">')
+    value = text[at + len('string="true">') :] if at >= 0 and f"</{D}" not in text[at:] else ""
+    return value.rstrip("</\n"), n
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_answer_that_is_cut_shows_no_markup(name: str) -> None:
+    """At every token, token by token and in one piece, in streams and whole: what is certain is there, and nothing else."""
+    module, request = REQUESTS[name]
+    for n in range(len(TOKENS)):
+        text = "".join(TOKENS[:n])
+        both = [events_of(pieces, reason="length", cut=True) for pieces in (TOKENS[:n], [text])]
+        assert texts_of(both[0]) == texts_of(both[1]), text
+        reasoning, content, arguments = texts_of(both[0])
+        content = content.rstrip("\n")  # a blank line is before calls
+        assert "hm".startswith(reasoning) and "so".startswith(content), (text, reasoning, content)
+        assert (reasoning, content) == ("hm", "so") or "so" not in text, (text, reasoning, content)
+        assert all(whole.startswith(begun) for begun, whole in zip(arguments, ARGUMENTS, strict=False)), (text, arguments)
+        value, call = certain(text)
+        assert not value or json.dumps(value)[1:-1] in arguments[call - 1], (text, arguments)
+        assert len(told(name, both[0])["calls"]) == sum(isinstance(each, ToolCallEnd) for each in both[0])
+        for events in both:
+            stream = module.Stream(request, "resp_1", 1)
+            shown = b"".join(map(stream.feed, events)).decode() + str(module.full(request, events, "resp_1", 1))
+            assert not re.search("｜|</?(tool_calls|invoke|parameter)", shown), (text, shown)
 
 
 def test_calls_are_numbered_without_gaps() -> None:

@@ -1,13 +1,13 @@
 """The C tokenizer and sampler, built from their sources into a scratch library, and a GGUF with DeepSeek's tokenizer.
 
-The tokenizer's functions are internal to libpyflash, which exports only what pyflash.h declares, and a model cannot be
+The tokenizer's functions are internal to libpyflash, which exports only what its public headers declare, and a model cannot be
 opened from a file without weights; so these tests build the few sources by themselves.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,11 +59,9 @@ class Native:
     """The scratch library: `lib`, `ffi`, and calls that raise NativeError."""
 
     def __init__(self, path: Path) -> None:
-        header = (ROOT / "csrc/include/pyflash.h").read_text(encoding="utf-8")
-        public = header.split("/* CDEF BEGIN */")[1].split("/* CDEF END */")[0].replace("PF_API ", "")
-        public = re.sub(r"/\*.*?\*/", " ", public, flags=re.DOTALL)
+        emit_cffi = runpy.run_path(str(ROOT / "cmake/emit_cffi.py"))
         self.ffi: Any = cffi.FFI()
-        self.ffi.cdef("\n".join(line for line in public.splitlines() if not _is_flag_macro(line)) + INTERNALS)
+        self.ffi.cdef(emit_cffi["public_cdef"](ROOT / "csrc/include/pyflash.h") + INTERNALS)
         self.lib: Any = self.ffi.dlopen(str(path))
 
     def call(self, function: str, *args: Any) -> None:
@@ -74,11 +72,6 @@ class Native:
             message = self.ffi.string(err.message).decode()
             assert message and "\n" not in message
             raise NativeError(status, message)
-
-
-def _is_flag_macro(line: str) -> bool:
-    """cffi takes `#define NAME 1` but not a literal with a suffix."""
-    return line.startswith("#define") and line.rstrip().endswith("u")
 
 
 class Tokenizer:

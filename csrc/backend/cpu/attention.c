@@ -99,8 +99,9 @@ pf_status pf_cpu_sparse_attn(pf_exec *ex, const pf_attn_args *args) {
     const int threads = pf_pool_threads(ex->pool);
     const size_t mark = pf_arena_mark(ex->arena);
     attn_job job = {.args = args, .k = pf_cpu_kernels_of(ex), .ex = ex};
-    /* All heads of a token in one item when there are tokens enough; a lone token's heads are spread over threads. */
-    job.n_blocks = args->n_token >= threads ? 1 : pf_min_i64(threads, args->n_head);
+    /* All heads of a token in one item when there are tokens enough; a few tokens' heads are spread over threads, two pieces
+     * each, so that nobody waits for a slow one with half of the work. */
+    job.n_blocks = pf_min_i64(pf_ceil_div(2 * threads, args->n_token), args->n_head);
     job.head_block = pf_ceil_div(args->n_head, job.n_blocks);
     job.n_blocks = pf_ceil_div(args->n_head, job.head_block);
     job.scratch_floats = PF_ROW_TILE * args->head_dim + job.head_block * (args->head_dim + PF_ROW_TILE + 3);

@@ -49,6 +49,8 @@ enum {
     ISA_AVXVNNI,
     ISA_AVX2,
 #elif PF_ARM64
+    ISA_I8MM,
+    ISA_DOTPROD,
     ISA_NEON,
 #endif
     ISA_SCALAR,
@@ -62,6 +64,8 @@ static const char *const isa_names[ISA_COUNT] = {
     [ISA_AVXVNNI] = "avxvnni",
     [ISA_AVX2] = "avx2",
 #elif PF_ARM64
+    [ISA_I8MM] = "i8mm",
+    [ISA_DOTPROD] = "dotprod",
     [ISA_NEON] = "neon",
 #endif
     [ISA_SCALAR] = "scalar",
@@ -163,18 +167,37 @@ static const char *amx_problem(void) {
 
 #elif PF_ARM64
 
-/* The dot product instructions (SDOT): not a set of their own, since they change no result. */
-static bool has_neon_dot(void) {
+/* Whether the processor and the system have it: the number of Windows, which old headers lack; the name of macOS; the place
+ * and the bit of Linux. */
+static bool has_feature(unsigned long windows, const char *macos, unsigned long linux_word, int linux_bit) {
+    (void)windows, (void)macos, (void)linux_word, (void)linux_bit;
 #  if defined(_WIN32)
-    return IsProcessorFeaturePresent(43) != 0; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which old headers lack */
+    return IsProcessorFeaturePresent(windows) != 0;
 #  elif defined(__APPLE__)
     int value = 0;
     size_t size = sizeof value;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, NULL, 0) == 0 && value != 0;
+    return sysctlbyname(macos, &value, &size, NULL, 0) == 0 && value != 0;
 #  elif defined(__linux__)
-    return (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+    return (getauxval(linux_word) >> linux_bit & 1ul) != 0;
 #  else
     return false;
+#  endif
+}
+
+enum { WORD_1 = 16, WORD_2 = 26 }; /* AT_HWCAP, AT_HWCAP2 */
+
+static const char *dotprod_problem(void) {
+    const bool has = has_feature(43, "hw.optional.arm.FEAT_DotProd", WORD_1, 20);
+    return has ? NULL : "this processor lacks the dot product instructions";
+}
+
+static const char *i8mm_problem(void) {
+    const char *problem = dotprod_problem();
+    if (problem) return problem;
+#  if defined(PF_HAS_I8MM)
+    return has_feature(66, "hw.optional.arm.FEAT_I8MM", WORD_2, 13) ? NULL : "this processor lacks I8MM";
+#  else
+    return "this build has no I8MM kernels: its compiler does not know I8MM";
 #  endif
 }
 
@@ -187,6 +210,9 @@ static const char *isa_problem(int isa) {
     case ISA_AVX512: return avx512_problem();
     case ISA_AVXVNNI: return avxvnni_problem();
     case ISA_AVX2: return avx2_problem();
+#elif PF_ARM64
+    case ISA_I8MM: return i8mm_problem();
+    case ISA_DOTPROD: return dotprod_problem();
 #endif
     default: return NULL;
     }
@@ -226,8 +252,11 @@ static void fill_tables(void) {
         if (isa == ISA_AMX) pf_kernels_extend(k, pf_kernels_amx_init, &scalar);
 #  endif
 #elif PF_ARM64
-        if (isa == ISA_NEON) pf_kernels_extend(k, pf_kernels_neon_init, &scalar);
-        if (isa == ISA_NEON && has_neon_dot()) pf_kernels_extend(k, pf_kernels_neon_dot_init, &scalar);
+        if (isa != ISA_SCALAR) pf_kernels_extend(k, pf_kernels_neon_init, &scalar);
+        if (isa == ISA_DOTPROD || isa == ISA_I8MM) pf_kernels_extend(k, pf_kernels_dotprod_init, &scalar);
+#  if defined(PF_HAS_I8MM)
+        if (isa == ISA_I8MM) pf_kernels_extend(k, pf_kernels_i8mm_init, &scalar);
+#  endif
 #endif
         k->name = isa_names[isa];
         backends[isa] = (pf_backend){

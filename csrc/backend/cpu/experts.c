@@ -44,7 +44,7 @@ typedef struct experts_job {
     pf_quantize_fn quantize;
     const float *ones;     /* [most]: down adds */
     pf_product gate_fn, up_fn, down_fn;
-    int64_t row_block, blocks; /* of F */
+    int64_t blocks, most_blocks; /* of MIN_ROW_BLOCK rows of F: of an expert, and of a piece */
     float *scratch;
     int64_t scratch_floats;
 } experts_job;
@@ -130,29 +130,36 @@ static void run_gemm(const experts_job *job, const pf_product *product, pf_gemm 
     pf_cpu_gemm_run(job->ex, product, gemm, n_tiled, row_begin, row_end);
 }
 
-static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
-    const experts_job *job = arg;
+/* Rows [row_begin, row_end) of F of an active expert. */
+static void gate_up_rows(const experts_job *job, int64_t active, int64_t row_begin, int64_t row_end, int worker) {
     const pf_experts_args *args = job->args;
     const pf_cpu_kernels *k = pf_cpu_kernels_of(job->ex);
-    const int64_t n_ff = args->gate->rows;
-    for (int64_t item = begin; item < end && !pf_cancelled(job->ex); ++item) {
-        const int64_t active = item / job->blocks, matrix = matrix_of(args, job->pairs.expert[active]);
-        const int64_t row_begin = item % job->blocks * job->row_block;
-        const int64_t row_end = pf_min_i64(row_begin + job->row_block, n_ff);
-        pf_gemm gate = gate_gemm(job, active), up = gate;
-        gate.scratch = up.scratch = job->scratch + worker * job->scratch_floats;
-        up.w = args->up;
-        up.y = job->up + job->pairs.start[active] * n_ff;
-        run_gemm(job, &job->gate_fn, &gate, &job->x_packed, active, row_begin, row_end,
-                 pf_weight_row(args->up, matrix, row_begin));
-        run_gemm(job, &job->up_fn, &up, &job->x_packed, active, row_begin, row_end,
-                 row_end + PF_TILE_ROWS <= n_ff ? pf_weight_row(args->gate, matrix, row_end) : NULL);
-        for (int64_t p = job->pairs.start[active]; p < job->pairs.start[active + 1]; ++p) {
-            float *h = job->gate + p * n_ff;
-            k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit,
-                      job->pairs.weight[p], h + row_begin);
-            if (job->h_quantised) job->quantize(h, n_ff, row_begin, row_end, job->h_quantised + p * job->h.stride);
-        }
+    const int64_t n_ff = args->gate->rows, matrix = matrix_of(args, job->pairs.expert[active]);
+    pf_gemm gate = gate_gemm(job, active), up = gate;
+    gate.scratch = up.scratch = job->scratch + worker * job->scratch_floats;
+    up.w = args->up;
+    up.y = job->up + job->pairs.start[active] * n_ff;
+    run_gemm(job, &job->gate_fn, &gate, &job->x_packed, active, row_begin, row_end,
+             pf_weight_row(args->up, matrix, row_begin));
+    run_gemm(job, &job->up_fn, &up, &job->x_packed, active, row_begin, row_end,
+             row_end + PF_TILE_ROWS <= n_ff ? pf_weight_row(args->gate, matrix, row_end) : NULL);
+    for (int64_t p = job->pairs.start[active]; p < job->pairs.start[active + 1]; ++p) {
+        float *h = job->gate + p * n_ff;
+        k->swiglu(h + row_begin, job->up + p * n_ff + row_begin, row_end - row_begin, args->limit, job->pairs.weight[p],
+                  h + row_begin);
+        if (job->h_quantised) job->quantize(h, n_ff, row_begin, row_end, job->h_quantised + p * job->h.stride);
+    }
+}
+
+/* Items are blocks of MIN_ROW_BLOCK rows, expert after expert; those of one expert are done together. */
+static void gate_up_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const experts_job *job = arg;
+    const int64_t n_ff = job->args->gate->rows;
+    while (begin < end && !pf_cancelled(job->ex)) {
+        const int64_t active = begin / job->blocks, first = active * job->blocks;
+        const int64_t last = pf_min_i64(end, first + job->blocks);
+        gate_up_rows(job, active, (begin - first) * MIN_ROW_BLOCK, pf_min_i64((last - first) * MIN_ROW_BLOCK, n_ff), worker);
+        begin = last;
     }
 }
 
@@ -287,12 +294,13 @@ static pf_status prepare(experts_job *job) {
         job->h.data = job->h_quantised = pf_arena_alloc(ex->arena, (size_t)(n_pair * job->h.stride));
         if (!job->h_quantised) return PF_ERR_MEMORY;
     }
-    const int64_t wanted = 4 * pf_pool_threads(ex->pool);
-    job->row_block = job->pairs.n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;
-    if (job->x_packed.n_tile > 0 && job->pairs.n_active * pf_ceil_div(n_ff, TILED_ROW_BLOCK) >= 4 * wanted) {
-        job->row_block = TILED_ROW_BLOCK; /* the next rows are asked for while these compute */
+    const int64_t wanted = 4 * pf_pool_threads(ex->pool), n_active = job->pairs.n_active;
+    int64_t most = n_active * pf_ceil_div(n_ff, ROW_BLOCK) >= wanted ? ROW_BLOCK : MIN_ROW_BLOCK;
+    if (job->x_packed.n_tile > 0 && n_active * pf_ceil_div(n_ff, TILED_ROW_BLOCK) >= 4 * wanted) {
+        most = TILED_ROW_BLOCK; /* the next rows are asked for while these compute */
     }
-    job->blocks = pf_ceil_div(n_ff, job->row_block);
+    job->most_blocks = most / MIN_ROW_BLOCK;
+    job->blocks = pf_ceil_div(n_ff, MIN_ROW_BLOCK);
     return PF_OK;
 }
 
@@ -302,7 +310,9 @@ static pf_status run_range(pf_exec *ex, pf_experts_args *args) {
     experts_job job = {.ex = ex, .args = args};
     pf_status status = prepare(&job);
     if (status == PF_OK) status = pf_parallel(ex, job.x_packed.n_tile, 1, pack_x_piece, &job);
-    if (status == PF_OK) status = pf_parallel(ex, job.pairs.n_active * job.blocks, 1, gate_up_piece, &job);
+    if (status == PF_OK) {
+        status = pf_parallel_shared(ex, job.pairs.n_active * job.blocks, 1, job.most_blocks, gate_up_piece, &job);
+    }
     if (status == PF_OK && args->watch && !ex->dry) {
         const pair_list *pairs = &job.pairs;
         const pf_expert_pairs seen = {pairs->n_active, pairs->expert, pairs->start, pairs->token, pairs->weight, job.gate};
@@ -311,8 +321,7 @@ static pf_status run_range(pf_exec *ex, pf_experts_args *args) {
     if (status == PF_OK) status = pf_parallel(ex, job.h_packed.n_tile, 1, pack_h_piece, &job);
     if (status == PF_OK) {
         const int64_t rows = args->down->rows, share = rows / (4 * pf_pool_threads(ex->pool));
-        const int64_t grain = pf_min_i64(ROW_BLOCK, pf_max_i64(MIN_ROW_BLOCK, share & ~(int64_t)(MIN_ROW_BLOCK - 1)));
-        status = pf_parallel(ex, rows, grain, down_piece, &job);
+        status = pf_parallel_shared(ex, rows, MIN_ROW_BLOCK, pf_min_i64(ROW_BLOCK, share), down_piece, &job);
     }
     pf_arena_reset(ex->arena, mark);
     return status;

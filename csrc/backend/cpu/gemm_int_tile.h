@@ -12,6 +12,7 @@
  *         const uint8_t *const *even, int64_t odd, int n, pf_vec *out): the same with q16 words of n tokens (a constant, at
  *         most WORD_TOKENS), whose odd words for these blocks begin `odd` bytes behind the even ones;
  *     float int_total(const pf_vec *sums): of the 16 sums of a row;
+ *     PF_OWN_Q16 where it has other loops for q16;
  *     where it defines PF_SUPER, what vector_super.h asks for, and load_<type> of every type of PF_SUPER_TYPES. */
 #ifndef PF_BACKEND_CPU_GEMM_INT_TILE_H
 #define PF_BACKEND_CPU_GEMM_INT_TILE_H
@@ -211,7 +212,8 @@ PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, in
 #define Q8_0_BLOCKS .block_bytes = Q8_0_BYTES, .blocks = 1, .unit = 1.0f
 #define MXFP4_BLOCKS .block_bytes = MXFP4_BYTES, .blocks = 1, .unit = PF_INT_MXFP4_UNIT
 
-#if defined(PF_INT_WORDS)
+#if defined(PF_OWN_Q16)
+#elif defined(PF_INT_WORDS)
 INT_GEMM(gemm_q16_q8_0, .load = load_words_q8_0, Q8_0_BLOCKS, Q16_ACTS)
 INT_GEMM(gemm_q16_mxfp4, .load = load_words_mxfp4, MXFP4_BLOCKS, Q16_ACTS)
 #else
@@ -232,8 +234,10 @@ PF_SUPER_TYPES(SUPER_GEMM)
 
 /* Overrides the table's products of these. */
 static inline void set_int_entries(pf_cpu_kernels *k) {
+#if !defined(PF_OWN_Q16)
     k->gemm_q16[PF_W_Q8_0] = gemm_q16_q8_0;
     k->gemm_q16[PF_W_MXFP4] = gemm_q16_mxfp4;
+#endif
     k->gemm_q8[PF_W_Q8_0] = gemm_q8_q8_0;
     k->gemm_q8[PF_W_MXFP4] = gemm_q8_mxfp4;
 #if defined(PF_SUPER)

@@ -150,7 +150,8 @@ void pf_kernels_avx512_init(pf_cpu_kernels *k);
 void pf_kernels_avx512_vbmi_init(pf_cpu_kernels *k);
 void pf_kernels_amx_init(pf_cpu_kernels *k);
 void pf_kernels_neon_init(pf_cpu_kernels *k);
-void pf_kernels_neon_dot_init(pf_cpu_kernels *k);
+void pf_kernels_dotprod_init(pf_cpu_kernels *k);
+void pf_kernels_i8mm_init(pf_cpu_kernels *k);
 
 /* Makes k, the table of some set, that of one that extends it. scalar: what stands in for products of q16 that k has and
  * init leaves, where the two keep q16 in different ways: the scalar ones read both. Nothing stands in for products of

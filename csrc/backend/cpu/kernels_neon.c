@@ -86,6 +86,7 @@ PF_INLINE void from_idx_fp4(const uint8_t *in, float scale, float32x4_t *v) {
     from_i8(vzip1q_s8(even, odd), vzip2q_s8(even, odd), scale, v);
 }
 
+#include "backend/cpu/neon_units.h"
 #include "backend/cpu/vector_ops.h"
 
 /* ---- Quantised activations --------------------------------------------------------------------------------- */
@@ -155,7 +156,9 @@ static void quantize_q8(const float *x, int64_t n, int64_t begin, int64_t end, u
 /* ---- Table ------------------------------------------------------------------------------------------------- */
 
 void pf_kernels_neon_init(pf_cpu_kernels *k) {
+    pf_grids_fill();
     set_vector_entries(k);
+    set_unit_entries(k);
     k->q16_words = false;
     k->quantize_q16 = quantize_q16;
     k->quantize_q8 = quantize_q8;

@@ -136,8 +136,8 @@ static void pack_piece(void *arg, int64_t begin, int64_t end, int worker) {
     }
 }
 
-/* Rows a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
-static int64_t row_grain(const pf_exec *ex, int64_t rows, int64_t n_token) {
+/* Most rows of a piece: whole tiles of the kernels, small enough to share out and to stop soon. */
+static int64_t most_rows(const pf_exec *ex, int64_t rows, int64_t n_token) {
     const int64_t share = rows / (4 * pf_pool_threads(ex->pool));
     const int64_t most = n_token <= FEW_TOKENS ? ROWS_OF_FEW : PF_TILE_ROWS;
     return pf_min_i64(most, pf_max_i64(ROWS_LEAST, share & ~(int64_t)(ROWS_LEAST - 1)));
@@ -169,7 +169,9 @@ pf_status pf_cpu_linear(pf_exec *ex, const pf_weight *w, const float *x, int64_t
         };
         job.scratch = pf_cpu_gemm_scratch(ex, w->cols, job.n_tiled > 0, &job.scratch_floats);
         status = job.scratch ? pack(&job) : PF_ERR_MEMORY;
-        if (status == PF_OK) status = pf_parallel(ex, w->rows, row_grain(ex, w->rows, n_token), linear_piece, &job);
+        if (status == PF_OK) {
+            status = pf_parallel_shared(ex, w->rows, ROWS_LEAST, most_rows(ex, w->rows, n_token), linear_piece, &job);
+        }
     }
     pf_arena_reset(ex->arena, mark);
     return status;

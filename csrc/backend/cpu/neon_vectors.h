@@ -1,5 +1,5 @@
-/* NEON vectors for kernels_neon.c and kernels_neon_dot.c: the definitions that gemm_int_tile.h and vector_fp4.h ask
- * for, with the dot product instructions where the file is compiled for them (PF_NEON_DOT). */
+/* NEON vectors for the kernels_neon files: the definitions that gemm_int_tile.h and vector_fp4.h ask for, with the dot
+ * product instructions where the file is compiled for them (PF_NEON_DOT). */
 #ifndef PF_BACKEND_CPU_NEON_VECTORS_H
 #define PF_BACKEND_CPU_NEON_VECTORS_H
 
@@ -15,7 +15,8 @@
 typedef float32x4_t pf_vec;
 typedef int32x4_t pf_ivec;
 enum { PF_VEC_LANES = 4, PF_VECS = 8, TILE_TOKENS = 5, SUM_VECS = 4, FP4_HEADS = 4 };
-enum { Q16_ROWS = 2, Q8_ROWS = 2 };
+enum { Q8_ROWS = 2 };
+#define PF_OWN_Q16 /* neon_units.h */
 PF_INLINE float32x4_t pf_vec_zero(void) { return vdupq_n_f32(0.0f); }
 PF_INLINE float32x4_t pf_vec_set1(float v) { return vdupq_n_f32(v); }
 PF_INLINE float32x4_t pf_vec_load(const float *p) { return vld1q_f32(p); }
@@ -53,6 +54,8 @@ PF_INLINE int32x4_t pf_vec_round(float32x4_t v) { return vcvtnq_s32_f32(v); }
 PF_INLINE float32x4_t pf_vec_of_bits(int32x4_t v) { return vreinterpretq_f32_s32(v); }
 PF_INLINE int32x4_t pf_ivec_set1(int32_t v) { return vdupq_n_s32(v); }
 PF_INLINE int32x4_t pf_ivec_add(int32x4_t a, int32x4_t b) { return vaddq_s32(a, b); }
+PF_INLINE int32x4_t pf_ivec_sub(int32x4_t a, int32x4_t b) { return vsubq_s32(a, b); }
+PF_INLINE int32x4_t pf_ivec_mul(int32x4_t a, int32x4_t b) { return vmulq_s32(a, b); }
 PF_INLINE int32x4_t pf_ivec_left(int32x4_t v, int n) { return vshlq_s32(v, vdupq_n_s32(n)); }
 
 PF_INLINE void pf_prefetch(const uint8_t *at) {
@@ -75,10 +78,12 @@ PF_INLINE void e2m1_nibbles(const uint8_t *in, int8x16_t *low, int8x16_t *high) 
     e2m1_values(vld1q_u8(in), low, high);
 }
 
-/* Four blocks, a 32-bit lane each: columns 0 to 3, 4 to 7, ... */
+/* Four blocks: for q8 a 32-bit lane each, columns 0 to 3, 4 to 7, ...; for q16 as neon_units.h says, with what
+ * vector_super.h says of the scales of super-blocks. */
 typedef struct int_weights {
     int8x16_t w[8];
-    float32x4_t scale;
+    float32x4_t scale, half_scale, min_scale;
+    int32x4_t c[2], m[2];
 } int_weights;
 
 /* The 16 bytes at `at` of each of n blocks, `stride` apart: vector k has bytes 4k to 4k + 3 of block l in lane l, zeros

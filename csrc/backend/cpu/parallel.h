@@ -12,6 +12,13 @@ static inline pf_status pf_parallel(pf_exec *ex, int64_t n, int64_t grain, pf_po
     return pf_cancelled(ex) ? PF_ERR_CANCELLED : PF_OK;
 }
 
+/* The same by pf_pool_share: for what takes much of a step's time. */
+static inline pf_status pf_parallel_shared(pf_exec *ex, int64_t n, int64_t least, int64_t most, pf_pool_fn fn, void *arg) {
+    if (ex->dry) return PF_OK;
+    pf_pool_share(ex->pool, n, least, most, fn, arg);
+    return pf_cancelled(ex) ? PF_ERR_CANCELLED : PF_OK;
+}
+
 /* Items a piece, so that every thread gets about four pieces. */
 static inline int64_t pf_grain(const pf_exec *ex, int64_t n) {
     int64_t grain = n / (4 * pf_pool_threads(ex->pool));

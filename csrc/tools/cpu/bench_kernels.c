@@ -181,7 +181,7 @@ static void fma_piece(void *arg, int64_t begin, int64_t end, int worker) {
         else if (strncmp(job->isa, "avx", 3) == 0) sum += fma_avx2();
         else sum += fma_scalar();
 #elif defined(__aarch64__)
-        sum += strcmp(job->isa, "neon") == 0 ? fma_neon() : fma_scalar();
+        sum += strcmp(job->isa, "scalar") != 0 ? fma_neon() : fma_scalar();
 #else
         sum += fma_scalar();
 #endif

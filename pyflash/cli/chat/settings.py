@@ -76,7 +76,7 @@ MAX_TOKENS = Setting("max_tokens", "max_tokens", click.IntRange(1), None, "Most 
 _SWITCH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _OTHERS = {
     "think": "off, low, high or max",
-    "draft": "What proposes tokens to be checked at once: auto, off, ngram or mtp.",
+    "draft": "What proposes tokens to be checked at once: auto, off, ngram, mtp or dspark.",
     "stop": 'Strings that end the answer: "..." "..."; off: none.',
     "hide_thinking": "Show only that the model thinks, not what: on or off.",
     "stats": "A line about speed and context after each answer: on or off.",

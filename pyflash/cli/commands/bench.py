@@ -92,7 +92,7 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, draft: str 
     Ctrl-C ends the run and keeps what is measured.
     """
     from pyflash.bench import output
-    from pyflash.bench.measure import Bench, Plan, check_plan
+    from pyflash.bench.measure import Bench, Plan, Speed, check_plan
     from pyflash.bench.traffic import read_traffic
 
     if draft is not None:
@@ -118,30 +118,31 @@ def bench(file: str, as_json: bool, as_csv: bool, plot: Path | None, draft: str 
         status = Status()
         with Bench(model, traffic, plan, status.show) as run:
             setting = output.describe_setting(os.fspath(file), model.info, plan.cache, run.chunk)
-            speeds, interrupted = _measure(run, setting, status, "json" if as_json else "csv" if as_csv else "table")
+            results, interrupted = _measure(run, setting, status, "json" if as_json else "csv" if as_csv else "table")
+        speeds = [each for each in results if isinstance(each, Speed)]
         if as_json:
             click.echo(output.json_end(setting, run.memory, not interrupted))
         elif as_csv and speeds:
             show_for_programs(output.csv_text(setting, speeds, run.memory).rstrip("\n"))
-        elif speeds:
-            show(output.table_foot(speeds, run.memory))
-            for speed in speeds:
-                if speed.operations:
-                    show(output.profile_text(speed))
+        elif results:
+            if speeds:
+                show(output.table_foot(speeds, run.memory))
+            for result in results:
+                if result.operations:
+                    show(output.profile_text(result))
     if plot is not None and speeds:
         _write_plot(plot, file, setting, speeds)
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[list[Speed], bool]:
+def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[list[Speed | StepSpeed], bool]:
     """Prints results as they come. (results, whether Ctrl-C ended it)."""
     from pyflash.bench import output
     from pyflash.bench.measure import Speed
     from pyflash.bench.steps import StepSpeed
 
-    speeds: list[Speed] = []
-    before: Speed | StepSpeed | None = None
+    results: list[Speed | StepSpeed] = []
     if form == "table":
         show(output.table_head(setting))
     try:
@@ -150,18 +151,16 @@ def _measure(run: Bench, setting: Setting, status: Status, form: str) -> tuple[l
             if form == "json":
                 click.echo(output.json_line(speed))
             elif form == "table" and isinstance(speed, StepSpeed):
-                if not isinstance(before, StepSpeed):
+                if not results or not isinstance(results[-1], StepSpeed):
                     show(output.step_head())
                 show(output.step_row(speed))
             elif form == "table" and isinstance(speed, Speed):
                 click.echo(output.table_row(speed))
-            if isinstance(speed, Speed):
-                speeds.append(speed)
-            before = speed
+            results.append(speed)
     except KeyboardInterrupt:
         status.clear()
-        return speeds, True
-    return speeds, False
+        return results, True
+    return results, False
 
 
 def _write_plot(path: Path, file: str, setting: Setting, speeds: list[Speed]) -> None:

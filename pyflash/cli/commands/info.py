@@ -10,7 +10,7 @@ import click
 import pyflash
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import advice
-from pyflash.cli.options import converter_errors, device_arguments, option, with_device_options
+from pyflash.cli.options import LayerRange, converter_errors, device_arguments, option, with_device_options
 from pyflash.cli.output import print_done
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
@@ -27,13 +27,18 @@ from pyflash.machine import info as report
         help="Precision to plan for, as of run.")
 @option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
         help="Precision of the cache to plan for, as of run.")
+@click.option("--layers", type=LayerRange(), metavar="FIRST-LAST",
+              help="Plan for a stage of these layers alone, counted from 0, as one machine of several has it.")
+@option("--mtp", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+        help="GGUF file that drafts for the model, as of run, to plan for too.")
 @with_device_options
 @click.option("--verify", is_flag=True,
               help="Instead read the whole file, with its shards, and compare every tensor with the checksum that "
               "`pyflash convert` wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(
-    file: str, ctx: int | None, precision: str, cache_type: str, verify: bool, as_json: bool, **device: Any
+    file: str, ctx: int | None, precision: str, cache_type: str, mtp: str | None, layers: tuple[int, int] | None, verify: bool,
+    as_json: bool, **device: Any,
 ) -> None:
     """Tell what a GGUF file is, what it costs, and whether it fits this machine.
 
@@ -47,7 +52,8 @@ def info(
         return
     with converter_errors():
         found = report.inspect(file, ctx, precision, cache_type,
-                               device_arguments({**device, "context": ctx, "cache_type": cache_type}))
+                               {"mtp": mtp, **device_arguments({**device, "context": ctx, "cache_type": cache_type})},
+                               layers)
     if as_json:
         print_done(report.as_json(found))
     else:

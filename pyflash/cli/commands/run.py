@@ -17,7 +17,6 @@ from click.core import ParameterSource
 
 import pyflash
 from gguf_export.stores.lookup import is_name
-from pyflash import demo
 from pyflash.chat.conversation import Conversation
 from pyflash.cli.advice import LOADING, ways_out
 from pyflash.cli.chat.commands import loaded
@@ -30,7 +29,6 @@ from pyflash.cli.memory_advice import warning_of
 from pyflash.cli.options import draft_options, model_options, open_model, option, sampling_options
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath, expanded
-from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
 from pyflash.cli.streams import piped_text, read_stdin, say
 from pyflash.cli.text import read_text, recoded
@@ -131,11 +129,8 @@ def _reader(chat: Chat, interactive: bool) -> LineReader:
 
 @contextlib.contextmanager
 def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflash.Session]:
-    if model_path is None:
-        if (line := homeless()) is not None:
-            say(f"pyflash: {line}")
-        with Progress("converting", sys.stderr) as progress:
-            model_path = str(demo.path(progress.update, progress.say))
+    if model_path is None and (line := homeless()) is not None:
+        say(f"pyflash: {line}")
     model, expert_budget = open_model(model_path, options)
     with model:
         if not model.release_known:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import pyflash
-from pyflash import demo
 from pyflash.cli.commands.cache import serve_cache
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import warning_of
 from pyflash.cli.options import device_arguments, draft_options, model_options, open_model, option, parse_size
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
-from pyflash.cli.progress import Progress
 from pyflash.cli.signals import EXIT_TERMINATED, leaving_on_signals
 from pyflash.cli.streams import say
 from pyflash.cli.text import read_text
@@ -153,11 +151,7 @@ def _print_config(options: dict[str, Any], name: str) -> None:
 
 def _opener(model: str | None, options: dict[str, Any]) -> Callable[[], pyflash.Model]:
     def opened() -> pyflash.Model:
-        path = model
-        if path is None:
-            with Progress("converting", sys.stderr) as progress:
-                path = str(demo.path(progress.update, progress.say))
-        found, budget = open_model(path, options)
+        found, budget = open_model(model, options)
         try:
             with found.session(options["context"], cache=options["cache_type"]) as session:
                 warning = warning_of(found, session, budget, options["parallel"] or 1)

@@ -92,9 +92,18 @@ def test_batch_in_json(tiny_model: Path) -> None:
 def test_tables(tiny_model: Path) -> None:
     text = run(tiny_model, "--prompt", "16", "--gen", 2, "--batch", "1,2", "--repeat", 1, "--profile")
     assert "experts/layer" in text and "prefill 16 at depth 0, by operation:" in text and "decode 2 at depth 0" in text
-    table = text[text.index("prefill 16 at depth"):].splitlines()[2:]
-    shares = [float(line.split()[1].rstrip("%")) for line in table[:table.index("")]]
-    assert shares[:-1] == sorted(shares[:-1], reverse=True) and sum(shares) == pytest.approx(100, abs=3)
+    for title in ("prefill 16 at depth", "step of 2 at depth"):
+        table = [*text[text.index(title):].splitlines()[2:], ""]
+        shares = [float(line.split()[1].rstrip("%")) for line in table[:table.index("")]]
+        assert shares[:-1] == sorted(shares[:-1], reverse=True) and sum(shares) == pytest.approx(100, abs=3)
+
+
+def test_steps_by_operation(tiny_model: Path) -> None:
+    words = (tiny_model, "--prompt", "0", "--gen", 0, "--batch", "1,2", "--repeat", 1, "--profile")
+    for line in run(*words, "--json").splitlines()[:-1]:
+        step = json.loads(line)
+        assert sum(each["weight_bytes"] for each in step["operations"]) // 4 == step["weight_bytes"]
+    assert "step of 2 at depth 0, by operation:" in run(*words)
 
 
 @pytest.mark.parametrize("words", [("--batch", "0,1"), ("--batch", "2", "--csv"), ("--profile", "--csv"), ("--batch", "x")])

@@ -186,7 +186,12 @@ def test_a_damaged_demo_is_made_again(source: Path, damage: Callable[[Path], Non
     demo.file().with_suffix(".sum").unlink()  # killed just before it was written
     lines.clear()
     assert demo.path(say=lines.append).read_bytes() == good and "damaged" not in lines[0]
-    assert sorted(os.listdir(demo.file().parent)) == [demo.file().name, demo.file().with_suffix(".sum").name]
+    draft = demo.draft_path()
+    assert draft is not None
+    assert sorted(demo.file().parent.iterdir()) == [demo.file(), demo.file().with_suffix(".sum"), draft]
+    good = draft.read_bytes()
+    damage(draft)
+    assert demo.draft_path() == draft and draft.read_bytes() == good
 
 
 def test_a_damaged_demo_on_the_command_line(source: Path) -> None:

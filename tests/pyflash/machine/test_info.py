@@ -46,6 +46,30 @@ def test_json_is_what_a_session_says(tmp_path: Path, tiny_model: Path) -> None:
     assert report["machine_bytes"] == hardware.memory().total
 
 
+def test_a_stage_is_planned_by_itself(tmp_path: Path, tiny_model: Path) -> None:
+    whole = report_of(tiny_model, "--ctx", 3000, cwd=tmp_path)
+    n_layer = whole["model"]["n_layer"]
+    stages = [report_of(tiny_model, "--ctx", 3000, "--layers", layers, cwd=tmp_path)
+              for layers in ("0-0", f"1-{n_layer - 2}", f"{n_layer - 1}-{n_layer - 1}")]  # fmt: skip
+    for stage in (whole, *stages):
+        assert sum(stage["part_bytes"].values()) == stage["model"]["weight_bytes"] == stage["weight_bytes"]
+    for name in ("weight_bytes", "widened_bytes"):
+        assert sum(stage[name] for stage in stages) == whole[name]
+    assert [("embedding" in stage["part_bytes"], "output" in stage["part_bytes"]) for stage in stages] == [
+        (True, False), (False, False), (False, True)]
+    assert all(stage["cache_bytes"] < whole["cache_bytes"] and stage["program_bytes"] < 500e6 for stage in stages)
+    assert f"1 to {n_layer - 2} of {n_layer} (" in run("info", tiny_model, "--layers", f"1-{n_layer - 2}", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("layers", "status", "message"), [
+    ("5", 2, "no range of layers such as 0-20"), ("3-1", 2, "no range of layers"), ("a-b", 2, "no range of layers"),
+    ("0-999", 1, "are no range of this model"),
+])  # fmt: skip
+def test_layers_that_are_none_are_one_line(tmp_path: Path, tiny_model: Path, layers: str, status: int, message: str) -> None:
+    done = run("info", tiny_model, "--layers", layers, cwd=tmp_path)
+    assert done.returncode == status and done.stdout == "" and message in done.stderr
+
+
 def test_precision_and_cache_type_change_the_cache(tmp_path: Path, tiny_model: Path) -> None:
     sizes = [report_of(tiny_model, *options, cwd=tmp_path)["cache_bytes"] for options in (
         ("--precision", "exact"), ("--precision", "exact", "--cache-type", "f16"), ("--cache-type", "reference"))]

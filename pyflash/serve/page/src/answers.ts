@@ -14,16 +14,21 @@ const RATE_OVER = 5000;
 const STOP_MOST = 2000;
 const GONE = "the connection broke off, and the server no longer has this answer: ask again";
 
-/** Reads what is kept, and listens again to what the server still works on. */
+/** Reads what is kept, and listens again to what the server still works on. Somebody may have asked something already. */
 export async function begin(): Promise<void> {
+  let kept: Conversation[] = [];
   try {
-    conversations.value = (await store.loadAll()).sort((a, b) => b.updated - a.updated);
+    kept = (await store.loadAll()).filter((each) => !conversationOf(each.id));
   } catch {
     trouble.value = "This browser keeps no data for the page: chats are gone when it is closed.";
   }
+  conversations.value = [...conversations.value, ...kept].sort((a, b) => b.updated - a.updated);
   current.value = conversationOf(location.hash.slice(1))?.id ?? null;
-  for (const conversation of conversations.value) {
-    for (const turn of Object.values(conversation.turns)) if (turn.job) void listen(conversation, turn, null);
+  for (const conversation of kept) {
+    for (const turn of Object.values(conversation.turns)) {
+      if (turn.job && turn.finish === "stopped") void api.tell(turn.job, "stop"); // which may not have come there
+      if (turn.job) void listen(conversation, turn, null);
+    }
   }
 }
 
@@ -210,8 +215,11 @@ function note(turn: Turn, error: unknown): void {
 }
 
 export async function stop(work: Work): Promise<void> {
-  const turn = conversationOf(work.conversation)?.turns[work.turn];
-  if (turn) turn.finish = "stopped";
+  const conversation = conversationOf(work.conversation), turn = conversation?.turns[work.turn];
+  if (conversation && turn) {
+    turn.finish = "stopped";
+    keep(conversation);
+  }
   setTimeout(() => work.controller.abort(), STOP_MOST);
   if (!await api.tell(work.job, "stop")) work.controller.abort(); // else the server sends the answer's end, with its counts
 }
@@ -220,8 +228,7 @@ export const answerNow = (work: Work): Promise<boolean> => api.tell(work.job, "a
 
 export async function removeConversation(id: string): Promise<void> {
   const work = busy(id);
-  if (work) await stop(work);
   conversations.value = conversations.value.filter((each) => each.id !== id);
   if (current.value === id) show(null);
-  await store.remove(id);
+  await Promise.allSettled([store.remove(id), work && stop(work)]);
 }

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { announcement } from "./aloud";
 import { removeConversation, stop } from "./answers";
 import { Chat } from "./chat";
@@ -9,7 +9,11 @@ import * as api from "./api";
 import { busy, connect, conversationOf, current, needsKey, notice, server, show, sidebar, theme, trouble } from "./state";
 import { cost, dollars, prices, tally, tokens } from "./tally";
 
-const search = (): void => { sidebar.value = true; setTimeout(() => searchField.current?.focus()); };
+function search(): void {
+  sidebar.value = true;
+  if (searchField.current) searchField.current.focus();
+  else setTimeout(() => searchField.current?.focus());
+}
 const WITH_CONTROL: Record<string, () => void> = {
   "k": search, "b": () => { sidebar.value = !sidebar.value; }, ",": () => openSettings(), "/": openHelp,
 };
@@ -47,7 +51,7 @@ function TallyLine() {
 
 function KeyDialog() {
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => field.current?.focus(), []);
+  useLayoutEffect(() => field.current?.focus(), []);
   const [isWrong, setWrong] = useState(false);
   const enter = async (event: Event): Promise<void> => {
     event.preventDefault();
@@ -71,12 +75,12 @@ function nextTheme(): void {
 }
 
 export function App() {
-  useEffect(() => {
+  useLayoutEffect(() => {
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, []);
   const found = server.value, title = conversationOf(current.value)?.title;
-  useEffect(() => { document.title = title ? `${title} · pyflash` : "pyflash"; }, [title]);
+  useLayoutEffect(() => { document.title = title ? `${title} · pyflash` : "pyflash"; }, [title]);
   return <div class={`app ${sidebar.value ? "with-sidebar" : ""}`}>
     <a class="skip" href="#question">Skip to the question</a>
     {sidebar.value && <Sidebar />}

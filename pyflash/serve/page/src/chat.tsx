@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { send } from "./answers";
 import { Composer } from "./composer";
 import { Message } from "./message";
@@ -52,7 +52,7 @@ function useFollowing(conversation: string | null, n: number) {
     follows.value = true;
     scroller.current!.scrollTop = conversation ? scroller.current!.scrollHeight : 0;
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     toEnd();
     if (!content.current) return;
     const observer = new ResizeObserver(() => { if (follows.peek()) toEnd(); });

@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { answerNow, send, stop } from "./answers";
 import { readFiles } from "./files";
 import { conversationOf, current, editing, effort, notice, ticks, type Work } from "./state";
@@ -31,7 +31,7 @@ function editLast(): void {
 /** Takes files that are dropped anywhere. Returns whether some are held over the window. */
 function useDrop(add: (files: Iterable<File>) => void): boolean {
   const over = useSignal(false);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const holds = (event: DragEvent): boolean => event.dataTransfer?.types.includes("Files") ?? false;
     const onOver = (event: DragEvent): void => { if (holds(event)) { event.preventDefault(); over.value = true; } };
     const onLeave = (event: DragEvent): void => { if (!event.relatedTarget) over.value = false; };
@@ -58,7 +58,7 @@ export function Composer({ work }: { work: Work | undefined }) {
   const files = useSignal<Attachment[]>([]);
   const reading = useSignal(0);
   const field = useRef<HTMLTextAreaElement>(null);
-  useEffect(() => { if (types.matches) field.current?.focus(); }, [current.value]);
+  useLayoutEffect(() => { if (types.matches) field.current?.focus(); }, [current.value]);
   const add = async (list: Iterable<File>): Promise<void> => {
     reading.value++;
     const read = await readFiles(list);

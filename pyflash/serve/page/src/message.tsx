@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { say, textOf } from "./aloud";
 import { answer, lengthen, send } from "./answers";
 import { types } from "./composer";
@@ -44,7 +44,7 @@ function onCopy(event: MouseEvent): void {
 /** A text that grows while an answer is made: rendered once a frame. aloud: it is read out as it comes. */
 function Markdown({ text, growing, aloud }: { text: () => string; growing: boolean; aloud?: boolean }) {
   const element = useRef<HTMLDivElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     element.current!.replaceChildren();
     const view = new MarkdownView(element.current!, growing && aloud ? (part) => say(textOf(part)) : undefined);
     if (!growing) {
@@ -122,7 +122,7 @@ const toQuestion = (): void => { // where one goes on, when the button that was 
 
 function Edit({ turn }: { turn: Turn }) {
   const field = useRef<HTMLTextAreaElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     field.current!.focus();
     field.current!.setSelectionRange(turn.text.length, turn.text.length);
   }, []);

@@ -8,12 +8,15 @@ const open: Promise<IDBDatabase> = new Promise((resolve, reject) => {
   request.onerror = () => reject(request.error);
 });
 
+/** Committed at once: a transaction that waits to commit itself is given up where the page goes before. */
 async function run<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
   const database = await open;
   return new Promise((resolve, reject) => {
-    const request = act(database.transaction("conversations", mode).objectStore("conversations"));
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
+    const transaction = database.transaction("conversations", mode);
+    const request = act(transaction.objectStore("conversations"));
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error);
+    transaction.commit();
   });
 }
 
