@@ -61,7 +61,7 @@ class Traffic:
 
 def _share(name: str, shape: tuple[int, ...], info: ModelInfo) -> float:
     """The part of a tensor that one token reads."""
-    if name.startswith((f"blk.{info.n_layer}.", "mtp.")):
+    if name.startswith((f"blk.{info.n_layer}.", "mtp.", "dspark.")):
         return 0.0
     if name.startswith("token_embd") or "tid2eid" in name:
         return 1 / shape[-1]
