@@ -45,8 +45,7 @@ static const char *name_accessory(const pf_gguf *gguf, pf_gguf_string arch) {
 
 /* Models that only draft for another one. Files of ours and of others may hold such tensors beside the model's. */
 static const char *name_draft(const pf_gguf *gguf, pf_gguf_string arch) {
-    static const char dspark[] = "a DSpark draft model, which goes beside a model: " GIVE_MODEL
-                                 ", and this one beside it (--mtp)";
+    static const char dspark[] = "a DSpark draft model, which goes beside a model: " GIVE_MODEL ", and this one beside it";
     if (equals(arch, "dflash") && pf_gguf_has(gguf, "dflash.hyper_connection.count")) return dspark;
     if (equals(arch, "dflash")) return "a DFlash draft model, which goes beside another model: " GIVE_MODEL;
     if (equals(arch, PF_ARCH "-dspark") || equals(arch, PF_ARCH "_dspark")) return dspark;

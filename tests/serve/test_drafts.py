@@ -116,24 +116,25 @@ def test_what_a_client_predicts(demo_model: Path, eager: None) -> None:
     body = {"model": "test", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 40, "temperature": 0,
             "thinking": {"type": "disabled"}}
 
-    def answered(server: Application, **more: Any) -> Any:
-        response = run(ask(server, "POST", "/v1/chat/completions", {**body, **more}, headers=KEY))
+    def answered(server: Application, key: str, **more: Any) -> Any:
+        response = run(ask(server, "POST", "/v1/chat/completions", {**body, **more}, headers={"authorization": f"Bearer {key}"}))
         assert response.status == 200, response.body
         return response.json()
 
-    with serving(demo_model, keys=["secret"], draft="ngram") as server:
-        plain = answered(server, draft="off")
+    with serving(demo_model, keys=["secret", "first", "second", "third"], draft="ngram") as server:
+        plain = answered(server, "secret", draft="off")
         text = plain["choices"][0]["message"]["content"]
         assert plain["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
-        for given in (text, [{"type": "text", "text": text}], "something else"):
-            told = answered(server, prediction={"type": "content", "content": given})
+        predicted = {"first": text, "second": [{"type": "text", "text": text}], "third": "something else"}
+        for key, given in predicted.items():  # what was generated for one key is not drafted for another
+            told = answered(server, key, prediction={"type": "content", "content": given})
             assert told["choices"][0]["message"]["content"] == text
             details = told["usage"]["completion_tokens_details"]
             assert told["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
             assert (details["accepted_prediction_tokens"] > 5) == (given != "something else")
             assert details["rejected_prediction_tokens"] >= 0
-        wrong = run(ask(server, "POST", "/v1/chat/completions", {**body, "draft": "dspark"}, headers=KEY))
-        assert wrong.status == 400 and "auto, off, ngram, mtp" in wrong.json()["error"]["message"]
+        wrong = run(ask(server, "POST", "/v1/chat/completions", {**body, "draft": "medusa"}, headers=KEY))
+        assert wrong.status == 400 and "auto, off, ngram, mtp, dspark" in wrong.json()["error"]["message"]
         wrong = run(ask(server, "POST", "/v1/chat/completions", {**body, "draft": "mtp"}, headers=KEY))
         assert wrong.status == 400 and "no MTP block" in wrong.json()["error"]["message"]
 
@@ -155,7 +156,7 @@ def test_earlier_outputs_of_the_same_key(tiny_model: Path, eager: None) -> None:
         first, again, elsewhere, there_again = (kept(server, salt) for salt in (b"one", b"one", b"two", b"two"))
         assert [first[0], again[0], elsewhere[0], there_again[0]] == [expected] * 4
         assert first[1] == elsewhere[1] and again[1] == there_again[1]  # the second key gains nothing by the first one's
-        assert again[1] > first[1] + 30
+        assert again[1] > first[1] + 10  # not more: nothing is drafted behind the many tokens of no text that chance gives
 
 
 def test_earlier_outputs_are_bounded() -> None:
