@@ -83,9 +83,9 @@ class StagedModel:
                 stage.close()
             raise
 
-    def session(self, **options: Any) -> StagedSession:
+    def session(self, context: int | None = None, **options: Any) -> StagedSession:
         """A new, empty session: one of each stage. options: those of Model.session()."""
-        return StagedSession(self, options)
+        return StagedSession(self, {"context": context, **options})
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -157,13 +157,19 @@ def test_positions_of_checkpoints_are_checked(model: Any, good: bytes, tmp_path:
         assert load(session, tmp_path / "session", good)
 
 
-def test_files_of_earlier_formats_are_read(model: Any, good: bytes, tmp_path: Path) -> None:
-    """Format 3 does not name its layers, and format 2 not what computed it either: both are of whole models."""
-    layers = HEADER.size + ORIGIN.size
-    assert struct.unpack_from("<ii", good, layers) == (0, 3)
-    with model.session(context=CONTEXT) as session:
-        for version, end in ((4, layers + 8), (3, layers), (2, HEADER.size)):
-            body = bytearray(good[:end] + good[layers + 8 : -8])
+def test_files_of_earlier_formats_are_read(tiny: TinyModel, tmp_path: Path) -> None:
+    """Format 3 names no layers and has no part for a drafter, and format 2 not what computed it either: both are of whole
+    models."""
+    with pyflash.Model.open(tiny.path, precision="exact", threads=1) as model, model.session(context=CONTEXT) as session:
+        session.eval(range(8))
+        session.note = NOTE
+        session.save(tmp_path / "saved")
+        data = (tmp_path / "saved").read_bytes()
+        layers, note = HEADER.size + ORIGIN.size, len(data) - 8 - len(NOTE)
+        drafts = struct.pack("<Qqq", 0, 0, 0)
+        assert data[note - len(drafts) : note] == drafts
+        for version, end, begin in ((4, layers + 8, note), (3, layers, note - len(drafts)), (2, HEADER.size, note - len(drafts))):
+            body = bytearray(data[:end] + data[layers + 8 : begin] + data[note:-8])
             struct.pack_into("<I", body, 8, version)
             assert load(session, tmp_path / "session", signed(bytes(body))), version
             assert (session.position, session.note) == (8, NOTE)
