@@ -173,7 +173,8 @@ def test_files_of_earlier_formats_are_read(tiny: TinyModel, tmp_path: Path) -> N
             struct.pack_into("<I", body, 8, version)
             assert load(session, tmp_path / "session", signed(bytes(body))), version
             assert (session.position, session.note) == (8, NOTE)
-            use(session)
+            session.eval([1, 2])
+            session.rollback(2)
 
 
 def test_files_of_other_layers_are_refused(model: Any, good: bytes, tmp_path: Path) -> None:
