@@ -394,11 +394,26 @@ static void test_cpu_list(void) {
 
 #if !defined(_WIN32)
 
-static atomic_bool loops_end;
+static atomic_bool loops_begun, loops_end;
+
+/* Runs loops until each thread of the pool was in one. */
+static void let_all_join(pf_pool *pool) {
+    loop *l = calloc(1, sizeof *l);
+    bool joined[MAX_WORKERS] = {false};
+    for (int n = 0; n < pf_pool_threads(pool);) {
+        run_loop(pool, l, 999, 1);
+        n = 0;
+        for (int i = 0; i < pf_pool_threads(pool); i++) n += joined[i] = joined[i] || l->scratch[i] != 0;
+    }
+    free(l);
+}
 
 static void *run_loops(void *pool) {
     loop *l = calloc(1, sizeof *l);
-    while (!atomic_load(&loops_end)) run_loop(pool, l, 999, 1);
+    while (!atomic_load(&loops_end)) {
+        run_loop(pool, l, 999, 1);
+        atomic_store(&loops_begun, true);
+    }
     free(l);
     return NULL;
 }
@@ -407,7 +422,12 @@ static void *run_loops(void *pool) {
 static void test_forked_pool(void) {
     pf_pool *pool = pf_pool_new(4), *idle = pf_pool_new(3);
     pthread_t thread;
+#  if defined(__SANITIZE_ADDRESS__) /* threads take memory as they start, and in a child nobody unlocks its allocator */
+    let_all_join(idle);
+#  endif
+    let_all_join(pool);
     pthread_create(&thread, NULL, run_loops, pool);
+    while (!atomic_load(&loops_begun)) sched_yield();
     for (int i = 0; i < 40; i++) {
         const pid_t child = fork();
         if (child == 0) {
