@@ -12,7 +12,7 @@ from pyflash.engine.drafts import Draft, Drafter
 from pyflash.engine.generation import Constraint, choose, plan
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.session import Session
-from pyflash.engine.speculation import Choosing, Given, Speculation, drafters_of
+from pyflash.engine.speculation import Choosing, Source, Speculation, drafters_of
 from pyflash.engine.stream import Cancellation
 from pyflash.native.errors import ArgumentError
 from pyflash.native.values import Tokens
@@ -121,7 +121,7 @@ class Asking:
         """It chooses no length."""
 
 
-def timed_answer(session: Session, prompt: Sequence[int], n: int, source: Choosing | Given | Asking | None, most: int,
+def timed_answer(session: Session, prompt: Sequence[int], n: int, source: Source | None, most: int,
                  sampling: SamplingOptions = GREEDY, held: Constraint | None = None) -> tuple[list[int], float, Speculation]:
     """At most n tokens behind a prompt, the seconds of all but the first one, which is the prompt's, and what drafted
     them. What the session has of the prompt is not evaluated again."""

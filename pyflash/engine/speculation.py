@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pyflash.engine.draft_lengths import DraftLedger, DrafterRecord
 from pyflash.engine.drafts import Draft, Drafter, DsparkDrafter, MtpDrafter, NgramDrafter
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
 DRAFTERS: Final = ("auto", "off", "ngram", "mtp", "dspark")
-_OF_MODELS: Final = {"mtp": (MtpDrafter, "MTP block"), "dspark": (DsparkDrafter, "DSpark stages")}
+_OF_MODELS: Final[dict[str, tuple[type[MtpDrafter | DsparkDrafter], str]]] = {
+    "mtp": (MtpDrafter, "MTP block"), "dspark": (DsparkDrafter, "DSpark stages"),
+}
 _COMPARED: Final = 8  # drafts at once, the latest ones, that go on as what is picked does
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
@@ -107,6 +109,22 @@ class Choosing:
         self._ledger.times.add(n_rows, seconds)
 
 
+class Source(Protocol):
+    """Where drafts of a generation come from: Choosing, Given, or what measures."""
+
+    def begin(self, tokens: Tokens) -> None:
+        """A generation begins behind tokens."""
+
+    def feed(self, token: int) -> None:
+        """A token was picked, which is not evaluated yet."""
+
+    def propose(self, most: int) -> Sequence[int]:
+        """At most so many tokens behind the last one that was picked."""
+
+    def took(self, n_rows: int, seconds: float) -> None:
+        """A step of so many rows did."""
+
+
 class Given:
     """Takes the tokens that a function proposes, as they are."""
 
@@ -140,7 +158,7 @@ def checkable(tokens: Sequence[int], most: int, info: ModelInfo) -> list[int]:
 class Speculation:
     """Gives a session's logits behind one token after the other, of drafts that came true from the step that checked them."""
 
-    def __init__(self, session: Session, source: Choosing | Given | None, draft_max: int) -> None:
+    def __init__(self, session: Session, source: Source | None, draft_max: int) -> None:
         """source: of drafts; None: there are none. draft_max: tokens of one, at most."""
         self._session = session
         self._source = source

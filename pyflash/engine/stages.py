@@ -91,6 +91,10 @@ class StagedModel:
     def sampling(self) -> SamplingOptions:
         return self.stages[-1].sampling
 
+    def prepare_drafts(self) -> None:
+        """As Model.prepare_drafts(), in the stage that drafts."""
+        self.stages[-1].prepare_drafts()
+
     def close(self) -> None:
         for stage in self.stages:
             stage.close()

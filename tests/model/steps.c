@@ -3,6 +3,7 @@
 #include <pyflash.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,7 +130,7 @@ static void misuse(const char *path) {
     pf_step_share bad = share;
     bad.struct_size = 0;
     CHECK(pf_step_eval(&bad, 1, &error) == PF_ERR_ARGUMENT && strstr(error.message, "struct_size") != NULL);
-    bad.struct_size = sizeof bad - 8;
+    bad.struct_size = offsetof(pf_step_share, streams_in) - 8; /* smaller than it ever was */
     CHECK(pf_step_eval(&bad, 1, &error) == PF_ERR_ARGUMENT && strstr(error.message, "struct_size") != NULL);
 
     expect(share_of(NULL, tokens, 1, 0, NULL, 0), PF_ERR_ARGUMENT, "needs a session");

@@ -261,7 +261,7 @@ def in_words_of(words: str, spark: SparkModel, path: Path) -> Path:
 def test_other_drafters_are_refused(small: SparkModel, tmp_path: Path) -> None:
     """By what tells them apart, in one line."""
     assert small.draft is not None
-    with pytest.raises(pyflash.UnsupportedError, match="DSpark draft model.*--mtp"):
+    with pytest.raises(pyflash.UnsupportedError, match="DSpark draft model.*this one beside it"):
         pyflash.Model.open(small.draft)
     other = bytearray(in_words_of("ds4", small, tmp_path / "a.gguf").read_bytes())
     at = other.index(b"deepseek4-dspark")

@@ -156,7 +156,7 @@ def test_labels_are_bounded() -> None:
     assert _kind("the tool call 'a\\'b' has \"x\"\n") == "the tool call ... has ... "
     assert len(_kind("x" * 500)) == 80
     metrics = Metrics()
-    job = type("Job", (), {"usage": Usage(), "began": 0.0})()
+    job = type("Job", (), {"usage": Usage(), "began": 0.0, "first_difference": None})()
     for n in range(3 * _MOST_KINDS):
         job.answer = type("A", (), {"call_ids": (), "problems": [f"kind {n}"]})
         metrics.ended(job, "stop")

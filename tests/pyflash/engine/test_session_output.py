@@ -429,10 +429,10 @@ def test_origin(model: pyflash.Model, tiny_model: Path, tmp_path: Path, caplog: 
 
 
 def without_origin(data: bytes) -> bytes:
-    """A file of format 3 as format 2 had it, for rows of whole 8-byte words."""
+    """A file of format 4 as format 2 had it, for rows of whole 8-byte words, no checkpoint or note, and nothing that drafts."""
     import struct
 
-    body = data[:8] + struct.pack("<I", 2) + data[12:64] + data[112:-8]
+    body = data[:8] + struct.pack("<I", 2) + data[12:64] + data[120:-32]
     total = 0
     for word in struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]):
         total = ((total ^ word) * 0x100000001B3) % 2**64
