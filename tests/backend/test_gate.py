@@ -24,7 +24,7 @@ NATIVE = ["scalar", "neon", "dotprod", "i8mm"] if IS_ARM else ["scalar", "avx2",
 
 
 def run(*command: str | Path) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=1500)
     print(done.stdout)
     if done.returncode == CANNOT_RUN:
         pytest.skip(done.stdout.strip())
