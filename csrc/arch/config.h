@@ -53,7 +53,7 @@ typedef struct pf_config {
 } pf_config;
 
 /* The layers first .. end - 1 that a model computes: all of them, or a stage's. The stage with layer 0 embeds the tokens, the
- * one with layer n_layer - 1 has the head, and the MTP block. */
+ * one with layer n_layer - 1 has the head, and what drafts. */
 typedef struct pf_layer_range {
     int32_t first, end;
 } pf_layer_range;

@@ -81,7 +81,7 @@ typedef struct pf_dspark_weights {
 
 typedef struct pf_weights {
     pf_layer_range range;   /* whose weights these are; others are zeros */
-    pf_weight embed;        /* [vocab, D]; of the first stage, and for the MTP block */
+    pf_weight embed;        /* [vocab, D]; of the first stage, and for what drafts */
     pf_weight head;         /* [vocab, D]; as norm and head_mix of the last stage */
     const float *norm;      /* [D] */
     pf_mhc_site head_mix;
