@@ -58,6 +58,9 @@ typedef struct pf_layer_range {
     int32_t first, end;
 } pf_layer_range;
 
+static inline bool pf_range_is_whole(const pf_config *config, pf_layer_range range) {
+    return range.end - range.first == config->n_layer;
+}
 static inline bool pf_range_has_head(const pf_config *config, pf_layer_range range) { return range.end == config->n_layer; }
 
 /* What a drafter keeps of a timeline, beside the layers' caches. */

@@ -274,7 +274,7 @@ static pf_status find_dspark(const finder *root, pf_layer_range range, pf_dspark
     char name[PF_DSPARK_NAME_BYTES];
     PF_TRY(pf_dspark_read(root->gguf, c, d, root->err));
     for (int32_t i = 0; i < d->n_target; ++i) {
-        if (d->target[i] < range.first) d->n_stage = 0; /* another stage has what they are made of */
+        if (d->target[i] < range.first) *d = (pf_dspark_config){0}; /* another stage has what they are made of */
     }
     for (int32_t i = 0; i < d->n_stage; ++i) {
         pf_layer_weights *stage = &out->stages[i];

@@ -57,8 +57,7 @@ static pf_status take_range(const pf_config *config, const pf_model_params *para
         return pf_fail(err, PF_ERR_ARGUMENT, "layers [%d, %d) are no range of this model: give a first one and an end within "
                        "0 and %d", params->first_layer, params->end_layer, config->n_layer);
     }
-    const bool is_stage = range.end - range.first < config->n_layer;
-    if (is_stage && device != NULL && strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0) {
+    if (!pf_range_is_whole(config, range) && device != NULL && strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0) {
         return pf_fail(err, PF_ERR_UNSUPPORTED, "a range of layers is computed by the processor: open it with device \"cpu\"");
     }
     *out = range;
@@ -87,7 +86,7 @@ static bool is_of_no_file(void *user, pf_gguf_string name) {
 static void leave_out_others(pf_model *model, pf_layer_range range) {
     const pf_config *config = &model->net.config;
     stage_need need = {config, range, config->n_nextn > 0 || model->draft_gguf != NULL || pf_dspark_is_in(model->gguf)};
-    if (range.end - range.first == config->n_layer) return;
+    if (pf_range_is_whole(config, range)) return;
     pf_gguf_leave_out(model->gguf, is_needed, &need);
     if (model->draft_gguf != NULL && !pf_range_has_head(config, range)) {
         pf_gguf_leave_out(model->draft_gguf, is_of_no_file, NULL);
@@ -169,7 +168,7 @@ static pf_status open_parts(pf_model *model, const char *path, const pf_model_pa
     if (params->overlay_path != NULL) PF_TRY(pf_gguf_overlay(model->gguf, params->overlay_path, err));
     PF_TRY(open_network(model, params, err));
     PF_TRY(open_pool(model, params, err));
-    if (!pf_model_is_stage(model)) PF_TRY(pf_model_place(model, params, err));
+    if (pf_range_is_whole(&model->net.config, model->net.weights.range)) PF_TRY(pf_model_place(model, params, err));
     if (params->expert_budget > 0) {
         PF_TRY(pf_expert_stream_new(&model->net.config, &model->net.weights, params->expert_budget,
                                     &model->net.experts, err));

@@ -40,12 +40,6 @@ struct pf_model {
     atomic_uintptr_t draft_head; /* a pf_draft_head that sessions draft with from then on; 0: none */
 };
 
-/* Whether the model has a part of the file's layers only. */
-static inline bool pf_model_is_stage(const pf_model *model) {
-    const pf_layer_range range = model->net.weights.range;
-    return range.end - range.first < model->net.config.n_layer;
-}
-
 /* 0 where the head itself is to be drafted with. */
 static inline const struct pf_draft_head *pf_model_draft_head(pf_model *model) {
     return (const struct pf_draft_head *)atomic_load(&model->draft_head);
