@@ -103,9 +103,9 @@ def test_stop_continue_and_again(desk: Any, endless_server: str) -> None:
     desk.click("text=Again")
     until(desk, N_WORKING, 1)
     desk.keyboard.press("Escape")
-    desk.locator("text=2/2").wait_for()
+    desk.locator(".siblings >> text=2/2").wait_for()
     desk.click("[aria-label='The one before']")
-    desk.locator("text=1/2").wait_for()
+    desk.locator(".siblings >> text=1/2").wait_for()
     assert answers(desk, 1)[0] == longer
 
 
@@ -326,7 +326,7 @@ def test_export_and_import(desk: Any, demo_server: str, tmp_path: Path) -> None:
     ask(desk, "What is 1 + 1?")
     answers(desk, 1)
     desk.click("text=Again")
-    desk.locator("text=2/2").wait_for()
+    desk.locator(".siblings >> text=2/2").wait_for()
     desk.keyboard.press("Control+Shift+O")
     ask(desk, "What is 12 + 30?")
     answers(desk, 1)

@@ -51,7 +51,7 @@ def test_axe_finds_nothing(coloured: Any, demo_server: str, node_folder: Path) -
     answers(page, 1)
     page.locator(".markdown math").wait_for()
     page.click("text=Again")
-    page.locator("text=2/2").wait_for()
+    page.locator(".siblings >> text=2/2").wait_for()
     assert violations(page, axe) == []
     page.click(".question >> text=Edit")
     page.locator(".edit").wait_for()
@@ -83,7 +83,7 @@ def test_keys_alone_are_enough(desk: Any, demo_server: str) -> None:
     assert {"New chat", "Edit", "Copy", "Again", "Export all"} <= {text.strip() for text in reached if text}
     desk.locator(".answer >> text=Again").focus()
     desk.keyboard.press("Enter")
-    desk.locator("text=2/2").wait_for()
+    desk.locator(".siblings >> text=2/2").wait_for()
     desk.locator("#question:focus").wait_for()
     desk.keyboard.press("ArrowUp")  # in the empty field: changes the last question
     desk.locator(".edit textarea:focus").wait_for()
@@ -178,7 +178,7 @@ def test_targets_of_a_finger_are_large_enough(touched: Any, demo_server: str) ->
     long = "x" * 300
     streamed(touched, [f"```python\n{long}\n```\n\n| {long} | b |\n|---|---|\n| 1 | 2 |\n\n$${'x + ' * 60}y$$\n\nhttps://example.org/{long}\n"])
     touched.click("text=Again")
-    touched.locator("text=2/2").wait_for()
+    touched.locator(".siblings >> text=2/2").wait_for()
     touched.locator(".markdown math").wait_for()
     assert touched.evaluate(SMALL) == []
     assert touched.evaluate("document.documentElement.scrollWidth") <= SIZES["phone"]["viewport"]["width"]
