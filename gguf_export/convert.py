@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf_export import checksums
 from gguf_export import metadata as keys
-from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint, with_drafts_of
 from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError, first_few
 from gguf_export.hf import export_hf
@@ -36,7 +36,8 @@ class ConvertOptions:
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
     lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output into
-    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
+    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder. drafts: a folder
+    with what drafts for the checkpoint's model (config.json, mtp.* tensors); its file is written, and not the model's.
     """
 
     profile: str = "compat"
@@ -45,6 +46,7 @@ class ConvertOptions:
     mtp: bool = False
     shard_bytes: int | None = None
     name: str | None = None
+    drafts: Path | None = None
 
     def check(self) -> None:
         for name, allowed in (("profile", PROFILES), ("dense", DENSE), ("experts", EXPERTS)):
@@ -52,6 +54,8 @@ class ConvertOptions:
                 raise ConvertError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         if self.profile == "native" and (self.dense != "q8_0" or self.experts != "keep"):
             raise ConvertError("the native profile keeps every weight as it is; leave out dense and experts")
+        if self.drafts is not None and not (self.mtp and self.profile == "compat"):
+            raise ConvertError('drafts names what becomes a file of its own: it needs mtp=True and profile="compat"')
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
         if self.name is not None and not (self.name.strip() and self.name.isprintable()):
@@ -231,7 +235,12 @@ def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> Conversi
     Raises ConvertError for options that do not fit and for every tensor that is missing or not as config.json says.
     """
     options.check()
-    return _plan(open_checkpoint(find_checkpoint(checkpoint), allow_absent=True), options)
+    return _plan(_open(checkpoint, options, allow_absent=True), options)
+
+
+def _open(checkpoint: Path | str, options: ConvertOptions, allow_absent: bool = False) -> Checkpoint:
+    found = open_checkpoint(find_checkpoint(checkpoint), allow_absent)
+    return found if options.drafts is None else with_drafts_of(found, find_checkpoint(options.drafts))
 
 
 def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
@@ -250,8 +259,9 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     weights = checkpoint.main_weights()
     drafts = checkpoint.draft_weights() if options.mtp else []
     main = planner.tensors(weights)
-    files = [PlannedFile("", Metadata(), main)]
-    plan = ConversionPlan(checkpoint, options, files, weights + drafts, list(checkpoint.notes))
+    files = [PlannedFile("", Metadata(), main)] if options.drafts is None else []
+    converted = weights + drafts if options.drafts is None else drafts
+    plan = ConversionPlan(checkpoint, options, files, converted, list(checkpoint.notes))
     if options.mtp and options.profile == "native":
         main += planner.tensors(drafts)
     elif options.mtp and checkpoint.drafts == "mtp":
@@ -328,7 +338,7 @@ def convert(
         raise ConvertError(f"{out} does not end in .gguf")
     if options.shard_bytes is None:
         find_place(out)  # before the checkpoint is read: that can take a while
-    plan = _plan(open_checkpoint(find_checkpoint(checkpoint)), options)
+    plan = _plan(_open(checkpoint, options), options)
     warnings = Warnings(warn)
     warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:
