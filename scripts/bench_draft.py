@@ -40,7 +40,7 @@ SAMPLING: SamplingOptions = {"seed": 1}
 class Recorded:
     """Proposes what is known to come, each token with a chance of 1 - p another one."""
 
-    name, is_free, longest, priors = "recorded", True, 31, (0.5,)
+    name, is_free, is_whole, longest, priors = "recorded", True, False, 31, (0.5,)
 
     def __init__(self, known: Sequence[int], p: float) -> None:
         chance = random.Random(1)
