@@ -180,7 +180,7 @@ def open_model(file: str | None, options: Mapping[str, Any]) -> tuple[pyflash.Mo
     if file is None:
         with Progress("converting", sys.stderr) as progress:
             file = str(demo.path(progress.update, progress.say))
-        options = {**options, "mtp": options.get("mtp") or demo.draft_path()}
+        options = {**options, "mtp": options.get("mtp") or demo.draft_path(options.get("draft") or "auto")}
     model = _open(file, options, options["expert_budget"] or 0)
     if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
         return model, options["expert_budget"] or 0

@@ -96,7 +96,7 @@ def app(
         opener, shown = model, name or "pyflash"
     else:
         path = os.fspath(model) if model is not None else None
-        opener = partial(Model.open, path, **open_options) if path is not None else partial(_open_demo, **open_options)
+        opener = partial(Model.open, path, **open_options) if path is not None else partial(_open_demo, draft, **open_options)
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload,
                             draft=draft, draft_max=draft_max)
@@ -108,11 +108,11 @@ def app(
     return Application(engine, shown, policy, keepalive, disk=disk)
 
 
-def _open_demo(**options: Any) -> Model:
+def _open_demo(draft: str, **options: Any) -> Model:
     """With what drafts for it."""
     from pyflash import demo
 
-    return Model.open(demo.path(), **{"mtp": demo.draft_path(), **options})
+    return Model.open(demo.path(), **{"mtp": demo.draft_path(draft), **options})
 
 
 def signing_key() -> bytes:
