@@ -200,7 +200,8 @@ def with_drafts_of(target: Checkpoint, folder: Path) -> Checkpoint:
     values, _ = read_json_object(folder / "config.json")
     config = parse_config(published_config(values))
     if _without_drafts(config) != _without_drafts(target.config):
-        raise ConvertError(f"what drafts in {folder} is for a model of other sizes than {target.path}: compare their config.json")
+        raise ConvertError(f"what drafts in {folder} is for a model of other sizes than that in {target.path}: "
+                           "compare their config.json")
     places = _read_index(folder / INDEX) if is_there(folder / INDEX) else None
     shards = _shards_by_name(folder)
     if places is not None:

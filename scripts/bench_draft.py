@@ -169,7 +169,8 @@ def measure_price(path: str, mtp: str, threads: int | None) -> None:
                     seconds[head, n].append(time.perf_counter() - began)
     for head in heads:
         step, one, most = (1e3 * statistics.median(seconds[head, n]) for n in sizes)
-        print(f"{name}, {head}: a draft of one token {one:.2f} ms, of {longest} {most:.2f} ms; a step of one token {step:.2f} ms")
+        print(f"{name}, {head}: a draft of one token {one:.2f} ms, of {longest} {most:.2f} ms; "
+              f"a step of one token {step:.2f} ms")
 
 
 def main() -> None:

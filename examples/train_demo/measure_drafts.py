@@ -23,7 +23,7 @@ from torch import Tensor
 
 import measure
 from dspark import Drafter, Sizes, Target
-from model import Params, quantised
+from model import Params
 from widen import read_params
 
 ROWS = ("arithmetic, off", "arithmetic, high", "arithmetic, max", "recall, 1K", "tools", "talk")

@@ -1,8 +1,8 @@
 """Trains DSpark's stages for the demonstration model: `python train_dspark.py OUT --minutes 25`.
 
 The target is read once over conversations of the training split (`OUT/features.pt`) and stays as it is, as do its embedding
-and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/stages has what was trained, and OUT/checkpoint that and the target,
-in the layout of release 0731.
+and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/stages has what was trained, and OUT/checkpoint that and the
+target, in the layout of release 0731.
 """
 
 from __future__ import annotations
