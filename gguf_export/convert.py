@@ -35,8 +35,8 @@ class ConvertOptions:
     """profile: "compat" (what llama.cpp loads) or "native" (FP8 bytes kept; only pyflash reads it).
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
-    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output into
-    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
+    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output
+    into shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
     """
 
     profile: str = "compat"
