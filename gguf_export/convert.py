@@ -35,8 +35,8 @@ class ConvertOptions:
     """profile: "compat" (what llama.cpp loads) or "native" (FP8 bytes kept; only pyflash reads it).
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
-    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output into
-    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder. drafts: a folder
+    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output
+    into shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder. drafts: a folder
     with what drafts for the checkpoint's model (config.json, mtp.* tensors); its file is written, and not the model's.
     """
 
@@ -244,7 +244,6 @@ def _open(checkpoint: Path | str, options: ConvertOptions, allow_absent: bool = 
 
 
 def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
-    config = checkpoint.config
     if options.profile == "compat":
         _require_compat(checkpoint, options)
     elif not checkpoint.is_as_published:
