@@ -140,8 +140,8 @@ def whole_vocabulary(kind: str) -> Logits:
 
 
 @pytest.mark.parametrize("kind", ["flat", "ties", "steep"])
-@pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"top_p": 0.95}, {"top_p": 0.5, "temperature": 1.3}, {"top_k": 40},
-                                    {"top_k": 100_000}, {"top_k": 5000, "top_p": 0.9}, {"min_p": 0.05}], ids=str)
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"top_p": 0.95}, {"top_p": 0.5, "temperature": 1.3},
+                                    {"top_k": 40}, {"top_k": 100_000}, {"top_k": 5000, "top_p": 0.9}, {"min_p": 0.05}], ids=str)
 def test_the_very_tokens_of_a_whole_vocabulary(sampler: OpenSampler, params: dict[str, Any], kind: str) -> None:
     """What is drawn stands where the random number falls: by ids, or by logits where top_k or top_p have sorted them."""
     logits = whole_vocabulary(kind)
