@@ -125,11 +125,13 @@ class ChainedSession:
                 if found is not None:
                     logits[begin if all_logits else 0 : end] = found
                 begin = end
-                self.n_moves += 1
                 if progress is not None:
                     progress(end, len(ids))
 
-            self._chain.evaluate(ids, "all" if all_logits else "last", check, done)
+            try:
+                self._chain.evaluate(ids, "all" if all_logits else "last", check, done)
+            finally:
+                self.n_moves += 1
         return logits if all_logits else logits[0]
 
     def keep(self, n: int) -> None:
@@ -179,12 +181,6 @@ class ChainedSession:
             self._rollback(count)
 
     def _rollback(self, n: int) -> None:
-        target = self.position - n
-        if n and target > 0:  # a stage that cannot go there says so before another one has
-            beginning = [*self.tokens[:target].tolist(), 0]
-            for stage, found in enumerate(self._chain.ask_all("reusable", beginning)):
-                if found != target:
-                    self._chain.ask(stage, "rollback", n)
         self._chain.rollback(n)
         self.n_moves += 1
 

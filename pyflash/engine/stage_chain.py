@@ -64,7 +64,7 @@ class StageChain(Protocol):
         """As Session.advance(), in every stage."""
 
     def rollback(self, n: int) -> None:
-        """As Session.rollback(), in every stage, all of which can."""
+        """As Session.rollback(), in every stage, or in none where one cannot."""
 
     @property
     def note(self) -> bytes:
@@ -105,6 +105,13 @@ def check_saved_together(tokens: Sequence[Ids], path: StrPath) -> None:
     """FormatError where stages' files are of different conversations."""
     if any(not np.array_equal(each, tokens[0]) for each in tokens):
         raise FormatError(f"{path}: its stages' files are of different conversations: evaluate it again")
+
+
+def check_rollback(session: Session, n: int) -> None:
+    """Raises what Session.rollback() would, and changes nothing."""
+    target = session.position - n
+    if n and target > 0 and session.reusable([*session.tokens[:target].tolist(), 0]) != target:
+        session.rollback(n)
 
 
 class LocalChain:
@@ -201,6 +208,8 @@ class LocalChain:
         return True
 
     def rollback(self, n: int) -> None:
+        for session in self.sessions:  # one that cannot go there says so before another one has
+            check_rollback(session, n)
         for session in self.sessions:
             session.rollback(n)
 
