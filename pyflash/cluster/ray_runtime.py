@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 from pyflash.native.errors import DeviceError, UnsupportedError
@@ -20,11 +21,19 @@ def import_ray() -> Any:
         raise UnsupportedError("stages on several machines need Linux on all of them: run the model on this one alone")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray tells of a change of its own to come
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():  # 'ray start' asks for it by default, ray.init() gives it only so
+        os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
     except ImportError as error:
         raise UnsupportedError("stages on several machines need Ray: pip install 'pyflash-llm[cluster]'") from error
     return ray
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for clusters, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named).is_file()
 
 
 class Connection:

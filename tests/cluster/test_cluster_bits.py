@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyflash
 import pytest
 from pyflash.cluster.chain import piece_length
 
