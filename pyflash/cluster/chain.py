@@ -11,17 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from pyflash.cluster import session_files
 from pyflash.cluster.messages import Order, Outcome, SessionFacts, Share, Step, Ticket
-from pyflash.cluster.pipeline import Mail, Pipeline, StageLost
+from pyflash.cluster.pipeline import MOST_TRIES, Mail, Pipeline, StageLost
 from pyflash.engine.session import Session
 from pyflash.engine.stage_chain import Check, Done, Ids, Wish, check_saved_together, stage_files
 from pyflash.engine.steps import MOST_WAITING
-from pyflash.native.errors import ArgumentError, CancelledError, ClosedError
+from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, DeviceError
 from pyflash.native.values import FloatArray, StrPath
 
 T = TypeVar("T")
@@ -154,12 +154,17 @@ class RemoteChain:
 
     def _surviving(self, check: Check, call: Callable[[], T]) -> T:
         """What call() gives, which begins again when a stage is lost under it."""
-        while True:
+        for _ in range(MOST_TRIES):
             try:
                 self._be_there(check)
-                return call()
+                found = call()
             except StageLost as lost:
                 self._pipeline.begin_anew(lost)
+            else:
+                self._pipeline.note_done()
+                return found
+        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated", "see whether its machine has memory for "
+                          "it, and evaluate less at once")  # fmt: skip
 
     def _be_there(self, check: Check) -> None:
         """Makes the session's parts, and evaluates its tokens again where they have been lost."""

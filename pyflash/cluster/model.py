@@ -39,6 +39,7 @@ class Model:
         self._beginning = beginning
         self.pipeline: Final = pipeline
         self.info: Final = pipeline.info
+        self.n_stages: Final = len(pipeline.stages)
         self.tokenizer, self.release, self.release_known = beginning.tokenizer, beginning.release, beginning.release_known
         self.metadata, self.placement = beginning.metadata, beginning.placement
         self.expert_reads = beginning.expert_reads

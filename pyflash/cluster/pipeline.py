@@ -19,7 +19,7 @@ from pyflash.cluster.stage_actor import MOST_CALLS, StageActor
 from pyflash.engine.stages import whole_info
 from pyflash.native.errors import ClosedError, DeviceError, UnsupportedError
 
-_MOST_TRIES: Final = 5
+MOST_TRIES: Final = 5
 _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn looks whether it is cancelled
 _OPENING_SECONDS: Final = 600.0  # that a stage may take to open its layers
 
@@ -138,7 +138,7 @@ class Pipeline:
     def _told(self, at: int, why: Any) -> str:
         stage = self.stages[at]
         reason = first_line(why) if isinstance(why, Exception) else str(why)
-        return f"{self.name_of(at)} on {stage.facts.host} is lost: {reason}"
+        return f"{self.name_of(at)} on {stage.facts.host}: {reason}"
 
     def name_of(self, at: int) -> str:
         first, end = self.stages[at].place.layers
@@ -161,6 +161,10 @@ class Pipeline:
             raise ClosedError("the model has been closed")
         if epoch != self.epoch or self._lost is not None:
             raise StageLost(epoch, self._lost or "the stages have begun anew")
+
+    def note_done(self) -> None:
+        """Something that was asked for has been done: the stages work."""
+        self._tries = 0
 
     def _lose(self, epoch: int, why: str) -> None:
         with self._lock:
@@ -188,10 +192,9 @@ class Pipeline:
                 self.check(epoch)
                 for value in list(found.values()):
                     if isinstance(value, Exception):
-                        self._lose(epoch, f"a stage is lost: {first_line(value)}")
+                        self._lose(epoch, first_line(value))
                         raise StageLost(epoch, self._lost or "")
                 if len(found) == len(refs):
-                    self._tries = 0
                     return [found[i] for i in range(len(refs))]
                 if mail.get() == "asked":
                     asked()
@@ -276,12 +279,13 @@ class Pipeline:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
             self._tries += 1
-            if self._tries > _MOST_TRIES:
-                raise DeviceError(f"the stages were started {_MOST_TRIES} times, and each time lost before a step was done; the "
+            if self._tries > MOST_TRIES:
+                raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
                                   f"last time: {lost}")  # fmt: skip
-            self.tell(f"{lost}; it is started again, and the conversations are evaluated again")
             began = time.monotonic()
             gone = self._gone()
+            names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
+            self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
             for at in gone:
                 self._kill([self.stages[at]])
             nodes = self._connection.nodes()
