@@ -195,6 +195,8 @@ def stage_options(command: _F) -> _F:
                "Ray cluster, which all have the file at this path; auto: one a machine. docs/cluster.md tells how."),
         option("--ray", metavar="ADDRESS", help="The Ray cluster of --stages: HOST:PORT of its head, or auto for the one that "
                "runs on this machine.  [default: one of this machine alone]"),
+        option("--streams", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+               help="How stages hand activations on. bfloat16: half the bytes, and other last bits than the whole model."),
         option("--stage-timeout", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
                help="Take a stage that is silent for so long to be lost, and start it again."),
     )
@@ -209,7 +211,7 @@ def _open_stages(file: str, options: Mapping[str, Any]) -> pyflash.Model:
     from pyflash import cluster
 
     found: Any = cluster.Model.open(
-        file, options["stages"], options["ray"], stage_timeout=options["stage_timeout"], tell=lambda line: say(f"pyflash: {line}"),
+        file, options["stages"], options["ray"], streams=options["streams"], stage_timeout=options["stage_timeout"], tell=lambda line: say(f"pyflash: {line}"),
         threads=options["threads"], precision=options["precision"], pin=options["pin"], prefault=options["prefault"],
         mlock=options["mlock"], expert_budget=options["expert_budget"] or 0, release=options.get("release"),
         mtp=options.get("mtp"), draft_head=options.get("draft_head", DRAFT_HEAD),
