@@ -12,12 +12,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.cluster.layout import StagePlace, another_node
 from pyflash.cluster.messages import Outcome, Pulse, StageFacts
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.stage_actor import MOST_CALLS, StageActor
 from pyflash.engine.stages import whole_info
 from pyflash.native.errors import ClosedError, DeviceError, UnsupportedError
+from pyflash.native.library import __version__, lib
 
 MOST_TRIES: Final = 5
 _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn looks whether it is cancelled
@@ -57,6 +59,9 @@ class Pipeline:
         self._connection = connection
         self._ray = connection.ray
         self._path, self._options = path, options
+        directory = FileDirectory(path)
+        self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
+        self._is_whole = directory.is_whole
         self._timeout = stage_timeout
         self.tell = tell
         self.epoch = 0
@@ -101,7 +106,8 @@ class Pipeline:
             if self._options.get("isa") is None and len({each.info.cpu_isa for each in facts}) > 1:
                 self._options = {**self._options, "isa": common_kernels([each.kernels for each in facts])}
                 facts = self._open_all(actors, places, self._options)
-            check_alike([*(stage.facts for stage in self.stages), *facts])
+            for (at, _), each in zip(places, facts, strict=True):
+                check_alike(each, self._files[at], self._is_whole)
         except BaseException:
             for actor in actors:
                 self._ray.kill(actor)
@@ -350,13 +356,12 @@ def common_kernels(sets: Sequence[Sequence[str]]) -> str:
     return found
 
 
-def check_alike(facts: Sequence[StageFacts]) -> None:
-    """UnsupportedError where machines have other versions or files: they would give other bits, or none."""
-    for what, values in (("versions of pyflash", [each.version for each in facts]),
-                         ("versions of the arithmetic", [str(each.arithmetic) for each in facts]),
-                         ("files of this name", [each.file.directory for each in facts])):  # fmt: skip
-        if len(set(values)) > 1:
-            odd = next(i for i, value in enumerate(values) if value != values[0])
-            told = f" ({values[0]} and {values[odd]})" if "versions" in what else ""
-            raise UnsupportedError(f"{facts[0].host} and {facts[odd].host} have different {what}{told}",
-                                   "install and copy the same everywhere")
+def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:
+    """UnsupportedError where a stage has another version or file than this process: it would give other bits, or none.
+    is_whole: whether this machine has all of the file, and not only what comes before the weights."""
+    for what, here, there in (("version of pyflash", __version__, facts.version),
+                              ("version of the arithmetic", str(lib.PF_ARITHMETIC_VERSION), str(facts.arithmetic))):  # fmt: skip
+        if here != there:
+            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}", "install the same everywhere")
+    if facts.file.directory != file.directory or (is_whole and facts.file.samples != file.samples):
+        raise UnsupportedError(f"{facts.host} has another file of this name than here", "copy the same to all machines")

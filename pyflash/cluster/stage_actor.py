@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pyflash.cluster import streams as wire
-from pyflash.cluster.identity import file_identity
+from pyflash.cluster.identity import FileDirectory
 from pyflash.cluster.messages import Outcome, Pulse, SessionFacts, StageFacts, Step, Ticket
 from pyflash.cluster.session_files import read_piece, remove, save_here, write_piece
 from pyflash.engine.model import Model
@@ -91,7 +91,7 @@ class StageActor:
         model, self._model = self._model, None
         if model is not None:
             model.close()
-        identity = file_identity(path, layers)
+        identity = FileDirectory(path).identity(layers)
         model = Model.open(path, layers=layers, **options)
         self._at, self._model, self._is_last = at, model, model.info.end_layer == model.info.n_layer
         import ray
