@@ -71,6 +71,8 @@ class Pipeline:
         self._lock = threading.Lock()  # of what follows, held briefly
         self._boxes: list[Mail] = []  # of the calls that wait just now
         self._lost: str | None = None  # why, in this epoch
+        self._failure: DeviceError | None = None  # for good
+        self._head_seen = time.monotonic()
         self._tries = 0  # to begin anew since something was last computed
         self._heard: list[float] = []  # when each stage was heard of
         self._moved = (0.0, -1)  # when something was last done, and how much there was then
@@ -169,6 +171,8 @@ class Pipeline:
         """StageLost where that epoch is over; ClosedError."""
         if self._closing.is_set():
             raise ClosedError("the model has been closed")
+        if self._failure is not None:
+            raise self._failure
         if epoch != self.epoch or self._lost is not None:
             raise StageLost(epoch, self._lost or "the stages have begun anew")
 
@@ -195,6 +199,7 @@ class Pipeline:
             self._then(ref, done)
         with self._lock:
             if not self._boxes:  # nobody has looked since
+                self._head_seen = time.monotonic()
                 self._heard, self._moved = [time.monotonic()] * len(self.stages), (time.monotonic(), -1)
             self._boxes.append(mail)
         try:
@@ -268,11 +273,26 @@ class Pipeline:
                 self._then(stage.actor.pulse.remote(), felt)
             if self._closing.wait(interval):
                 return
+            if self._closing.is_set() or self._is_head_gone():
+                return
             now = time.monotonic()
             for at, heard in enumerate(self._heard):
                 if now - heard > self._timeout:
                     self._lose(epoch, self._told(at, f"silent for {self._timeout:.0f} s"))
             self._note_progress(epoch, now, pulses)
+
+    def _is_head_gone(self) -> bool:
+        """Whether the cluster's head is, for as long as a stage may be silent: Ray ends this process some time after that."""
+        why = self._connection.head_problem(self._timeout / 6)
+        if not why:
+            self._head_seen = time.monotonic()
+        elif time.monotonic() - self._head_seen > self._timeout * 2 / 3:
+            with self._lock:
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why})",
+                                            "start the cluster and this again")
+                for mail in self._boxes:
+                    mail.put("lost")
+        return self._failure is not None
 
     def _note_progress(self, epoch: int, now: float, pulses: dict[int, Pulse]) -> None:
         """A step that no stage computes, and that never comes out, has been lost on the way."""
@@ -288,6 +308,10 @@ class Pipeline:
         with self._begin_lock:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
+            if why := self._connection.head_problem(self._timeout / 6):
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why}), and {lost}",
+                                            "start the cluster and this again")
+                raise self._failure
             self._tries += 1
             if self._tries > MOST_TRIES:
                 raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
