@@ -211,7 +211,8 @@ def _open_stages(file: str, options: Mapping[str, Any]) -> pyflash.Model:
     from pyflash import cluster
 
     found: Any = cluster.Model.open(
-        file, options["stages"], options["ray"], streams=options["streams"], stage_timeout=options["stage_timeout"], tell=lambda line: say(f"pyflash: {line}"),
+        file, options["stages"], options["ray"], streams=options["streams"], stage_timeout=options["stage_timeout"],
+        tell=lambda line: say(f"pyflash: {line}"),
         threads=options["threads"], precision=options["precision"], pin=options["pin"], prefault=options["prefault"],
         mlock=options["mlock"], expert_budget=options["expert_budget"] or 0, release=options.get("release"),
         mtp=options.get("mtp"), draft_head=options.get("draft_head", DRAFT_HEAD),

@@ -48,15 +48,16 @@ class Model:
 
     @classmethod
     def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
-             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None, **options: Any) -> Model:
+             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None,
+             **options: Any) -> Model:
         """Opens a file in stages on the machines of a Ray cluster, which all have it at this path.
 
         stages: "auto" for one a machine, their number, or the layers (first, end) of each. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
-        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual
-        streams on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less
-        accurate. stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that happens, and when the stages are back; None: the
-        "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
+        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
+        on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
+        stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that
+        happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
 
         A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
         Raises what pyflash.Model.open() raises; UnsupportedError without Ray, and where machines have different versions,
@@ -67,6 +68,8 @@ class Model:
         if not stage_timeout > 0:
             raise ArgumentError("stage_timeout must be more than 0 seconds")
         chosen("precision of streams", streams, {name: i for i, name in enumerate(PRECISIONS)})
+        if "layers" in options:
+            raise ArgumentError("the layers of a model in stages are what stages=[(first, end), ...] says")
         release = options.pop("release", None)
         progress = options.pop("progress", None)
         beginning = engine_model.Model.open(path, "cpu", 1, layers=(0, 1), release=release)
@@ -75,7 +78,8 @@ class Model:
             connection = Connection(address)
             places = lay_out(beginning.info.n_layer, stages, connection.nodes())
             file = str(Path(path).absolute())
-            pipeline = Pipeline(connection, file, places, {"device": "cpu", "streams": streams, **options}, stage_timeout, tell or _log.warning)
+            options |= {"device": "cpu", "streams": streams}
+            pipeline = Pipeline(connection, file, places, options, stage_timeout, tell or _log.warning)
         except BaseException:
             beginning.close()
             if connection is not None:

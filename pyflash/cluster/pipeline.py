@@ -140,7 +140,11 @@ class Pipeline:
             self._got(ref, self._timeout)
         epoch = self.epoch
         for at, stage in enumerate(self.stages):
-            self._then(stage.actor.watch.remote(epoch), lambda why, at=at: self._lose(epoch, self._told(at, why)))
+
+            def heard(why: Any, at: int = at) -> None:
+                self._lose(epoch, self._told(at, why))
+
+            self._then(stage.actor.watch.remote(epoch), heard)
         self._heard = [time.monotonic()] * len(self.stages)
 
     def _told(self, at: int, why: Any) -> str:
@@ -239,8 +243,9 @@ class Pipeline:
         with self._turns:
             self._again.append(own)
             before, tokens = len(self._again) - 1, sum(n for _, n in self._again)
+        first = f", {before} others first" if before else ""
         about = f", about {tokens / self._rate:.0f} s" if self._rate else ""
-        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{f', {before} others first' if before else ''}{about}")
+        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{first}{about}")
         try:
             with self._turns:
                 while self._again[0] is not own:
@@ -314,6 +319,7 @@ class Pipeline:
                 raise self._failure
             self._tries += 1
             if self._tries > MOST_TRIES:
+                self._tries = 0
                 raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
                                   f"last time: {lost}")  # fmt: skip
             began = time.monotonic()
@@ -387,9 +393,11 @@ def common_kernels(sets: Sequence[Sequence[str]]) -> str:
 def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:
     """UnsupportedError where a stage has another version or file than this process: it would give other bits, or none.
     is_whole: whether this machine has all of the file, and not only what comes before the weights."""
+    arithmetic = int(lib.PF_ARITHMETIC_VERSION)
     for what, here, there in (("version of pyflash", __version__, facts.version),
-                              ("version of the arithmetic", str(lib.PF_ARITHMETIC_VERSION), str(facts.arithmetic))):  # fmt: skip
+                              ("version of the arithmetic", str(arithmetic), str(facts.arithmetic))):  # fmt: skip
         if here != there:
-            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}", "install the same everywhere")
+            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}",
+                                   "install the same everywhere")
     if facts.file.directory != file.directory or (is_whole and facts.file.samples != file.samples):
         raise UnsupportedError(f"{facts.host} has another file of this name than here", "copy the same to all machines")
