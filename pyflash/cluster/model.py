@@ -17,7 +17,7 @@ from pyflash.engine import session as engine_session
 from pyflash.engine.options import chosen
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.stages import Layers
-from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+from pyflash.native.errors import ArgumentError, UnsupportedError
 from pyflash.native.values import StrPath
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Model:
         cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
         on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
         stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that
-        happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
+        happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for
+        each stage; device is always "cpu".
 
         A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
         Raises what pyflash.Model.open() raises; UnsupportedError without Ray, and where machines have different versions,
