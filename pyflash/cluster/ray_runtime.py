@@ -15,7 +15,7 @@ OBJECT_STORE_BYTES: Final = 512 << 20  # streams on their way, and parts of sess
 NAMESPACE: Final = "pyflash"
 # What Ray would write to this process's stdout, and the pipeline tells in a line: that stages and machines are gone.
 _TOLD_BY_RAY: Final = r"^(A worker died or was killed|The node with node id)|has been marked dead"
-_START_ONE: Final = "start one with 'ray start --head', see docs/cluster.md"
+_START_ONE: Final = "start one as docs/cluster.md tells"
 _REACHED_SECONDS: Final = 10.0  # that a cluster's head may take to take a connection
 _TRIES: Final = 3  # to start a cluster on a busy machine
 
