@@ -14,6 +14,7 @@
 | PYFLASH_CONTEXT | tokens of each conversation |
 | PYFLASH_THREADS | of each server; by default all cores of a machine, so that each server has one for itself |
 | PYFLASH_STAGES | each server's model in stages on several machines: their number, or auto |
+| PYFLASH_DISK_CACHE | a folder in which conversations outlast a restart, and a move where all machines see it |
 | PYFLASH_API_KEY | the key that requests must bring; without it only this machine should reach the port |
 | PYFLASH_HOSTS | names that the server is called by, beside this machine's own, with commas between |
 """
@@ -45,6 +46,7 @@ application = replicas.application(
     replicas=_replicas(os.environ.get("PYFLASH_REPLICAS", "1")),
     parallel=_number("PYFLASH_PARALLEL") or 2,
     stages=int(stages) if stages and stages.isdecimal() else stages,
+    disk_cache=os.environ.get("PYFLASH_DISK_CACHE"),
     keys=[key] if (key := os.environ.get("PYFLASH_API_KEY")) else [],
     hosts=[host.strip().lower() for host in os.environ.get("PYFLASH_HOSTS", "").split(",") if host.strip()],
     **_options(),

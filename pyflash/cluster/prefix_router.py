@@ -31,15 +31,12 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         self._index.tell({name: told.get(HELD, ()) for name, told in stats.items()})
         n_places = max((told.get(N_PLACES, 0) for told in stats.values()), default=0) or self._n_places
         holders = self._index.holders(_keys(pending_request), found)
-        loads = {name: self._load(replica) for name, replica in found.items()}
+        # What came from here. Ray's own lengths of queues are as of when a request was last sent there.
+        loads = {name: self._loads.of(name) for name in found}
         ranks = ranked(holders, loads, n_places, self._index.n_held)
         if pending_request is not None and ranks:
             self._loads.chosen(pending_request.metadata.internal_request_id, ranks[0][0])
         return [[found[name] for name in rank] for rank in ranks]
-
-    def _load(self, replica: RunningReplica) -> int:
-        """Requests under way: what Ray heard of it of late, from others too, and no less than came from here."""
-        return max(self._loads.of(replica.replica_id.unique_id), self.replica_queue_len_cache.get(replica.replica_id) or 0)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         self._index.sent(replica_id.unique_id, _keys(pending_request))

@@ -33,7 +33,7 @@ from pyflash.serve.guard import MAX_BODY, App, Guard, Message, Policy, Receive, 
 from pyflash.serve.prefix_keys import keys_of
 
 DRAIN_SECONDS = 3600.0  # that a replica which is to go has for its answers
-_KEPT_CONVERSATIONS = 64  # of a replica without a disk cache, for each place
+_KEPT_CONVERSATIONS = 64  # for each place, without a disk cache: rows may be gone by then, but turns come back as sampled
 _KEPT_ON_DISK = 4096
 _STATS_PERIOD = 5.0
 _MEMORY = 12 * _STATS_PERIOD
@@ -203,10 +203,16 @@ class Front:
 
         async def forward() -> None:
             nonlocal is_sent
+            last: list[Message] = []  # waits until the replica is done: who hears of the end finds its place free
             async for messages in response:
-                for message in messages:
+                for message in [*last, *messages[:-1]]:
                     await send(message)
-                    is_sent = message["type"] == "http.response.body" and not message.get("more_body")
+                last = messages[-1:]
+                if last[0]["type"] != "http.response.body" or last[0].get("more_body"):
+                    await send(last.pop())
+            is_sent = True
+            for message in last:
+                await send(message)
 
         answering = asyncio.ensure_future(forward())
         try:
@@ -223,7 +229,7 @@ class Front:
         """The metrics or slots of all replicas."""
         found = await self._replicas.broadcast("whole", call).results_async(
             timeout_s=_BROADCAST_SECONDS, return_exceptions=True)
-        bodies = dict(sorted(each for each in found if isinstance(each, tuple)))
+        bodies: dict[str, bytes] = dict(sorted(each for each in found if isinstance(each, tuple)))
         if call.scope["path"] == "/metrics":
             text = replica_metrics.merged({name: body.decode() for name, body in bodies.items()})
             await send_bytes(send, 200, b"text/plain; version=0.0.4; charset=utf-8", text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 import socket
 import sys
 import threading
@@ -277,6 +278,17 @@ def test_an_answer_that_has_begun_is_not_begun_again() -> None:
     with pytest.raises(ActorDiedError):
         ask(handle)
     assert handle.n_calls == 1
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve import Application
+
+    for name, value in {"REPLICAS": "1-3", "PARALLEL": "4", "CONTEXT": "4096", "HOSTS": "a.example, b", "API_KEY": "k"}.items():
+        monkeypatch.setenv(f"PYFLASH_{name}", value)
+    namespace = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "replicas.py"))
+    assert isinstance(namespace["application"], Application)
+    monkeypatch.setenv("PYFLASH_STAGES", "auto")
+    assert isinstance(runpy.run_path(namespace["__file__"])["application"], Application)
 
 
 def test_a_replica_that_dies(deploy: Callable[[int], str], ray_here: Any) -> None:
