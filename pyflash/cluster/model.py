@@ -11,11 +11,13 @@ from pyflash.cluster.layout import lay_out
 from pyflash.cluster.pipeline import Pipeline
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.session import Session
+from pyflash.cluster.streams import PRECISIONS, Precision
 from pyflash.engine import model as engine_model
 from pyflash.engine import session as engine_session
+from pyflash.engine.options import chosen
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.stages import Layers
-from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+from pyflash.native.errors import ArgumentError, UnsupportedError
 from pyflash.native.values import StrPath
 
 if TYPE_CHECKING:
@@ -39,20 +41,24 @@ class Model:
         self._beginning = beginning
         self.pipeline: Final = pipeline
         self.info: Final = pipeline.info
+        self.n_stages: Final = len(pipeline.stages)
         self.tokenizer, self.release, self.release_known = beginning.tokenizer, beginning.release, beginning.release_known
         self.metadata, self.placement = beginning.metadata, beginning.placement
         self.expert_reads = beginning.expert_reads
 
     @classmethod
     def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
-             stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None, **options: Any) -> Model:
+             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None,
+             **options: Any) -> Model:
         """Opens a file in stages on the machines of a Ray cluster, which all have it at this path.
 
         stages: "auto" for one a machine, their number, or the layers (first, end) of each. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
-        cluster of this machine alone, for as long as the model is open. stage_timeout: seconds of silence after which a
-        stage is taken to be lost. tell: is called with a line when that happens, and when the stages are back; None: the
-        "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
+        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
+        on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
+        stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that
+        happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for
+        each stage; device is always "cpu".
 
         A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
         Raises what pyflash.Model.open() raises; UnsupportedError without Ray, and where machines have different versions,
@@ -62,7 +68,9 @@ class Model:
             raise UnsupportedError('stages are computed by the processor: open the model with device "cpu"')
         if not stage_timeout > 0:
             raise ArgumentError("stage_timeout must be more than 0 seconds")
-        options.pop("layers", None)
+        chosen("precision of streams", streams, {name: i for i, name in enumerate(PRECISIONS)})
+        if "layers" in options:
+            raise ArgumentError("the layers of a model in stages are what stages=[(first, end), ...] says")
         release = options.pop("release", None)
         progress = options.pop("progress", None)
         beginning = engine_model.Model.open(path, "cpu", 1, layers=(0, 1), release=release)
@@ -71,7 +79,8 @@ class Model:
             connection = Connection(address)
             places = lay_out(beginning.info.n_layer, stages, connection.nodes())
             file = str(Path(path).absolute())
-            pipeline = Pipeline(connection, file, places, {"device": "cpu", **options}, stage_timeout, tell or _log.warning)
+            options |= {"device": "cpu", "streams": streams}
+            pipeline = Pipeline(connection, file, places, options, stage_timeout, tell or _log.warning)
         except BaseException:
             beginning.close()
             if connection is not None:
@@ -92,6 +101,10 @@ class Model:
     @property
     def sampling(self) -> SamplingOptions:
         return self._beginning.sampling
+
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """hear is called, beside tell, with what is told; on the thread of the session that noticed it."""
+        self.pipeline.listeners.append(hear)
 
     def prepare_drafts(self) -> None:
         """As pyflash.Model.prepare_drafts(), in the stage that drafts."""

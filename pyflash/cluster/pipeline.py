@@ -12,14 +12,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.cluster.layout import StagePlace, another_node
 from pyflash.cluster.messages import Outcome, Pulse, StageFacts
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.stage_actor import MOST_CALLS, StageActor
 from pyflash.engine.stages import whole_info
 from pyflash.native.errors import ClosedError, DeviceError, UnsupportedError
+from pyflash.native.library import __version__, lib
 
-_MOST_TRIES: Final = 5
+MOST_TRIES: Final = 5
 _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn looks whether it is cancelled
 _OPENING_SECONDS: Final = 600.0  # that a stage may take to open its layers
 
@@ -47,8 +49,8 @@ Mail = queue.SimpleQueue[str]  # what wakes a waiting call: "done", "asked" or "
 class Pipeline:
     """The stages of a model. For any thread.
 
-    epoch: counts how often the stages have begun anew; messages of an earlier one are void. tell: is called with a line when
-    a stage is lost, and when it is back.
+    epoch: counts how often the stages have begun anew; messages of an earlier one are void. listeners: are called with a line
+    when a stage is lost, and when it is back.
     """
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
@@ -57,8 +59,11 @@ class Pipeline:
         self._connection = connection
         self._ray = connection.ray
         self._path, self._options = path, options
+        directory = FileDirectory(path)
+        self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
+        self._is_whole = directory.is_whole
         self._timeout = stage_timeout
-        self.tell = tell
+        self.listeners = [tell]
         self.epoch = 0
         self.new_key: Final = itertools.count().__next__  # of a step
         self.new_number: Final = itertools.count().__next__  # of a session
@@ -66,6 +71,8 @@ class Pipeline:
         self._lock = threading.Lock()  # of what follows, held briefly
         self._boxes: list[Mail] = []  # of the calls that wait just now
         self._lost: str | None = None  # why, in this epoch
+        self._failure: DeviceError | None = None  # for good
+        self._head_seen = time.monotonic()
         self._tries = 0  # to begin anew since something was last computed
         self._heard: list[float] = []  # when each stage was heard of
         self._moved = (0.0, -1)  # when something was last done, and how much there was then
@@ -101,7 +108,8 @@ class Pipeline:
             if self._options.get("isa") is None and len({each.info.cpu_isa for each in facts}) > 1:
                 self._options = {**self._options, "isa": common_kernels([each.kernels for each in facts])}
                 facts = self._open_all(actors, places, self._options)
-            check_alike([*(stage.facts for stage in self.stages), *facts])
+            for (at, _), each in zip(places, facts, strict=True):
+                check_alike(each, self._files[at], self._is_whole)
         except BaseException:
             for actor in actors:
                 self._ray.kill(actor)
@@ -132,13 +140,21 @@ class Pipeline:
             self._got(ref, self._timeout)
         epoch = self.epoch
         for at, stage in enumerate(self.stages):
-            self._then(stage.actor.watch.remote(epoch), lambda why, at=at: self._lose(epoch, self._told(at, why)))
+
+            def heard(why: Any, at: int = at) -> None:
+                self._lose(epoch, self._told(at, why))
+
+            self._then(stage.actor.watch.remote(epoch), heard)
         self._heard = [time.monotonic()] * len(self.stages)
 
     def _told(self, at: int, why: Any) -> str:
         stage = self.stages[at]
         reason = first_line(why) if isinstance(why, Exception) else str(why)
-        return f"{self.name_of(at)} on {stage.facts.host} is lost: {reason}"
+        return f"{self.name_of(at)} on {stage.facts.host}: {reason}"
+
+    def tell(self, line: str) -> None:
+        for hear in self.listeners:
+            hear(line)
 
     def name_of(self, at: int) -> str:
         first, end = self.stages[at].place.layers
@@ -159,8 +175,14 @@ class Pipeline:
         """StageLost where that epoch is over; ClosedError."""
         if self._closing.is_set():
             raise ClosedError("the model has been closed")
+        if self._failure is not None:
+            raise self._failure
         if epoch != self.epoch or self._lost is not None:
             raise StageLost(epoch, self._lost or "the stages have begun anew")
+
+    def note_done(self) -> None:
+        """Something that was asked for has been done: the stages work."""
+        self._tries = 0
 
     def _lose(self, epoch: int, why: str) -> None:
         with self._lock:
@@ -181,6 +203,7 @@ class Pipeline:
             self._then(ref, done)
         with self._lock:
             if not self._boxes:  # nobody has looked since
+                self._head_seen = time.monotonic()
                 self._heard, self._moved = [time.monotonic()] * len(self.stages), (time.monotonic(), -1)
             self._boxes.append(mail)
         try:
@@ -188,10 +211,9 @@ class Pipeline:
                 self.check(epoch)
                 for value in list(found.values()):
                     if isinstance(value, Exception):
-                        self._lose(epoch, f"a stage is lost: {first_line(value)}")
+                        self._lose(epoch, first_line(value))
                         raise StageLost(epoch, self._lost or "")
                 if len(found) == len(refs):
-                    self._tries = 0
                     return [found[i] for i in range(len(refs))]
                 if mail.get() == "asked":
                     asked()
@@ -221,8 +243,9 @@ class Pipeline:
         with self._turns:
             self._again.append(own)
             before, tokens = len(self._again) - 1, sum(n for _, n in self._again)
+        first = f", {before} others first" if before else ""
         about = f", about {tokens / self._rate:.0f} s" if self._rate else ""
-        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{f', {before} others first' if before else ''}{about}")
+        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{first}{about}")
         try:
             with self._turns:
                 while self._again[0] is not own:
@@ -255,11 +278,26 @@ class Pipeline:
                 self._then(stage.actor.pulse.remote(), felt)
             if self._closing.wait(interval):
                 return
+            if self._closing.is_set() or self._is_head_gone():
+                return
             now = time.monotonic()
             for at, heard in enumerate(self._heard):
                 if now - heard > self._timeout:
                     self._lose(epoch, self._told(at, f"silent for {self._timeout:.0f} s"))
             self._note_progress(epoch, now, pulses)
+
+    def _is_head_gone(self) -> bool:
+        """Whether the cluster's head is, for as long as a stage may be silent: Ray ends this process some time after that."""
+        why = self._connection.head_problem(self._timeout / 6)
+        if not why:
+            self._head_seen = time.monotonic()
+        elif time.monotonic() - self._head_seen > self._timeout * 2 / 3:
+            with self._lock:
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why})",
+                                            "start the cluster and this again")
+                for mail in self._boxes:
+                    mail.put("lost")
+        return self._failure is not None
 
     def _note_progress(self, epoch: int, now: float, pulses: dict[int, Pulse]) -> None:
         """A step that no stage computes, and that never comes out, has been lost on the way."""
@@ -275,13 +313,19 @@ class Pipeline:
         with self._begin_lock:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
+            if why := self._connection.head_problem(self._timeout / 6):
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why}), and {lost}",
+                                            "start the cluster and this again")
+                raise self._failure
             self._tries += 1
-            if self._tries > _MOST_TRIES:
-                raise DeviceError(f"the stages were started {_MOST_TRIES} times, and each time lost before a step was done; the "
+            if self._tries > MOST_TRIES:
+                self._tries = 0
+                raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
                                   f"last time: {lost}")  # fmt: skip
-            self.tell(f"{lost}; it is started again, and the conversations are evaluated again")
             began = time.monotonic()
             gone = self._gone()
+            names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
+            self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
             for at in gone:
                 self._kill([self.stages[at]])
             nodes = self._connection.nodes()
@@ -346,13 +390,14 @@ def common_kernels(sets: Sequence[Sequence[str]]) -> str:
     return found
 
 
-def check_alike(facts: Sequence[StageFacts]) -> None:
-    """UnsupportedError where machines have other versions or files: they would give other bits, or none."""
-    for what, values in (("versions of pyflash", [each.version for each in facts]),
-                         ("versions of the arithmetic", [str(each.arithmetic) for each in facts]),
-                         ("files of this name", [each.file.directory for each in facts])):  # fmt: skip
-        if len(set(values)) > 1:
-            odd = next(i for i, value in enumerate(values) if value != values[0])
-            told = f" ({values[0]} and {values[odd]})" if "versions" in what else ""
-            raise UnsupportedError(f"{facts[0].host} and {facts[odd].host} have different {what}{told}",
-                                   "install and copy the same everywhere")
+def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:
+    """UnsupportedError where a stage has another version or file than this process: it would give other bits, or none.
+    is_whole: whether this machine has all of the file, and not only what comes before the weights."""
+    arithmetic = int(lib.PF_ARITHMETIC_VERSION)
+    for what, here, there in (("version of pyflash", __version__, facts.version),
+                              ("version of the arithmetic", str(arithmetic), str(facts.arithmetic))):  # fmt: skip
+        if here != there:
+            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}",
+                                   "install the same everywhere")
+    if facts.file.directory != file.directory or (is_whole and facts.file.samples != file.samples):
+        raise UnsupportedError(f"{facts.host} has another file of this name than here", "copy the same to all machines")

@@ -173,6 +173,7 @@ class Model:
     release_known: whether open() was given the release or the file tells it; else it is taken to be the preview.
     """
 
+    n_stages = 0  # it is not one of those in stages
     _draft_rows = DRAFT_HEAD
 
     def __init__(self, handle: ModelHandle, release: Release | None = None) -> None:
@@ -382,6 +383,9 @@ class Model:
         Empty where there are none; values out of an option's range are left out. A copy.
         """
         return self._sampling.copy()
+
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """Of models in stages: hear is called with a line when something has gone wrong, and when it is right again."""
 
     def close(self) -> None:
         """Lets go of the weights. Open sessions keep working and keep them in memory."""

@@ -103,7 +103,10 @@ def evaluate(work: Work, logits: Literal["last", "all"], cancellation: Cancellat
 def shares_steps(model: Model) -> bool:
     """Whether a step of several sessions is quicker than one after the other; known once a step has been taken.
 
-    Each session chooses experts of its own, so that there is nothing to gain where those come from a disk."""
+    Each session chooses experts of its own, so that there is nothing to gain where those come from a disk. Stages work on
+    several sessions at once."""
+    if model.n_stages > 1:
+        return True
     usable = hardware.memory().usable
     return not (model.placement.name or model.expert_reads.n_wanted or (usable and model.info.weight_bytes > usable))
 
@@ -305,8 +308,11 @@ class Engine:
 
     def _opened(self, model: Model) -> Loaded:
         options = self.options
+        model.listen(self._tell_all)
         first = model.session(options.context, cache=options.cache_type, checkpoints=options.checkpoints)
         n = options.parallel
+        if n is None and model.n_stages:
+            n = max(2, model.n_stages)  # so that every stage has something to do; what fits, the machines themselves know
         if n is None:
             fitting = self._fitting(model, first) if self._fitting else None
             n = 2 if fitting is None or fitting >= 2 else 1
@@ -386,6 +392,12 @@ class Engine:
         if job.queue_position != place:
             job.queue_position = place
             job.tell(events.Progress(len(job.tokens), 0, 0, time.monotonic() - job.asked, place))
+
+    def _tell_all(self, notice: str) -> None:
+        """Tells whoever waits what everybody waits for. On any thread."""
+        for job in [*self._running, *self._waiting]:
+            job.tell(events.Progress(len(job.tokens), job.n_cached, job.n_cached, time.monotonic() - job.asked, job.queue_position,
+                                     notice))  # fmt: skip
 
     def _begin(self, job: Job, choice: slots.Choice) -> None:
         loaded = self._loaded
