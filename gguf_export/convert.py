@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf_export import checksums
+from gguf_export import checksums, hf_files
 from gguf_export import metadata as keys
 from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint, with_drafts_of
 from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError, first_few
-from gguf_export.hf import export_hf
+from gguf_export.hf import export_hf, plan_export_hf
 from gguf_export.hub_cache import find_checkpoint
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, dspark_name, gguf_name, native_scale_name
@@ -27,7 +27,9 @@ from quantize.plan import DENSE, EXPERTS, PROFILES, Form, GGMLType, target_type
 
 WarnFn = Callable[[str], None]
 
-__all__ = ["ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion"]
+__all__ = [
+    "ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion", "plan_export_hf",
+]
 
 
 @dataclass(frozen=True)
@@ -309,8 +311,11 @@ def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
 
 
 def _plan_native(plan: ConversionPlan) -> None:
-    carried = keys.add_native(plan.files[0].metadata, plan.checkpoint)
-    absent = [name for name in keys.SIDE_FILES if name not in carried]
+    metadata = plan.files[0].metadata
+    keys.add_native(metadata, plan.checkpoint)
+    absent = hf_files.add_side_files(metadata, plan.checkpoint.path)
+    if plan.options.mtp or plan.checkpoint.drafts == "none":  # every tensor is in it
+        hf_files.add_layout(metadata, plan.checkpoint)
     if absent:
         plan.notes.append(f"the checkpoint has no {' and no '.join(absent)}, so an export will not either")
 
