@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from gguf_export.reader import GGUFFile, read_gguf
 from pyflash.engine.model import Model, ModelInfo
 from pyflash.engine.session import Memory, Session
-from pyflash.machine import hardware
 from pyflash.machine.layer_tensors import is_opened, layer_of
 from pyflash.native.values import StrPath
 
 _EXPERTS = "_exps."
 _EMBEDDING = "token_embd.weight"
 _LOGIT_BYTES = 4
+PROGRAM_BYTES: Final = 200 << 20  # of a stage's process: Python with Ray, numpy and the library
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class PartCost:
 class ModelCosts:
     """Bytes. embedding: of the stage with the first layer; head: of the one with the last, with what drafts; stage_bytes:
     of every stage, its program and the sessions' working buffers. token_bytes: the streams of one token, from stage to stage;
-    logits_bytes: the last stage's answer to one."""
+    logits_bytes: the last stage's answer to one. context: tokens of a session that
+    the caches are for."""
 
     layers: tuple[PartCost, ...]
     embedding: PartCost
@@ -44,6 +46,7 @@ class ModelCosts:
     stage_bytes: int
     token_bytes: int
     logits_bytes: int
+    context: int = 0
 
     def memory_bytes(self, first: int, end: int) -> int:
         """What a stage of the layers first to end - 1 takes, at most."""
@@ -68,8 +71,7 @@ def model_costs(file: StrPath, n_ctx: int | None = None, n_sessions: int = 1, ca
     last = probes.look(probes.info.n_layer - 1)
     info = probes.info
     sessions = n_sessions * max(probe.memory.buffer_bytes for probe in probes.all())
-    process = hardware.process_memory()
-    program = info.directory_bytes + (process.resident if process else 0)
+    program = info.directory_bytes + PROGRAM_BYTES
     layers = tuple(
         PartCost(weight + probes.of(layer).widened_bytes, read, n_sessions * _cache(probes.of(layer).memory))
         for layer, (weight, read) in enumerate(_layer_bytes(gguf, info))
@@ -83,7 +85,7 @@ def model_costs(file: StrPath, n_ctx: int | None = None, n_sessions: int = 1, ca
         n_sessions * max(0, _cache(last.memory) - _cache(probes.of(info.n_layer - 1).memory)),
     )
     return ModelCosts(layers, PartCost(embedding, 0), head, program + sessions, 4 * info.n_stream * info.n_embd,
-                      _LOGIT_BYTES * info.n_vocab)
+                      _LOGIT_BYTES * info.n_vocab, last.context)
 
 
 def _cache(memory: Memory) -> int:
@@ -103,6 +105,7 @@ def _layer_bytes(gguf: GGUFFile, info: ModelInfo) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Probe:
+    context: int
     memory: Memory
     widened_bytes: int
     draft_head_bytes: int
@@ -121,7 +124,7 @@ class _Probes:
     def _measure(self, model: Model) -> _Probe:
         session: Session
         with model.session(context=self._n_ctx, cache=self._cache) as session:
-            return _Probe(session.memory, model.info.widened_bytes, model.draft_head_bytes)
+            return _Probe(session.capacity, session.memory, model.info.widened_bytes, model.draft_head_bytes)
 
     def look(self, layer: int) -> _Probe:
         """A stage of that layer alone."""

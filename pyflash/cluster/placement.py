@@ -10,12 +10,12 @@ Of a stage s with read_bytes r[s] a token, on a node that reads b[s] bytes a sec
 T is a token of one session: from the driver to the first stage, from stage to stage with the streams (y bytes), and the
 logits (v bytes) back. With one stage, beside the driver, T = t + 2 call. One session decodes 1 / T tokens/s. As many sessions
 as there are stages keep all of them at work, and together they decode 1 / max(t[s] + call, n / rate) tokens/s, n being the
-most bytes that one link carries a token. A prompt of K chunks, each of which keeps a stage as many times longer, passes S
-stages in the time of K + S - 1 chunks of the slowest:
+most bytes that one link carries a token. A prompt of K chunks passes S stages in the time of K + S - 1 chunks of the slowest,
+where what a stage w[s] has to do is as its layers' share of the bytes, the head's being asked for once:
 
-    speed-up = sum(t) / max(t) * K / (K + S - 1)
+    speed-up = sum(w[s] / b[s]) / max(w[s] / b[s]) * K / (K + S - 1)
 
-over one machine that had room for the whole model and the nodes' mean bandwidth.
+over one machine that had room for the whole model, and all nodes' mean speed.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ class Link:
 
 @dataclass(frozen=True)
 class Stage:
-    """The layers (first, end) on a node. seconds: t of the module's equations."""
+    """The layers (first, end) on a node. read_bytes, seconds: r and t of the module's equations; layer_bytes: w."""
 
     node: Node
     layers: tuple[int, int]
     memory_bytes: int
     read_bytes: int
+    layer_bytes: int
     seconds: float
 
 
@@ -100,8 +101,8 @@ class Placement:
 
     def prompt_gain(self, n_chunks: int) -> float:
         """The speed-up of the module's equations."""
-        seconds, n = [stage.seconds for stage in self.stages], len(self.stages)
-        return sum(seconds) / max(seconds) * n_chunks / (n_chunks + n - 1)
+        work, n = [stage.layer_bytes / stage.node.bandwidth for stage in self.stages], len(self.stages)
+        return sum(work) / max(work) * n_chunks / (n_chunks + n - 1)
 
 
 def place(costs: ModelCosts, nodes: Sequence[Node], n_stages: int | None = None, link: Link | None = None,
@@ -124,7 +125,8 @@ def place(costs: ModelCosts, nodes: Sequence[Node], n_stages: int | None = None,
     if found is None:
         raise MemoryLimitError(*_no_room(costs, nodes, n_stages))
     stages = tuple(
-        Stage(slot, layers, costs.memory_bytes(*layers), read := costs.read_bytes(*layers), read / (share * slot.bandwidth))
+        Stage(slot, layers, costs.memory_bytes(*layers), read := costs.read_bytes(*layers),
+              sum(part.read_bytes for part in costs.layers[slice(*layers)]), read / (share * slot.bandwidth))
         for slot, layers in found
     )
     return Placement(stages, link or Link(), costs.token_bytes, costs.logits_bytes)
@@ -205,7 +207,7 @@ class _Search:
         while any(used):
             first, kind, before = min(
                 ((first, kind, (*used[:kind], n - 1, *used[kind + 1 :]))
-                 for kind, n in enumerate(used) if n for first in range(end)),
+                 for kind, n in reversed(list(enumerate(used))) if n for first in range(end)),
                 key=lambda step: float(sums[step[2]][step[0]] + seconds[step[1]][step[0], end]),
             )
             path.append((self._kinds[kind][used[kind] - 1], (first, end)))

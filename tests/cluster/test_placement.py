@@ -129,7 +129,7 @@ def test_the_model_of_time() -> None:
     assert one.rate == pytest.approx(1 / 1.002) and one.rate_together == pytest.approx(1 / 1.001)
     assert two.token_seconds == pytest.approx(1.0 + 3 * 0.011 + 0.001 + 0.004)
     assert two.rate_together == pytest.approx(1 / 0.501)
-    assert two.prompt_gain(1) == pytest.approx(1) and two.prompt_gain(19) == pytest.approx(1.9)
+    assert two.prompt_gain(1) == pytest.approx(0.8) and two.prompt_gain(19) == pytest.approx(1.6 * 0.95)
     assert placed(2, Link(rate=4000, delay=0.0, call=0.0)).rate_together == pytest.approx(1)  # bound by the logits
 
 
