@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as typing's, which would take a moment to import: Ctrl-C may come in it
 if TYPE_CHECKING:
     from pyflash import chat as chat
+    from pyflash import cluster as cluster
     from pyflash import demo as demo
     from pyflash.chat.reply import ChatPiece as ChatPiece
     from pyflash.chat.reply import Reply as Reply
@@ -70,7 +71,7 @@ _NAMES_OF = {
     "native.library": ("__version__",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names}
-_MODULES = ("chat", "demo")
+_MODULES = ("chat", "cluster", "demo")
 
 __all__ = [*sorted(_HOME_OF), *_MODULES]  # noqa: PLE0604
 

@@ -19,6 +19,7 @@ SETS = {
     "device": "the CUDA plugin over an emulation of the device",
     "page": "the server's page in a browser: pip install '.[test,page]', Debian's chromium, npm",
     "clients": "agents from npm and litellm on the server: pip install '.[test,clients]'",
+    "cluster": "stages over Ray, on Linux: pip install '.[test,cluster]'",
     "long": "emulated and foreign processors, sanitizers, the demo model from end to end",
 }
 ALL = "all"  # with the tests that are in no set

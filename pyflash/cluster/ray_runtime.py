@@ -11,6 +11,7 @@ from pyflash.native.errors import DeviceError, UnsupportedError
 
 OBJECT_STORE_BYTES: Final = 512 << 20  # streams on their way, and parts of session files
 NAMESPACE: Final = "pyflash"
+_TRIES: Final = 3  # to start a cluster on a busy machine
 
 
 def import_ray() -> Any:
@@ -38,17 +39,25 @@ class Connection:
         if not self.is_ours:
             return
         options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            options |= {"num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
-        else:
-            options |= {"address": address}
+        if address is not None:
+            self._start(options | {"address": address}, f"at {address}", "start one with 'ray start --head', see docs/cluster.md")
+            return
+        options |= {"address": "local", "num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        for _ in range(_TRIES - 1):
+            try:
+                ray.init(**options)
+                return
+            except Exception:  # Ray gives a busy machine 30 s, which cannot be changed
+                ray.shutdown()
+        self._start(options, "on this machine", "end what keeps it busy, and try again")
+
+    def _start(self, options: dict[str, Any], where: str, way_out: str) -> None:
         try:
-            ray.init(**options)
+            self.ray.init(**options)
         except Exception as error:  # of many kinds
-            where = "on this machine" if address is None else f"at {address}"
+            self.ray.shutdown()
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DeviceError(f"no Ray cluster answers {where}: {reason:.200}",
-                              "start one with 'ray start --head', see docs/cluster.md") from error
+            raise DeviceError(f"no Ray cluster answers {where} ({reason:.200})", way_out) from error
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines that are there, as Ray describes them, this one first."""

@@ -1,0 +1,40 @@
+"""Which stage is opened where, when nobody plans it: layers in equal parts, over the machines in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyflash.engine.stages import Layers, cut
+from pyflash.native.errors import ArgumentError, DeviceError
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """The layers (first, end) of a stage, and the machine: Ray's id of the node."""
+
+    layers: Layers
+    node: str
+
+
+def lay_out(n_layer: int, stages: str | int | Sequence[Layers], nodes: Sequence[dict[str, Any]]) -> list[StagePlace]:
+    """stages: "auto" for one a machine, their number, or the layers of each. nodes: as of Connection.nodes()."""
+    if not nodes:
+        raise DeviceError("the Ray cluster has no machine to open a stage on")
+    if isinstance(stages, str):
+        if stages != "auto":
+            raise ArgumentError(f'stages must be "auto", a number, or the layers of each stage, not {stages!r:.40}')
+        stages = min(len(nodes), n_layer)
+    ranges = cut(n_layer, stages) if isinstance(stages, int) else [(int(a), int(b)) for a, b in stages]
+    # Neighbours on one machine, where there are more stages than machines: streams then stay there.
+    return [StagePlace(layers, nodes[i * len(nodes) // len(ranges) if len(ranges) > len(nodes) else i]["NodeID"])
+            for i, layers in enumerate(ranges)]  # fmt: skip
+
+
+def another_node(gone: str, nodes: Sequence[dict[str, Any]], used: Sequence[str]) -> str:
+    """Where a stage is opened again: on its own machine if that is there, else on the one that has fewest stages."""
+    names = [node["NodeID"] for node in nodes]
+    if not names:
+        raise DeviceError("the Ray cluster has no machine left to open a stage on")
+    return gone if gone in names else min(names, key=lambda name: used.count(name))

@@ -1,0 +1,110 @@
+"""A model in stages on several machines, with the API of pyflash.Model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pyflash.cluster.layout import lay_out
+from pyflash.cluster.pipeline import Pipeline
+from pyflash.cluster.ray_runtime import Connection
+from pyflash.cluster.session import Session
+from pyflash.engine import model as engine_model
+from pyflash.engine import session as engine_session
+from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.stages import Layers
+from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+from pyflash.native.values import StrPath
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_log = logging.getLogger("pyflash")
+
+STAGE_TIMEOUT: Final = 30.0
+
+
+class Model:
+    """The stages of a model, each an actor of a Ray cluster, from the embedding to the head. A context manager.
+
+    info: the whole model's. This process has the file's vocabulary only; it holds the sessions' tokens, and so can have a
+    lost stage's part of them evaluated again.
+    """
+
+    def __init__(self, connection: Connection, pipeline: Pipeline, beginning: engine_model.Model) -> None:
+        """Not for callers: use Model.open()."""
+        self._connection = connection
+        self._beginning = beginning
+        self.pipeline: Final = pipeline
+        self.info: Final = pipeline.info
+        self.tokenizer, self.release, self.release_known = beginning.tokenizer, beginning.release, beginning.release_known
+        self.metadata, self.placement = beginning.metadata, beginning.placement
+        self.expert_reads = beginning.expert_reads
+
+    @classmethod
+    def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
+             stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None, **options: Any) -> Model:
+        """Opens a file in stages on the machines of a Ray cluster, which all have it at this path.
+
+        stages: "auto" for one a machine, their number, or the layers (first, end) of each. address: of the cluster's head,
+        HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
+        cluster of this machine alone, for as long as the model is open. stage_timeout: seconds of silence after which a
+        stage is taken to be lost. tell: is called with a line when that happens, and when the stages are back; None: the
+        "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
+
+        A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
+        Raises what pyflash.Model.open() raises; UnsupportedError without Ray, and where machines have different versions,
+        files or kernel sets; DeviceError where no cluster answers.
+        """
+        if options.pop("device", "cpu") not in ("auto", "cpu"):
+            raise UnsupportedError('stages are computed by the processor: open the model with device "cpu"')
+        if not stage_timeout > 0:
+            raise ArgumentError("stage_timeout must be more than 0 seconds")
+        options.pop("layers", None)
+        release = options.pop("release", None)
+        progress = options.pop("progress", None)
+        beginning = engine_model.Model.open(path, "cpu", 1, layers=(0, 1), release=release)
+        connection = None
+        try:
+            connection = Connection(address)
+            places = lay_out(beginning.info.n_layer, stages, connection.nodes())
+            file = str(Path(path).absolute())
+            pipeline = Pipeline(connection, file, places, {"device": "cpu", **options}, stage_timeout, tell or _log.warning)
+        except BaseException:
+            beginning.close()
+            if connection is not None:
+                connection.close()
+            raise
+        if progress is not None:
+            progress(pipeline.info.weight_bytes, pipeline.info.weight_bytes)
+        return cls(connection, pipeline, beginning)
+
+    def session(self, context: int | None = None, **options: Any) -> Session:
+        """A new, empty session: a part of it in each stage. options: those of pyflash.Model.session()."""
+        return Session(self, {"context": context, **options})
+
+    def holder(self) -> engine_session.Session:
+        """A session that holds files on this machine for another one."""
+        return self._beginning.session(1)
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        return self._beginning.sampling
+
+    def prepare_drafts(self) -> None:
+        """As pyflash.Model.prepare_drafts(), in the stage that drafts."""
+        self.pipeline.prepare_drafts()
+
+    def close(self) -> None:
+        """Ends the stages. Open sessions are closed with it."""
+        self.pipeline.close()
+        self._beginning.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()

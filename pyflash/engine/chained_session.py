@@ -1,0 +1,286 @@
+"""A session whose cache lies in several stages of a model, with the API of Session."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pyflash.engine.draft_lengths import DraftLedger
+from pyflash.engine.generation import Generation, Progress, generate
+from pyflash.engine.sampling import SamplingOptions
+from pyflash.engine.session import Memory, Session, checked_tokens, context_full, room_for_logits
+from pyflash.engine.speculation import Propose, speculation
+from pyflash.engine.steps import MOST_WAITING
+from pyflash.native.errors import ArgumentError, BusyError, CancelledError, ClosedError
+from pyflash.native.values import FloatArray, StrPath, Tokens, integer, token_array
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from pyflash.chat import Message
+    from pyflash.chat.reply import Reply
+    from pyflash.engine.grammar import Grammar
+    from pyflash.engine.model import ModelInfo
+    from pyflash.engine.stage_chain import Check, StageChain
+    from pyflash.engine.stream import Cancellation
+    from pyflash.engine.tokenizer import Tokenizer
+
+
+class ChainedSession:
+    """One token timeline, a part of whose cache each stage has; what stages do is up to their chain.
+
+    A step goes through all stages before any of them is behind it for good, so all stand at the same position whatever
+    happens.
+    """
+
+    is_watched: bool = False
+
+    def __init__(self, chain: StageChain, info: ModelInfo, tokenizer: Tokenizer) -> None:
+        """info: the whole model's."""
+        self._chain = chain
+        self._info = info
+        self._lock = threading.Lock()          # held while a call runs
+        self._cancel_lock = threading.RLock()  # held briefly
+        self._cancel_asked = False
+        self._checkpoint = 0
+        self.n_moves = 0
+        self.tokenizer: Final = tokenizer
+        self.capacity: Final = chain.capacity
+        self.chunk: Final = chain.chunk
+        self.most_ahead: Final = chain.most_ahead
+        self.draft_ledger: Final = DraftLedger()
+
+    def _free(self) -> threading.Lock:
+        """The lock of this session's calls, for a with statement."""
+        if self._lock.locked():
+            raise BusyError("the session is running another call")
+        return self._lock
+
+    def cancel(self) -> None:
+        """From any thread: the running call, or else the next one that evaluates, raises CancelledError."""
+        with self._cancel_lock:
+            self._chain.position  # noqa: B018: ClosedError
+            self._cancel_asked = True
+        self._chain.interrupt()
+
+    @contextlib.contextmanager
+    def _cancellable(self, cancellation: Cancellation | None) -> Iterator[Check]:
+        """What a chain is to ask on its way."""
+
+        def check() -> None:
+            with self._cancel_lock:
+                asked, self._cancel_asked = self._cancel_asked, False
+            if asked or (cancellation is not None and cancellation.requested):
+                raise CancelledError("cancelled")
+
+        with contextlib.nullcontext() if cancellation is None else cancellation.during(self._chain.interrupt):
+            yield check
+
+    def close(self) -> None:
+        """Frees the caches; a call that runs on another thread is cancelled first."""
+        if self._lock.locked():
+            try:
+                self.cancel()
+            except ClosedError:
+                return
+        with self._lock:
+            self._chain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # -- the timeline --
+
+    @property
+    def position(self) -> int:
+        return self._chain.position
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        return self._chain.tokens
+
+    def _check_room(self, n: int) -> None:
+        if n > self.capacity - self.position:
+            raise context_full(n, self.capacity, self.position)
+
+    def eval(self, tokens: Tokens, all_logits: bool = False, progress: Progress | None = None, *,
+             cancellation: Cancellation | None = None) -> FloatArray:
+        """As Session.eval(); a step that fails or is cancelled in any stage is one in none."""
+        ids = checked_tokens(tokens, self._info.n_vocab)
+        with self._free(), self._cancellable(cancellation) as check:
+            self._check_room(len(ids))
+            logits = room_for_logits(len(ids), len(ids) if all_logits else 1, self._info.n_vocab)
+            begin = 0
+
+            def done(end: int, found: FloatArray | None) -> None:
+                nonlocal begin
+                if found is not None:
+                    logits[begin if all_logits else 0 : end] = found
+                begin = end
+                if progress is not None:
+                    progress(end, len(ids))
+
+            try:
+                self._chain.evaluate(ids, "all" if all_logits else "last", check, done)
+            finally:
+                self.n_moves += 1
+        return logits if all_logits else logits[0]
+
+    def keep(self, n: int) -> None:
+        count = integer("the number of tokens to keep", n, 0, 2**63 - 1)
+        with self._free():
+            self._chain.keep(count)
+            self.n_moves += 1
+
+    @property
+    def waiting(self) -> int:
+        return self._chain.waiting
+
+    def eval_ahead(self, tokens: Tokens, *, cancellation: Cancellation | None = None) -> FloatArray:
+        ids = checked_tokens(tokens, self._info.n_vocab)
+        most = min(MOST_WAITING, self.chunk)
+        if len(ids) > most:
+            raise ArgumentError(f"{len(ids)} tokens cannot be evaluated ahead: 1 to {most}")
+        with self._free(), self._cancellable(cancellation) as check:
+            self._check_room(len(ids))
+            logits = self._chain.step(ids, check)
+            self._chain.keep(1)
+            self.n_moves += 1
+        return logits
+
+    def advance(self) -> bool:
+        with self._free():
+            has_moved = self._chain.advance()
+            self.n_moves += has_moved
+            return has_moved
+
+    @property
+    def ahead(self) -> int:
+        return self._chain.ahead
+
+    def draft(self, next_token: int) -> FloatArray:
+        with self._free():
+            return cast("FloatArray", self._chain.ask(-1, "draft", next_token))
+
+    def draft_tokens(self, next_token: int, n: int) -> tuple[list[int], list[float]]:
+        with self._free():
+            tokens, chances = self._chain.ask(-1, "draft_tokens", next_token, n)
+        return tokens, chances
+
+    def rollback(self, n: int) -> None:
+        count = integer("the number of tokens to drop", n, 0, 2**63 - 1)
+        with self._free():
+            self._rollback(count)
+
+    def _rollback(self, n: int) -> None:
+        self._chain.rollback(n)
+        self.n_moves += 1
+
+    @property
+    def rollback_limit(self) -> int:
+        with self._free():
+            return min(self._chain.ask_all("rollback_limit"))
+
+    def checkpoint(self) -> None:
+        with self._free():
+            self._chain.ask_all("checkpoint")
+            self._checkpoint = self.position
+
+    @property
+    def since_checkpoint(self) -> int:
+        return self.position - (self._checkpoint if self._checkpoint <= self.position else 0)
+
+    def align(self, tokens: Tokens) -> list[int]:
+        ids = token_array(tokens)
+        with self._free():
+            return cast("list[int]", self._chain.ask(0, "align", ids))
+
+    def hide_last(self) -> None:
+        with self._free():
+            self._chain.ask(0, "hide_last")
+
+    def reusable(self, tokens: Tokens) -> int:
+        """The last position that all stages can return to."""
+        ids = token_array(tokens)
+        with self._free():
+            return self._reusable(ids)
+
+    def _reusable(self, ids: npt.NDArray[np.int32]) -> int:
+        kept = len(ids)
+        while kept > 0:
+            found = min(self._chain.ask_all("reusable", ids[: kept + 1]))
+            if found == kept:
+                break
+            kept = found
+        return kept
+
+    def reuse(self, tokens: Tokens) -> int:
+        ids = token_array(tokens)
+        if len(ids) == 0:
+            raise ArgumentError("there are no tokens to compare with")
+        with self._free():
+            kept = self._reusable(ids)
+            self._rollback(self.position - kept)
+        return kept
+
+    # -- files --
+
+    @property
+    def note(self) -> bytes:
+        with self._free():
+            return self._chain.note
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        with self._free():
+            self._chain.note = data
+
+    def save(self, path: StrPath) -> None:
+        """Each stage's file is written, path and path.layers-FIRST-END: each all or nothing, one after the other."""
+        with self._free():
+            self._chain.save(path)
+
+    def load(self, path: StrPath) -> None:
+        """As Session.load(), from what save() wrote. FormatError where the stages' files were not saved together."""
+        with self._free():
+            self._chain.load(path)
+            self._checkpoint = 0
+            self.n_moves += 1
+
+    def hold(self, path: StrPath | None) -> None:
+        """As Session.hold(), for the file of the first stage, which stands for all."""
+        with self._free():
+            self._chain.hold(path)
+
+    @property
+    def memory(self) -> Memory:
+        with self._free():
+            each = self._chain.ask_all("memory")
+        return Memory(sum(m.cache_bytes for m in each), sum(m.buffer_bytes for m in each),
+                      sum(m.checkpoint_bytes for m in each))  # fmt: skip
+
+    # -- generation, which asks no more of a session than what is above --
+
+    def generate(
+        self, tokens: Tokens, max_tokens: int | None = None, *, stop: str | Sequence[str] = (), logprobs: int = 0,
+        grammar: Grammar | None = None, progress: Progress | None = None, draft: str | Propose = "auto",
+        draft_max: int | None = None, **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Session.generate()."""
+        session = cast("Session", self)
+        return generate(session, tokens, max_tokens, stop, logprobs, grammar, progress,
+                        speculation(session, draft, draft_max), sampling)
+
+    def chat(self, messages: Sequence[Message], think: str = "off", tools: Sequence[Mapping[str, Any]] | None = None,
+             **options: Any) -> Reply:
+        """Session.chat()."""
+        chat: Callable[..., Reply] = Session.chat
+        return chat(self, messages, think, tools, **options)
