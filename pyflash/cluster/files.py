@@ -42,8 +42,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Head:
-    """A file of a model, one of its shards or the only one: its name without folders, its bytes in all, and what lies before the
-    weights."""
+    """A file of a model, one of its shards or the only one: its name without folders, its bytes in all, and what lies
+    before the weights."""
 
     name: str
     n_bytes: int
@@ -94,7 +94,7 @@ class LocalSource:
         self._shards = shard_paths(path, self._gguf)
         entries = read_entries(path, self._gguf) or {}
         self._tensors = {
-            name: Tensor(name, self._shards.index(ref.path), ref.offset, ref.nbytes, entries[name][0] if name in entries else "")
+            name: Tensor(name, self._shards.index(ref.path), ref.offset, ref.nbytes, entries.get(name, ("",))[0])
             for name, ref in self._gguf.tensors.items() if ref.path is not None
         }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pyflash.cluster.layout import lay_out
+from pyflash.cluster.layout import planned
 from pyflash.cluster.pipeline import Pipeline
+from pyflash.cluster.provide import Provider
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.session import Session
 from pyflash.engine import model as engine_model
@@ -46,9 +46,11 @@ class Model:
     @classmethod
     def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
              stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None, **options: Any) -> Model:
-        """Opens a file in stages on the machines of a Ray cluster, which all have it at this path.
+        """Opens a file in stages on the machines of a Ray cluster. Machines that do not have it at this path get what their
+        stage reads of it, once.
 
-        stages: "auto" for one a machine, their number, or the layers (first, end) of each. address: of the cluster's head,
+        stages: "auto" for as few as have room, their number, or the layers (first, end) of each; where there are several
+        machines, placement.place() says which has which, by memory and bandwidth. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
         cluster of this machine alone, for as long as the model is open. stage_timeout: seconds of silence after which a
         stage is taken to be lost. tell: is called with a line when that happens, and when the stages are back; None: the
@@ -69,9 +71,9 @@ class Model:
         connection = None
         try:
             connection = Connection(address)
-            places = lay_out(beginning.info.n_layer, stages, connection.nodes())
-            file = str(Path(path).absolute())
-            pipeline = Pipeline(connection, file, places, {"device": "cpu", **options}, stage_timeout, tell or _log.warning)
+            places = planned(connection, path, stages, beginning.info.n_layer)
+            provider = Provider(connection, path, progress)
+            pipeline = Pipeline(connection, provider, places, {"device": "cpu", **options}, stage_timeout, tell or _log.warning)
         except BaseException:
             beginning.close()
             if connection is not None:

@@ -1,4 +1,4 @@
-"""What each machine of a Ray cluster has: memory, read bandwidth, kernel sets, versions, the model's file; and what it lacks."""
+"""What each machine of a Ray cluster has, memory, read bandwidth, kernel sets, version, the model's file; what it lacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SHARE_FREE: Final = 0.95  # of the memory that is available: the rest is left to what else runs there
 PATIENCE: Final = 60.0  # seconds that a machine has to tell what it has; its first measurement takes a few
-_INSTALL: Final = "pip install 'pyflash-llm[cluster]'"
 
 Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -60,8 +59,8 @@ class NodeFacts:
 
 
 def look(path: str | None = None, identity: tuple[str, str] | None = None, layers: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """What this machine has: the fields of NodeFacts that it knows of itself. path, identity, layers: of a file to look for, the
-    identity as FileIdentity's fields."""
+    """What this machine has: the fields of NodeFacts that it knows of itself. path, identity, layers: of a file to look for,
+    the identity as FileIdentity's fields."""
     memory = hardware.memory()
     free = memory.available if memory.available is not None else memory.usable or 0
     place = next(each for each in (copies_folder(), *copies_folder().parents) if each.exists())
@@ -114,8 +113,10 @@ def survey(connection: Connection, path: str | None = None, identity: FileIdenti
     ray = connection.ray
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task = ray.remote(_prober())
-    asked = {task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy(node["NodeID"], soft=False)).remote(wanted): node
-             for node in nodes}
+    asked = {}
+    for node in nodes:
+        there = task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy(node["NodeID"], soft=False))
+        asked[there.remote(wanted)] = node
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
     found = []
     for reference, node in asked.items():
@@ -196,7 +197,7 @@ def lacks(facts: NodeFacts, everybody: Sequence[NodeFacts]) -> list[str]:
         return [facts.problem]
     found = []
     if facts.version != __version__:
-        found.append(f"has pyflash {facts.version or 'of another version'}, and here is {__version__}: {_INSTALL}=={__version__} there")
+        found.append(f"has pyflash {facts.version or 'of another version'}, and here is {__version__}: install that there")
     elif facts.arithmetic != int(lib.PF_ARITHMETIC_VERSION):
         found.append("has a library of another build, whose arithmetic differs: install the same build there")
     if facts.kernels and not common_kernels(everybody):

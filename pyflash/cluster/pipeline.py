@@ -51,12 +51,14 @@ class Pipeline:
     a stage is lost, and when it is back.
     """
 
-    def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
-                 stage_timeout: float, tell: Callable[[str], None]) -> None:
-        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost."""
+    def __init__(self, connection: Connection, files: Callable[[Sequence[StagePlace]], list[str]],
+                 places: Sequence[StagePlace], options: dict[str, Any], stage_timeout: float,
+                 tell: Callable[[str], None]) -> None:
+        """files: gives the path of each stage's file on its machine. options: of Model.open(). stage_timeout: seconds of
+        silence after which a stage is taken to be lost."""
         self._connection = connection
         self._ray = connection.ray
-        self._path, self._options = path, options
+        self._files, self._options = files, options
         self._timeout = stage_timeout
         self.tell = tell
         self.epoch = 0
@@ -95,12 +97,13 @@ class Pipeline:
 
     def _opened(self, places: Sequence[tuple[int, StagePlace]]) -> list[Stage]:
         """New stages, side by side, by their numbers. All compute by one kernel set."""
+        paths = self._files([place for _, place in places])
         actors = [self._new_actor(place.node) for _, place in places]
         try:
-            facts = self._open_all(actors, places, self._options)
+            facts = self._open_all(actors, places, paths, self._options)
             if self._options.get("isa") is None and len({each.info.cpu_isa for each in facts}) > 1:
                 self._options = {**self._options, "isa": common_kernels([each.kernels for each in facts])}
-                facts = self._open_all(actors, places, self._options)
+                facts = self._open_all(actors, places, paths, self._options)
             check_alike([*(stage.facts for stage in self.stages), *facts])
         except BaseException:
             for actor in actors:
@@ -108,10 +111,10 @@ class Pipeline:
             raise
         return [Stage(actor, place, fact) for actor, (_, place), fact in zip(actors, places, facts, strict=True)]
 
-    def _open_all(self, actors: Sequence[Any], places: Sequence[tuple[int, StagePlace]],
+    def _open_all(self, actors: Sequence[Any], places: Sequence[tuple[int, StagePlace]], paths: Sequence[str],
                   options: dict[str, Any]) -> list[StageFacts]:
-        refs = [actor.open.remote(at, self._path, place.layers, options)
-                for actor, (at, place) in zip(actors, places, strict=True)]  # fmt: skip
+        refs = [actor.open.remote(at, path, place.layers, options)
+                for actor, (at, place), path in zip(actors, places, paths, strict=True)]  # fmt: skip
         return [self._got(ref, _OPENING_SECONDS) for ref in refs]
 
     def _got(self, ref: Any, seconds: float) -> Any:

@@ -1,4 +1,4 @@
-"""What `pyflash cluster plan` tells: stages, where they go, what they take, and how fast that is by the model of placement.py."""
+"""What `pyflash cluster plan` tells: stages, where they go, what they take, and how fast that is."""
 
 from __future__ import annotations
 

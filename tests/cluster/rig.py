@@ -32,6 +32,7 @@ PORTS = {"--node-manager-port": 6380, "--object-manager-port": 6381, "--runtime-
          "--dashboard-agent-listen-port": 6383, "--dashboard-agent-grpc-port": 6384, "--metrics-export-port": 6385,
          "--ray-client-server-port": 6386}
 WORKER_PORTS = (6400, 6499)
+_RAY_TRIES = 3
 
 
 def missing() -> str | None:
@@ -146,7 +147,8 @@ class Network:
 
     def environment(self, node: int) -> dict[str, str]:
         own = self.folder / str(node)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith(("RAY_", "PYTEST_")) and not name.lower().endswith("_proxy")}
         return {**kept, "HOME": str(own / "home"), "PYFLASH_CACHE": str(own / "cache"), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def command(self, node: int, *command: str, hidden: Sequence[Path] = ()) -> list[str]:
@@ -201,15 +203,16 @@ class Network:
 class RayNetwork(Network):
     """The same with a Ray node in every namespace, the head in the first, started as docs/cluster.md has it."""
 
-    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, *,
+    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, *, n_started: int | None = None,
                  environment: Mapping[str, str] | None = None, hidden: Mapping[int, Sequence[Path]] | None = None) -> None:
-        """environment: of every node; hidden: folders that a node does not have."""
+        """n_started: how many have a Ray node from the beginning, all by default. environment: of every node; hidden: folders
+        that a node does not have."""
         super().__init__(n, rate, delay)
         self.address = f"{self.addresses[0]}:{GCS_PORT}"
         self._more = dict(environment or {})
         self._hidden = dict(hidden or {})
         try:
-            for node in range(n):
+            for node in range(n if n_started is None else n_started):
                 self.start_ray(node)
         except BaseException:
             self.close()
@@ -228,10 +231,13 @@ class RayNetwork(Network):
                 str(WORKER_PORTS[1]), "--num-cpus", "1", "--object-store-memory", str(100 << 20), "--disable-usage-stats"]
 
     def start_ray(self, node: int) -> None:
-        """RuntimeError with what Ray said where it does not start."""
-        done = self.run(node, *self.ray_command(node), hidden=self._hidden.get(node, ()))
-        if done.returncode != 0:
-            raise RuntimeError(f"ray start on node {node}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+        """RuntimeError with what Ray said where it does not start. Ray gives a busy machine 30 s, which cannot be changed."""
+        for _ in range(_RAY_TRIES):
+            done = self.run(node, *self.ray_command(node), hidden=self._hidden.get(node, ()))
+            if done.returncode == 0:
+                return
+            self.kill_node(node)
+        raise RuntimeError(f"ray start on node {node}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
 
     def python(self, node: int, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """Python on that node, which sees what a driver there would."""

@@ -47,7 +47,8 @@ def names_of(path: Path, layers: tuple[int, int]) -> list[str]:
 
 def copy(path: Path, layers: tuple[int, int], source: files.Source | None = None, **more: object) -> Path:
     identity = file_identity(path, layers)
-    return fetch(source or LocalSource(path), identity.directory, layers, names_of(path, layers), **more)  # type: ignore[arg-type]
+    names = names_of(path, layers)
+    return fetch(source or LocalSource(path), identity.directory, layers, names, **more)  # type: ignore[arg-type]
 
 
 def disk_bytes(folder: Path) -> int:

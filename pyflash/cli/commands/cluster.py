@@ -81,8 +81,8 @@ _ray = option("--ray", metavar="ADDRESS",
               help="How many stages; auto: as few as have room.")
 @_ray
 @click.option("--node", "given", type=NodeType(), multiple=True,
-              help="A machine, such as big:96G:80G: its name, the memory that is free, and the bytes a second that it reads from "
-              "memory. Without --ray all machines are named so; with it, it is said instead of what is measured, and either "
+              help="A machine, such as big:96G:80G: its name, the memory that is free, and the bytes a second that it reads "
+              "from memory. Without --ray all machines are named so; with it, it is said instead of what is measured, and either "
               "size may be empty.")
 @click.option("--link", type=LinkType(), default="1G:0.1ms", show_default=True,
               help="What lies between two machines: bits a second, and the delay one way.")
