@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -200,8 +199,8 @@ def lacks(facts: NodeFacts, everybody: Sequence[NodeFacts]) -> list[str]:
         found.append(f"has pyflash {facts.version or 'of another version'}, and here is {__version__}: install that there")
     elif facts.arithmetic != int(lib.PF_ARITHMETIC_VERSION):
         found.append("has a library of another build, whose arithmetic differs: install the same build there")
-    if facts.kernels and not common_kernels(everybody):
-        found.append(f"computes by {', '.join(facts.kernels)}, and no kernel set is everybody's")
+    elif not common_kernels([everybody[0], facts]):
+        found.append(f"computes by {', '.join(facts.kernels)}, none of which {everybody[0].name} has: leave it out")
     if facts.file == "other":
         found.append("has another file at that path: remove or rename it there, so that the right one is copied")
     if facts.version and not facts.memory_bytes:
