@@ -77,14 +77,14 @@ _ray = option("--ray", metavar="ADDRESS",
 
 @cluster.command("plan")
 @click.argument("file", type=GGUFFile())
-@click.option("--stages", type=StageNumber(), default="auto", show_default=True,
+@click.option("--stages", type=StageNumber(), default="auto", show_default=True, metavar="auto|N",
               help="How many stages; auto: as few as have room.")
 @_ray
-@click.option("--node", "given", type=NodeType(), multiple=True,
+@click.option("--node", "given", type=NodeType(), multiple=True, metavar="NAME:MEMORY:BANDWIDTH",
               help="A machine, such as big:96G:80G: its name, the memory that is free, and the bytes a second that it reads "
               "from memory. Without --ray all machines are named so; with it, it is said instead of what is measured, and either "
               "size may be empty.")
-@click.option("--link", type=LinkType(), default="1G:0.1ms", show_default=True,
+@click.option("--link", type=LinkType(), default="1G:0.1ms", show_default=True, metavar="BITS:DELAY",
               help="What lies between two machines: bits a second, and the delay one way.")
 @click.option("--ctx", "-c", type=click.IntRange(1), metavar="N",
               help="Context in tokens to plan for.  [default: the model's, at most 65536]")
