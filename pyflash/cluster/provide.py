@@ -21,6 +21,7 @@ from pyflash.native.errors import DeviceError, Error, FileError
 from pyflash.native.values import StrPath
 
 _AHEAD: Final = 4  # pieces that are on their way at once
+_PATIENCE: Final = 60.0  # seconds that a machine has to start a process and look for the file
 
 Progress = Callable[[int, int], None]
 
@@ -156,7 +157,7 @@ class Provider:
                                          [name for name in names if is_opened(name, info, place.layers)])
                     for place, fetcher, identity in wanted]
             self._watch(refs, [fetcher for _, fetcher, _ in wanted])
-            return [str(self._got(ref, place).unwrap()) for ref, (place, _, _) in zip(refs, wanted, strict=True)]
+            return [str(self._got(ref, place, None).unwrap()) for ref, (place, _, _) in zip(refs, wanted, strict=True)]
         finally:
             self._ray.kill(server)
 
@@ -179,9 +180,9 @@ class Provider:
                     return  # whoever asks for the results is told
                 self._progress(sum(done for done, _ in each), max(1, sum(total for _, total in each)))
 
-    def _got(self, ref: Any, place: StagePlace) -> Any:
+    def _got(self, ref: Any, place: StagePlace, seconds: float | None = _PATIENCE) -> Any:
         try:
-            return self._ray.get(ref)
+            return self._ray.get(ref, timeout=seconds)
         except self._ray.exceptions.RayError as error:
             raise DeviceError(f"{self._name(place)} cannot be asked for its file: {type(error).__name__}",
                               "pyflash cluster check tells what it lacks") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,21 @@ def test_what_this_machine_tells(demo_model: Path, own_cache: Path) -> None:
     assert facts.file == "here" and facts.version == __version__ and not lacks(facts, [facts])
     assert 0 < facts.memory_bytes and facts.disk_bytes > 0 and facts.n_threads >= 1
     assert look(str(demo_model) + "x", (identity.directory, identity.samples), (0, 1))["file"] == "missing"
-    kept = own_cache / "cluster" / "bandwidth.json"
-    assert list(json.loads(kept.read_text()).values()) == [told["bandwidth"]]
-    kept.write_text(kept.read_text().replace(str(told["bandwidth"]), "12345.0"))
-    assert look()["bandwidth"] == 12345.0  # not measured again
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"a": "b"}', "{", "[1]"])
+@pytest.mark.parametrize("load", [0.0, 1000.0], ids=["idle", "busy"])
+def test_bandwidth_is_measured_once_on_an_idle_machine(own_cache: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(pyflash.Model, "read_bandwidth", lambda model, size: 5e9)
+    assert nodes.read_bandwidth()[0] == 5e9
+    monkeypatch.setattr(pyflash.Model, "read_bandwidth", lambda model, size: 7e9)
+    assert nodes.read_bandwidth()[0] == (7e9 if load else 5e9)
+    monkeypatch.setattr(pyflash.Model, "read_bandwidth", lambda model, size: 6e9)
+    assert nodes.read_bandwidth()[0] == (7e9 if load else 5e9)  # the better one counts
+    assert len(json.loads((own_cache / "cluster" / "bandwidth.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": "b"}', "{", "[1]", '{"a": {"bytes_per_second": "x"}}'])
 def test_a_damaged_note_of_bandwidths_is_made_again(own_cache: Path, text: str) -> None:
     (own_cache / "cluster").mkdir()
     (own_cache / "cluster" / "bandwidth.json").write_text(text)
