@@ -32,6 +32,7 @@ PORTS = {"--node-manager-port": 6380, "--object-manager-port": 6381, "--runtime-
          "--dashboard-agent-listen-port": 6383, "--dashboard-agent-grpc-port": 6384, "--metrics-export-port": 6385,
          "--ray-client-server-port": 6386}
 WORKER_PORTS = (6400, 6499)
+HEAD_PORTS = {GCS_PORT, 44217, 44227}  # the last two tell metrics of the head
 _RAY_TRIES = 3
 
 
@@ -239,9 +240,20 @@ class RayNetwork(Network):
             self.kill_node(node)
         raise RuntimeError(f"ray start on node {node}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
 
-    def python(self, node: int, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        """Python on that node, which sees what a driver there would."""
-        return self.run(node, sys.executable, *arguments, hidden=self._hidden.get(node, ()), **more)
+    def python(self, node: int, *arguments: str, environment: Mapping[str, str] | None = None,
+               **more: Any) -> subprocess.CompletedProcess[str]:
+        """Python on that node, which sees what a driver there would, to the end."""
+        return self.run(node, sys.executable, *arguments, hidden=self._hidden.get(node, ()),
+                        environment=self._as_driver(environment), **more)
+
+    def start_python(self, node: int, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+        """The same, meanwhile."""
+        return self.start(node, sys.executable, *arguments, hidden=self._hidden.get(node, ()),
+                          environment=self._as_driver(None), **more)
+
+    def _as_driver(self, environment: Mapping[str, str] | None) -> dict[str, str]:
+        """By itself Ray looks for a cluster among all processes of the machine, also those of other namespaces."""
+        return {"RAY_ADDRESS": self.address, **(environment or {})}
 
 
 def wait_for(condition: Callable[[], _T], what: str, seconds: float = PATIENCE) -> _T:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,7 @@ def test_killed_stages_change_no_token(net: RayNetwork, file: str, undisturbed: 
 @pytest.mark.parametrize("mends", [True, False], ids=["for a moment", "for good"])
 def test_a_cut_link_changes_no_token(net: RayNetwork, file: str, undisturbed: list[int], mends: bool) -> None:
     """Either generation goes on, on the machines that are left, or an error says so."""
-    command = [sys.executable, DRIVER, file, "--tokens", str(N_TOKENS), "--timeout", "6"]
-    process = net.start(0, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = net.start_python(0, DRIVER, file, "--tokens", str(N_TOKENS), "--timeout", "6", stdout=subprocess.PIPE)
     assert process.stdout is not None
     lines: list[str] = []
     try:
@@ -174,14 +172,14 @@ def test_a_slow_link_changes_no_token(net: RayNetwork, file: str, undisturbed: l
 
 def test_only_documented_ports_listen(net: RayNetwork, file: str) -> None:
     """While a model is open: what listens is Ray's, at the ports that it was told, and nothing of ours."""
-    process = net.start(0, sys.executable, DRIVER, file, "--tokens", "400", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = net.start_python(0, DRIVER, file, "--tokens", "400", stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         wait_for(lambda: process.stdout is not None and process.stdout.readline().startswith("token"), "a token")
-        allowed = {*rig.PORTS.values(), rig.GCS_PORT}
         for node in (0, 1):
             listening = net.listening(node)
             assert listening
+            allowed = {*rig.PORTS.values(), *(rig.HEAD_PORTS if node == 0 else ())}
             odd = {(address, port) for address, port in listening
                    if port not in allowed and not rig.WORKER_PORTS[0] <= port <= rig.WORKER_PORTS[1]}
             assert odd == set(), f"node {node}"
