@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -175,12 +175,61 @@ def parse_size(text: str) -> int:
     return int(digits) * unit
 
 
+class Stages(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if value == "auto" or isinstance(value, int):
+            return cast("str | int", value)
+        if not value.isdecimal() or not 1 <= int(value) <= 1000:
+            self.fail(f'{value!r} is neither "auto" nor a number of stages', param, ctx)
+        return int(value)
+
+
+def stage_options(command: _F) -> _F:
+    """A model in stages on several machines."""
+    options = (
+        option("--stages", type=Stages(), help="Cut the model into so many stages of consecutive layers, on the machines of a "
+               "Ray cluster; auto: as few as have room. docs/cluster.md tells how."),
+        option("--ray", metavar="ADDRESS", help="The Ray cluster of --stages: HOST:PORT of its head, or auto for the one that "
+               "runs on this machine.  [default: one of this machine alone]"),
+        option("--streams", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+               help="How stages hand activations on. bfloat16: half the bytes, and other last bits than the whole model."),
+        option("--stage-timeout", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
+               help="Take a stage that is silent for so long to be lost, and start it again."),
+    )
+    for add in reversed(options):
+        command = add(command)
+    return command
+
+
+def _open_stages(file: str, options: Mapping[str, Any]) -> pyflash.Model:
+    if device_arguments({**options, "device": options["device"] or "cpu"}) != {"device": "cpu"}:
+        raise click.UsageError("--stages are computed by the processor: leave out --device and --gpu-layers")
+    from pyflash import cluster
+
+    found: Any = cluster.Model.open(
+        file, options["stages"], options["ray"], streams=options["streams"], stage_timeout=options["stage_timeout"],
+        tell=lambda line: say(f"pyflash: {line}"),
+        threads=options["threads"], precision=options["precision"], pin=options["pin"], prefault=options["prefault"],
+        mlock=options["mlock"], expert_budget=options["expert_budget"] or 0, release=options.get("release"),
+        mtp=options.get("mtp"), draft_head=options.get("draft_head", DRAFT_HEAD),
+    )
+    return cast("pyflash.Model", found)  # what commands ask of a model it has as well
+
+
 def open_model(file: str | None, options: Mapping[str, Any]) -> tuple[pyflash.Model, int]:
     """The model, opened as model_options say, and its expert_budget. None: the demo model, with what drafts for it."""
+    if options.get("ray") and options.get("stages") is None:
+        raise click.UsageError("--ray belongs to --stages: give --stages auto or a number")
     if file is None:
         with Progress("converting", sys.stderr) as progress:
             file = str(demo.path(progress.update, progress.say))
         options = {**options, "mtp": options.get("mtp") or demo.draft_path()}
+    if options.get("stages") is not None:
+        return _open_stages(file, options), options["expert_budget"] or 0
     model = _open(file, options, options["expert_budget"] or 0)
     if options["expert_budget"] is not None or options["prefault"] or options["mlock"]:
         return model, options["expert_budget"] or 0

@@ -11,17 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
 from pyflash.cluster import session_files
 from pyflash.cluster.messages import Order, Outcome, SessionFacts, Share, Step, Ticket
-from pyflash.cluster.pipeline import Mail, Pipeline, StageLost
+from pyflash.cluster.pipeline import MOST_TRIES, Mail, Pipeline, StageLost
 from pyflash.engine.session import Session
-from pyflash.engine.stage_chain import Check, Done, Ids, Wish, check_saved_together, stage_files
+from pyflash.engine.stage_chain import Check, Done, Ids, StageChain, Wish, check_saved_together, stage_files
 from pyflash.engine.steps import MOST_WAITING
-from pyflash.native.errors import ArgumentError, CancelledError, ClosedError
+from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, DeviceError
 from pyflash.native.values import FloatArray, StrPath
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def _goes_on() -> None:
 
 
 @dataclass(frozen=True)
-class _Sent:
+class Sent:
     """A step that is under way. result: Ray's reference. last: its ticket at each stage."""
 
     tokens: list[int]
@@ -56,17 +56,17 @@ class RemoteChain:
 
     def __init__(self, pipeline: Pipeline, options: Mapping[str, Any], holder: Callable[[], Session]) -> None:
         """options: of Model.session(). holder: gives a session that can hold files on this machine."""
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._options = dict(options)
         if self._options.get("checkpoints") is None:  # those on the way through a prompt come beside the caller's
             self._options["checkpoints"] = _CHECKPOINTS + len(pipeline.stages)
         self._make_holder = holder
         self._holder: Session | None = None
-        self._mail: Mail = Mail()
+        self.mail: Mail = Mail()
         self._tokens: list[int] = []  # kept by all stages
         self._waiting: list[int] = []  # wait in all stages
         self._ahead: list[int] = []  # can be advanced to
-        self._number = self._epoch = -1  # of the session, in which epoch of the pipeline
+        self.number = self.epoch = -1  # of the session, in which epoch of the pipeline
         self._next: list[int] = []  # ticket of each stage
         self._before: list[list[Order]] = []  # orders that each stage has not been sent
         self._facts = SessionFacts(0, 0, 0)
@@ -97,14 +97,14 @@ class RemoteChain:
     def ahead(self) -> int:
         return len(self._ahead)
 
-    def _order(self, what: str, n: int = 0) -> None:
+    def order(self, what: str, n: int = 0) -> None:
         """Has every stage do something before its next message."""
         for orders in self._before:
             orders.append((what, n))
 
     # -- messages --
 
-    def _tickets(self, stages: Sequence[int]) -> list[Ticket]:
+    def tickets(self, stages: Sequence[int]) -> list[Ticket]:
         tickets = []
         for at in stages:
             tickets.append(Ticket(self._next[at], tuple(self._before[at])))
@@ -113,40 +113,40 @@ class RemoteChain:
         return tickets
 
     def _ask(self, stages: Sequence[int], method: str, arguments: tuple[Any, ...]) -> list[Any]:
-        refs = [self._pipeline.stages[at].actor.ask.remote(self._epoch, self._number, ticket, method, arguments)
-                for at, ticket in zip(stages, self._tickets(stages), strict=True)]  # fmt: skip
-        outcomes: list[Outcome] = self._pipeline.wait(refs, self._epoch, self._mail, _goes_on)
+        refs = [self.pipeline.stages[at].actor.ask.remote(self.epoch, self.number, ticket, method, arguments)
+                for at, ticket in zip(stages, self.tickets(stages), strict=True)]  # fmt: skip
+        outcomes: list[Outcome] = self.pipeline.wait(refs, self.epoch, self.mail, _goes_on)
         return [outcome.unwrap() for outcome in outcomes]
 
     @property
-    def _all(self) -> range:
-        return range(len(self._pipeline.stages))
+    def all_stages(self) -> range:
+        return range(len(self.pipeline.stages))
 
-    def _send(self, ids: Sequence[int], position: int, logits: Wish, is_kept: bool) -> _Sent:
-        tickets = self._tickets(self._all)
-        share = Share(self._number, np.asarray(ids, dtype=np.int32), position, tuple(tickets))
-        key, stages = self._pipeline.new_key(), self._pipeline.stages
-        result = stages[-1].actor.result.remote(self._epoch, key)
-        stages[0].actor.step.remote(Step(self._epoch, key, (share,), logits, is_kept))
-        return _Sent(list(ids), result, [ticket.number for ticket in tickets])
+    def _send(self, ids: Sequence[int], position: int, logits: Wish, is_kept: bool) -> Sent:
+        tickets = self.tickets(self.all_stages)
+        share = Share(self.number, np.asarray(ids, dtype=np.int32), position, tuple(tickets))
+        key, stages = self.pipeline.new_key(), self.pipeline.stages
+        result = stages[-1].actor.result.remote(self.epoch, key)
+        stages[0].actor.step.remote(Step(self.epoch, key, (share,), logits, is_kept))
+        return Sent(list(ids), result, [ticket.number for ticket in tickets])
 
-    def _cancel(self, sent: Sequence[_Sent]) -> None:
-        for at, stage in enumerate(self._pipeline.stages):
-            stage.actor.cancel.remote(self._epoch, self._number, sent[-1].last[at])
+    def cancel(self, sent: Sequence[Sent]) -> None:
+        for at, stage in enumerate(self.pipeline.stages):
+            stage.actor.cancel.remote(self.epoch, self.number, sent[-1].last[at])
 
-    def _received(self, sent: _Sent, check: Check, under_way: Sequence[_Sent]) -> FloatArray | Exception | None:
+    def _received(self, sent: Sent, check: Check, under_way: Sequence[Sent]) -> FloatArray | Exception | None:
         """What a step gave: logits or an error. check() ends all that is under way."""
 
         def asked() -> None:
             try:
                 check()
             except CancelledError:
-                self._cancel(under_way)
+                self.cancel(under_way)
                 raise
 
-        (results,) = self._pipeline.wait([sent.result], self._epoch, self._mail, asked)
+        (results,) = self.pipeline.wait([sent.result], self.epoch, self.mail, asked)
         if results is None:
-            raise StageLost(self._epoch, "the stages have begun anew")
+            raise StageLost(self.epoch, "the stages have begun anew")
         found: FloatArray | Exception | None = results[0]
         return found
 
@@ -154,40 +154,45 @@ class RemoteChain:
 
     def _surviving(self, check: Check, call: Callable[[], T]) -> T:
         """What call() gives, which begins again when a stage is lost under it."""
-        while True:
+        for _ in range(MOST_TRIES):
             try:
-                self._be_there(check)
-                return call()
+                self.be_there(check)
+                found = call()
             except StageLost as lost:
-                self._pipeline.begin_anew(lost)
+                self.pipeline.begin_anew(lost)
+            else:
+                self.pipeline.note_done()
+                return found
+        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated", "see whether its machine has memory for "
+                          "it, and evaluate less at once")  # fmt: skip
 
-    def _be_there(self, check: Check) -> None:
+    def be_there(self, check: Check) -> None:
         """Makes the session's parts, and evaluates its tokens again where they have been lost."""
         if self._is_closed:
             raise ClosedError("the session is closed")
-        if self._epoch == self._pipeline.epoch:
+        if self.epoch == self.pipeline.epoch:
             return
-        self._open(self._pipeline.epoch)
+        self._open(self.pipeline.epoch)
         if not self._tokens and not self._waiting:
             return
         tokens, self._tokens = self._tokens, []
         try:
-            with self._pipeline.evaluating_again(len(tokens), check):
+            with self.pipeline.evaluating_again(len(tokens), check):
                 if tokens:
                     self._pieces(tokens, "none", check, lambda end, _: None)
                 if self._waiting:
                     self._step(self._waiting, "none", check)
         except BaseException:
-            self._epoch = -1
+            self.epoch = -1
             raise
         finally:
             self._tokens = tokens
 
     def _open(self, epoch: int) -> None:
-        stages = self._pipeline.stages
-        number = self._pipeline.new_number()
+        stages = self.pipeline.stages
+        number = self.pipeline.new_number()
         refs = [stage.actor.open_session.remote(epoch, number, self._options) for stage in stages]
-        outcomes: list[Outcome] = self._pipeline.wait(refs, epoch, self._mail, _goes_on)
+        outcomes: list[Outcome] = self.pipeline.wait(refs, epoch, self.mail, _goes_on)
         failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
         if failed is not None:
             for stage in stages:
@@ -195,7 +200,7 @@ class RemoteChain:
             failed.unwrap()
         facts: list[SessionFacts] = [outcome.value for outcome in outcomes]
         self._facts = SessionFacts(facts[0].capacity, facts[0].chunk, min(each.most_ahead for each in facts))
-        self._number, self._epoch = number, epoch
+        self.number, self.epoch = number, epoch
         self._next, self._before, self._ahead = [0] * len(stages), [[] for _ in stages], []
 
     # -- steps --
@@ -218,10 +223,10 @@ class RemoteChain:
         self._surviving(check, rest)
 
     def _pieces(self, ids: list[int], logits: Wish, check: Check, done: Done) -> None:
-        length = piece_length(len(ids), len(self._all), self._facts.chunk)
+        length = piece_length(len(ids), len(self.all_stages), self._facts.chunk)
         if len(ids) <= length:
             found = self._step(ids, logits, check)
-            self._order("keep", len(ids))
+            self.order("keep", len(ids))
             self._tokens += ids
             done(len(ids), found)
         else:
@@ -231,14 +236,14 @@ class RemoteChain:
         """Sends pieces one behind the other, so that all stages work at once. Each keeps a piece as soon as it has computed
         it, and remembers where that begins: what ends this has all of them return to one position."""
         begin, n_sent, n_kept, began = len(self._tokens), 0, 0, time.monotonic()
-        under_way: deque[_Sent] = deque()
+        under_way: deque[Sent] = deque()
         try:
             while n_kept < len(ids):
-                while n_sent < len(ids) and len(under_way) <= len(self._all):
+                while n_sent < len(ids) and len(under_way) <= len(self.all_stages):
                     piece = ids[n_sent : n_sent + length]
                     is_last = n_sent + len(piece) == len(ids)
                     if begin + n_sent:
-                        self._order("checkpoint")
+                        self.order("checkpoint")
                     wish = "none" if logits == "last" and not is_last else logits
                     under_way.append(self._send(piece, begin + n_sent, wish, True))
                     n_sent += len(piece)
@@ -254,13 +259,13 @@ class RemoteChain:
         except BaseException:
             self._return_to_one(under_way, self._tokens[:begin] + ids[:n_sent])
             raise
-        self._pipeline.note_rate(len(ids), time.monotonic() - began)
+        self.pipeline.note_rate(len(ids), time.monotonic() - began)
 
-    def _return_to_one(self, under_way: deque[_Sent], sent: list[int]) -> None:
+    def _return_to_one(self, under_way: deque[Sent], sent: list[int]) -> None:
         """Brings all stages to the last position that all of them can return to, when what is under way is over."""
         try:
             if under_way:
-                self._cancel(under_way)
+                self.cancel(under_way)
             is_whole = True
             for each in under_way:
                 is_whole = is_whole and not isinstance(self._received(each, _goes_on, ()), Exception)
@@ -268,26 +273,46 @@ class RemoteChain:
                     self._tokens += each.tokens
             kept = len(self._tokens)
             while kept > 0:
-                found = min(self._ask(self._all, "reusable", ([*sent[:kept], 0],)))
+                found = min(self._ask(self.all_stages, "reusable", ([*sent[:kept], 0],)))
                 if found == kept:
                     break
                 kept = found
-            self._ask(self._all, "return_to", (kept,))
+            self._ask(self.all_stages, "return_to", (kept,))
             self._tokens = self._tokens[:kept]
         except StageLost:
-            self._epoch = -1  # evaluated again when it is used again
+            self.epoch = -1  # evaluated again when it is used again
         except BaseException:  # an impatient second Ctrl-C
-            self._epoch = -1
+            self.epoch = -1
             raise
 
-    def step(self, ids: Ids, check: Check) -> FloatArray:
+    def begin_step(self) -> None:
+        """Before tokens of this session go into a step that is to leave them waiting."""
         self._check_nothing_waits()
-        check()
         self._ahead = []
+
+    def left_waiting(self, tokens: Sequence[int]) -> None:
+        """After it."""
+        self._waiting = list(tokens)
+
+    def step(self, ids: Ids, check: Check) -> FloatArray:
+        self.begin_step()
+        check()
         tokens = ids.tolist()
         found = self._surviving(check, lambda: self._step(tokens, "all", check))
         assert found is not None
-        self._waiting = tokens
+        self.left_waiting(tokens)
+        return found
+
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+        from pyflash.cluster.together import step_together
+
+        chains = [self, *(cast("RemoteChain", each) for each in others)]
+        for chain in chains:
+            chain.begin_step()
+        found = step_together(chains, ids, checks)
+        for chain, tokens, each in zip(chains, ids, found, strict=True):
+            if not isinstance(each, Exception):
+                chain.left_waiting(tokens.tolist())
         return found
 
     def _step(self, ids: list[int], logits: Wish, check: Check) -> FloatArray | None:
@@ -300,8 +325,8 @@ class RemoteChain:
         except StageLost:
             raise
         except BaseException:
-            self._cancel([sent])
-            self._order("drop")  # in its turn, where it has been computed
+            self.cancel([sent])
+            self.order("drop")  # in its turn, where it has been computed
             raise
         return None if found is None else np.array(found)  # Ray's are read-only
 
@@ -313,15 +338,15 @@ class RemoteChain:
         if n > len(self._waiting) or (0 < n < len(self._waiting) and len(self._waiting) > MOST_WAITING):
             raise ArgumentError(f"{n} of {len(self._waiting)} tokens that wait cannot be kept")
         if self._waiting:
-            self._order("keep", n)
+            self.order("keep", n)
             self._tokens += self._waiting[:n]
             self._ahead, self._waiting = self._waiting[n:], []
 
     def advance(self) -> bool:
-        if not self._ahead or self._epoch != self._pipeline.epoch:
+        if not self._ahead or self.epoch != self.pipeline.epoch:
             self._ahead = []
             return False
-        self._order("advance", 1)
+        self.order("advance", 1)
         self._tokens.append(self._ahead.pop(0))
         return True
 
@@ -329,26 +354,26 @@ class RemoteChain:
         self._check_nothing_waits()
         if n > len(self._tokens):
             raise ArgumentError(f"cannot drop {n} tokens of {len(self._tokens)}")
-        if n and self._epoch == self._pipeline.epoch:  # else there is nothing yet to be rolled back
-            self._surviving(_goes_on, lambda: self._ask(self._all, "check_rollback", (n,)))
-            self._order("rollback", n)
+        if n and self.epoch == self.pipeline.epoch:  # else there is nothing yet to be rolled back
+            self._surviving(_goes_on, lambda: self._ask(self.all_stages, "check_rollback", (n,)))
+            self.order("rollback", n)
         self._tokens = self._tokens[: len(self._tokens) - n]
         self._ahead = []
 
     # -- the rest --
 
     def ask(self, stage: int, method: str, *arguments: Any) -> Any:
-        at = self._all[stage]
+        at = self.all_stages[stage]
         found = self._surviving(_goes_on, lambda: self._ask([at], method, arguments))[0]
         if method in ("draft", "draft_tokens"):
             self._ahead = []  # the last stage has forgotten its own
         return found
 
     def ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        return self._surviving(_goes_on, lambda: self._ask(self._all, method, arguments))
+        return self._surviving(_goes_on, lambda: self._ask(self.all_stages, method, arguments))
 
     def _files(self, path: StrPath) -> list[str]:
-        return stage_files(path, [stage.place.layers for stage in self._pipeline.stages])
+        return stage_files(path, [stage.place.layers for stage in self.pipeline.stages])
 
     def save(self, path: StrPath) -> None:
         self._check_nothing_waits()
@@ -356,8 +381,8 @@ class RemoteChain:
 
     def _save(self, path: StrPath) -> None:
         self._ask([0], "set_note", (self.note,))
-        saved = self._ask(self._all, "save", ())
-        for stage, file, (there, size) in zip(self._pipeline.stages, self._files(path), saved, strict=True):
+        saved = self._ask(self.all_stages, "save", ())
+        for stage, file, (there, size) in zip(self.pipeline.stages, self._files(path), saved, strict=True):
             try:
                 session_files.write_whole(file, (self._call(stage, "read_file", there, at, session_files.PIECE)
                                                  for at in range(0, size, session_files.PIECE)))  # fmt: skip
@@ -366,7 +391,7 @@ class RemoteChain:
 
     def _call(self, stage: Any, method: str, *arguments: Any) -> Any:
         """What a stage gives that is asked for no session."""
-        outcome: Outcome = self._pipeline.wait([getattr(stage.actor, method).remote(*arguments)], self._epoch, self._mail,
+        outcome: Outcome = self.pipeline.wait([getattr(stage.actor, method).remote(*arguments)], self.epoch, self.mail,
                                                _goes_on)[0]  # fmt: skip
         return outcome.unwrap()
 
@@ -374,22 +399,22 @@ class RemoteChain:
         self._surviving(_goes_on, lambda: self._load(path))
 
     def _load(self, path: StrPath) -> None:
-        loaded = RemoteChain(self._pipeline, self._options, self._make_holder)
+        loaded = RemoteChain(self.pipeline, self._options, self._make_holder)
         try:
             for at, file in enumerate(self._files(path)):
                 loaded._load_stage(at, file)
-            tokens = loaded._ask(self._all, "tokens", ())
+            tokens = loaded._ask(self.all_stages, "tokens", ())
             check_saved_together(tokens, path)
             (note,) = loaded._ask([0], "note", ())
         except BaseException:
             loaded.close()
             raise
         self._close_parts()
-        self._number, self._epoch, self._next, self._before = loaded._number, loaded._epoch, loaded._next, loaded._before
+        self.number, self.epoch, self._next, self._before = loaded.number, loaded.epoch, loaded._next, loaded._before
         self._tokens, self._waiting, self._ahead, self.note = tokens[0].tolist(), [], [], note
 
     def _load_stage(self, at: int, file: str) -> None:
-        stage, there = self._pipeline.stages[at], None
+        stage, there = self.pipeline.stages[at], None
         try:
             for data in session_files.pieces(file):
                 there = self._call(stage, "write_file", there, data)
@@ -404,17 +429,17 @@ class RemoteChain:
         self._holder.hold(path)
 
     def interrupt(self) -> None:
-        self._mail.put("asked")
+        self.mail.put("asked")
 
     def _close_parts(self) -> None:
-        if self._epoch == self._pipeline.epoch:
-            for stage in self._pipeline.stages:
-                stage.actor.close_session.remote(self._epoch, self._number)
+        if self.epoch == self.pipeline.epoch:
+            for stage in self.pipeline.stages:
+                stage.actor.close_session.remote(self.epoch, self.number)
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            if not self._pipeline.is_closed:
+            if not self.pipeline.is_closed:
                 self._close_parts()
             if self._holder is not None:
                 self._holder.close()

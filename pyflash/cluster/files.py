@@ -19,7 +19,7 @@ from gguf_export.errors import ConvertError, reason
 from gguf_export.outputs import check_space, find_place, resumable_files
 from gguf_export.reader import read_gguf, shard_paths
 from gguf_export.workplace import ResumableWorkplace, flush
-from pyflash.cluster.identity import FileIdentity, file_identity
+from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.machine.places import cache_dir
 from pyflash.native.errors import FileError
 from pyflash.native.values import StrPath
@@ -149,7 +149,7 @@ def _copies(directory: str) -> Path:
 
 
 def locate(path: StrPath, wanted: FileIdentity, layers: Layers) -> Found:
-    """The file of that identity on this machine, for these layers."""
+    """The file of that identity on this machine, for these layers. Without samples in it those are not compared."""
     here = Path(os.fsdecode(path))
     if here.is_file() and _is(here, wanted, layers):
         return Found("here", str(here))
@@ -162,9 +162,10 @@ def locate(path: StrPath, wanted: FileIdentity, layers: Layers) -> Found:
 
 def _is(path: Path, wanted: FileIdentity, layers: Layers) -> bool:
     try:
-        return file_identity(path, layers) == wanted
+        found = FileDirectory(path).identity(layers)
     except FileError:
         return False
+    return found.directory == wanted.directory and wanted.samples in ("", found.samples)
 
 
 # -- copying --

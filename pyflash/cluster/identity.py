@@ -25,24 +25,39 @@ class FileIdentity:
     samples: str
 
 
-def file_identity(path: StrPath, layers: tuple[int, int]) -> FileIdentity:
-    """FileError for what cannot be read."""
-    first = Path(path)
-    directory, samples = (hashlib.blake2b(digest_size=16) for _ in range(2))
-    try:
-        gguf = read_gguf(first, any_type=True)
-        for shard in shard_paths(first, gguf):
-            own = sorted((each for each in gguf.tensors.values() if each.path == shard), key=lambda each: each.offset)
-            with open(shard, "rb") as file:
-                directory.update(file.read(own[0].offset) if own else b"")
-                for tensor in own:
-                    if _is_read(tensor.name, layers):
-                        size = min(_SAMPLE_BYTES, tensor.nbytes)
-                        file.seek(tensor.offset + (tensor.nbytes - size) // 2)
-                        samples.update(file.read(size))
-    except (ConvertError, OSError) as error:
-        raise FileError(str(error)) from error
-    return FileIdentity(directory.hexdigest(), samples.hexdigest())
+class FileDirectory:
+    """A file's shards, and where in them the tensors are; read once."""
+
+    def __init__(self, path: StrPath) -> None:
+        """FileError for what cannot be read."""
+        first = Path(path)
+        try:
+            gguf = read_gguf(first, any_type=True)
+        except ConvertError as error:
+            raise FileError(str(error)) from error
+        self._tensors = {shard: sorted((each for each in gguf.tensors.values() if each.path == shard), key=lambda each: each.offset)
+                         for shard in shard_paths(first, gguf)}  # fmt: skip
+
+    def identity(self, layers: tuple[int, int]) -> FileIdentity:
+        directory, samples = (hashlib.blake2b(digest_size=16) for _ in range(2))
+        try:
+            for shard, tensors in self._tensors.items():
+                with open(shard, "rb") as file:
+                    directory.update(file.read(tensors[0].offset) if tensors else b"")
+                    for tensor in tensors:
+                        if _is_read(tensor.name, layers):
+                            size = min(_SAMPLE_BYTES, tensor.nbytes)
+                            file.seek(tensor.offset + (tensor.nbytes - size) // 2)
+                            samples.update(file.read(size))
+        except OSError as error:
+            raise FileError(f"cannot read {error.filename}: {error.strerror}") from error
+        return FileIdentity(directory.hexdigest(), samples.hexdigest())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this machine has all of the shards' bytes, rather than files with holes."""
+        found = [shard.stat() for shard in self._tensors]
+        return all(each.st_blocks * 512 >= each.st_size for each in found)
 
 
 def _is_read(tensor: str, layers: tuple[int, int]) -> bool:

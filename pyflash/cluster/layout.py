@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StagePlace:
-    """The layers (first, end) of a stage, and the machine: Ray's id of the node."""
+    """The layers (first, end) of a stage, and the machine: Ray's id of the node. file: its path there, "" where nobody has
+    looked yet."""
 
     layers: Layers
     node: str
+    file: str = ""
 
 
 def lay_out(n_layer: int, stages: str | int | Sequence[Layers], nodes: Sequence[dict[str, Any]]) -> list[StagePlace]:

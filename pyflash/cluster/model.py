@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pyflash.cluster.layout import planned
 from pyflash.cluster.pipeline import Pipeline
-from pyflash.cluster.provide import Provider
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.session import Session
+from pyflash.cluster.streams import PRECISIONS, Precision
 from pyflash.engine import model as engine_model
 from pyflash.engine import session as engine_session
+from pyflash.engine.options import chosen
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.stages import Layers
 from pyflash.native.errors import ArgumentError, Error, UnsupportedError
@@ -39,21 +41,25 @@ class Model:
         self._beginning = beginning
         self.pipeline: Final = pipeline
         self.info: Final = pipeline.info
+        self.n_stages: Final = len(pipeline.stages)
         self.tokenizer, self.release, self.release_known = beginning.tokenizer, beginning.release, beginning.release_known
         self.metadata, self.placement = beginning.metadata, beginning.placement
         self.expert_reads = beginning.expert_reads
 
     @classmethod
     def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
-             stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None, **options: Any) -> Model:
-        """Opens a file in stages on the machines of a Ray cluster. Machines that do not have it at this path get what their
-        stage reads of it, once.
+             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT,
+             tell: Callable[[str], None] | None = None, **options: Any) -> Model:
+        """Opens a file in stages on the machines of a Ray cluster. Those that do not have it at this path get what their stage
+        reads of it.
 
         stages: "auto" for as few as have room, their number, or the layers (first, end) of each; where there are several
         machines, placement.place() says which has which, by memory and bandwidth. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
-        cluster of this machine alone, for as long as the model is open. stage_timeout: seconds of silence after which a
-        stage is taken to be lost. tell: is called with a line when that happens, and when the stages are back; None: the
+        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual
+        streams on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less
+        accurate. stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when
+        that happens, and when the stages are back; None: the
         "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
 
         A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
@@ -64,7 +70,7 @@ class Model:
             raise UnsupportedError('stages are computed by the processor: open the model with device "cpu"')
         if not stage_timeout > 0:
             raise ArgumentError("stage_timeout must be more than 0 seconds")
-        options.pop("layers", None)
+        chosen("precision of streams", streams, {name: i for i, name in enumerate(PRECISIONS)})
         release = options.pop("release", None)
         progress = options.pop("progress", None)
         beginning = engine_model.Model.open(path, "cpu", 1, layers=(0, 1), release=release)
@@ -72,8 +78,8 @@ class Model:
         try:
             connection = Connection(address)
             places = planned(connection, path, stages, beginning.info.n_layer)
-            provider = Provider(connection, path, progress)
-            pipeline = Pipeline(connection, provider, places, {"device": "cpu", **options}, stage_timeout, tell or _log.warning)
+            pipeline = Pipeline(connection, os.path.abspath(path), places, {"device": "cpu", "streams": streams, **options},
+                                stage_timeout, tell or _log.warning, progress)
         except BaseException:
             beginning.close()
             if connection is not None:

@@ -12,14 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.cluster.layout import StagePlace, another_node
 from pyflash.cluster.messages import Outcome, Pulse, StageFacts
+from pyflash.cluster.provide import Progress, Provider
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.stage_actor import MOST_CALLS, StageActor
 from pyflash.engine.stages import whole_info
 from pyflash.native.errors import ClosedError, DeviceError, UnsupportedError
+from pyflash.native.library import __version__, lib
 
-_MOST_TRIES: Final = 5
+MOST_TRIES: Final = 5
 _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn looks whether it is cancelled
 _OPENING_SECONDS: Final = 600.0  # that a stage may take to open its layers
 
@@ -51,14 +54,17 @@ class Pipeline:
     a stage is lost, and when it is back.
     """
 
-    def __init__(self, connection: Connection, files: Callable[[Sequence[StagePlace]], list[str]],
-                 places: Sequence[StagePlace], options: dict[str, Any], stage_timeout: float,
-                 tell: Callable[[str], None]) -> None:
-        """files: gives the path of each stage's file on its machine. options: of Model.open(). stage_timeout: seconds of
-        silence after which a stage is taken to be lost."""
+    def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
+                 stage_timeout: float, tell: Callable[[str], None], progress: Progress | None = None) -> None:
+        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost. progress: as of
+        Provider."""
         self._connection = connection
         self._ray = connection.ray
-        self._files, self._options = files, options
+        self._options = options
+        directory = FileDirectory(path)
+        self._with_files = Provider(connection, path, directory, progress)
+        self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
+        self._is_whole = directory.is_whole
         self._timeout = stage_timeout
         self.tell = tell
         self.epoch = 0
@@ -97,24 +103,26 @@ class Pipeline:
 
     def _opened(self, places: Sequence[tuple[int, StagePlace]]) -> list[Stage]:
         """New stages, side by side, by their numbers. All compute by one kernel set."""
-        paths = self._files([place for _, place in places])
+        found = self._with_files([place for _, place in places])
+        places = [(at, place) for (at, _), place in zip(places, found, strict=True)]
         actors = [self._new_actor(place.node) for _, place in places]
         try:
-            facts = self._open_all(actors, places, paths, self._options)
+            facts = self._open_all(actors, places, self._options)
             if self._options.get("isa") is None and len({each.info.cpu_isa for each in facts}) > 1:
                 self._options = {**self._options, "isa": common_kernels([each.kernels for each in facts])}
-                facts = self._open_all(actors, places, paths, self._options)
-            check_alike([*(stage.facts for stage in self.stages), *facts])
+                facts = self._open_all(actors, places, self._options)
+            for (at, _), each in zip(places, facts, strict=True):
+                check_alike(each, self._files[at], self._is_whole)
         except BaseException:
             for actor in actors:
                 self._ray.kill(actor)
             raise
         return [Stage(actor, place, fact) for actor, (_, place), fact in zip(actors, places, facts, strict=True)]
 
-    def _open_all(self, actors: Sequence[Any], places: Sequence[tuple[int, StagePlace]], paths: Sequence[str],
+    def _open_all(self, actors: Sequence[Any], places: Sequence[tuple[int, StagePlace]],
                   options: dict[str, Any]) -> list[StageFacts]:
-        refs = [actor.open.remote(at, path, place.layers, options)
-                for actor, (at, place), path in zip(actors, places, paths, strict=True)]  # fmt: skip
+        refs = [actor.open.remote(at, place.file, place.layers, options)
+                for actor, (at, place) in zip(actors, places, strict=True)]  # fmt: skip
         return [self._got(ref, _OPENING_SECONDS) for ref in refs]
 
     def _got(self, ref: Any, seconds: float) -> Any:
@@ -141,7 +149,7 @@ class Pipeline:
     def _told(self, at: int, why: Any) -> str:
         stage = self.stages[at]
         reason = first_line(why) if isinstance(why, Exception) else str(why)
-        return f"{self.name_of(at)} on {stage.facts.host} is lost: {reason}"
+        return f"{self.name_of(at)} on {stage.facts.host}: {reason}"
 
     def name_of(self, at: int) -> str:
         first, end = self.stages[at].place.layers
@@ -164,6 +172,10 @@ class Pipeline:
             raise ClosedError("the model has been closed")
         if epoch != self.epoch or self._lost is not None:
             raise StageLost(epoch, self._lost or "the stages have begun anew")
+
+    def note_done(self) -> None:
+        """Something that was asked for has been done: the stages work."""
+        self._tries = 0
 
     def _lose(self, epoch: int, why: str) -> None:
         with self._lock:
@@ -191,10 +203,9 @@ class Pipeline:
                 self.check(epoch)
                 for value in list(found.values()):
                     if isinstance(value, Exception):
-                        self._lose(epoch, f"a stage is lost: {first_line(value)}")
+                        self._lose(epoch, first_line(value))
                         raise StageLost(epoch, self._lost or "")
                 if len(found) == len(refs):
-                    self._tries = 0
                     return [found[i] for i in range(len(refs))]
                 if mail.get() == "asked":
                     asked()
@@ -279,12 +290,13 @@ class Pipeline:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
             self._tries += 1
-            if self._tries > _MOST_TRIES:
-                raise DeviceError(f"the stages were started {_MOST_TRIES} times, and each time lost before a step was done; the "
+            if self._tries > MOST_TRIES:
+                raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
                                   f"last time: {lost}")  # fmt: skip
-            self.tell(f"{lost}; it is started again, and the conversations are evaluated again")
             began = time.monotonic()
             gone = self._gone()
+            names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
+            self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
             for at in gone:
                 self._kill([self.stages[at]])
             nodes = self._connection.nodes()
@@ -349,13 +361,12 @@ def common_kernels(sets: Sequence[Sequence[str]]) -> str:
     return found
 
 
-def check_alike(facts: Sequence[StageFacts]) -> None:
-    """UnsupportedError where machines have other versions or files: they would give other bits, or none."""
-    for what, values in (("versions of pyflash", [each.version for each in facts]),
-                         ("versions of the arithmetic", [str(each.arithmetic) for each in facts]),
-                         ("files of this name", [each.file.directory for each in facts])):  # fmt: skip
-        if len(set(values)) > 1:
-            odd = next(i for i, value in enumerate(values) if value != values[0])
-            told = f" ({values[0]} and {values[odd]})" if "versions" in what else ""
-            raise UnsupportedError(f"{facts[0].host} and {facts[odd].host} have different {what}{told}",
-                                   "install and copy the same everywhere")
+def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:
+    """UnsupportedError where a stage has another version or file than this process: it would give other bits, or none.
+    is_whole: whether this machine has all of the file, and not only what comes before the weights."""
+    for what, here, there in (("version of pyflash", __version__, facts.version),
+                              ("version of the arithmetic", str(lib.PF_ARITHMETIC_VERSION), str(facts.arithmetic))):  # fmt: skip
+        if here != there:
+            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}", "install the same everywhere")
+    if facts.file.directory != file.directory or (is_whole and facts.file.samples != file.samples):
+        raise UnsupportedError(f"{facts.host} has another file of this name than here", "copy the same to all machines")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from gguf_export.errors import ConvertError
 from gguf_export.reader import read_gguf
 from pyflash.cluster.files import Found, Head, LocalSource, Piece, Tensor, fetch, locate
-from pyflash.cluster.identity import FileIdentity, file_identity
+from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.cluster.layout import StagePlace
 from pyflash.cluster.messages import Outcome
 from pyflash.cluster.ray_runtime import Connection
@@ -111,15 +112,19 @@ class Provider:
     progress(done, total) gets bytes of all copies that are made at once.
     """
 
-    def __init__(self, connection: Connection, path: StrPath, progress: Progress | None = None) -> None:
+    def __init__(self, connection: Connection, path: StrPath, directory: FileDirectory,
+                 progress: Progress | None = None) -> None:
+        """directory: of the file at that path."""
         self._ray = connection.ray
+        self._directory = directory
         self._own = self._ray.get_runtime_context().get_node_id()
         self._path = str(Path(path).absolute())
         self._progress = progress
         self._lock = threading.Lock()
 
-    def __call__(self, places: Sequence[StagePlace]) -> list[str]:
-        """FileError where another file is in the way, or a copy fails; DeviceError where a machine does not answer."""
+    def __call__(self, places: Sequence[StagePlace]) -> list[StagePlace]:
+        """The stages with their files. FileError where another file is in the way, or a copy fails; DeviceError where a machine
+        does not answer."""
         elsewhere = [place for place in places if place.node != self._own]
         with self._lock:
             fetchers = [self._on(Fetcher, place.node).remote() for place in elsewhere]
@@ -128,14 +133,16 @@ class Provider:
             finally:
                 for fetcher in fetchers:
                     self._ray.kill(fetcher)
-        return [self._path if place.node == self._own else next(found) for place in places]
+        return [replace(place, file=self._path if place.node == self._own else next(found)) for place in places]
 
     def _on(self, kind: type, node: str) -> Any:
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         return self._ray.remote(kind).options(num_cpus=0, max_concurrency=4, scheduling_strategy=strategy)
 
     def _paths(self, places: Sequence[StagePlace], fetchers: Sequence[Any]) -> list[str]:
-        identities = [file_identity(self._path, place.layers) for place in places]
+        identities = [self._directory.identity(place.layers) for place in places]
+        if not self._directory.is_whole:
+            identities = [replace(each, samples="") for each in identities]
         asked = [fetcher.locate.remote(self._path, identity, place.layers)
                  for fetcher, identity, place in zip(fetchers, identities, places, strict=True)]
         found: list[Found] = [self._got(ref, place) for ref, place in zip(asked, places, strict=True)]
@@ -144,6 +151,9 @@ class Provider:
                 raise FileError(f"{self._name(place)} has another file at {self._path}: remove or rename it there, so that the "
                                 "right one is copied")
         absent = [i for i, each in enumerate(found) if each.path is None]
+        if absent and not self._directory.is_whole:
+            raise FileError(f"{self._name(places[absent[0]])} has no file at {self._path}, and this machine has only a part of "
+                            "it: copy it there")
         copies = self._copied([(places[i], fetchers[i], identities[i]) for i in absent]) if absent else []
         made = dict(zip(absent, copies, strict=True))
         return [each.path or made[i] for i, each in enumerate(found)]

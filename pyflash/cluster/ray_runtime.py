@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 from pyflash.native.errors import DeviceError, UnsupportedError
 
 OBJECT_STORE_BYTES: Final = 512 << 20  # streams on their way, and parts of session files
 NAMESPACE: Final = "pyflash"
+# What Ray would write to this process's stdout, and the pipeline tells in a line: that stages and machines are gone.
+_TOLD_BY_RAY: Final = r"^(A worker died or was killed|The node with node id)|has been marked dead"
+_START_ONE: Final = "start one with 'ray start --head', see docs/cluster.md"
+_REACHED_SECONDS: Final = 10.0  # that a cluster's head may take to take a connection
 _TRIES: Final = 3  # to start a cluster on a busy machine
 
 
@@ -20,11 +26,31 @@ def import_ray() -> Any:
         raise UnsupportedError("stages on several machines need Linux on all of them: run the model on this one alone")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray tells of a change of its own to come
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _TOLD_BY_RAY)
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():  # 'ray start' asks for it by default, ray.init() gives it only so
+        os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
     except ImportError as error:
         raise UnsupportedError("stages on several machines need Ray: pip install 'pyflash-llm[cluster]'") from error
     return ray
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for clusters, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named).is_file()
+
+
+def _check_reachable(address: str) -> None:
+    """DeviceError where nobody listens: Ray itself would try for minutes, and write of it."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or of another kind that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise DeviceError(f"no Ray cluster answers at {address} ({error})", _START_ONE) from error
 
 
 class Connection:
@@ -40,7 +66,8 @@ class Connection:
             return
         options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
         if address is not None:
-            self._start(options | {"address": address}, f"at {address}", "start one with 'ray start --head', see docs/cluster.md")
+            _check_reachable(address)
+            self._start(options | {"address": address}, f"at {address}", _START_ONE)
             return
         options |= {"address": "local", "num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         for _ in range(_TRIES - 1):

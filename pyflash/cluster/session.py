@@ -16,7 +16,8 @@ class Session(ChainedSession):
     """Made by Model.session(). What the stages of a lost machine held of it is evaluated again, when it goes on."""
 
     def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
-        super().__init__(RemoteChain(model.pipeline, options, model.holder), model.info, model.tokenizer.retained())
+        self.chain = RemoteChain(model.pipeline, options, model.holder)
+        super().__init__(self.chain, model.info, model.tokenizer.retained())
         self._model = model
 
     @property

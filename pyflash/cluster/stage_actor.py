@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pyflash.cluster import streams as wire
-from pyflash.cluster.identity import file_identity
+from pyflash.cluster.identity import FileDirectory
 from pyflash.cluster.messages import Outcome, Pulse, SessionFacts, StageFacts, Step, Ticket
 from pyflash.cluster.session_files import read_piece, remove, save_here, write_piece
 from pyflash.engine.model import Model
@@ -65,6 +65,7 @@ class StageActor:
         self._at = 0
         self._is_last = False
         self._epoch = -1
+        self._precision: wire.Precision = "float32"
         self._next: Any = None
         self._places: dict[int, _Place] = {}
         self._results: dict[int, asyncio.Future[list[Any]]] = {}
@@ -80,14 +81,17 @@ class StageActor:
     # -- before sessions --
 
     async def open(self, at: int, path: str, layers: tuple[int, int], options: dict[str, Any]) -> Outcome:
-        """Opens the layers, again with other options where they are open. Gives StageFacts."""
+        """Opens the layers, again with other options where they are open. options: of Model.open(), and "streams": the
+        precision in which they are handed on. Gives StageFacts."""
         return await self._on(self._light, lambda: self._open(at, path, layers, options))
 
     def _open(self, at: int, path: str, layers: tuple[int, int], options: dict[str, Any]) -> StageFacts:
+        options = dict(options)
+        self._precision = options.pop("streams")
         model, self._model = self._model, None
         if model is not None:
             model.close()
-        identity = file_identity(path, layers)
+        identity = FileDirectory(path).identity(layers)
         model = Model.open(path, layers=layers, **options)
         self._at, self._model, self._is_last = at, model, model.info.end_layer == model.info.n_layer
         import ray
@@ -200,7 +204,7 @@ class StageActor:
 
     async def _hand_on(self, step: Step, found: list[FloatArray | None]) -> None:
         try:
-            await self._next.step.remote(step, *wire.pack(found))
+            await self._next.step.remote(step, *wire.pack(found, self._precision))
         except Exception as error:  # Ray's, for a stage that is gone or cannot be reached
             if step.epoch == self._epoch:
                 self._why = f"the next stage cannot be reached: {type(error).__name__}"

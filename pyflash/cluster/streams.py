@@ -14,6 +14,7 @@ import numpy as np
 from pyflash.native.values import FloatArray
 
 Precision = Literal["float32", "bfloat16"]
+PRECISIONS: Final = ("float32", "bfloat16")
 
 _MOST_ROWS: Final = 64  # tokens that go one by one
 _INLINED: Final = 100_000  # bytes of an argument that Ray writes into the message

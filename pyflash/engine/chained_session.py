@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.session import Memory, Session, checked_tokens, context_full, room_for_logits
 from pyflash.engine.speculation import Propose, speculation
 from pyflash.engine.steps import MOST_WAITING
-from pyflash.native.errors import ArgumentError, BusyError, CancelledError, ClosedError
+from pyflash.native.errors import ArgumentError, BusyError, CancelledError, ClosedError, Error
 from pyflash.native.values import FloatArray, StrPath, Tokens, integer, token_array
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ChainedSession:
     """
 
     is_watched: bool = False
+    model: Any  # of a class of its own
 
     def __init__(self, chain: StageChain, info: ModelInfo, tokenizer: Tokenizer) -> None:
         """info: the whole model's."""
@@ -284,3 +286,75 @@ class ChainedSession:
         """Session.chat()."""
         chat: Callable[..., Reply] = Session.chat
         return chat(self, messages, think, tools, **options)
+
+
+Work = Sequence[tuple[ChainedSession, Tokens]]
+
+
+def eval_chained(work: Work, logits: Literal["last", "all", "none"], keep: bool, return_errors: bool) -> list[Any]:
+    """eval_many() of sessions in stages. As many groups of them as there are stages go through these one behind the other,
+    each group's tokens in one step, so that all stages work at once; sessions with many tokens go by themselves."""
+    sessions = [session for session, _ in work]
+    if any(not isinstance(session, ChainedSession) or session.model is not sessions[0].model for session in sessions):
+        raise ArgumentError("the sessions are of several models: evaluate each model's by themselves")
+    if len({id(session) for session in sessions}) < len(sessions):
+        raise ArgumentError("a session is named twice: give it its tokens together")
+    ids = [checked_tokens(tokens, session.model.info.n_vocab) for session, tokens in work]
+    most = min(MOST_WAITING, sessions[0].chunk)
+    short = [i for i in range(len(work)) if len(ids[i]) <= most]
+    if not keep and len(short) < len(work):
+        raise ArgumentError(f"{max(map(len, ids))} tokens cannot wait to be kept, at most {most}")
+    n_groups = min(len(short), sessions[0].model.n_stages)
+    groups = [short[i::n_groups] for i in range(n_groups)]
+    found: dict[int, Any] = {}
+
+    def step(group: list[int]) -> None:
+        found.update(zip(group, _step_group([(sessions[i], ids[i]) for i in group], keep), strict=True))
+
+    def alone(i: int) -> None:
+        try:
+            found[i] = sessions[i].eval(ids[i], logits == "all")
+        except Error as error:
+            found[i] = error
+
+    with ThreadPoolExecutor(len(work), "pyflash step") as threads:
+        calls = [threads.submit(step, group) for group in groups]
+        calls += [threads.submit(alone, i) for i in range(len(work)) if i not in short]
+    for call in calls:
+        call.result()
+    results = [found[i] for i in range(len(work))]
+    failed = next((each for each in results if isinstance(each, Exception)), None)
+    if failed is not None and not return_errors:
+        if not keep:
+            for session, result in zip(sessions, results, strict=True):
+                if not isinstance(result, Exception):
+                    session.keep(0)
+        raise failed
+    return [each if isinstance(each, Exception) or logits == "all" or i not in short else each[-1] if logits == "last" else None
+            for i, each in enumerate(results)]  # fmt: skip
+
+
+def _step_group(work: Sequence[tuple[ChainedSession, npt.NDArray[np.int32]]], keep: bool) -> list[Any]:
+    """Logits [n, vocab] or an error of each."""
+    results: dict[int, Any] = {}
+    with contextlib.ExitStack() as held:
+        live, checks = [], []
+        for i, (session, ids) in enumerate(work):
+            held.enter_context(session._free())
+            check = held.enter_context(session._cancellable(None))
+            try:
+                session._check_room(len(ids))
+            except Error as error:
+                results[i] = error
+            else:
+                live.append(i)
+                checks.append(check)
+        if live:
+            chains = [work[i][0]._chain for i in live]
+            found = chains[0].step_with(chains[1:], [work[i][1] for i in live], checks)
+            results.update(zip(live, found, strict=True))
+        for i, (session, ids) in enumerate(work):
+            if keep and not isinstance(results[i], Exception):
+                session._chain.keep(len(ids))
+            session.n_moves += 1
+    return [results[i] for i in range(len(work))]

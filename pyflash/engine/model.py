@@ -173,6 +173,7 @@ class Model:
     release_known: whether open() was given the release or the file tells it; else it is taken to be the preview.
     """
 
+    n_stages = 0  # it is not one of those in stages
     _draft_rows = DRAFT_HEAD
 
     def __init__(self, handle: ModelHandle, release: Release | None = None) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pyflash.engine.session import Session
 from pyflash.engine.steps import eval_stage
-from pyflash.native.errors import CancelledError, FormatError
+from pyflash.native.errors import CancelledError, Error, FormatError
 from pyflash.native.values import FloatArray, StrPath
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class StageChain(Protocol):
 
     def step(self, ids: Ids, check: Check) -> FloatArray:
         """Logits [n, vocab] of at most a chunk of tokens, which then wait in every stage; in none where it fails."""
+
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+        """What step() gives, of this session and others over the same stages, or the error of one alone."""
 
     def keep(self, n: int) -> None:
         """As Session.keep(), in every stage."""
@@ -168,6 +171,15 @@ class LocalChain:
 
     def step(self, ids: Ids, check: Check) -> FloatArray:
         return cast("FloatArray", self._through(ids, "all", check))
+
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+        found: list[FloatArray | Exception] = []
+        for chain, tokens, check in zip((self, *others), ids, checks, strict=True):
+            try:
+                found.append(chain.step(tokens, check))
+            except Error as error:
+                found.append(error)
+        return found
 
     def _through(self, ids: Ids, logits: Wish, check: Check) -> FloatArray | None:
         """One step through all stages, whose tokens wait in each of them; its logits."""

@@ -54,6 +54,7 @@ class StagedModel:
         """Takes the stages over: close() closes them. Errors of whole_info()."""
         self.info = whole_info([stage.info for stage in stages])
         self.stages: Final = tuple(stages)
+        self.n_stages: Final = len(stages)
         last = stages[-1]
         self.tokenizer, self.release, self.release_known = last.tokenizer, last.release, last.release_known
         self.metadata, self.placement = last.metadata, last.placement

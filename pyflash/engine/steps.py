@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -194,10 +194,24 @@ def eval_many(work: Work, logits: Wish = "last", *, keep: bool = True, return_er
     ArgumentError, BusyError or ClosedError before anything is evaluated.
     """
     mode = chosen("logits", logits, _MODES)
+    if _is_in_stages(work):
+        from pyflash.engine.chained_session import eval_chained
+
+        return eval_chained(cast("Any", work), logits, keep, return_errors)
     flags = lib.PF_STEP_KEEP if keep else 0
     shares = _shares(work, mode, flags)
     _run(shares, mode, flags, return_errors)
     return [share.error if share.error is not None else _result(share, mode) for share in shares]
+
+
+def _is_in_stages(work: Any) -> bool:
+    """Whether the work begins with a session whose cache lies in several stages."""
+    from pyflash.engine.chained_session import ChainedSession  # which builds on this module
+
+    try:
+        return isinstance(work[0][0], ChainedSession)
+    except (TypeError, IndexError, KeyError):
+        return False
 
 
 def _result(share: _Share, mode: int) -> FloatArray | None:

@@ -103,7 +103,10 @@ def evaluate(work: Work, logits: Literal["last", "all"], cancellation: Cancellat
 def shares_steps(model: Model) -> bool:
     """Whether a step of several sessions is quicker than one after the other; known once a step has been taken.
 
-    Each session chooses experts of its own, so that there is nothing to gain where those come from a disk."""
+    Each session chooses experts of its own, so that there is nothing to gain where those come from a disk. Stages work on
+    several sessions at once."""
+    if model.n_stages > 1:
+        return True
     usable = hardware.memory().usable
     return not (model.placement.name or model.expert_reads.n_wanted or (usable and model.info.weight_bytes > usable))
 
@@ -307,6 +310,8 @@ class Engine:
         options = self.options
         first = model.session(options.context, cache=options.cache_type, checkpoints=options.checkpoints)
         n = options.parallel
+        if n is None and model.n_stages:
+            n = max(2, model.n_stages)  # so that every stage has something to do; what fits, the machines themselves know
         if n is None:
             fitting = self._fitting(model, first) if self._fitting else None
             n = 2 if fitting is None or fitting >= 2 else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ CONTEXT = 1024
 @pytest.fixture(scope="session")
 def ray_here(cache_dir: Path) -> Iterator[Any]:
     """Ray, started once: that takes seconds, and on a busy machine a minute. After cache_dir: stages see it too."""
-    pytest.importorskip("ray")
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("no ray: pip install '.[test,cluster]'")
     from pyflash.cluster.ray_runtime import Connection
 
-    connection = Connection(None)
+    connection = Connection(os.environ.get("PYFLASH_TEST_RAY"))  # of a cluster that is there already
     yield connection.ray
     connection.close()
 

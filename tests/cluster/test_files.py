@@ -15,7 +15,7 @@ from gguf_export.errors import ConvertError
 from gguf_export.reader import read_gguf
 from pyflash.cluster import files
 from pyflash.cluster.files import Found, LocalSource, Piece, fetch, locate
-from pyflash.cluster.identity import file_identity
+from pyflash.cluster.identity import FileDirectory
 from pyflash.machine.layer_tensors import is_opened
 
 TOKENS = [5, 9, 2, 7, 1, 8]
@@ -46,7 +46,7 @@ def names_of(path: Path, layers: tuple[int, int]) -> list[str]:
 
 
 def copy(path: Path, layers: tuple[int, int], source: files.Source | None = None, **more: object) -> Path:
-    identity = file_identity(path, layers)
+    identity = FileDirectory(path).identity(layers)
     names = names_of(path, layers)
     return fetch(source or LocalSource(path), identity.directory, layers, names, **more)  # type: ignore[arg-type]
 
@@ -115,7 +115,7 @@ def test_a_broken_copy_goes_on(tiny_model: Path, own_cache: Path) -> None:
     sizes = {name: ref.nbytes for name, ref in read_gguf(tiny_model).tensors.items()}
     assert seen[0] == (sum(sizes[piece.tensor] for piece in first.asked), sum(sizes[name] for name in names))
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
-    assert file_identity(made, (1, 2)) == file_identity(tiny_model, (1, 2))
+    assert FileDirectory(made).identity((1, 2)) == FileDirectory(tiny_model).identity((1, 2))
     assert [each.name for each in made.parent.iterdir()] == [made.name]  # the workplace is gone
 
 
@@ -153,7 +153,7 @@ def test_files_whose_checksums_are_of_another_are_copied_as_they_are(tiny_model:
 
 
 def test_what_is_found(tiny_model: Path, tmp_path: Path) -> None:
-    wanted = {layers: file_identity(tiny_model, layers) for layers in ((0, 1), (1, 2), (1, 3), (2, 3))}
+    wanted = {layers: FileDirectory(tiny_model).identity(layers) for layers in ((0, 1), (1, 2), (1, 3), (2, 3))}
     assert locate(tiny_model, wanted[1, 2], (1, 2)) == Found("here", str(tiny_model))
     absent = tmp_path / tiny_model.name
     assert locate(absent, wanted[1, 2], (1, 2)) == Found("missing", None)
@@ -172,7 +172,7 @@ def test_a_fine_tune_is_another_file(tiny_model: Path, tmp_path: Path) -> None:
     with open(other, "r+b") as file:
         file.seek(ref.offset)
         file.write(os.urandom(ref.nbytes))
-    assert locate(other, file_identity(tiny_model, (1, 2)), (1, 2)).state == "other"
+    assert locate(other, FileDirectory(tiny_model).identity((1, 2)), (1, 2)).state == "other"
 
 
 def test_a_full_disk_is_told_before(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

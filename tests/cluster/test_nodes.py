@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from pyflash.cli.commands import cluster as commands
 from pyflash.cli.main import cli
 from pyflash.cluster import nodes
-from pyflash.cluster.identity import file_identity
+from pyflash.cluster.identity import FileDirectory
 from pyflash.cluster.nodes import NodeFacts, common_kernels, lacks, look, overridden, usable
 from pyflash.native.library import __version__, lib
 
@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Path)
 
 
 def test_what_this_machine_tells(demo_model: Path, own_cache: Path) -> None:
-    identity = file_identity(demo_model, (0, 1))
+    identity = FileDirectory(demo_model).identity((0, 1))
     told = look(str(demo_model), (identity.directory, identity.samples), (0, 1))
     assert set(told) < {field.name for field in fields(NodeFacts)}
     facts = replace(NodeFacts("here", "", ""), **told)

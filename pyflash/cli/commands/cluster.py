@@ -149,10 +149,10 @@ def _nodes_of(address: str, given: tuple[Given, ...]) -> list[Node]:
 
 def _survey(address: str, file: str | None) -> list[NodeFacts]:
     from pyflash.cluster import nodes
-    from pyflash.cluster.identity import file_identity
+    from pyflash.cluster.identity import FileDirectory
     from pyflash.cluster.ray_runtime import Connection
 
-    identity = None if file is None else file_identity(file, (0, 1))
+    identity = None if file is None else FileDirectory(file).identity((0, 1))
     connection = Connection(address)
     try:
         return nodes.survey(connection, file, identity, (0, 1))

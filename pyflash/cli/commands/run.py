@@ -26,7 +26,7 @@ from pyflash.cli.chat.settings import SAMPLING, Settings, stop_strings
 from pyflash.cli.chat.view import JsonView, TextView
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import warning_of
-from pyflash.cli.options import draft_options, model_options, open_model, option, sampling_options
+from pyflash.cli.options import draft_options, model_options, open_model, option, sampling_options, stage_options
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath, expanded
 from pyflash.cli.signals import leaving_on_signals
@@ -69,6 +69,7 @@ _THINKING = {"no_think": "off", "think_low": "low", "think": "high", "think_max"
 @option("--json", "as_json", is_flag=True, help='Print JSON objects, one a line, the last with "done": true.')
 @option("--logprobs", type=click.IntRange(0, 20), default=0, help="With --json: each token's log-probability, and the "
         "N likeliest tokens.", metavar="N")
+@stage_options
 @model_options
 def run(model_or_prompt: str | None, prompt_argument: str | None, **options: Any) -> None:
     """Answer PROMPT, or chat when there is none. PROMPT "-" is what comes on stdin.
@@ -136,7 +137,7 @@ def _session(model_path: str | None, options: dict[str, Any]) -> Iterator[pyflas
         if not model.release_known:
             say(f"pyflash: the file does not tell its release; taken to be {model.release}, else give --release 0731")
         with model.session(context=options["context"], cache=options["cache_type"]) as session:
-            if warning := warning_of(model, session, expert_budget):
+            if not model.n_stages and (warning := warning_of(model, session, expert_budget)):
                 say(f"pyflash: warning: {warning}")
             yield session
 

@@ -14,7 +14,7 @@ import pyflash
 from pyflash.cli.commands.cache import serve_cache
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.memory_advice import warning_of
-from pyflash.cli.options import device_arguments, draft_options, model_options, open_model, option, parse_size
+from pyflash.cli.options import device_arguments, draft_options, model_options, open_model, option, parse_size, stage_options
 from pyflash.cli.output import log_to_stderr
 from pyflash.cli.paths import FilePath
 from pyflash.cli.signals import EXIT_TERMINATED, leaving_on_signals
@@ -77,6 +77,7 @@ _HINTS = {  # beside where the settings belong
 @option("--alias", help="The model's name for clients.  [default: the file's]")
 @option("--release", type=click.Choice(list(RELEASES)), help="The model's release, whose rules its chats follow. "
         "[default: what the file tells, else preview]")
+@stage_options
 @model_options
 def serve(model: str | None, **options: Any) -> None:
     """Serve MODEL to programs: OpenAI's Chat Completions, Responses and Completions, Anthropic's Messages, Ollama's API.
@@ -95,7 +96,8 @@ def serve(model: str | None, **options: Any) -> None:
     from pyflash.serve import app
     from pyflash.serve.server import run
 
-    folder = None if options["no_disk_cache"] else serve_cache()
+    # What a stage keeps is on its own machine: there is no prefix cache over all of them.
+    folder = None if options["no_disk_cache"] or options["stages"] is not None else serve_cache()
     application = app(
         _opener(model, options), name=name, context=options["context"], cache_type=options["cache_type"],
         parallel=options["parallel"], think=options["think"], queue_limit=options["queue"], keys=keys,
@@ -153,8 +155,10 @@ def _opener(model: str | None, options: dict[str, Any]) -> Callable[[], pyflash.
     def opened() -> pyflash.Model:
         found, budget = open_model(model, options)
         try:
-            with found.session(options["context"], cache=options["cache_type"]) as session:
-                warning = warning_of(found, session, budget, options["parallel"] or 1)
+            warning = None
+            if not found.n_stages:
+                with found.session(options["context"], cache=options["cache_type"]) as session:
+                    warning = warning_of(found, session, budget, options["parallel"] or 1)
         except BaseException:
             found.close()
             raise
