@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pyflash.cluster import files
 from pyflash.cluster.files import Found, LocalSource, Piece, fetch, locate
 from pyflash.cluster.identity import FileDirectory
 from pyflash.machine.layer_tensors import is_opened
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stages on several machines are Linux's")
 
 TOKENS = [5, 9, 2, 7, 1, 8]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pyflash.cluster import nodes
 from pyflash.cluster.identity import FileDirectory
 from pyflash.cluster.nodes import NodeFacts, common_kernels, lacks, look, overridden, usable
 from pyflash.native.library import __version__, lib
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stages on several machines are Linux's")
 
 GOOD = NodeFacts("a", "10.0.0.1", "id", 10**9, 1e10, 2, ("avx2", "scalar"), __version__, lib.PF_ARITHMETIC_VERSION, "here",
                  10**9)
