@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -122,20 +123,13 @@ def compiled(ray: Any, streams: np.ndarray, n: int) -> str:
             ray.kill(actor)
 
 
-def spin() -> None:
-    while True:
-        pass
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--ray")
     options = parser.parse_args()
     connection = Connection(options.ray)
-    beside = [multiprocessing.Process(target=spin, daemon=True) for _ in range(options.busy)]
-    for process in beside:
-        process.start()
+    beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
     try:
         measure(connection.ray)
     finally:

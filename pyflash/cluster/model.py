@@ -101,6 +101,10 @@ class Model:
     def sampling(self) -> SamplingOptions:
         return self._beginning.sampling
 
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """hear is called, beside tell, with what is told; on the thread of the session that noticed it."""
+        self.pipeline.listeners.append(hear)
+
     def prepare_drafts(self) -> None:
         """As pyflash.Model.prepare_drafts(), in the stage that drafts."""
         self.pipeline.prepare_drafts()

@@ -50,8 +50,8 @@ Mail = queue.SimpleQueue[str]  # what wakes a waiting call: "done", "asked" or "
 class Pipeline:
     """The stages of a model. For any thread.
 
-    epoch: counts how often the stages have begun anew; messages of an earlier one are void. tell: is called with a line when
-    a stage is lost, and when it is back.
+    epoch: counts how often the stages have begun anew; messages of an earlier one are void. listeners: are called with a line
+    when a stage is lost, and when it is back.
     """
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
@@ -66,7 +66,7 @@ class Pipeline:
         self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
         self._is_whole = directory.is_whole
         self._timeout = stage_timeout
-        self.tell = tell
+        self.listeners = [tell]
         self.epoch = 0
         self.new_key: Final = itertools.count().__next__  # of a step
         self.new_number: Final = itertools.count().__next__  # of a session
@@ -150,6 +150,10 @@ class Pipeline:
         stage = self.stages[at]
         reason = first_line(why) if isinstance(why, Exception) else str(why)
         return f"{self.name_of(at)} on {stage.facts.host}: {reason}"
+
+    def tell(self, line: str) -> None:
+        for hear in self.listeners:
+            hear(line)
 
     def name_of(self, at: int) -> str:
         first, end = self.stages[at].place.layers

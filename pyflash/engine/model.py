@@ -384,6 +384,9 @@ class Model:
         """
         return self._sampling.copy()
 
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """Of models in stages: hear is called with a line when something has gone wrong, and when it is right again."""
+
     def close(self) -> None:
         """Lets go of the weights. Open sessions keep working and keep them in memory."""
         self._handle.close()

@@ -261,9 +261,7 @@ class Stream:
         if isinstance(event, Started):
             return self._chunk({"role": "assistant", "content": ""})
         if isinstance(event, Progress):
-            return self._chunk({}, prompt_progress={
-                "total": event.n_prompt, "cache": event.n_cached, "processed": event.n_done,
-                "time_ms": round(event.seconds * 1000), "queue_position": event.queue_position})  # fmt: skip
+            return self._chunk({}, prompt_progress=event.body)
         if isinstance(event, Reasoning):
             return self._chunk({"reasoning_content": event.text}) if self._request.show_reasoning else b""
         if isinstance(event, Content):

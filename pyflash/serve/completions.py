@@ -91,9 +91,7 @@ class Stream:
             self._offset += sum(len(token.text) for token in event.tokens)
             return self._chunk(event.text, logprobs)
         if isinstance(event, Progress):
-            return self._chunk("", prompt_progress={
-                "total": event.n_prompt, "cache": event.n_cached, "processed": event.n_done,
-                "time_ms": round(event.seconds * 1000), "queue_position": event.queue_position})  # fmt: skip
+            return self._chunk("", prompt_progress=event.body)
         if isinstance(event, Finished):
             out = self._chunk("", finish=_FINISH[event.reason], timings=timings_body(event.usage))
             if self._request.include_usage:

@@ -308,6 +308,7 @@ class Engine:
 
     def _opened(self, model: Model) -> Loaded:
         options = self.options
+        model.listen(self._tell_all)
         first = model.session(options.context, cache=options.cache_type, checkpoints=options.checkpoints)
         n = options.parallel
         if n is None and model.n_stages:
@@ -391,6 +392,12 @@ class Engine:
         if job.queue_position != place:
             job.queue_position = place
             job.tell(events.Progress(len(job.tokens), 0, 0, time.monotonic() - job.asked, place))
+
+    def _tell_all(self, notice: str) -> None:
+        """Tells whoever waits what everybody waits for. On any thread."""
+        for job in [*self._running, *self._waiting]:
+            job.tell(events.Progress(len(job.tokens), job.n_cached, job.n_cached, time.monotonic() - job.asked, job.queue_position,
+                                     notice))  # fmt: skip
 
     def _begin(self, job: Job, choice: slots.Choice) -> None:
         loaded = self._loaded

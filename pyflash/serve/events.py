@@ -54,13 +54,22 @@ class Started:
 @dataclass(frozen=True)
 class Progress:
     """Nothing to show yet; also what keeps a silent connection open. n_done: of the n_prompt tokens, with n_cached.
-    seconds: since the request came. queue_position: how many requests come before this one, None once it runs."""
+    seconds: since the request came. queue_position: how many requests come before this one, None once it runs. notice: a line
+    on what everybody waits for, where something has gone wrong that is being put right."""
 
     n_prompt: int = 0
     n_cached: int = 0
     n_done: int = 0
     seconds: float = 0.0
     queue_position: int | None = None
+    notice: str = ""
+
+    @property
+    def body(self) -> dict[str, object]:
+        """As JSON, in the protocols that have a place for it."""
+        told = {"total": self.n_prompt, "cache": self.n_cached, "processed": self.n_done,
+                "time_ms": round(self.seconds * 1000), "queue_position": self.queue_position}  # fmt: skip
+        return {**told, "notice": self.notice} if self.notice else told
 
 
 @dataclass(frozen=True)

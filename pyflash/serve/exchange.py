@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 from pyflash.serve import json_body
@@ -141,7 +142,7 @@ class Exchange:
     def _still(self) -> Progress:
         """What is told when there is nothing new."""
         last = self._progress
-        return Progress(last.n_prompt, last.n_cached, last.n_done, time.monotonic() - self._began, last.queue_position)
+        return replace(last, seconds=time.monotonic() - self._began)
 
     async def _write(self, data: bytes, more: bool = True) -> None:
         try:

@@ -85,9 +85,7 @@ class Writer:
             begun = {"response": self.response("in_progress")}
             return [("response.created", begun), ("response.in_progress", begun)]
         if isinstance(event, Progress):
-            progress = {"total": event.n_prompt, "cache": event.n_cached, "processed": event.n_done,
-                        "time_ms": round(event.seconds * 1000), "queue_position": event.queue_position}  # fmt: skip
-            return [("response.in_progress", {"response": self.response("in_progress"), "prompt_progress": progress})]
+            return [("response.in_progress", {"response": self.response("in_progress"), "prompt_progress": event.body})]
         if isinstance(event, Reasoning):
             return self._reasoning(event.text)
         if isinstance(event, Content):
