@@ -303,7 +303,7 @@ class Pipeline:
             self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
             for at in gone:
                 self._kill([self.stages[at]])
-            nodes = self._connection.nodes()
+            nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
             used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
             places = []
             for at in gone:
@@ -320,18 +320,25 @@ class Pipeline:
                 self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
             self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s")
 
-    def _gone(self) -> list[int]:
-        """The stages that do not answer."""
+    def _reachable(self, silent: set[str]) -> list[dict[str, Any]]:
+        """The machines, without those of silent stages if there are others: Ray takes a machine that is cut off to be there
+        for up to a minute."""
+        nodes = self._connection.nodes()
+        return [node for node in nodes if node["NodeID"] not in silent] or nodes
+
+    def _gone(self) -> dict[int, bool]:
+        """The stages that do not answer, and whether they are silent, rather than known to be dead."""
         refs = [stage.actor.pulse.remote() for stage in self.stages]
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 3)
-        gone = []
+        gone = {}
         for at, ref in enumerate(refs):
+            if ref not in ready:
+                gone[at] = True
+                continue
             try:
-                if ref not in ready:
-                    raise TimeoutError
                 self._ray.get(ref)
-            except (TimeoutError, self._ray.exceptions.RayError):
-                gone.append(at)
+            except self._ray.exceptions.RayError:
+                gone[at] = False
         return gone
 
     def _kill(self, stages: Sequence[Stage]) -> None:
