@@ -64,8 +64,10 @@ def run_whole(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_stages(arguments: argparse.Namespace, n: int) -> dict[str, Any]:
     import pyflash
     import pyflash.cluster
+    from pyflash.engine.stages import cut
 
-    layers = pyflash.engine.stages.cut(pyflash.Model.open(arguments.file, "cpu", 1, layers=(0, 1)).info.n_layer, n)
+    with pyflash.Model.open(arguments.file, "cpu", 1, layers=(0, 1)) as first:
+        layers = cut(first.info.n_layer, n)
     with pyflash.cluster.Model.open(arguments.file, layers, "auto", threads=1) as model:
         with model.session(context=_CONTEXT) as session:
             found = measured(session, model.info.n_vocab, arguments.prompt, arguments.tokens)
