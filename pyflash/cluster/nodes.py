@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_export.outputs import write_output
+from pyflash import demo
 from pyflash.cluster.files import copies_folder, locate
 from pyflash.cluster.identity import FileIdentity
 from pyflash.cluster.placement import Node
+from pyflash.engine.model import Model
 from pyflash.machine import hardware
 from pyflash.machine.processor import processor
 from pyflash.machine.units import format_bytes
@@ -83,8 +85,6 @@ def read_bandwidth() -> tuple[float, int]:
     Measured once, then kept in pyflash's cache folder for this processor, version and number of threads. What was measured
     while something else kept the machine busy counts until a later measurement is better.
     """
-    from pyflash import Model, demo
-
     file = copies_folder() / "bandwidth.json"
     cores = processor()
     with Model.open(demo.path(), "cpu") as model:
@@ -147,17 +147,18 @@ def _prober() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     def probe(wanted: dict[str, Any]) -> dict[str, Any]:
         try:
-            import pyflash
+            from pyflash.native.errors import Error
+            from pyflash.native.library import __version__ as version
         except ImportError:
             return {"problem": "has no pyflash: pip install 'pyflash-llm[cluster]' there, in the Python that Ray runs in"}
         try:
             from pyflash.cluster.nodes import look
         except ImportError:
-            return {"version": pyflash.__version__}
+            return {"version": version}
         try:
             return look(**wanted)
-        except (pyflash.Error, OSError) as error:
-            return {"version": pyflash.__version__, "problem": str(error)}
+        except (Error, OSError) as error:
+            return {"version": version, "problem": str(error)}
 
     return probe
 
