@@ -227,7 +227,7 @@ def common_kernels(everybody: Sequence[NodeFacts]) -> list[str]:
 def rows(facts: Sequence[NodeFacts]) -> list[tuple[str, ...]]:
     """A table for people: a heading, and a row a machine."""
     files = {"here": "there", "copied": "copied", "other": "another one", "missing": "to be copied", "": "-"}
-    table = [("node", "address", "pyflash", "kernels", "free memory", "reads", "file")]
+    table: list[tuple[str, ...]] = [("node", "address", "pyflash", "kernels", "free memory", "reads", "file")]
     for each in facts:
         table.append((each.name, each.address, each.version or "-", each.kernels[0] if each.kernels else "-",
                       format_bytes(each.memory_bytes) if each.memory_bytes else "-",

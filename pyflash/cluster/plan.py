@@ -43,7 +43,7 @@ class ClusterPlan:
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table for people: a heading, and a row a stage."""
-        table = [("stage", "node", "layers", "memory", "free there", "reads a token", "ms a token")]
+        table: list[tuple[str, ...]] = [("stage", "node", "layers", "memory", "free there", "reads a token", "ms a token")]
         for number, stage in enumerate(self.placement.stages):
             first, end = stage.layers
             table.append((str(number), stage.node.name, f"{first}-{end - 1}", format_bytes(stage.memory_bytes),
