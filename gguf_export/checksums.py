@@ -147,7 +147,7 @@ def read_digests(tensors: Iterable[TensorRef], progress: ProgressFn | None = Non
     return digests
 
 
-def _read_entries(path: Path, gguf: GGUFFile) -> dict[str, tuple[str, str]] | None:
+def read_entries(path: Path, gguf: GGUFFile) -> dict[str, tuple[str, str]] | None:
     """name -> (digest, "TYPE NE"); None for a file without checksums."""
     entries = gguf.keys.get(TENSORS_KEY)
     if entries is None:
@@ -208,7 +208,7 @@ def verify(path: Path | str, progress: ProgressFn | None = None) -> Verification
     path = Path(path)
     gguf = read_gguf(path, any_type=True)
     total = sum(ref.nbytes for ref in gguf.tensors.values())
-    entries = _read_entries(path, gguf)
+    entries = read_entries(path, gguf)
     if entries is None:
         return Verification("unknown", len(gguf.tensors), total)
     difference = _difference(gguf, entries)

@@ -14,8 +14,8 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "architecture.svg"
 BANDS: list[list[tuple[str, str]] | None] = [
     [("pyflash/cli", "commands, the terminal, the chat there")],
     [("pyflash/serve", "protocols, HTTP, the engine that shares a model")],
-    [("pyflash/cluster", "several machines"), ("pyflash/bench", "speed"), ("pyflash/eval", "quality"),
-     ("pyflash/demo", "the bundled model")],
+    [("pyflash/cluster", "several machines"), ("pyflash/bench", "speed"), ("pyflash/eval", "quality")],
+    [("pyflash/demo", "the bundled model")],
     [("pyflash/chat", "texts of chats, replies, conversations"), ("pyflash/machine", "processor, memory plan")],
     [("pyflash/engine", "model, session, generation, sampling, tokenizer, grammar, worker")],
     [("gguf_export", "checkpoint to GGUF, stores of other programs")],

@@ -18,6 +18,7 @@ import pyflash
 from gguf_export.errors import reason
 from pyflash.cli.commands.bench import bench
 from pyflash.cli.commands.cache import cache
+from pyflash.cli.commands.cluster import cluster
 from pyflash.cli.commands.completion import completion
 from pyflash.cli.commands.convert import convert
 from pyflash.cli.commands.doctor import doctor
@@ -104,7 +105,7 @@ def _let_be_verbose(command: click.Command) -> None:
 
 
 evaluate.add_command(sensitivity)
-for _command in (bench, cache, completion, convert, doctor, evaluate, export, imatrix, info, launch, list_models, pull,
+for _command in (bench, cache, cluster, completion, convert, doctor, evaluate, export, imatrix, info, launch, list_models, pull,
                  quantize, run, serve):
     _let_be_verbose(_command)
     cli.add_command(_command)

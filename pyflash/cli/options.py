@@ -192,7 +192,7 @@ def stage_options(command: _F) -> _F:
     """A model in stages on several machines."""
     options = (
         option("--stages", type=Stages(), help="Cut the model into so many stages of consecutive layers, on the machines of a "
-               "Ray cluster, which all have the file at this path; auto: one a machine. docs/cluster.md tells how."),
+               "Ray cluster; auto: as few as have room. docs/cluster.md tells how."),
         option("--ray", metavar="ADDRESS", help="The Ray cluster of --stages: HOST:PORT of its head, or auto for the one that "
                "runs on this machine.  [default: one of this machine alone]"),
         option("--streams", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,

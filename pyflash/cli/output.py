@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from pyflash.cli.streams import on_terminal
-from pyflash.native.text import json_text, visible
+from pyflash.native.text import json_text, visible, visible_line
 
 
 def print_done(values: Mapping[str, Any]) -> None:
@@ -21,6 +21,14 @@ def print_done(values: Mapping[str, Any]) -> None:
 def print_json(values: Mapping[str, Any]) -> None:
     """A JSON object on a line of stdout."""
     click.echo(json_text(values))
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Lines of a table for people, each column as wide as its widest cell."""
+    seen = [tuple(map(visible_line, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*seen, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in seen)
 
 
 class _Visible(logging.Formatter):

@@ -1,21 +1,27 @@
-"""Which stage is opened where, when nobody plans it: layers in equal parts, over the machines in turn."""
+"""Which stage is opened where: planned by what the machines have, or layers in equal parts, over the machines in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyflash.engine.stages import Layers, cut
 from pyflash.native.errors import ArgumentError, DeviceError
+from pyflash.native.values import StrPath
+
+if TYPE_CHECKING:
+    from pyflash.cluster.ray_runtime import Connection
 
 
 @dataclass(frozen=True)
 class StagePlace:
-    """The layers (first, end) of a stage, and the machine: Ray's id of the node."""
+    """The layers (first, end) of a stage, and the machine: Ray's id of the node. file: its path there, "" where nobody has
+    looked yet."""
 
     layers: Layers
     node: str
+    file: str = ""
 
 
 def lay_out(n_layer: int, stages: str | int | Sequence[Layers], nodes: Sequence[dict[str, Any]]) -> list[StagePlace]:
@@ -38,3 +44,19 @@ def another_node(gone: str, nodes: Sequence[dict[str, Any]], used: Sequence[str]
     if not names:
         raise DeviceError("the Ray cluster has no machine left to open a stage on")
     return gone if gone in names else min(names, key=lambda name: used.count(name))
+
+
+def planned(connection: Connection, path: StrPath, stages: str | int | Sequence[Layers], n_layer: int) -> list[StagePlace]:
+    """Which stage is opened where: as lay_out() where this machine is alone, or the layers are given; else by each machine's
+    memory and bandwidth, "auto" being as few stages as have room. MemoryLimitError where there is no room."""
+    from pyflash.cluster.costs import model_costs
+    from pyflash.cluster.nodes import survey, usable
+    from pyflash.cluster.placement import place
+
+    nodes = connection.nodes()
+    if len(nodes) < 2 or not (stages == "auto" or isinstance(stages, int)):
+        return lay_out(n_layer, stages, nodes)
+    facts = usable(survey(connection))
+    by_name = {each.name: each.node_id for each in facts}
+    placement = place(model_costs(path), [each.node() for each in facts], None if stages == "auto" else int(stages))
+    return [StagePlace(stage.layers, by_name[stage.node.name]) for stage in placement.stages]

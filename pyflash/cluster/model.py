@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pyflash.cluster.layout import lay_out
+from pyflash.cluster.layout import planned
 from pyflash.cluster.pipeline import Pipeline
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.session import Session
@@ -48,11 +48,13 @@ class Model:
 
     @classmethod
     def open(cls, path: StrPath, stages: str | int | Sequence[Layers] = "auto", address: str | None = None, *,
-             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT, tell: Callable[[str], None] | None = None,
-             **options: Any) -> Model:
-        """Opens a file in stages on the machines of a Ray cluster, which all have it at this path.
+             streams: Precision = "float32", stage_timeout: float = STAGE_TIMEOUT,
+             tell: Callable[[str], None] | None = None, **options: Any) -> Model:
+        """Opens a file in stages on the machines of a Ray cluster. Those that do not have it at this path get what their stage
+        reads of it.
 
-        stages: "auto" for one a machine, their number, or the layers (first, end) of each. address: of the cluster's head,
+        stages: "auto" for as few as have room, their number, or the layers (first, end) of each; where there are several
+        machines, placement.place() says which has which, by memory and bandwidth. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
         cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
         on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
@@ -77,10 +79,9 @@ class Model:
         connection = None
         try:
             connection = Connection(address)
-            places = lay_out(beginning.info.n_layer, stages, connection.nodes())
-            file = str(Path(path).absolute())
-            options |= {"device": "cpu", "streams": streams}
-            pipeline = Pipeline(connection, file, places, options, stage_timeout, tell or _log.warning)
+            places = planned(connection, path, stages, beginning.info.n_layer)
+            pipeline = Pipeline(connection, os.path.abspath(path), places, {"device": "cpu", "streams": streams, **options},
+                                stage_timeout, tell or _log.warning, progress)
         except BaseException:
             beginning.close()
             if connection is not None:

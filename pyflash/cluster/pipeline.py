@@ -15,6 +15,7 @@ from typing import Any, Final
 from pyflash.cluster.identity import FileDirectory, FileIdentity
 from pyflash.cluster.layout import StagePlace, another_node
 from pyflash.cluster.messages import Outcome, Pulse, StageFacts
+from pyflash.cluster.provide import Progress, Provider
 from pyflash.cluster.ray_runtime import Connection
 from pyflash.cluster.stage_actor import MOST_CALLS, StageActor
 from pyflash.engine.stages import whole_info
@@ -54,12 +55,14 @@ class Pipeline:
     """
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
-                 stage_timeout: float, tell: Callable[[str], None]) -> None:
-        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost."""
+                 stage_timeout: float, tell: Callable[[str], None], progress: Progress | None = None) -> None:
+        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost. progress: as of
+        Provider."""
         self._connection = connection
         self._ray = connection.ray
-        self._path, self._options = path, options
+        self._options = options
         directory = FileDirectory(path)
+        self._with_files = Provider(connection, path, directory, progress)
         self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
         self._is_whole = directory.is_whole
         self._timeout = stage_timeout
@@ -102,6 +105,8 @@ class Pipeline:
 
     def _opened(self, places: Sequence[tuple[int, StagePlace]]) -> list[Stage]:
         """New stages, side by side, by their numbers. All compute by one kernel set."""
+        found = self._with_files([place for _, place in places])
+        places = [(at, place) for (at, _), place in zip(places, found, strict=True)]
         actors = [self._new_actor(place.node) for _, place in places]
         try:
             facts = self._open_all(actors, places, self._options)
@@ -118,7 +123,7 @@ class Pipeline:
 
     def _open_all(self, actors: Sequence[Any], places: Sequence[tuple[int, StagePlace]],
                   options: dict[str, Any]) -> list[StageFacts]:
-        refs = [actor.open.remote(at, self._path, place.layers, options)
+        refs = [actor.open.remote(at, place.file, place.layers, options)
                 for actor, (at, place) in zip(actors, places, strict=True)]  # fmt: skip
         return [self._got(ref, _OPENING_SECONDS) for ref in refs]
 
@@ -328,7 +333,7 @@ class Pipeline:
             self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
             for at in gone:
                 self._kill([self.stages[at]])
-            nodes = self._connection.nodes()
+            nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
             used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
             places = []
             for at in gone:
@@ -345,18 +350,25 @@ class Pipeline:
                 self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
             self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s")
 
-    def _gone(self) -> list[int]:
-        """The stages that do not answer."""
+    def _reachable(self, silent: set[str]) -> list[dict[str, Any]]:
+        """The machines, without those of silent stages if there are others: Ray takes a machine that is cut off to be there
+        for up to a minute."""
+        nodes = self._connection.nodes()
+        return [node for node in nodes if node["NodeID"] not in silent] or nodes
+
+    def _gone(self) -> dict[int, bool]:
+        """The stages that do not answer, and whether they are silent, rather than known to be dead."""
         refs = [stage.actor.pulse.remote() for stage in self.stages]
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 3)
-        gone = []
+        gone = {}
         for at, ref in enumerate(refs):
+            if ref not in ready:
+                gone[at] = True
+                continue
             try:
-                if ref not in ready:
-                    raise TimeoutError
                 self._ray.get(ref)
-            except (TimeoutError, self._ray.exceptions.RayError):
-                gone.append(at)
+            except self._ray.exceptions.RayError:
+                gone[at] = False
         return gone
 
     def _kill(self, stages: Sequence[Stage]) -> None:

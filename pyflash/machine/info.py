@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from pyflash.engine.model import ModelInfo, Placement
 from pyflash.engine.sampling import SamplingOptions
+from pyflash.machine.layer_tensors import is_opened
 from pyflash.machine.memory_plan import Plan, make_plan, open_measured
 from pyflash.machine.units import format_bytes
 from pyflash.native.text import visible_line
@@ -61,21 +61,12 @@ def _part_of(name: str, n_layer: int) -> str:
     return next((part for part, marks in _PARTS if any(mark in name for mark in marks)), "other")
 
 
-def _is_opened(name: str, model: ModelInfo) -> bool:
-    """Whether a GGUF tensor belongs to the layers that were opened: pf_range_has_tensor() of the library."""
-    number = re.match(r"blk\.(\d+)\.", name)
-    has_head = model.end_layer == model.n_layer
-    if number and int(number[1]) < model.n_layer:
-        return model.first_layer <= int(number[1]) < model.end_layer
-    return model.first_layer == 0 or (has_head and model.drafts != "none") if name == "token_embd.weight" else has_head
-
-
 def _part_bytes(file: StrPath, model: ModelInfo) -> dict[str, int]:
     from gguf_export.reader import read_gguf
 
     sizes: Counter[str] = Counter()
     for name, tensor in read_gguf(Path(os.fsdecode(file))).tensors.items():
-        if _is_opened(name, model):
+        if is_opened(name, model):
             sizes[_part_of(name, model.n_layer)] += tensor.nbytes
     return dict(sizes.most_common())
 

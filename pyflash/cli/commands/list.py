@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyflash.cli.options import converter_errors
-from pyflash.cli.output import print_done
+from pyflash.cli.output import columns, print_done
 from pyflash.cli.streams import say, show
 from pyflash.machine.units import format_bytes
 from pyflash.native.text import visible_line
@@ -35,7 +35,7 @@ def list_models(as_json: bool) -> None:
     rows = [(each.stored.name, each.types, format_bytes(each.n_bytes), str(each.stored.path))
             for each in listing.models]
     if rows:
-        show(_columns([("name", "types", "size", "path"), *rows]))
+        show(columns([("name", "types", "size", "path"), *rows]))
     if listing.n_other:
         others = ", ".join(f"{name} {count}" for name, count in listing.n_other.most_common())
         say(f"{sum(listing.n_other.values())} files of other architectures: {others}")
@@ -44,13 +44,6 @@ def list_models(as_json: bool) -> None:
     if not rows:
         say("no model of this architecture in the stores of Hugging Face, LM Studio and Ollama: pyflash pull "
             "ORG/REPO:QUANT downloads one")
-
-
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    seen = [tuple(map(visible_line, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*seen, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in seen)
 
 
 def _as_json(listing: Listing) -> dict[str, object]:
