@@ -121,6 +121,7 @@ def main(out: Path, repository: str | None) -> None:
         if out.exists():
             shutil.rmtree(out)
         shutil.move(folder / "site", out)
+    print(f"{out}: {len(pages())} pages")
 
 
 if __name__ == "__main__":

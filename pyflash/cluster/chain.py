@@ -6,6 +6,7 @@ stage is lost, the tokens are sent through all stages again, and what was asked 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from pyflash.cluster.pipeline import MOST_TRIES, Mail, Pipeline, StageLost
 from pyflash.engine.session import Session
 from pyflash.engine.stage_chain import Check, Done, Ids, StageChain, Wish, check_saved_together, stage_files
 from pyflash.engine.steps import MOST_WAITING
-from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, DeviceError
+from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, DeviceError, Error
 from pyflash.native.values import FloatArray, StrPath
 
 T = TypeVar("T")
@@ -388,7 +389,12 @@ class RemoteChain:
                 session_files.write_whole(file, (self._call(stage, "read_file", there, at, session_files.PIECE)
                                                  for at in range(0, size, session_files.PIECE)))  # fmt: skip
             finally:
-                stage.actor.remove_file.remote(there)
+                self._remove(stage, there)
+
+    def _remove(self, stage: Any, there: str) -> None:
+        """Waits until a stage's temporary file is gone: a stage that is ended at once would leave it."""
+        with contextlib.suppress(Error, StageLost):  # of a stage that is lost
+            self._call(stage, "remove_file", there)
 
     def _call(self, stage: Any, method: str, *arguments: Any) -> Any:
         """What a stage gives that is asked for no session."""
@@ -422,7 +428,7 @@ class RemoteChain:
             self._ask([at], "load", (there,))
         finally:
             if there is not None:
-                stage.actor.remove_file.remote(there)
+                self._remove(stage, there)
 
     def hold(self, path: StrPath | None) -> None:
         if self._holder is None:

@@ -25,7 +25,7 @@ class StagePlace:
 
 
 def lay_out(n_layer: int, stages: str | int | Sequence[Layers], nodes: Sequence[dict[str, Any]]) -> list[StagePlace]:
-    """stages: "auto" for one a machine, their number, or the layers of each. nodes: as of Connection.nodes()."""
+    """stages: "auto" for one on each machine, their number, or the layers of each. nodes: as of Connection.nodes()."""
     if not nodes:
         raise DeviceError("the Ray cluster has no machine to open a stage on")
     if isinstance(stages, str):

@@ -303,8 +303,8 @@ class StageActor:
         """Appends to a new file (None) or to one that this gave. Gives its path."""
         return await self._on(self._light, lambda: write_piece(path, data))
 
-    async def remove_file(self, path: str) -> None:
-        await self._on(self._light, lambda: remove(path))
+    async def remove_file(self, path: str) -> Outcome:
+        return await self._on(self._light, lambda: remove(path))
 
     # -- turns --
 
