@@ -83,21 +83,27 @@ class Loads:
         self._patience, self._clock = patience, clock
         self._chosen: dict[str, tuple[str, float]] = {}  # request: replica, when
         self._sent: dict[str, set[str]] = {}  # replica: requests
+        self._early: dict[tuple[str, str], float] = {}  # those that had ended before they were told to be sent
 
     def chosen(self, request: str, replica: str) -> None:
         self._chosen[request] = replica, self._clock()
 
     def sent(self, request: str, replica: str) -> None:
         self._chosen.pop(request, None)
-        self._sent.setdefault(replica, set()).add(request)
+        if self._early.pop((request, replica), None) is None:
+            self._sent.setdefault(replica, set()).add(request)
 
     def ended(self, request: str, replica: str) -> None:
-        self._sent.get(replica, set()).discard(request)
+        """May come before sent(): an answer can be quicker than word of where it was asked for."""
+        if request in self._sent.get(replica, ()):
+            self._sent[replica].remove(request)
+        else:
+            self._early[request, replica] = self._clock()
 
     def of(self, replica: str) -> int:
         begin = self._clock() - self._patience
-        for request in [each for each, (_, when) in self._chosen.items() if when < begin]:
-            del self._chosen[request]
+        self._chosen = {request: (each, when) for request, (each, when) in self._chosen.items() if when >= begin}
+        self._early = {key: when for key, when in self._early.items() if when >= begin}
         return len(self._sent.get(replica, ())) + sum(chosen == replica for chosen, _ in self._chosen.values())
 
 
@@ -106,15 +112,15 @@ def ranked(holders: Collection[str], loads: Mapping[str, int], n_places: int,
     """The replicas in the order in which a request should try them, those that are as good in one list.
 
     holders: that have its beginning. loads: requests under way, of every replica. n_places: requests that one answers at
-    once. One that has the beginning is the best, unless the request would wait there and another
-    has a place: reading a prompt again costs less than the wait for a whole answer. New conversations go to the least
-    loaded, and of those to one that has the fewest.
+    once. One that has the beginning is the best, unless as many as it answers at once would be answered before the request
+    there, and another has a place: reading a prompt again costs less than that. New conversations go to the least loaded,
+    and of those to one that has the fewest.
     """
     others = sorted((each for each in loads if each not in holders), key=lambda each: (loads[each], n_held(each)))
     ranks = [[replica] for replica in others]
     if not holders:
         return ranks
     owning = sorted(holders, key=lambda each: loads[each])
-    would_wait = loads[owning[0]] >= n_places
+    would_wait = loads[owning[0]] >= 2 * n_places
     has_place = bool(others) and loads[others[0]] < n_places
     return [*ranks, owning] if would_wait and has_place else [owning, *ranks]

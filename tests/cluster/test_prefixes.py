@@ -120,7 +120,8 @@ def test_a_replica_tells_of_the_last_conversations() -> None:
         ([], {"a": 3, "b": 1, "c": 2}, ["b", "c", "a"]),  # the least loaded
         ([], {"a": 0, "b": 0, "c": 1}, ["b", "a", "c"]),  # of equals, the one with fewer conversations
         (["c"], {"a": 0, "b": 0, "c": 1}, ["c", "b", "a"]),  # the one that has the beginning
-        (["c"], {"a": 0, "b": 1, "c": 2}, ["a", "b", "c"]),  # it would wait there, and another has a place
+        (["c"], {"a": 0, "b": 1, "c": 3}, ["c", "a", "b"]),  # also where it would be the next
+        (["c"], {"a": 0, "b": 1, "c": 4}, ["a", "b", "c"]),  # it would wait long there, and another has a place
         (["c"], {"a": 2, "b": 2, "c": 5}, ["c", "b", "a"]),  # it would wait everywhere
         (["c"], {"c": 9}, ["c"]),
     ],
@@ -143,8 +144,12 @@ def test_requests_at_the_same_moment_count() -> None:
     assert (loads.of("a"), loads.of("b")) == (1, 2)
     clock.now = 11
     loads.ended("1", "a")
-    loads.ended("1", "a")
     assert (loads.of("a"), loads.of("b"), loads.of("c")) == (0, 1, 0)
+    loads.chosen("4", "a")
+    loads.ended("4", "b")  # which did not take it
+    loads.ended("4", "a")  # an answer quicker than word of it
+    loads.sent("4", "a")
+    assert (loads.of("a"), loads.of("b")) == (0, 1)
 
 
 # -- metrics --
