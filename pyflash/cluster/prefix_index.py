@@ -76,35 +76,30 @@ class PrefixIndex:
 
 
 class Loads:
-    """Requests under way from here, by replica. A request counts from its choice on, so that of many at the same moment not
-    all choose the same one; a choice that leads to nothing counts for `patience` seconds."""
+    """Requests under way from here. Each counts from its choice on, so that of many at the same moment not all choose the same
+    replica; at most for `patience` seconds, since of one that was given up while it was chosen for nobody hears again."""
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
-        self._chosen: dict[str, tuple[str, float]] = {}  # request: replica, when
-        self._sent: dict[str, set[str]] = {}  # replica: requests
-        self._early: dict[tuple[str, str], float] = {}  # those that had ended before they were told to be sent
+        self._open: dict[str, tuple[str, float]] = {}  # request: its replica, since when
 
     def chosen(self, request: str, replica: str) -> None:
-        self._chosen[request] = replica, self._clock()
+        self._open[request] = replica, self._clock()
 
-    def sent(self, request: str, replica: str) -> None:
-        self._chosen.pop(request, None)
-        if self._early.pop((request, replica), None) is None:
-            self._sent.setdefault(replica, set()).add(request)
+    def taken(self, request: str, replica: str) -> None:
+        """By that replica, which need not be the one that was chosen. It may have ended by now."""
+        if request in self._open:
+            self._open[request] = replica, self._clock()
 
-    def ended(self, request: str, replica: str) -> None:
-        """May come before sent(): an answer can be quicker than word of where it was asked for."""
-        if request in self._sent.get(replica, ()):
-            self._sent[replica].remove(request)
-        else:
-            self._early[request, replica] = self._clock()
+    def ended(self, request: str) -> None:
+        self._open.pop(request, None)
 
     def of(self, replica: str) -> int:
         begin = self._clock() - self._patience
-        self._chosen = {request: (each, when) for request, (each, when) in self._chosen.items() if when >= begin}
-        self._early = {key: when for key, when in self._early.items() if when >= begin}
-        return len(self._sent.get(replica, ())) + sum(chosen == replica for chosen, _ in self._chosen.values())
+        for request, (_, since) in list(self._open.items()):  # as of now: that one has ended may be told on another thread
+            if since < begin:
+                self.ended(request)
+        return sum(each == replica for each, _ in list(self._open.values()))
 
 
 def ranked(holders: Collection[str], loads: Mapping[str, int], n_places: int,

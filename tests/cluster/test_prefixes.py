@@ -138,18 +138,16 @@ def test_requests_at_the_same_moment_count() -> None:
     loads.chosen("2", "b")
     loads.chosen("2", "a")  # another try
     assert (loads.of("a"), loads.of("b")) == (2, 0)
-    loads.sent("1", "a")
-    loads.sent("2", "b")
-    loads.chosen("3", "b")  # its client goes
-    assert (loads.of("a"), loads.of("b")) == (1, 2)
-    clock.now = 11
-    loads.ended("1", "a")
-    assert (loads.of("a"), loads.of("b"), loads.of("c")) == (0, 1, 0)
-    loads.chosen("4", "a")
-    loads.ended("4", "b")  # which did not take it
-    loads.ended("4", "a")  # an answer quicker than word of it
-    loads.sent("4", "a")
+    loads.taken("1", "a")
+    loads.taken("2", "b")
+    assert (loads.of("a"), loads.of("b"), loads.of("c")) == (1, 1, 0)
+    loads.chosen("3", "b")
+    loads.ended("3")  # an answer quicker than word of who took it
+    loads.taken("3", "b")
+    loads.ended("1")
     assert (loads.of("a"), loads.of("b")) == (0, 1)
+    clock.now = 11
+    assert loads.of("b") == 0
 
 
 # -- metrics --
