@@ -76,29 +76,30 @@ class PrefixIndex:
 
 
 class Loads:
-    """Requests under way from here, by replica. A request counts from its choice on, so that of many at the same moment not
-    all choose the same one; a choice that leads to nothing counts for `patience` seconds."""
+    """Requests under way from here. Each counts from its choice on, so that of many at the same moment not all choose the same
+    replica; at most for `patience` seconds, since of one that was given up while it was chosen for nobody hears again."""
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
-        self._chosen: dict[str, tuple[str, float]] = {}  # request: replica, when
-        self._sent: dict[str, set[str]] = {}  # replica: requests
+        self._open: dict[str, tuple[str, float]] = {}  # request: its replica, since when
 
     def chosen(self, request: str, replica: str) -> None:
-        self._chosen[request] = replica, self._clock()
+        self._open[request] = replica, self._clock()
 
-    def sent(self, request: str, replica: str) -> None:
-        self._chosen.pop(request, None)
-        self._sent.setdefault(replica, set()).add(request)
+    def taken(self, request: str, replica: str) -> None:
+        """By that replica, which need not be the one that was chosen. It may have ended by now."""
+        if request in self._open:
+            self._open[request] = replica, self._clock()
 
-    def ended(self, request: str, replica: str) -> None:
-        self._sent.get(replica, set()).discard(request)
+    def ended(self, request: str) -> None:
+        self._open.pop(request, None)
 
     def of(self, replica: str) -> int:
         begin = self._clock() - self._patience
-        for request in [each for each, (_, when) in self._chosen.items() if when < begin]:
-            del self._chosen[request]
-        return len(self._sent.get(replica, ())) + sum(chosen == replica for chosen, _ in self._chosen.values())
+        for request, (_, since) in list(self._open.items()):  # as of now: that one has ended may be told on another thread
+            if since < begin:
+                self.ended(request)
+        return sum(each == replica for each, _ in list(self._open.values()))
 
 
 def ranked(holders: Collection[str], loads: Mapping[str, int], n_places: int,
@@ -106,15 +107,15 @@ def ranked(holders: Collection[str], loads: Mapping[str, int], n_places: int,
     """The replicas in the order in which a request should try them, those that are as good in one list.
 
     holders: that have its beginning. loads: requests under way, of every replica. n_places: requests that one answers at
-    once. One that has the beginning is the best, unless the request would wait there and another
-    has a place: reading a prompt again costs less than the wait for a whole answer. New conversations go to the least
-    loaded, and of those to one that has the fewest.
+    once. One that has the beginning is the best, unless as many as it answers at once would be answered before the request
+    there, and another has a place: reading a prompt again costs less than that. New conversations go to the least loaded,
+    and of those to one that has the fewest.
     """
     others = sorted((each for each in loads if each not in holders), key=lambda each: (loads[each], n_held(each)))
     ranks = [[replica] for replica in others]
     if not holders:
         return ranks
     owning = sorted(holders, key=lambda each: loads[each])
-    would_wait = loads[owning[0]] >= n_places
+    would_wait = loads[owning[0]] >= 2 * n_places
     has_place = bool(others) and loads[others[0]] < n_places
     return [*ranks, owning] if would_wait and has_place else [owning, *ranks]

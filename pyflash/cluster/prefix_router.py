@@ -8,7 +8,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from pyflash.cluster.prefix_index import Loads, PrefixIndex, ranked
 
-_PATIENCE = 10.0  # seconds in which a replica that is asked says whether it takes a request
+_PATIENCE = 3600.0
 HELD, N_PLACES = "held", "n_places"  # what a replica's record_routing_stats() tells
 
 
@@ -36,14 +36,15 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         ranks = ranked(holders, loads, n_places, self._index.n_held)
         if pending_request is not None and ranks:
             self._loads.chosen(pending_request.metadata.internal_request_id, ranks[0][0])
+            self._index.sent(ranks[0][0], _keys(pending_request))
         return [[found[name] for name in rank] for rank in ranks]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         self._index.sent(replica_id.unique_id, _keys(pending_request))
-        self._loads.sent(pending_request.metadata.internal_request_id, replica_id.unique_id)
+        self._loads.taken(pending_request.metadata.internal_request_id, replica_id.unique_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        self._loads.ended(internal_request_id, replica_id.unique_id)
+        self._loads.ended(internal_request_id)
 
 
 def _keys(request: PendingRequest | None) -> list[str]:

@@ -120,7 +120,8 @@ def test_a_replica_tells_of_the_last_conversations() -> None:
         ([], {"a": 3, "b": 1, "c": 2}, ["b", "c", "a"]),  # the least loaded
         ([], {"a": 0, "b": 0, "c": 1}, ["b", "a", "c"]),  # of equals, the one with fewer conversations
         (["c"], {"a": 0, "b": 0, "c": 1}, ["c", "b", "a"]),  # the one that has the beginning
-        (["c"], {"a": 0, "b": 1, "c": 2}, ["a", "b", "c"]),  # it would wait there, and another has a place
+        (["c"], {"a": 0, "b": 1, "c": 3}, ["c", "a", "b"]),  # also where it would be the next
+        (["c"], {"a": 0, "b": 1, "c": 4}, ["a", "b", "c"]),  # it would wait long there, and another has a place
         (["c"], {"a": 2, "b": 2, "c": 5}, ["c", "b", "a"]),  # it would wait everywhere
         (["c"], {"c": 9}, ["c"]),
     ],
@@ -137,14 +138,16 @@ def test_requests_at_the_same_moment_count() -> None:
     loads.chosen("2", "b")
     loads.chosen("2", "a")  # another try
     assert (loads.of("a"), loads.of("b")) == (2, 0)
-    loads.sent("1", "a")
-    loads.sent("2", "b")
-    loads.chosen("3", "b")  # its client goes
-    assert (loads.of("a"), loads.of("b")) == (1, 2)
+    loads.taken("1", "a")
+    loads.taken("2", "b")
+    assert (loads.of("a"), loads.of("b"), loads.of("c")) == (1, 1, 0)
+    loads.chosen("3", "b")
+    loads.ended("3")  # an answer quicker than word of who took it
+    loads.taken("3", "b")
+    loads.ended("1")
+    assert (loads.of("a"), loads.of("b")) == (0, 1)
     clock.now = 11
-    loads.ended("1", "a")
-    loads.ended("1", "a")
-    assert (loads.of("a"), loads.of("b"), loads.of("c")) == (0, 1, 0)
+    assert loads.of("b") == 0
 
 
 # -- metrics --

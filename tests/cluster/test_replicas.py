@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve: conversations stay where they are, answers are those of one server, and no stream is dropped."""
+"""Replicas on Ray Serve: where requests go, who may ask, clients that go and replicas that die."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,28 +65,6 @@ def deploy(ray_here: Any, tiny_model: Path) -> Iterator[Callable[[int], str]]:
 
     yield run
     serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_model: Path) -> Iterator[Callable[[list[dict[str, Any]], int], str]]:
-    """What one server answers."""
-    from pyflash.serve import app
-
-    options = {name: value for name, value in OPTIONS.items() if name != "cpus"}
-    application = app(lambda: pyflash.Model.open(tiny_model, threads=1), parallel=1, **options)
-    application.start()
-    assert application.engine.wait_ready(60)
-
-    def answer(messages: list[dict[str, Any]], max_tokens: int) -> str:
-        async def ask() -> str:
-            transport = httpx.ASGITransport(application)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=WAIT) as client:
-                return text_of(await client.post("/v1/chat/completions", json=body(messages, max_tokens)))
-
-        return asyncio.run(ask())
-
-    yield answer
-    application.engine.close(20)
 
 
 def body(messages: list[dict[str, Any]], max_tokens: int, **more: Any) -> dict[str, Any]:
@@ -156,45 +134,41 @@ def different(n: int) -> list[list[dict[str, Any]]]:
     return [[SYSTEM, {"role": "user", "content": f"This is conversation {i}."}] for i in range(n)]
 
 
-def test_conversations_stay_where_they_are(
-    deploy: Callable[[int], str], alone: Callable[[list[dict[str, Any]], int], str]
-) -> None:
-    address = deploy(2)
-    conversations = different(4)
-    for turn in range(3):
-        with ThreadPoolExecutor(4) as together:  # all four places of both replicas
-            answers = list(together.map(
-                lambda messages: httpx.post(f"{address}/v1/chat/completions", json=body(messages, 12), timeout=WAIT),
-                conversations))  # fmt: skip
-        for i, response in enumerate(answers):
-            usage, text = response.json()["usage"], text_of(response)
-            assert text == alone(conversations[i], 12)
-            if turn:  # what was read is not read again, and the answer's tokens come back as they were
-                assert usage["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] // 2
-            conversations[i] += [{"role": "assistant", "content": text}, {"role": "user", "content": f"Go on, {turn}."}]
-    assert len({slot["replica"] for slot in slots(address)}) == 2
-    metrics = httpx.get(f"{address}/metrics", timeout=WAIT).text
-    name = 'pyflash_requests_total{api="chat_completions",code="200"'
-    counts = [line for line in metrics.splitlines() if line.startswith(name)]
-    assert len(counts) == 2 and sum(float(line.split()[-1]) for line in counts) == 12
-    assert all(float(line.split()[-1]) == 6 for line in counts), counts
+class Named:
+    """What the router knows of a replica."""
+
+    def __init__(self, name: str, **stats: Any) -> None:
+        self.replica_id, self.routing_stats = SimpleNamespace(unique_id=name), stats
 
 
-def test_fewer_replicas_drop_no_stream(
-    deploy: Callable[[int], str], alone: Callable[[list[dict[str, Any]], int], str]
-) -> None:
-    """Whichever replica goes, it had a stream."""
-    address = deploy(2)
-    conversations = different(2)
-    streams = [Stream(address, messages, 240) for messages in conversations]
-    until(lambda: len(busy_replicas(address)) == 2 and all(stream.pieces for stream in streams))
-    deploy(1)
-    until(lambda: len({slot["replica"] for slot in slots(address)}) == 1)
-    assert any(stream.end is None for stream in streams), "they ended too soon for this test to show anything"
-    for stream, messages in zip(streams, conversations, strict=True):
-        stream.wait()
-        assert (stream.error, stream.end) == (None, "length") and stream.text == alone(messages, 240)
-    assert text_of(httpx.post(f"{address}/v1/chat/completions", json=body(conversations[0], 5), timeout=WAIT))
+def asked(name: str, *keys: str) -> Any:
+    return SimpleNamespace(kwargs={"keys": list(keys)}, routing_context=SimpleNamespace(should_backoff=False),
+                           metadata=SimpleNamespace(internal_request_id=name))  # fmt: skip
+
+
+def test_the_router() -> None:
+    """As Ray calls it."""
+    from pyflash.cluster.prefix_router import PrefixRouter
+
+    router = PrefixRouter.__new__(PrefixRouter)  # what Ray makes itself needs a cluster
+    router.initialize_state(memory=60, n_places=2)
+    a, b = Named("a", held=["old"], n_places=2), Named("b")
+
+    def first(request: Any) -> str:
+        (best, *_), *_rest = asyncio.run(router.choose_replicas([a, b], request))
+        assert request.routing_context.should_backoff
+        return str(best.replica_id.unique_id)
+
+    assert first(asked("1", "old-1", "old")) == "a"  # what it tells that it holds
+    assert first(asked("2", "new")) == "b"  # the least loaded
+    assert first(asked("3", "new-1", "new")) == "b"  # though nobody has told of it yet
+    router.on_request_routed(asked("3", "new-1", "new"), b.replica_id, None)
+    assert first(asked("4")) == "a"  # 1 there, 2 and 3 at the other
+    for name in ("1", "4"):
+        router.on_request_completed(a.replica_id, name)
+    assert first(asked("5")) == first(asked("6")) == "a"
+    router.on_request_completed(b.replica_id, "2")
+    assert first(asked("7", "new-2", "new-1", "new")) == "b"
 
 
 def test_who_goes_ends_the_answer(deploy: Callable[[int], str]) -> None:
