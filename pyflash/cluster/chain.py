@@ -163,8 +163,8 @@ class RemoteChain:
             else:
                 self.pipeline.note_done()
                 return found
-        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated", "see whether its machine has memory for "
-                          "it, and evaluate less at once")  # fmt: skip
+        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated",
+                          "see whether its machine has memory for it, and evaluate less at once")
 
     def be_there(self, check: Check) -> None:
         """Makes the session's parts, and evaluates its tokens again where they have been lost."""
@@ -183,7 +183,7 @@ class RemoteChain:
                 if self._waiting:
                     self._step(self._waiting, "none", check)
         except BaseException:
-            self.epoch = -1
+            self._give_up_parts()
             raise
         finally:
             self._tokens = tokens
@@ -280,9 +280,9 @@ class RemoteChain:
             self._ask(self.all_stages, "return_to", (kept,))
             self._tokens = self._tokens[:kept]
         except StageLost:
-            self.epoch = -1  # evaluated again when it is used again
+            self._give_up_parts()
         except BaseException:  # an impatient second Ctrl-C
-            self.epoch = -1
+            self._give_up_parts()
             raise
 
     def begin_step(self) -> None:
@@ -303,7 +303,8 @@ class RemoteChain:
         self.left_waiting(tokens)
         return found
 
-    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids],
+                  checks: Sequence[Check]) -> list[FloatArray | Exception]:
         from pyflash.cluster.together import step_together
 
         chains = [self, *(cast("RemoteChain", each) for each in others)]
@@ -435,6 +436,11 @@ class RemoteChain:
         if self.epoch == self.pipeline.epoch:
             for stage in self.pipeline.stages:
                 stage.actor.close_session.remote(self.epoch, self.number)
+
+    def _give_up_parts(self) -> None:
+        """The tokens are evaluated again when the session is used again."""
+        self._close_parts()
+        self.epoch = -1
 
     def close(self) -> None:
         if not self._is_closed:

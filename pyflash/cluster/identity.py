@@ -35,8 +35,8 @@ class FileDirectory:
             gguf = read_gguf(first, any_type=True)
         except ConvertError as error:
             raise FileError(str(error)) from error
-        self._tensors = {shard: sorted((each for each in gguf.tensors.values() if each.path == shard), key=lambda each: each.offset)
-                         for shard in shard_paths(first, gguf)}  # fmt: skip
+        tensors = sorted(gguf.tensors.values(), key=lambda tensor: tensor.offset)
+        self._tensors = {shard: [tensor for tensor in tensors if tensor.path == shard] for shard in shard_paths(first, gguf)}
 
     def identity(self, layers: tuple[int, int]) -> FileIdentity:
         directory, samples = (hashlib.blake2b(digest_size=16) for _ in range(2))

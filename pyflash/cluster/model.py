@@ -17,7 +17,7 @@ from pyflash.engine import session as engine_session
 from pyflash.engine.options import chosen
 from pyflash.engine.sampling import SamplingOptions
 from pyflash.engine.stages import Layers
-from pyflash.native.errors import ArgumentError, Error, UnsupportedError
+from pyflash.native.errors import ArgumentError, UnsupportedError
 from pyflash.native.values import StrPath
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ class Model:
         stages: "auto" for as few as have room, their number, or the layers (first, end) of each; where there are several
         machines, placement.place() says which has which, by memory and bandwidth. address: of the cluster's head,
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
-        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual
-        streams on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less
-        accurate. stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when
-        that happens, and when the stages are back; None: the
-        "pyflash" logger, as a warning. options: of pyflash.Model.open(), for each stage; device is always "cpu".
+        cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
+        on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
+        stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that
+        happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for
+        each stage; device is always "cpu".
 
         A lost stage is opened again, and the sessions' tokens are evaluated again, as they go on: nobody gets another token.
         Raises what pyflash.Model.open() raises; UnsupportedError without Ray, and where machines have different versions,
@@ -71,6 +71,8 @@ class Model:
         if not stage_timeout > 0:
             raise ArgumentError("stage_timeout must be more than 0 seconds")
         chosen("precision of streams", streams, {name: i for i, name in enumerate(PRECISIONS)})
+        if "layers" in options:
+            raise ArgumentError("the layers of a model in stages are what stages=[(first, end), ...] says")
         release = options.pop("release", None)
         progress = options.pop("progress", None)
         beginning = engine_model.Model.open(path, "cpu", 1, layers=(0, 1), release=release)
@@ -78,8 +80,8 @@ class Model:
         try:
             connection = Connection(address)
             places = planned(connection, path, stages, beginning.info.n_layer)
-            pipeline = Pipeline(connection, os.path.abspath(path), places, {"device": "cpu", "streams": streams, **options},
-                                stage_timeout, tell or _log.warning, progress)
+            options |= {"device": "cpu", "streams": streams}
+            pipeline = Pipeline(connection, os.path.abspath(path), places, options, stage_timeout, tell or _log.warning, progress)
         except BaseException:
             beginning.close()
             if connection is not None:

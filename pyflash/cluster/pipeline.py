@@ -74,6 +74,8 @@ class Pipeline:
         self._lock = threading.Lock()  # of what follows, held briefly
         self._boxes: list[Mail] = []  # of the calls that wait just now
         self._lost: str | None = None  # why, in this epoch
+        self._failure: DeviceError | None = None  # for good
+        self._head_seen = time.monotonic()
         self._tries = 0  # to begin anew since something was last computed
         self._heard: list[float] = []  # when each stage was heard of
         self._moved = (0.0, -1)  # when something was last done, and how much there was then
@@ -143,7 +145,11 @@ class Pipeline:
             self._got(ref, self._timeout)
         epoch = self.epoch
         for at, stage in enumerate(self.stages):
-            self._then(stage.actor.watch.remote(epoch), lambda why, at=at: self._lose(epoch, self._told(at, why)))
+
+            def heard(why: Any, at: int = at) -> None:
+                self._lose(epoch, self._told(at, why))
+
+            self._then(stage.actor.watch.remote(epoch), heard)
         self._heard = [time.monotonic()] * len(self.stages)
 
     def _told(self, at: int, why: Any) -> str:
@@ -174,6 +180,8 @@ class Pipeline:
         """StageLost where that epoch is over; ClosedError."""
         if self._closing.is_set():
             raise ClosedError("the model has been closed")
+        if self._failure is not None:
+            raise self._failure
         if epoch != self.epoch or self._lost is not None:
             raise StageLost(epoch, self._lost or "the stages have begun anew")
 
@@ -200,6 +208,7 @@ class Pipeline:
             self._then(ref, done)
         with self._lock:
             if not self._boxes:  # nobody has looked since
+                self._head_seen = time.monotonic()
                 self._heard, self._moved = [time.monotonic()] * len(self.stages), (time.monotonic(), -1)
             self._boxes.append(mail)
         try:
@@ -239,8 +248,9 @@ class Pipeline:
         with self._turns:
             self._again.append(own)
             before, tokens = len(self._again) - 1, sum(n for _, n in self._again)
+        first = f", {before} others first" if before else ""
         about = f", about {tokens / self._rate:.0f} s" if self._rate else ""
-        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{f', {before} others first' if before else ''}{about}")
+        self.tell(f"a conversation of {n_tokens} tokens is evaluated again{first}{about}")
         try:
             with self._turns:
                 while self._again[0] is not own:
@@ -273,11 +283,26 @@ class Pipeline:
                 self._then(stage.actor.pulse.remote(), felt)
             if self._closing.wait(interval):
                 return
+            if self._closing.is_set() or self._is_head_gone():
+                return
             now = time.monotonic()
             for at, heard in enumerate(self._heard):
                 if now - heard > self._timeout:
                     self._lose(epoch, self._told(at, f"silent for {self._timeout:.0f} s"))
             self._note_progress(epoch, now, pulses)
+
+    def _is_head_gone(self) -> bool:
+        """Whether the cluster's head is, for as long as a stage may be silent: Ray ends this process some time after that."""
+        why = self._connection.head_problem(self._timeout / 6)
+        if not why:
+            self._head_seen = time.monotonic()
+        elif time.monotonic() - self._head_seen > self._timeout * 2 / 3:
+            with self._lock:
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why})",
+                                            "start the cluster and this again")
+                for mail in self._boxes:
+                    mail.put("lost")
+        return self._failure is not None
 
     def _note_progress(self, epoch: int, now: float, pulses: dict[int, Pulse]) -> None:
         """A step that no stage computes, and that never comes out, has been lost on the way."""
@@ -293,8 +318,13 @@ class Pipeline:
         with self._begin_lock:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
+            if why := self._connection.head_problem(self._timeout / 6):
+                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why}), and {lost}",
+                                            "start the cluster and this again")
+                raise self._failure
             self._tries += 1
             if self._tries > MOST_TRIES:
+                self._tries = 0
                 raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
                                   f"last time: {lost}")  # fmt: skip
             began = time.monotonic()
@@ -375,9 +405,11 @@ def common_kernels(sets: Sequence[Sequence[str]]) -> str:
 def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:
     """UnsupportedError where a stage has another version or file than this process: it would give other bits, or none.
     is_whole: whether this machine has all of the file, and not only what comes before the weights."""
+    arithmetic = int(lib.PF_ARITHMETIC_VERSION)
     for what, here, there in (("version of pyflash", __version__, facts.version),
-                              ("version of the arithmetic", str(lib.PF_ARITHMETIC_VERSION), str(facts.arithmetic))):  # fmt: skip
+                              ("version of the arithmetic", str(arithmetic), str(facts.arithmetic))):  # fmt: skip
         if here != there:
-            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}", "install the same everywhere")
+            raise UnsupportedError(f"{facts.host} has another {what}, {there}, than here, {here}",
+                                   "install the same everywhere")
     if facts.file.directory != file.directory or (is_whole and facts.file.samples != file.samples):
         raise UnsupportedError(f"{facts.host} has another file of this name than here", "copy the same to all machines")

@@ -15,7 +15,7 @@ OBJECT_STORE_BYTES: Final = 512 << 20  # streams on their way, and parts of sess
 NAMESPACE: Final = "pyflash"
 # What Ray would write to this process's stdout, and the pipeline tells in a line: that stages and machines are gone.
 _TOLD_BY_RAY: Final = r"^(A worker died or was killed|The node with node id)|has been marked dead"
-_START_ONE: Final = "start one with 'ray start --head', see docs/cluster.md"
+_START_ONE: Final = "start one as docs/cluster.md tells"
 _REACHED_SECONDS: Final = 10.0  # that a cluster's head may take to take a connection
 _TRIES: Final = 3  # to start a cluster on a busy machine
 
@@ -42,15 +42,16 @@ def _has_token() -> bool:
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named).is_file()
 
 
-def _check_reachable(address: str) -> None:
-    """DeviceError where nobody listens: Ray itself would try for minutes, and write of it."""
+def _unreachable(address: str, seconds: float) -> str:
+    """Why nobody takes a connection at HOST:PORT, "" where somebody does: Ray itself would try for minutes, and write of it."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
-        return  # "auto", or of another kind that Ray knows
+        return ""  # "auto", or of another kind that Ray knows
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACHED_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
     except (OSError, OverflowError) as error:
-        raise DeviceError(f"no Ray cluster answers at {address} ({error})", _START_ONE) from error
+        return str(error)
+    return ""
 
 
 class Connection:
@@ -66,7 +67,8 @@ class Connection:
             return
         options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
         if address is not None:
-            _check_reachable(address)
+            if why := _unreachable(address, _REACHED_SECONDS):
+                raise DeviceError(f"no Ray cluster answers at {address} ({why})", _START_ONE)
             self._start(options | {"address": address}, f"at {address}", _START_ONE)
             return
         options |= {"address": "local", "num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -91,6 +93,15 @@ class Connection:
         own = self.ray.get_runtime_context().get_node_id()
         alive = [node for node in self.ray.nodes() if node["Alive"]]
         return sorted(alive, key=lambda node: (node["NodeID"] != own, node["NodeManagerAddress"], node["NodeID"]))
+
+    def head_problem(self, seconds: float) -> str:
+        """Why the cluster's head takes no connection within so long; "" where it does."""
+        return _unreachable(self.head, seconds)
+
+    @property
+    def head(self) -> str:
+        """HOST:PORT."""
+        return str(self.ray.get_runtime_context().gcs_address)
 
     def close(self) -> None:
         if self.is_ours and self.ray.is_initialized():

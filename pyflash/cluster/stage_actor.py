@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from pyflash.cluster import streams as wire
@@ -110,6 +111,7 @@ class StageActor:
         for result in self._results.values():
             result.cancel()
         self._results.clear()
+        self._trouble.set()  # whoever watches the epoch before learns that it is over
         self._why, self._trouble = "", asyncio.Event()
 
         def close() -> None:
@@ -220,7 +222,7 @@ class StageActor:
         for i, (place, ticket) in enumerate(zip(places, tickets, strict=True)):
             if place is None:
                 errors.setdefault(i, ClosedError("the stage does not have this session"))
-            elif (error := caught(lambda place=place, ticket=ticket: follow_orders(place.session, ticket)).error) is not None:  # type: ignore[misc]
+            elif (error := caught(partial(follow_orders, place.session, ticket)).error) is not None:
                 errors.setdefault(i, error)
             elif place.session.position != step.shares[i].position:
                 errors.setdefault(i, CancelledError("a step before this one failed"))
@@ -284,11 +286,10 @@ class StageActor:
     # -- supervision --
 
     async def watch(self, epoch: int) -> str:
-        """Why the stage cannot go on, as soon as it cannot."""
-        while epoch == self._epoch:
+        """Why the stage cannot go on in an epoch, as soon as it cannot."""
+        if epoch == self._epoch:
             await self._trouble.wait()
-            return self._why
-        return ""
+        return self._why
 
     async def pulse(self) -> Pulse:
         return Pulse(self._n_done, self._n_computing > 0)

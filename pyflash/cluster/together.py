@@ -83,8 +83,8 @@ def _attempt(chains: Sequence[RemoteChain], ids: Sequence[Ids], checks: Sequence
     if results is None:
         raise StageLost(epoch, "the stages have begun anew")
     for i, each in zip(live, results, strict=True):
-        error = cancelled.get(i) or (each if isinstance(each, Exception) else None)
-        if error is not None:
+        failed = cancelled.get(i) or (each if isinstance(each, Exception) else None)
+        if failed is not None:
             chains[i].order("drop")
-        found[i] = error or np.array(each)
+        found[i] = failed or np.array(each)
     pipeline.note_done()

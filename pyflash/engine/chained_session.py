@@ -189,7 +189,7 @@ class ChainedSession:
     @property
     def rollback_limit(self) -> int:
         with self._free():
-            return min(self._chain.ask_all("rollback_limit"))
+            return min(int(each) for each in self._chain.ask_all("rollback_limit"))
 
     def checkpoint(self) -> None:
         with self._free():

@@ -1,4 +1,4 @@
-"""The stages of one session, one after the other: what a session in stages asks of them, and how those in this process do it."""
+"""The stages of one session, one after the other: what a session asks of them, and how those in this process do it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class StageChain(Protocol):
     def step(self, ids: Ids, check: Check) -> FloatArray:
         """Logits [n, vocab] of at most a chunk of tokens, which then wait in every stage; in none where it fails."""
 
-    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids],
+                  checks: Sequence[Check]) -> list[FloatArray | Exception]:
         """What step() gives, of this session and others over the same stages, or the error of one alone."""
 
     def keep(self, n: int) -> None:
@@ -172,7 +173,8 @@ class LocalChain:
     def step(self, ids: Ids, check: Check) -> FloatArray:
         return cast("FloatArray", self._through(ids, "all", check))
 
-    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids], checks: Sequence[Check]) -> list[FloatArray | Exception]:
+    def step_with(self, others: Sequence[StageChain], ids: Sequence[Ids],
+                  checks: Sequence[Check]) -> list[FloatArray | Exception]:
         found: list[FloatArray | Exception] = []
         for chain, tokens, check in zip((self, *others), ids, checks, strict=True):
             try:

@@ -67,8 +67,10 @@ class Progress:
     @property
     def body(self) -> dict[str, object]:
         """As JSON, in the protocols that have a place for it."""
-        told = {"total": self.n_prompt, "cache": self.n_cached, "processed": self.n_done,
-                "time_ms": round(self.seconds * 1000), "queue_position": self.queue_position}  # fmt: skip
+        told: dict[str, object] = {
+            "total": self.n_prompt, "cache": self.n_cached, "processed": self.n_done, "time_ms": round(self.seconds * 1000),
+            "queue_position": self.queue_position,
+        }  # fmt: skip
         return {**told, "notice": self.notice} if self.notice else told
 
 

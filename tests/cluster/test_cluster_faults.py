@@ -124,6 +124,18 @@ def test_a_silent_stage_is_lost(ray_here: Any, demo_model: Path, tokens: np.ndar
     assert "stage 2 of 2" in told[0] and "silent for 6 s" in told[0]
 
 
+def test_a_head_that_is_gone_is_an_error(ray_here: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pyflash.cluster.Model.open(demo_model, 2, threads=1, stage_timeout=3, tell=lambda line: None) as model:
+        with model.session(context=CONTEXT) as session:
+            session.eval([1, 2])
+            monkeypatch.setattr(model.pipeline._connection, "head_problem", lambda seconds: "cut off")
+            os.kill(process_of(model, 0), signal.SIGSTOP)
+            for _ in range(2):
+                with pytest.raises(pyflash.DeviceError, match="head at .* is gone"):
+                    session.eval([3])
+            os.kill(process_of(model, 0), signal.SIGKILL)
+
+
 def test_a_file_that_is_gone_is_told(ray_here: Any, demo_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(demo_model.read_bytes())
