@@ -190,6 +190,38 @@ def open_checkpoint(path: Path | str, allow_absent: bool = False) -> Checkpoint:
     return Checkpoint(folder, config, tensors, _drafts(config, tensors), form, scale, not absent, tuple(notes))
 
 
+def with_drafts_of(target: Checkpoint, folder: Path) -> Checkpoint:
+    """The target with what drafts for it in another folder, such as stages that were trained alone: of that folder only
+    config.json and the files with mtp.* tensors, by their published names, are read.
+
+    Raises ConvertError where they are absent, or were made for a model of other sizes.
+    """
+    _require_config(folder)
+    values, _ = read_json_object(folder / "config.json")
+    config = parse_config(published_config(values))
+    if _without_drafts(config) != _without_drafts(target.config):
+        raise ConvertError(f"what drafts in {folder} is for a model of other sizes than that in {target.path}: "
+                           "compare their config.json")
+    places = _read_index(folder / INDEX) if is_there(folder / INDEX) else None
+    shards = _shards_by_name(folder)
+    if places is not None:
+        shards = sorted({shard for name, shard in places.items() if name.startswith("mtp.")})
+    absent = _absent(folder, shards)
+    if absent:
+        raise several(f"{len(absent)} of the files that draft are not in {folder}; download them again", absent)
+    headers = (read_header(folder / shard) for shard in shards)
+    found = {name: ref for header in headers for name, ref in header.items() if name.startswith("mtp.")}
+    if not found:
+        raise ConvertError(f"{folder} has no mtp.* tensors, so nothing in it drafts")
+    kept = {name: ref for name, ref in target.tensors.items() if not name.startswith("mtp.")}
+    return replace(target, config=config, tensors=kept | found, drafts=_drafts(config, found))
+
+
+def _without_drafts(config: ModelConfig) -> ModelConfig:
+    ratios = config.compress_ratios[: config.n_layers]
+    return replace(config, compress_ratios=ratios, n_mtp=0, dspark=None, expert_dtype=None)  # tensors tell the experts' dtype
+
+
 def _drafts(config: ModelConfig, tensors: dict[str, TensorRef]) -> str:
     if not any(name.startswith("mtp.") for name in tensors):
         return "none"

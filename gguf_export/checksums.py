@@ -193,6 +193,13 @@ def _difference(gguf: GGUFFile, entries: Mapping[str, tuple[str, str]]) -> str:
     return ""
 
 
+def digests_of(path: Path, gguf: GGUFFile) -> dict[str, str]:
+    """What the conversion wrote of each tensor, by name: TensorDigest.hex(). Empty where the checksums are not of this
+    file's tensors, or there are none. ConvertError where they cannot be read."""
+    entries = _read_entries(path, gguf) or {}
+    return {} if _difference(gguf, entries) else {name: digest for name, (digest, _) in entries.items()}
+
+
 def verify(path: Path | str, progress: ProgressFn | None = None) -> Verification:
     """Reads a GGUF file, with its shards, and compares every tensor with the checksum that its conversion wrote.
 

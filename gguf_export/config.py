@@ -289,8 +289,8 @@ def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def read_json_object(path: Path, most: int = MOST_CONFIG_BYTES) -> tuple[dict[str, Any], bytes]:
-    """The object in a file of at most `most` bytes, and the file's bytes."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A small file. ConvertError for what stands in its place, and for one of more than `most` bytes."""
     try:
         with open(path, "rb") as file:
             data = file.read(most + 1)
@@ -299,8 +299,14 @@ def read_json_object(path: Path, most: int = MOST_CONFIG_BYTES) -> tuple[dict[st
     standin = standin_reason(data[:HEAD_BYTES])
     if standin:
         raise ConvertError(f"{path} {standin}")
-    if not data.strip(b" \t\r\n\0"):  # also what a full disk or a crash leaves: a file of zero bytes
-        raise ConvertError(f"{path} is empty: download it again")
     if len(data) > most:
         raise ConvertError(f"{path} has more than {most:,} bytes, which is no {path.name}")
+    return data
+
+
+def read_json_object(path: Path, most: int = MOST_CONFIG_BYTES) -> tuple[dict[str, Any], bytes]:
+    """The object in a file of at most `most` bytes, and the file's bytes."""
+    data = read_bytes(path, most)
+    if not data.strip(b" \t\r\n\0"):  # also what a full disk or a crash leaves: a file of zero bytes
+        raise ConvertError(f"{path} is empty: download it again")
     return parse_json_object(data, str(path)), data

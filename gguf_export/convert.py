@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf_export import checksums
+from gguf_export import checksums, hf_files
 from gguf_export import metadata as keys
-from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from gguf_export.checkpoint import Checkpoint, check_tensors, open_checkpoint, with_drafts_of
 from gguf_export.engine import ProgressFn, run_jobs, write_header
 from gguf_export.errors import MOST_NAMED, ConvertError, first_few
-from gguf_export.hf import export_hf
+from gguf_export.hf import export_hf, plan_export_hf
 from gguf_export.hub_cache import find_checkpoint
 from gguf_export.inventory import Weight
 from gguf_export.names import EH_PROJ, dspark_name, gguf_name, native_scale_name
@@ -27,7 +27,9 @@ from quantize.plan import DENSE, EXPERTS, PROFILES, Form, GGMLType, target_type
 
 WarnFn = Callable[[str], None]
 
-__all__ = ["ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion"]
+__all__ = [
+    "ConversionPlan", "ConvertOptions", "ConvertReport", "convert", "export_hf", "plan_conversion", "plan_export_hf",
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class ConvertOptions:
     """profile: "compat" (what llama.cpp loads) or "native" (FP8 bytes kept; only pyflash reads it).
 
     dense: what FP8 weights become in compat, "q8_0", "bf16" (lossless) or "f32". experts: "keep" (FP4 becomes MXFP4,
-    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output into
-    shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder.
+    lossless), or "q8_0", "bf16", "f32". mtp: convert the drafting blocks too, of MTP or DSpark. shard_bytes: split the output
+    into shards of at most that much tensor data. name: the model's, None for that of the checkpoint's folder. drafts: a folder
+    with what drafts for the checkpoint's model (config.json, mtp.* tensors); its file is written, and not the model's.
     """
 
     profile: str = "compat"
@@ -45,6 +48,7 @@ class ConvertOptions:
     mtp: bool = False
     shard_bytes: int | None = None
     name: str | None = None
+    drafts: Path | None = None
 
     def check(self) -> None:
         for name, allowed in (("profile", PROFILES), ("dense", DENSE), ("experts", EXPERTS)):
@@ -52,6 +56,8 @@ class ConvertOptions:
                 raise ConvertError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         if self.profile == "native" and (self.dense != "q8_0" or self.experts != "keep"):
             raise ConvertError("the native profile keeps every weight as it is; leave out dense and experts")
+        if self.drafts is not None and not (self.mtp and self.profile == "compat"):
+            raise ConvertError('drafts names what becomes a file of its own: it needs mtp=True and profile="compat"')
         if self.shard_bytes is not None and self.shard_bytes < 1:
             raise ConvertError("the shard size must be positive")
         if self.name is not None and not (self.name.strip() and self.name.isprintable()):
@@ -231,11 +237,15 @@ def plan_conversion(checkpoint: Path | str, options: ConvertOptions) -> Conversi
     Raises ConvertError for options that do not fit and for every tensor that is missing or not as config.json says.
     """
     options.check()
-    return _plan(open_checkpoint(find_checkpoint(checkpoint), allow_absent=True), options)
+    return _plan(_open(checkpoint, options, allow_absent=True), options)
+
+
+def _open(checkpoint: Path | str, options: ConvertOptions, allow_absent: bool = False) -> Checkpoint:
+    found = open_checkpoint(find_checkpoint(checkpoint), allow_absent)
+    return found if options.drafts is None else with_drafts_of(found, find_checkpoint(options.drafts))
 
 
 def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
-    config = checkpoint.config
     if options.profile == "compat":
         _require_compat(checkpoint, options)
     elif not checkpoint.is_as_published:
@@ -250,8 +260,9 @@ def _plan(checkpoint: Checkpoint, options: ConvertOptions) -> ConversionPlan:
     weights = checkpoint.main_weights()
     drafts = checkpoint.draft_weights() if options.mtp else []
     main = planner.tensors(weights)
-    files = [PlannedFile("", Metadata(), main)]
-    plan = ConversionPlan(checkpoint, options, files, weights + drafts, list(checkpoint.notes))
+    files = [PlannedFile("", Metadata(), main)] if options.drafts is None else []
+    converted = weights + drafts if options.drafts is None else drafts
+    plan = ConversionPlan(checkpoint, options, files, converted, list(checkpoint.notes))
     if options.mtp and options.profile == "native":
         main += planner.tensors(drafts)
     elif options.mtp and checkpoint.drafts == "mtp":
@@ -300,8 +311,11 @@ def _note_rounding(plan: ConversionPlan, planner: _Planner) -> None:
 
 
 def _plan_native(plan: ConversionPlan) -> None:
-    carried = keys.add_native(plan.files[0].metadata, plan.checkpoint)
-    absent = [name for name in keys.SIDE_FILES if name not in carried]
+    metadata = plan.files[0].metadata
+    keys.add_native(metadata, plan.checkpoint)
+    absent = hf_files.add_side_files(metadata, plan.checkpoint.path)
+    if plan.options.mtp or plan.checkpoint.drafts == "none":  # every tensor is in it
+        hf_files.add_layout(metadata, plan.checkpoint)
     if absent:
         plan.notes.append(f"the checkpoint has no {' and no '.join(absent)}, so an export will not either")
 
@@ -328,7 +342,7 @@ def convert(
         raise ConvertError(f"{out} does not end in .gguf")
     if options.shard_bytes is None:
         find_place(out)  # before the checkpoint is read: that can take a while
-    plan = _plan(open_checkpoint(find_checkpoint(checkpoint)), options)
+    plan = _plan(_open(checkpoint, options), options)
     warnings = Warnings(warn)
     warnings.add(*plan.notes)
     if options.profile == "native" and "native" not in out.name:

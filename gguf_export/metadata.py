@@ -26,10 +26,6 @@ _FILE_TYPES = {GGMLType.MXFP4: 38, GGMLType.Q8_0: 7, GGMLType.BF16: 32, GGMLType
 
 MOST_TOKENIZER_BYTES = 64 << 20
 
-# Files that a native GGUF carries, so that `export hf` can write them again.
-SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-SIDE_PREFIX = "pyflash.hf."
-
 
 def add_general(
     metadata: Metadata, checkpoint: Checkpoint, experts: GGMLType, name: str | None = None, arch: str = ARCH
@@ -241,16 +237,8 @@ def add_tokenizer(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
     return _tokenizer_notes(tokens, types)
 
 
-def add_native(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
-    """The keys of the native profile and the checkpoint's small files. Returns the names of those it carries."""
+def add_native(metadata: Metadata, checkpoint: Checkpoint) -> None:
+    """The keys of the native profile."""
     metadata.text("pyflash.profile", "native")
     metadata.text("pyflash.fp8", "e4m3_b128")
     metadata.text("pyflash.drafts", checkpoint.drafts)
-    carried = []
-    for name in SIDE_FILES:
-        path = checkpoint.path / name
-        if is_there(path):
-            _, data = read_json_object(path, MOST_TOKENIZER_BYTES)
-            metadata.text(SIDE_PREFIX + name, data.decode("utf-8"))
-            carried.append(name)
-    return carried

@@ -19,7 +19,7 @@ import numpy as np
 from gguf_export.checkpoint import INDEX, Checkpoint
 from gguf_export.engine import Io, ProgressFn, run_jobs
 from gguf_export.errors import ConvertError, first_few, reason, several
-from gguf_export.metadata import SIDE_FILES
+from gguf_export.hf_files import SIDE_FILES
 from gguf_export.standins import is_there
 
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")

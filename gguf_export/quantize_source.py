@@ -20,7 +20,8 @@ from gguf_export.convert import ConvertOptions, plan_conversion
 from gguf_export.engine import Io
 from gguf_export.errors import ConvertError, reason
 from gguf_export.hub_cache import find_checkpoint
-from gguf_export.metadata import ARCH, SIDE_PREFIX
+from gguf_export.hf_files import SIDE_PREFIX
+from gguf_export.metadata import ARCH
 from gguf_export.names import NATIVE_STAGE, native_scale_name
 from gguf_export.reader import GGUFFile, read_gguf, read_pairs, shard_paths
 from gguf_export.safetensors_file import TensorRef

@@ -67,12 +67,8 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int, data_bytes:
     return TensorRef(name, dtype, tuple(shape), path, data_start + begin, end - begin)
 
 
-def read_header(path: Path) -> dict[str, TensorRef]:
-    """The tensors of one file, in the order of their data.
-
-    Raises ConvertError naming the tensor for a header that is truncated, oversized, duplicated or mistyped, and for
-    data that is truncated, overlapping or not contiguous.
-    """
+def _read(path: Path) -> tuple[bytes, int]:
+    """A file's header without its length, and the file's size."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -89,9 +85,35 @@ def read_header(path: Path) -> dict[str, TensorRef]:
             if length > MOST_HEADER_BYTES:
                 raise ConvertError(f"{path} is damaged: its header claims {length:,} bytes")
             file.seek(8)
-            header = parse_json_object(file.read(length), str(path))
+            return file.read(length), size
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {reason(error)}") from None
+
+
+def read_header(path: Path) -> dict[str, TensorRef]:
+    """The tensors of one file, in the order of their data.
+
+    Raises ConvertError naming the tensor for a header that is truncated, oversized, duplicated or mistyped, and for
+    data that is truncated, overlapping or not contiguous.
+    """
+    return _parse(path, *_read(path))
+
+
+def header_text(path: Path) -> str:
+    """A file's header as it stands there, without its length. As read_header() has checked it."""
+    return _read(path)[0].decode("utf-8")
+
+
+def place_header(path: Path, text: str, data_bytes: int) -> tuple[bytes, dict[str, TensorRef]]:
+    """The bytes with which a file of that header begins, and where each tensor goes. ConvertError as of read_header()."""
+    data = text.encode("utf-8")
+    refs = _parse(path, data, 8 + len(data) + data_bytes)
+    return len(data).to_bytes(8, "little") + data, refs
+
+
+def _parse(path: Path, data: bytes, size: int) -> dict[str, TensorRef]:
+    """data: the header without its length. size: the file's."""
+    length, header = len(data), parse_json_object(data, str(path))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConvertError(f"{path} is damaged: __metadata__ does not map strings to strings")

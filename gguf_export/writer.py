@@ -76,6 +76,12 @@ class Metadata:
             body = b"".join(struct.pack(SCALAR_FORMATS[kind], value) for value in values)
         self.pairs[key] = struct.pack("<IIQ", ValueType.ARRAY, kind, len(values)) + body
 
+    def blob(self, key: str, data: bytes) -> None:
+        """An array of U8."""
+        if key in self.pairs:
+            raise ValueError(f"key {key} twice")
+        self.pairs[key] = struct.pack("<IIQ", ValueType.ARRAY, ValueType.U8, len(data)) + data
+
     def u32(self, key: str, value: int) -> None:
         self.add(key, ValueType.U32, value)
 

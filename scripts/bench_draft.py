@@ -2,7 +2,7 @@
 
     python scripts/bench_draft.py MODEL.gguf
     python scripts/bench_draft.py MODEL.gguf --chances 0.9 --tokens 60 --rounds 5 --rewrite 0
-    python scripts/bench_draft.py MODEL.gguf --mtp mtp-MODEL.gguf       # what a draft of the MTP block takes
+    python scripts/bench_draft.py MODEL.gguf --mtp mtp-MODEL.gguf       # what a draft of the MTP block, or of DSpark takes
 
 The model's weights may be random: what it says is recorded first, and a drafter proposes that, each token changed with a
 chance of 1 - p. Each round times steps of the answer's own tokens, a plain answer, answers with so many drafted tokens a
@@ -40,7 +40,7 @@ SAMPLING: SamplingOptions = {"seed": 1}
 class Recorded:
     """Proposes what is known to come, each token with a chance of 1 - p another one."""
 
-    name, is_free, longest, priors = "recorded", True, 31, (0.5,)
+    name, is_free, is_whole, longest, priors = "recorded", True, False, 31, (0.5,)
 
     def __init__(self, known: Sequence[int], p: float) -> None:
         chance = random.Random(1)
@@ -145,8 +145,8 @@ def measure_rewrite(session: pyflash.Session, n: int, n_rounds: int) -> None:
     print("seconds of steps: " + ", ".join(f"{size}: {seconds:.3f}" for size, seconds in ledger.times.measured().items()))
 
 
-def measure_price(path: str, mtp: str | None, threads: int | None) -> None:
-    """What drafting one token and two takes, with the whole head and with the small copy of it; the two take turns."""
+def measure_price(path: str, mtp: str, threads: int | None) -> None:
+    """What a draft takes, with the whole head and with the small copy of it; the two take turns."""
     heads = ("whole head", "copy of it")
     with contextlib.ExitStack() as stack:
         sessions = []
@@ -155,10 +155,12 @@ def measure_price(path: str, mtp: str | None, threads: int | None) -> None:
             model.prepare_drafts()
             sessions.append(stack.enter_context(model.session(context=256)))
             sessions[-1].eval(list(range(5, 5 + PROMPT)))
-        seconds: dict[tuple[str, int], list[float]] = {(head, n): [] for head in heads for n in (0, 1, 2)}
+        name, longest = model.info.drafts, model.info.draft_most or 2
+        sizes = (0, 1, longest)
+        seconds: dict[tuple[str, int], list[float]] = {(head, n): [] for head in heads for n in sizes}
         for token in range(100, 130):
             for head, session in zip(heads, sessions, strict=True):
-                for n in (0, 1, 2):
+                for n in sizes:
                     began = time.perf_counter()
                     if n:
                         session.draft_tokens(token, n)
@@ -166,8 +168,9 @@ def measure_price(path: str, mtp: str | None, threads: int | None) -> None:
                         session.eval([token])
                     seconds[head, n].append(time.perf_counter() - began)
     for head in heads:
-        step, one, two = (1e3 * statistics.median(seconds[head, n]) for n in (0, 1, 2))
-        print(f"MTP block, {head}: a draft of one token {one:.2f} ms, of two {two:.2f} ms; a step of one token {step:.2f} ms")
+        step, one, most = (1e3 * statistics.median(seconds[head, n]) for n in sizes)
+        print(f"{name}, {head}: a draft of one token {one:.2f} ms, of {longest} {most:.2f} ms; "
+              f"a step of one token {step:.2f} ms")
 
 
 def main() -> None:
@@ -178,7 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chances", default="0,0.3,0.6,0.9", help="that a drafted token is right")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--mtp", help="GGUF of the model's MTP block; what its drafts take is measured instead")
+    parser.add_argument("--mtp", help="GGUF that drafts for the model; what its drafts take is measured instead")
     asked = parser.parse_args()
     if asked.mtp:
         measure_price(asked.model, asked.mtp, asked.threads)

@@ -43,6 +43,7 @@ from recorded_session import Measured, Session, call_name, reuse_ratio
 SERVERS = {"pyflash": "pyflash serve", "llama": "llama-server"}
 _SECONDS = 3600.0  # for an answer
 _STREAM_PROMPT = "The rain has not stopped for days, and the river behind the house number {n} is rising. "
+_DELIMITERS = [{"role": "assistant", "delimiter": "<｜Assistant｜>"}, {"role": "user", "delimiter": "<｜User｜>"}]  # of V4
 TEMPLATES = {"0731": "deepseek-ai-DeepSeek-V4-Flash-0731.jinja", "preview": "deepseek-ai-DeepSeek-V4.jinja"}  # by release
 
 
@@ -201,7 +202,7 @@ class Llama:
         tokens = self._answers[n]
         grammar = "root ::= " + " ".join(f"<[{token}]>" for token in tokens if token != self._eos)
         body = {"prompt": prompt, "grammar": grammar, "n_predict": len(tokens), "cache_prompt": True, "id_slot": 0,
-                "samplers": ["temperature"], "temperature": 0}
+                "samplers": ["temperature"], "temperature": 0, "message_delimiters": _DELIMITERS}
         for event in stream(port, "/completion", body):
             if "error" in event:
                 raise SystemExit(f"turn {n + 1}: {event['error']}")

@@ -51,7 +51,8 @@ ISA_OPTIONS = {
     "avx2": _AVX2,
     "avx512": (*_AVX2, *(f"-DGGML_{name}=ON" for name in ("AVX512", "AVX512_VBMI", "AVX512_VNNI"))),
 }
-_ENGINE_OPTIONS = {"llama": (), "ik": ("-DGGML_IQK_FLASH_ATTENTION=OFF", "-DLLAMA_BUILD_EXAMPLES=ON")}  # its attention takes most of an hour to compile
+# ik's attention takes most of an hour to compile
+_ENGINE_OPTIONS = {"llama": (), "ik": ("-DGGML_IQK_FLASH_ATTENTION=OFF", "-DLLAMA_BUILD_EXAMPLES=ON")}
 
 # With AMX, that llama.cpp's repacking ends its process on every deepseek4 file: attn_output_a, which is used reshaped, goes
 # into buffers that nothing reads ("GGML_ASSERT(*cur_backend_id != -1)").

@@ -17,7 +17,7 @@ SETS = {
     "oracle": "compared with torch and transformers: pip install '.[test,oracle]'",
     "llama": "run in real llama.cpp, 85 MB from npm",
     "device": "the CUDA plugin over an emulation of the device",
-    "page": "the server's page in a browser: pip install '.[test,page]', Debian's chromium, npm",
+    "page": "the server's page and the documentation in a browser: pip install '.[test,page,site]', Debian's chromium, npm",
     "clients": "agents from npm and litellm on the server: pip install '.[test,clients]'",
     "cluster": "stages over Ray, on Linux: pip install '.[test,cluster]'",
     "long": "emulated and foreign processors, sanitizers, the demo model from end to end",

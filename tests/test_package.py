@@ -30,6 +30,9 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     assert demo >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md"}
     assert any(path.endswith(".safetensors") for path in demo)
     files -= {f"pyflash/demo/model/{path}" for path in demo}
+    stages = {"pyflash/demo/dspark/config.json", "pyflash/demo/dspark/model.safetensors"}
+    assert stages <= files
+    files -= stages
     page = {path for path in files if path.startswith("pyflash/serve/page/built/")}
     assert {path.rpartition(".")[2] for path in page} == {"html", "js", "css"}
     files -= page

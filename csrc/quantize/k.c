@@ -143,7 +143,8 @@ typedef struct search {
     int n_sub;
 } search;
 
-/* Integers of all sub-blocks, and what they make of d and dmin: err = xx + d^2 dd + dmin^2 mm - 2 d dx + 2 dmin mx - 2 d dmin dm */
+/* Integers of all sub-blocks, and what they make of d and dmin:
+ * err = xx + d^2 dd + dmin^2 mm - 2 d dx + 2 dmin mx - 2 d dmin dm */
 typedef struct choice {
     int scales[MOST_SUBS], minima[MOST_SUBS];
     double error, dd, mm, dx, mx, dm;
@@ -394,7 +395,8 @@ static void search_block(search *s, float power, choice *best, halves *h) {
     *best = (choice){.error = INFINITY};
     *h = (halves){0, 0, 0.0f, 0.0f};
     const int n_tried = f->has_minimum ? 3 : 8;
-    const double reach = f->has_minimum ? f->most_scale : f->least_scale, step = f->most_scale > 31 ? 0.02 : f->has_minimum ? 0.1 : 0.06;
+    const double reach = f->has_minimum ? f->most_scale : f->least_scale;
+    const double step = f->most_scale > 31 ? 0.02 : f->has_minimum ? 0.1 : 0.06;
     for (int k = 0; k < n_tried; ++k) {
         for (int m = 0; m < (f->has_minimum ? n_tried : 1); ++m) {
             const double d = most_scale / reach * (1.06 - step * k), dmin = most_minimum / reach * (1.06 - step * m);
@@ -430,7 +432,8 @@ void pf_quantize_k_block(uint32_t type, const pf_search_loops *loops, const floa
         const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
         const float rounded = ((scaled_x[i] + minimum) * inverse + 0x1.8p23f) - 0x1.8p23f;
         const float code = rounded > (float)s.format->most_code ? (float)s.format->most_code : rounded;
-        codes[i] = (uint8_t)((int)(code < (float)s.format->least_code ? (float)s.format->least_code : code) - s.format->least_code);
+        const float least = (float)s.format->least_code;
+        codes[i] = (uint8_t)((int)(code < least ? least : code) - s.format->least_code);
     }
     s.format->pack(codes, c.scales, c.minima, h.d, h.dmin, block);
 }

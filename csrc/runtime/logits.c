@@ -1,12 +1,37 @@
 #include "runtime/logits.h"
 
+#include "base/arith.h"
+
 #include <math.h> /* INFINITY */
 #include <stdbool.h>
 
-/* log(x) for x >= 1: x = m 2^e with m near 1, log m = 2 artanh((m - 1) / (m + 1)). */
-static double log_positive(double x) {
+enum { PIECE = 256 }; /* logits whose weights are computed at once, in the nearest cache */
+
+static void weights_of_piece(double *restrict weights, const float *restrict logits, int64_t n, double max,
+                             double temperature) {
+    double inside[PIECE];
+    for (int64_t i = 0; i < n; i++) weights[i] = (logits[i] - max) / temperature;
+    for (int64_t i = 0; i < n; i++) inside[i] = weights[i] < PF_EXP_LEAST ? PF_EXP_LEAST : weights[i];
+    for (int64_t i = 0; i < n; i++) inside[i] = pf_exp_in_range(inside[i]);
+    for (int64_t i = 0; i < n; i++) weights[i] = weights[i] < PF_EXP_LEAST ? 0.0 : inside[i];
+}
+
+void pf_logits_weights(double *weights, const float *logits, int64_t n, double max, double temperature) {
+    for (int64_t i = 0; i < n; i += PIECE) {
+        weights_of_piece(weights + i, logits + i, pf_min_i64(PIECE, n - i), max, temperature);
+    }
+}
+
+double pf_sum(const double *values, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += values[i];
+    return sum;
+}
+
+/* For total >= 1: total = m 2^e with m near 1, log m = 2 artanh((m - 1) / (m + 1)). */
+double pf_log_total(double total) {
     uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
+    memcpy(&bits, &total, sizeof bits);
     int32_t e = (int32_t)(bits >> 52) - 1023;
     bits = (bits & UINT64_C(0xFFFFFFFFFFFFF)) | UINT64_C(1023) << 52;
     double m;
@@ -46,9 +71,14 @@ pf_status pf_logits_highest(const float *logits, int64_t n, int32_t *highest, pf
 }
 
 double pf_logits_log_total(const float *logits, int64_t n, double max) {
+    double weights[PIECE];
     double total = 0.0;
-    for (int64_t i = 0; i < n; i++) total += pf_exp_nonpositive(logits[i] - max);
-    return log_positive(total);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t here = pf_min_i64(PIECE, n - i);
+        weights_of_piece(weights, logits + i, here, max, 1.0);
+        for (int64_t j = 0; j < here; j++) total += weights[j];
+    }
+    return pf_log_total(total);
 }
 
 /* ---- The likeliest ----------------------------------------------------------------------------------------- */

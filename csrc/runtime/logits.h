@@ -11,9 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp(x) for x <= 0, to a few units in the last place; 0 below -700. */
-static inline double pf_exp_nonpositive(double x) {
-    if (!(x >= -700.0)) return 0.0;
+#define PF_EXP_LEAST (-700.0)
+
+/* exp(x) for PF_EXP_LEAST <= x <= 0, to a few units in the last place. Without branches, so that loops of it become
+ * vector instructions, of which every width gives the same bits. */
+static inline double pf_exp_in_range(double x) {
     int32_t k = (int32_t)(x * 1.4426950408889634 - 0.5);
     double r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10; /* ln 2 in two parts; |r| <= 0.35 */
     double sum = 1.0 / 6227020800.0; /* Taylor's series to r^13 */
@@ -30,17 +32,29 @@ static inline double pf_exp_nonpositive(double x) {
     sum = sum * r + 0.5;
     sum = sum * r + 1.0;
     sum = sum * r + 1.0;
-    uint64_t bits = (uint64_t)(k + 1023) << 52;
+    uint64_t bits = (uint64_t)(uint32_t)(k + 1023) << 52;
     double scale;
     memcpy(&scale, &bits, sizeof scale);
     return sum * scale;
 }
 
+/* exp(x) for x <= 0; 0 below PF_EXP_LEAST. */
+static inline double pf_exp_nonpositive(double x) { return x < PF_EXP_LEAST ? 0.0 : pf_exp_in_range(x); }
+
+/* weights[i] = exp((logits[i] - max) / temperature), 0 where that is below exp(PF_EXP_LEAST). max: at least every logit. */
+void pf_logits_weights(double *weights, const float *logits, int64_t n, double max, double temperature);
+
+/* Their sum, in their order. */
+double pf_sum(const double *values, int64_t n);
+
 /* Checks logits [n] and finds the highest, the lowest id among equals. ARGUMENT when one is not a number or infinite,
  * or all are minus infinity. */
 pf_status pf_logits_highest(const float *logits, int64_t n, int32_t *highest, pf_error *err);
 
-/* log(sum of exp(logit - max)), which is what a logit less max exceeds its log-probability by. */
+/* log(total), for the sum of weights at temperature 1: what a logit less max exceeds its log-probability by. */
+double pf_log_total(double total);
+
+/* The same of logits. */
 double pf_logits_log_total(const float *logits, int64_t n, double max);
 
 #endif

@@ -30,11 +30,12 @@ typedef struct candidate {
 struct pf_sampler {
     pf_sampler_params params;
     uint64_t state[4];
-    int64_t n_vocab;    /* room of the next four */
-    float *logits;      /* after mask and penalties */
+    int64_t n_vocab;    /* room of the next five */
+    float *logits;      /* after mask and penalties; once there are candidates, theirs */
     int32_t *counts;    /* of each token in history; zero between picks */
     candidate *items;
-    double *weights;
+    candidate *spare;   /* where they are sorted to */
+    double *weights;    /* of the items, or of all logits */
     int32_t *history;   /* the last n_history tokens; a ring once there are penalty_last_n of them */
     int64_t n_history;
     int64_t next;       /* where the ring's next token goes, over the oldest */
@@ -69,76 +70,85 @@ static void seed_random(uint64_t s[4], uint64_t seed) {
 
 /* ---- Selecting --------------------------------------------------------------------------------------------- */
 
-static inline bool precedes(candidate a, candidate b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+/* A number that is the lower the higher the logit is, equal for equal logits. */
+static inline uint32_t rank_of(float logit) {
+    float unsigned_zero = logit + 0.0f; /* -0.0 becomes 0.0 */
+    uint32_t bits;
+    memcpy(&bits, &unsigned_zero, sizeof bits);
+    return bits >> 31 ? bits : ~bits & 0x7FFFFFFFu;
 }
 
-static void sift_down(candidate *heap, int64_t n, int64_t i) {
-    candidate item = heap[i];
-    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && precedes(heap[child + 1], heap[child])) child++;
-        if (!precedes(heap[child], item)) break;
-        heap[i] = heap[child];
+/* Sorts candidates that stand in the order of their ids, the highest logit first, equals as they stand: by the ranks' bytes,
+ * the lowest byte first, so that the time hardly depends on the logits. */
+static void sort(pf_sampler *s, int64_t n) {
+    int32_t counts[4][256] = {{0}};
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t rank = rank_of(s->items[i].logit);
+        for (int byte = 0; byte < 4; byte++) counts[byte][rank >> 8 * byte & 255]++;
     }
-    heap[i] = item;
-}
-
-static void make_heap(candidate *items, int64_t n) {
-    for (int64_t i = n / 2 - 1; i >= 0; i--) sift_down(items, n, i);
-}
-
-/* Moves the first of a heap of n to its end, and leaves a heap of n - 1. */
-static void pop_to_end(candidate *heap, int64_t n) {
-    candidate top = heap[0];
-    heap[0] = heap[n - 1];
-    heap[n - 1] = top;
-    sift_down(heap, n - 1, 0);
-}
-
-/* Brings the k items that were popped to the end of items[0 .. n) to its front, first popped first. */
-static void popped_to_front(candidate *items, int64_t n, int64_t k) {
-    for (int64_t i = 0; i < k && i < n / 2; i++) {
-        candidate item = items[i];
-        items[i] = items[n - 1 - i];
-        items[n - 1 - i] = item;
+    for (int byte = 0; byte < 4; byte++) {
+        int32_t places[256];
+        int32_t place = 0;
+        for (int value = 0; value < 256; value++) {
+            places[value] = place;
+            place += counts[byte][value];
+        }
+        for (int64_t i = 0; i < n; i++) {
+            candidate item = s->items[i];
+            s->spare[places[rank_of(item.logit) >> 8 * byte & 255]++] = item;
+        }
+        candidate *sorted = s->spare;
+        s->spare = s->items;
+        s->items = sorted;
     }
 }
 
-/* The k first candidates in order. Returns how many are left. */
-static int64_t keep_top_k(candidate *items, int64_t n, int64_t k) {
-    if (k > n) k = n;
-    make_heap(items, n);
-    for (int64_t i = 0; i < k; i++) pop_to_end(items, n - i);
-    popped_to_front(items, n, k);
-    return k;
+/* s->weights of the first n candidates, and their sum. */
+static double weigh(pf_sampler *s, int64_t n, double max, double temperature) {
+    for (int64_t i = 0; i < n; i++) s->logits[i] = s->items[i].logit;
+    pf_logits_weights(s->weights, s->logits, n, max, temperature);
+    return pf_sum(s->weights, n);
 }
 
-/* Returns how many are left, in order. `max` is the highest logit. */
-static int64_t keep_top_p(candidate *items, int64_t n, double top_p, double max, bool sorted) {
-    double total = 0.0;
-    for (int64_t i = 0; i < n; i++) total += pf_exp_nonpositive(items[i].logit - max);
-    double wanted = top_p * total;
-    double sum = 0.0;
+/* Keeps the candidates that weigh at least so much, in their order. Returns how many are left. */
+static int64_t keep_heavy(pf_sampler *s, int64_t n, double least) {
     int64_t kept = 0;
-    if (sorted) {
-        while (kept < n && (kept == 0 || sum < wanted)) sum += pf_exp_nonpositive(items[kept++].logit - max);
-        return kept;
+    for (int64_t i = 0; i < n; i++) {
+        if (s->weights[i] >= least) s->items[kept++] = s->items[i];
     }
-    make_heap(items, n);
-    while (kept < n && (kept == 0 || sum < wanted)) {
-        sum += pf_exp_nonpositive(items[0].logit - max);
-        pop_to_end(items, n - kept++);
-    }
-    popped_to_front(items, n, kept);
     return kept;
 }
 
-/* Keeps the order. */
-static int64_t keep_min_p(candidate *items, int64_t n, double min_p, double max) {
-    int64_t kept = 0;
+/* The k first candidates in order: only those need sorting whose ranks begin like the last one's or before. Returns how many
+ * are left. */
+static int64_t keep_top_k(pf_sampler *s, int64_t n, int64_t k) {
+    if (k > n) k = n;
+    int32_t counts[2048] = {0};
+    for (int64_t i = 0; i < n; i++) counts[rank_of(s->items[i].logit) >> 21]++;
+    uint32_t last = 0;
+    for (int64_t found = counts[0]; found < k; found += counts[last]) last++;
+    int64_t left = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (pf_exp_nonpositive(items[i].logit - max) >= min_p) items[kept++] = items[i];
+        if (rank_of(s->items[i].logit) >> 21 <= last) s->items[left++] = s->items[i];
     }
+    sort(s, left);
+    return k;
+}
+
+/* Returns how many are left, in order. `total` is what all n weigh at temperature 1, as s->weights has it. */
+static int64_t keep_top_p(pf_sampler *s, int64_t n, double max, double total, bool sorted) {
+    double top_p = s->params.top_p;
+    double wanted = top_p * total;
+    if (!sorted) {
+        /* All that are lighter than this weigh half of what may be left out at most, so the run ends before them: half
+         * of 1 - top_p, a float's, is far above what sums of doubles are off by. */
+        n = keep_heavy(s, n, (1.0 - top_p) * total / (2.0 * (double)n));
+        sort(s, n);
+        weigh(s, n, max, 1.0);
+    }
+    double sum = 0.0;
+    int64_t kept = 0;
+    while (kept < n && (kept == 0 || sum < wanted)) sum += s->weights[kept++];
     return kept;
 }
 
@@ -263,6 +273,7 @@ static void free_room(pf_sampler *s) {
     pf_free(s->logits);
     pf_free(s->counts);
     pf_free(s->items);
+    pf_free(s->spare);
     pf_free(s->weights);
 }
 
@@ -279,9 +290,10 @@ static pf_status reserve(pf_sampler *s, int64_t n, pf_error *err) {
         .logits = pf_calloc((size_t)n, sizeof *room.logits),
         .counts = pf_calloc((size_t)n, sizeof *room.counts),
         .items = pf_calloc((size_t)n, sizeof *room.items),
+        .spare = pf_calloc((size_t)n, sizeof *room.spare),
         .weights = pf_calloc((size_t)n, sizeof *room.weights),
     };
-    if (!room.logits || !room.counts || !room.items || !room.weights) {
+    if (!room.logits || !room.counts || !room.items || !room.spare || !room.weights) {
         free_room(&room);
         return pf_fail(err, PF_ERR_MEMORY, "out of memory for sampling from %lld logits", (long long)n);
     }
@@ -289,6 +301,7 @@ static pf_status reserve(pf_sampler *s, int64_t n, pf_error *err) {
     s->logits = room.logits;
     s->counts = room.counts;
     s->items = room.items;
+    s->spare = room.spare;
     s->weights = room.weights;
     s->n_vocab = n;
     return PF_OK;
@@ -310,14 +323,10 @@ pf_status pf_sampler_accept(pf_sampler *sampler, const int32_t *tokens, int64_t 
     return PF_OK;
 }
 
-/* Draws one of items[0 .. n). */
-static int32_t draw(pf_sampler *s, int64_t n, double max) {
-    double temperature = s->params.temperature;
-    double total = 0.0;
-    for (int64_t i = 0; i < n; i++) {
-        s->weights[i] = pf_exp_nonpositive((s->items[i].logit - max) / temperature);
-        total += s->weights[i];
-    }
+static bool has_filters(const pf_sampler_params *p) { return p->top_k > 0 || p->top_p < 1.0f || p->min_p > 0.0f; }
+
+/* Draws one of n weights. */
+static int64_t draw(pf_sampler *s, int64_t n, double total) {
     double target = (double)(next_random(s->state) >> 11) * 0x1p-53 * total;
     int64_t last = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -326,33 +335,58 @@ static int32_t draw(pf_sampler *s, int64_t n, double max) {
         target -= s->weights[i];
         if (target < 0.0) break;
     }
-    return s->items[last].id;
+    return last;
 }
 
-static int32_t filter_and_draw(pf_sampler *s, const float *logits, int64_t n_vocab, double max) {
+/* Draws one of all logits. total: what they weigh at temperature 1, where that had to be computed, else it is left alone. */
+static int32_t draw_any(pf_sampler *s, const float *logits, int64_t n_vocab, double max, double *total) {
+    double temperature = s->params.temperature;
+    pf_logits_weights(s->weights, logits, n_vocab, max, temperature);
+    double all = pf_sum(s->weights, n_vocab);
+    if (temperature == 1.0) *total = all;
+    return (int32_t)draw(s, n_vocab, all);
+}
+
+/* The same of those that the filters leave. */
+static int32_t filter_and_draw(pf_sampler *s, const float *logits, int64_t n_vocab, double max, double *total) {
     const pf_sampler_params *p = &s->params;
     int64_t n = 0;
-    for (int64_t i = 0; i < n_vocab; i++) s->items[n++] = (candidate){logits[i], (int32_t)i};
-    bool sorted = p->top_k > 0 && p->top_k < n_vocab;
-    if (sorted) n = keep_top_k(s->items, n, p->top_k);
-    if (p->top_p < 1.0f) n = keep_top_p(s->items, n, p->top_p, max, sorted);
-    if (p->min_p > 0.0f) n = keep_min_p(s->items, n, p->min_p, max);
-    return draw(s, n, max);
+    for (int64_t i = 0; i < n_vocab; i++) {
+        if (logits[i] >= -FLT_MAX) s->items[n++] = (candidate){logits[i], (int32_t)i}; /* the others weigh nothing */
+    }
+    const bool has_top_k = p->top_k > 0 && p->top_k < n_vocab;
+    if (has_top_k) n = keep_top_k(s, n, p->top_k);
+    if (p->top_p < 1.0f) {
+        double all = weigh(s, n, max, 1.0);
+        if (!has_top_k) *total = all;
+        n = keep_top_p(s, n, max, all, has_top_k);
+    }
+    if (p->min_p > 0.0f) {
+        weigh(s, n, max, 1.0);
+        n = keep_heavy(s, n, p->min_p);
+    }
+    double left = weigh(s, n, max, p->temperature);
+    return s->items[draw(s, n, left)].id;
 }
 
-/* Copies the logits, those that are not allowed as minus infinity. */
-static pf_status mask(float *out, const float *logits, int64_t n_vocab, const uint32_t *allowed, pf_error *err) {
-    int64_t n_allowed = 0;
-    int64_t n_possible = 0;
-    for (int64_t i = 0; i < n_vocab; i++) {
-        bool allow = !allowed || (allowed[i / 32] >> (i % 32) & 1u) != 0;
-        out[i] = allow ? logits[i] : -INFINITY;
-        n_allowed += allow;
-        n_possible += out[i] >= -FLT_MAX;
+/* Copies the logits, those that are not allowed as minus infinity. Returns whether any is allowed. */
+static bool mask(float *out, const float *logits, int64_t n_vocab, const uint32_t *allowed) {
+    bool any = false;
+    for (int64_t begin = 0; begin < n_vocab; begin += 32) {
+        int64_t n = pf_min_i64(32, n_vocab - begin);
+        uint32_t bits = allowed ? allowed[begin / 32] : UINT32_MAX;
+        if (n < 32) bits &= (UINT32_C(1) << n) - 1; /* those beyond the vocabulary mean nothing */
+        any = any || bits != 0;
+        if (bits == UINT32_MAX) {
+            memcpy(out + begin, logits + begin, 32 * sizeof *out);
+        } else {
+            for (int64_t i = 0; i < n; i++) out[begin + i] = -INFINITY;
+            for (int i = 0; bits != 0; i++, bits >>= 1) {
+                if ((bits & 1u) != 0) out[begin + i] = logits[begin + i];
+            }
+        }
     }
-    if (n_possible > 0) return PF_OK;
-    if (n_allowed == 0) return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: none is allowed");
-    return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: every allowed logit is minus infinity");
+    return any;
 }
 
 pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int64_t n_vocab, const uint32_t *allowed,
@@ -370,15 +404,24 @@ pf_status pf_sampler_pick_allowed(pf_sampler *sampler, const float *logits, int6
     int32_t picked = highest;
     const float *adjusted = logits;
     if (penalties || allowed) {
-        PF_TRY(mask(sampler->logits, logits, n_vocab, allowed, err));
+        bool any = mask(sampler->logits, logits, n_vocab, allowed);
         if (penalties) penalise(sampler, n_vocab);
         adjusted = sampler->logits;
-        PF_TRY(pf_logits_highest(adjusted, n_vocab, &picked, err));
+        if (pf_logits_highest(adjusted, n_vocab, &picked, NULL) != PF_OK) {
+            return pf_fail(err, PF_ERR_ARGUMENT, "no token can be picked: %s",
+                           any ? "every allowed logit is minus infinity" : "none is allowed");
+        }
     }
-    if (random) picked = filter_and_draw(sampler, adjusted, n_vocab, adjusted[picked]);
+    double total = 0.0;
+    if (random) {
+        bool all = !allowed && !has_filters(&sampler->params);
+        picked = (all ? draw_any : filter_and_draw)(sampler, adjusted, n_vocab, adjusted[picked], &total);
+    }
     if (logprob) {
         double max = logits[highest];
-        *logprob = (float)((logits[picked] - max) - pf_logits_log_total(logits, n_vocab, max));
+        bool is_known = total > 0.0 && adjusted == logits;
+        double log_total = is_known ? pf_log_total(total) : pf_logits_log_total(logits, n_vocab, max);
+        *logprob = (float)((logits[picked] - max) - log_total);
     }
     if (penalties) remember(sampler, picked);
     *token = picked;

@@ -1,10 +1,10 @@
 """Measures the demonstration model's drafters on its own greedy answers to held-back questions.
 
-    python measure_drafts.py MODEL.gguf [--mtp mtp-MODEL.gguf] [--dspark OUT/dspark.pt --checkpoint CHECKPOINT]
+    python measure_drafts.py MODEL.gguf --mtp mtp-MODEL.gguf --mtp dspark-MODEL.gguf [--stages STAGES --checkpoint CHECKPOINT]
 
-The texts come from pyflash. DSpark's proposals are computed here, in PyTorch and with weights as they are stored, behind each
-token of an answer; the MTP block's by pyflash. A place is counted where all tokens before it were right, and where the answer
-does not end.
+Texts and proposals come from pyflash, and with --stages a second time from PyTorch. Behind each token of an answer a draft is
+made. A place is counted where all tokens before it were right, and where the answer does not end. "In the loop" is what
+generating with these drafts keeps, all of them checked.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from torch import Tensor
 
 import measure
 from dspark import Drafter, Sizes, Target
-from model import Params, quantised
+from model import Params
 from widen import read_params
 
 ROWS = ("arithmetic, off", "arithmetic, high", "arithmetic, max", "recall, 1K", "tools", "talk")
 PADDED = 128  # the model takes multiples of it
+MTP_BLOCK = 2  # tokens that pyflash has an MTP block draft
+Drafts = dict[int, tuple[list[int], list[float]]]  # behind a place: tokens, and the logits of their chances
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Proposals:
     def __init__(self, target: Target, p: Params) -> None:
         self._target, self._p, self._drafter = target, p, Drafter(target)
 
-    def __call__(self, text: Text) -> dict[int, tuple[list[int], list[float]]]:
+    def __call__(self, text: Text) -> Drafts:
         tokens = torch.tensor([text.tokens + [0] * (-len(text.tokens) % PADDED)])
         taps, _ = self._target.read(self._p, tokens)
         places = torch.tensor(text.anchors())
@@ -93,7 +95,7 @@ class Counts:
     def of(cls, block: int) -> Counts:
         return cls([0] * block, [0] * block, [[] for _ in range(block)])
 
-    def add(self, text: Text, drafts: dict[int, tuple[list[int], list[float]]]) -> None:
+    def add(self, text: Text, drafts: Drafts) -> None:
         for place, (draft, sure) in drafts.items():
             n = kept(text, place, draft)
             last = min(n + 1, len(draft), len(text.tokens) - 2 - place)
@@ -141,7 +143,7 @@ def calibration(fitted: Counts, held: Counts) -> list[str]:
     return lines
 
 
-def mtp_drafts(session: pyflash.Session, text: Text, most: int = 2) -> dict[int, tuple[list[int], list[float]]]:
+def pyflash_drafts(session: pyflash.Session, text: Text, most: int) -> Drafts:
     """What pyflash drafts behind each token of a text."""
     session.rollback(session.position)
     session.eval(text.tokens[: text.begin])
@@ -153,7 +155,20 @@ def mtp_drafts(session: pyflash.Session, text: Text, most: int = 2) -> dict[int,
     return found
 
 
-def report(name: str, texts: Sequence[Text], drafts: Sequence[dict[int, tuple[list[int], list[float]]]], block: int) -> None:
+def in_the_loop(session: pyflash.Session, texts: Sequence[Text], most: int) -> float:
+    """Drafted tokens that a step keeps, where answers are generated again with drafts that are all checked."""
+    n_steps = n_kept = 0
+    for text in texts:
+        session.rollback(session.position)
+        generation = session.generate(text.tokens[: text.begin], measure.MAX_TOKENS, temperature=0,
+                                      draft=lambda tokens, n: session.draft_tokens(tokens[-1], min(n, most))[0])  # fmt: skip
+        found = [piece.token for piece in generation]
+        assert found == text.tokens[text.begin :][: len(found)], "drafts have changed an answer"
+        n_steps, n_kept = n_steps + generation.drafts.n_steps, n_kept + generation.drafts.n_kept
+    return n_kept / n_steps
+
+
+def report(name: str, texts: Sequence[Text], drafts: Sequence[Drafts], block: int) -> None:
     for row in (*dict.fromkeys(text.row for text in texts), "all"):
         counts = Counts.of(block)
         for text, found in zip(texts, drafts, strict=True):
@@ -166,36 +181,36 @@ def report(name: str, texts: Sequence[Text], drafts: Sequence[dict[int, tuple[li
     print(*calibration(*halves), sep="\n", flush=True)
 
 
-def load(checkpoint: Path, state: Path) -> tuple[Target, Params]:
-    """The target, and its parameters with those that train_dspark.py made, as they are stored."""
-    found = torch.load(state, weights_only=True)
-    target = Target(found["config"], Sizes.of(found["config"]).layers)
-    return target, read_params(checkpoint) | quantised(found["params"])
+def load(checkpoint: Path, stages: Path) -> tuple[Target, Params]:
+    """The target, and its parameters with those of the stages, as they are stored."""
+    config = json.loads((stages / "config.json").read_text(encoding="utf-8"))
+    return Target(config, Sizes.of(config).layers), read_params(checkpoint) | read_params(stages, with_drafts=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="GGUF file")
-    parser.add_argument("--checkpoint", type=Path, help="of the model")
-    parser.add_argument("--dspark", type=Path, help="what train_dspark.py saved")
-    parser.add_argument("--mtp", help="GGUF file of the MTP block")
+    parser.add_argument("--mtp", action="append", default=[], help="GGUF file that drafts for it; may be repeated")
+    parser.add_argument("--stages", type=Path, help="folder of DSpark stages, whose drafts PyTorch computes")
+    parser.add_argument("--checkpoint", type=Path, help="of the model, for --stages")
     parser.add_argument("--counts", type=int, default=40, metavar="N", help="questions in each row (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.dspark and not options.checkpoint:
-        parser.error("--dspark needs the model's --checkpoint")
+    if options.stages and not options.checkpoint:
+        parser.error("--stages needs the model's --checkpoint")
     torch.set_num_threads(1)
-    with pyflash.Model.open(options.model, threads=1, mtp=options.mtp) as model, \
-            model.session(context=4096) as session:
+    with pyflash.Model.open(options.model, threads=1) as model, model.session(context=4096) as session:
         texts = greedy(session, ROWS, options.counts, options.seed)
-        print(json.dumps({"texts": len(texts), "tokens": sum(len(text.tokens) - text.begin for text in texts)}))
-        if options.mtp:
-            report("MTP", texts, [mtp_drafts(session, text) for text in texts], 2)
-    if not options.dspark:
-        return
-    target, p = load(options.checkpoint, options.dspark)
-    proposals = Proposals(target, p)
-    report("DSpark", texts, [proposals(text) for text in texts], Sizes.of(target.config).block)
+    print(json.dumps({"texts": len(texts), "tokens": sum(len(text.tokens) - text.begin for text in texts)}))
+    for file in options.mtp:
+        with pyflash.Model.open(options.model, threads=1, mtp=file) as model, model.session(context=4096) as session:
+            name, block = model.info.drafts, model.info.draft_most or MTP_BLOCK
+            report(name, texts, [pyflash_drafts(session, text, block) for text in texts], block)
+            print(f"  kept in the loop: {in_the_loop(session, texts, block):.3f}", flush=True)
+    if options.stages:
+        target, p = load(options.checkpoint, options.stages)
+        proposals = Proposals(target, p)
+        report("PyTorch", texts, [proposals(text) for text in texts], Sizes.of(target.config).block)
 
 
 if __name__ == "__main__":

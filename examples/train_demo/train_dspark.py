@@ -1,7 +1,8 @@
 """Trains DSpark's stages for the demonstration model: `python train_dspark.py OUT --minutes 25`.
 
 The target is read once over conversations of the training split (`OUT/features.pt`) and stays as it is, as do its embedding
-and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/checkpoint has both, in the layout of release 0731.
+and head. Stopped, it goes on from `OUT/dspark.pt`. In the end OUT/stages has what was trained, and OUT/checkpoint that and the
+target, in the layout of release 0731.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Training:
     """options: main()'s. mixture: where the target's texts come from, None where it has read them."""
 
     def __init__(self, options: argparse.Namespace, mixture: Mixture | None) -> None:
-        self.out, self.minutes = options.out, options.minutes
+        self.out, self.minutes, self.threads = options.out, options.minutes, options.threads
         self.frozen = read_params(options.checkpoint, with_drafts=True)
         mtp = {name: self.frozen.pop(name) for name in list(self.frozen) if name.startswith("mtp.")}
         tokenizer = options.checkpoint / "tokenizer.json"
@@ -159,13 +160,13 @@ class Training:
         return loss.item()
 
     def run(self, until: float) -> bool:
-        """Trains for the time that is left, though not beyond so many seconds from now. Whether it is done."""
-        began, before = time.monotonic(), self.seconds
+        """Trains for the processor time that is left, though not beyond so many seconds from now. Whether it is done."""
+        began, used, before = time.monotonic(), time.process_time(), self.seconds
         logged, saved, losses = began, began, []
         while (progress := self.seconds / (60 * self.minutes)) < 1 and time.monotonic() - began < until:
             losses.append(self.train_step(progress))
             now = time.monotonic()
-            self.seconds = before + now - began
+            self.seconds = before + (time.process_time() - used) / self.threads
             if now - logged > LOG_SECONDS:
                 print(f"step {self.step}, {self.seconds:.0f} s, loss {sum(losses) / len(losses):.4f}", flush=True)
                 logged, losses = now, []
@@ -183,8 +184,9 @@ class Training:
 
 
 def export(out: Path, target: Path) -> None:
-    """OUT/checkpoint: the target's weights as they are, and the stages."""
+    """OUT/stages, and OUT/checkpoint: those and the target's weights as they are."""
     state = torch.load(out / "dspark.pt", weights_only=True)
+    write_checkpoint(out / "stages", state["config"], state["params"])
     folder = out / "checkpoint"
     kept = {name: value for name, value in load_file(target / "model.safetensors").items() if not name.startswith("mtp.")}
     write_checkpoint(folder, state["config"], state["params"], kept)
@@ -201,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="gets everything")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the target: `python -m pyflash --demo-checkpoint`")
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=25, help="of the processor, as if it had nothing else to do")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES", help="of this run; the next goes on")
     parser.add_argument("--tokens", type=int, default=400_000, help="that the target reads")
     parser.add_argument("--threads", type=int, default=1)

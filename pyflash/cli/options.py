@@ -227,7 +227,7 @@ def open_model(file: str | None, options: Mapping[str, Any]) -> tuple[pyflash.Mo
     if file is None:
         with Progress("converting", sys.stderr) as progress:
             file = str(demo.path(progress.update, progress.say))
-        options = {**options, "mtp": options.get("mtp") or demo.draft_path()}
+        options = {**options, "mtp": options.get("mtp") or demo.draft_path(options.get("draft") or "auto")}
     if options.get("stages") is not None:
         return _open_stages(file, options), options["expert_budget"] or 0
     model = _open(file, options, options["expert_budget"] or 0)

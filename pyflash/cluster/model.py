@@ -80,9 +80,8 @@ class Model:
         try:
             connection = Connection(address)
             places = planned(connection, path, stages, beginning.info.n_layer)
-            options |= {"device": "cpu", "streams": streams}
-            pipeline = Pipeline(connection, os.path.abspath(path), places, options, stage_timeout, tell or _log.warning,
-                                progress)
+            pipeline = Pipeline(connection, os.path.abspath(path), places, {"device": "cpu", "streams": streams, **options},
+                                stage_timeout, tell or _log.warning, progress)
         except BaseException:
             beginning.close()
             if connection is not None:

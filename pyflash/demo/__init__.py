@@ -1,7 +1,7 @@
 """The demo model: a small trained checkpoint in the official layout, bundled with the package.
 
-The first use converts it to GGUF in the user's cache folder, as `pyflash convert --mtp` would: the model, and its MTP block,
-which drafts for it, as a file of its own.
+The first use converts it to GGUF in the user's cache folder, as `pyflash convert --mtp` would: the model, and what drafts for
+it as files of their own. That is its MTP block, and stages of DSpark, which lie beside it in the layout of release 0731.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_export.convert import ConversionPlan
 
 NAME = "pyflash demo"
+DRAFTERS = ("dspark", "mtp")  # by what they gain with it
 
 
 def checkpoint() -> Path:
@@ -36,34 +37,42 @@ def checkpoint() -> Path:
     raise Error("this installation has no demo model: install pyflash again, or give a model file")
 
 
+def stages() -> Path | None:
+    """The folder of the DSpark stages for the bundled checkpoint; None for another one."""
+    return None if "PYFLASH_DEMO" in os.environ else installed_file("demo", "dspark")
+
+
 def file() -> Path:
     """The GGUF's place, whether it is there yet or not. Another checkpoint or version has another one."""
-    return cache_dir() / f"demo-{__version__}-{_digest(checkpoint())}.gguf"
+    return cache_dir() / f"demo-{__version__}-{_digest(checkpoint(), stages())}.gguf"
 
 
-def _digest(folder: Path) -> str:
+def _digest(*folders: Path | None) -> str:
     """Of what a conversion may read."""
     digest = hashlib.blake2b(digest_size=6)
-    try:
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and path.suffix != ".md":
-                data = path.read_bytes()
-                digest.update(f"{path.name} {len(data)}\n".encode())
-                digest.update(data)
-    except OSError as error:
-        raise FileError(f"cannot read the demo model in {folder}: {reason(error)}; install pyflash again") from error
+    for folder in filter(None, folders):
+        try:
+            for path in sorted(folder.iterdir()):
+                if path.is_file() and path.suffix != ".md":
+                    data = path.read_bytes()
+                    digest.update(f"{path.name} {len(data)}\n".encode())
+                    digest.update(data)
+        except OSError as error:
+            raise FileError(f"cannot read the demo model in {folder}: {reason(error)}; install pyflash again") from error
     return digest.hexdigest()
 
 
-def _drafts_file() -> Path:
-    return file().with_name(f"mtp-{file().name}")
+def _draft_files(target: Path) -> dict[str, Path]:
+    """Beside the GGUF: of each drafter there is, the preferred one first."""
+    places = {drafter: target.with_name(f"{drafter}-{target.name}") for drafter in DRAFTERS}
+    return {drafter: place for drafter, place in places.items() if place.is_file()}
 
 
-def draft_path() -> Path | None:
-    """The GGUF of the MTP block, for `Model.open(mtp=)` beside path(), which makes it; None where the checkpoint has none.
-    Raises as path() does."""
-    path()
-    return _drafts_file() if _drafts_file().is_file() else None
+def draft_path(drafter: str = "auto") -> Path | None:
+    """A GGUF that drafts for the model, for `Model.open(mtp=)` beside path(), which makes it: of "mtp", of "dspark", or for any
+    other word of the one that gains more. None where the checkpoint has nothing that drafts. Raises as path() does."""
+    files = _draft_files(path())
+    return files.get(drafter) or next(iter(files.values()), None)
 
 
 def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
@@ -86,6 +95,8 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
         os.makedirs(os.path.realpath(target.parent), exist_ok=True)
         options = ConvertOptions(name=NAME, mtp=open_checkpoint(source).drafts == "mtp")
         made = convert(source, target, options, progress=progress)
+        if (more := stages()) is not None:
+            convert(source, target, ConvertOptions(name=NAME, mtp=True, drafts=more))
         write_output(_note(target), _sums(target), streams=False)
         lines = _description(plan_conversion(source, options), is_damaged) if say is not None else []
     except OSError as error:
@@ -103,12 +114,12 @@ def path(progress: Callable[[int, int], None] | None = None, say: Callable[[str]
 
 
 def _note(target: Path) -> Path:
-    """Beside the GGUF: its size and checksum when it was made, and those of the MTP block's."""
+    """Beside the GGUF: its size and checksum when it was made, and those of what drafts for it."""
     return target.with_suffix(".sum")
 
 
 def _sums(target: Path) -> bytes:
-    files = [target, *([_drafts_file()] if _drafts_file().is_file() else [])]
+    files = [target, *_draft_files(target).values()]
     lines = (f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}\n" for data in map(Path.read_bytes, files))
     return "".join(lines).encode("ascii")
 

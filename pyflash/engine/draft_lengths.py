@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pyflash.engine.drafts import Drafter
 
 _SAMPLES: Final = 9  # latest ones of each size, whose median counts
 _LEAST_SAMPLES: Final = 2  # of plain steps, before which nothing is known
@@ -107,10 +110,11 @@ class Probes:
 
 
 class DrafterRecord:
-    """What is known of one drafter: how often it is right, and what its drafts take."""
+    """What is known of one drafter: how often it is right, and what its drafts take. is_whole: as of Drafter."""
 
-    def __init__(self, priors: Sequence[float]) -> None:
+    def __init__(self, priors: Sequence[float], is_whole: bool) -> None:
         self.rates = HitRates(priors)
+        self._is_whole = is_whole
         self.overall = HitRates((sum(priors) / len(priors),))  # whatever the sureness
         self._seconds: deque[float] = deque(maxlen=_SAMPLES)
         self._probes = Probes()
@@ -119,26 +123,29 @@ class DrafterRecord:
 
     def took(self, seconds: float, n: int) -> None:
         """A draft of n tokens did."""
-        self._seconds.append(seconds / n)
+        self._seconds.append(seconds if self._is_whole else seconds / n)
 
     @property
     def seconds(self) -> float:
-        """Of a drafted token."""
+        """Of a drafted token, or of a draft where these take the same whatever is asked for."""
         return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
 
     def worth_asking(self, times: StepTimes, most: int) -> int:
         """How many tokens a drafter that takes time is to be asked for: those that gain on average, now and then
-        one more, which else would never be counted; or one, to try it again; 0 for none."""
+        one more, which else would never be counted; or one, to try it again; 0 for none. All, where they take no longer."""
         if times.plain is None:
             return 0
         rates = [self.overall.of(0, place) for place in range(1, most + 1)]
-        n, _ = _best(rates, times, self.seconds, 1, 1.0)
+        first, each = (self.seconds, 0.0) if self._is_whole else (0.0, self.seconds)
+        n, _ = _best(rates, times, 1, 1.0, first, each)
         if n:
             self._probes.reset()
             self._n_asked += 1
-            return min(most, n + (self._n_asked % _LONGER_EVERY == 0))
-        self._is_probing = self._probes.is_due()
-        return int(self._is_probing)
+            n = min(most, n + (self._n_asked % _LONGER_EVERY == 0))
+        else:
+            self._is_probing = self._probes.is_due()
+            n = int(self._is_probing)
+        return most if n and self._is_whole else n
 
     def best_length(self, sureness: Sequence[int], times: StepTimes, n_rows: int, expected: float) -> tuple[int, float]:
         """How many tokens of a draft to check, 0 for none, and how many of these are expected to be right. n_rows: that the
@@ -146,7 +153,7 @@ class DrafterRecord:
         if times.plain is None:
             return 0, 0.0
         rates = [self.rates.of(sure, place) for place, sure in enumerate(sureness, 1)]
-        n, promised = _best(rates, times, 0.0, n_rows, expected)
+        n, promised = _best(rates, times, n_rows, expected)
         if n:
             self._probes.reset()
         elif rates[0] > 0.5 and (self._is_probing or self._probes.is_due()):
@@ -155,15 +162,17 @@ class DrafterRecord:
         return n, promised
 
 
-def _best(rates: Sequence[float], times: StepTimes, seconds: float, n_rows: int, expected: float) -> tuple[int, float]:
+def _best(rates: Sequence[float], times: StepTimes, n_rows: int, expected: float, first: float = 0.0, each: float = 0.0
+          ) -> tuple[int, float]:
     """The length that most tokens a second are expected of, and how many tokens more. rates: that a token is right where
-    those before it are; seconds: that drafting each takes; n_rows, expected: rows and tokens of the step without it."""
+    those before it are; n_rows, expected: rows and tokens of the step without it; first, each: seconds that drafting any
+    tokens takes, and that each of them adds."""
     best, gained, promised, highest = 0, 0.0, 0.0, _GAIN * expected / times.of(n_rows)
     for n, chance in enumerate(accumulate(rates, mul), 1):
         if chance < _LEAST_CHANCE:
             break
         promised += chance
-        speed = (expected + promised) / (seconds * n + times.of(n_rows + n))
+        speed = (expected + promised) / (first + each * n + times.of(n_rows + n))
         if speed > highest:
             best, gained, highest = n, promised, speed
     return best, gained
@@ -176,7 +185,7 @@ class DraftLedger:
         self.times = StepTimes()
         self._records: dict[str, DrafterRecord] = {}
 
-    def of(self, name: str, priors: Sequence[float]) -> DrafterRecord:
-        if name not in self._records:
-            self._records[name] = DrafterRecord(priors)
-        return self._records[name]
+    def of(self, drafter: Drafter) -> DrafterRecord:
+        if drafter.name not in self._records:
+            self._records[drafter.name] = DrafterRecord(drafter.priors, drafter.is_whole)
+        return self._records[drafter.name]

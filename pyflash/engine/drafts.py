@@ -31,12 +31,14 @@ class Draft:
 class Drafter(Protocol):
     """Proposes tokens. What it proposes changes no answer, only how soon it is there.
 
-    is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. longest: tokens
-    that it proposes at most. priors: how often tokens of each sureness are right, as long as nobody has counted.
+    is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. is_whole: whether
+    a draft takes the same, however many tokens of it are asked for. longest: tokens that it proposes at most. priors: how
+    often tokens of each sureness are right, as long as nobody has counted.
     """
 
     name: ClassVar[str]
     is_free: ClassVar[bool]
+    is_whole: ClassVar[bool]
     longest: int
     priors: ClassVar[Sequence[float]]
 
@@ -66,6 +68,7 @@ class NgramDrafter:
 
     name: ClassVar[str] = "ngram"
     is_free: ClassVar[bool] = True
+    is_whole: ClassVar[bool] = False
     longest: int = 31
     priors: ClassVar[Sequence[float]] = (0.35, 0.45, 0.6, 0.75, 0.85)
     LEAST = 3  # tokens of a match: shorter ones are chance
@@ -185,6 +188,7 @@ class MtpDrafter(ModelDrafter):
     """Proposes what the model's MTP block drafts: a token, and one behind that."""
 
     name: ClassVar[str] = "mtp"
+    is_whole: ClassVar[bool] = False
 
     def __init__(self, session: Session) -> None:
         super().__init__(session, 2)  # it is trained for one; a third is hardly ever right
@@ -194,6 +198,7 @@ class DsparkDrafter(ModelDrafter):
     """Proposes what the model's DSpark stages draft: a block of tokens at once, whose confidences are the chances."""
 
     name: ClassVar[str] = "dspark"
+    is_whole: ClassVar[bool] = True
 
     def __init__(self, session: Session) -> None:
         super().__init__(session, session.model.info.draft_most)

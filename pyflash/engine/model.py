@@ -201,8 +201,8 @@ class Model:
         DeviceOptions. threads: None for one per physical core. precision: "fast" (16-bit activations into quantised
         weights), "int8" (8 bits: quicker, less accurate), or "exact" for float32 activations and cache. isa: the CPU
         kernel set, "scalar", "avx2", "avxvnni", "avx512" or "amx"; None takes $PYFLASH_CPU or else the best of this machine.
-        mtp: a GGUF that drafts for the model: its MTP block, or DSpark stages. pin: keep each worker thread on a core of its own (Linux
-        and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
+        mtp: a GGUF that drafts for the model: its MTP block, or DSpark stages. pin: keep each worker thread on a core of its
+        own (Linux and Windows). prefault: read all weights into memory now; mlock: and keep them there; progress is called meanwhile
         with the bytes read and all there are. expert_budget: for files larger than memory: bytes of routed experts that
         are kept there, the others being read ahead from disk when they are chosen; 0 leaves it to the system.
         A device's weights are sent before open() returns, and progress is called meanwhile; without upload they are not,

@@ -70,7 +70,8 @@ class TokenLogprob:
 class Sampler:
     """A pf_sampler: options, random state and the tokens that the penalties look at. For one thread."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(self, options: SamplingOptions, *, with_logprobs: bool = True) -> None:
+        """with_logprobs: False where nobody asks for them: they take as long as the picking."""
         params = ffi.new("pf_sampler_params *")
         lib.pf_sampler_params_init(params)
         for name, value in options.items():
@@ -89,6 +90,7 @@ class Sampler:
         out, error = ffi.new("pf_sampler **"), ffi.new("pf_error *")
         check(lib.pf_sampler_open(params, out, error), error)
         self._native = ffi.gc(out[0], lib.pf_sampler_close)
+        self._with_logprobs = with_logprobs
         self._remembers = bool(options.keys() & _PENALTIES)
 
     def accept(self, tokens: Tokens) -> None:
@@ -99,15 +101,13 @@ class Sampler:
         check(lib.pf_sampler_accept(self._native, ints(ids), len(ids), error), error)
 
     def pick(self, logits: FloatArray, allowed: npt.NDArray[np.uint32] | None = None) -> tuple[int, float]:
-        """A token, and its log-probability by the logits as given. allowed: a bit for each token, lowest first."""
-        token, logprob, error = ffi.new("int32_t *"), ffi.new("float *"), ffi.new("pf_error *")
-        if allowed is None:
-            check(lib.pf_sampler_pick(self._native, floats(logits), logits.size, token, logprob, error), error)
-        else:
-            bits = ffi.cast("uint32_t *", allowed.ctypes.data)
-            check(lib.pf_sampler_pick_allowed(
-                self._native, floats(logits), logits.size, bits, token, logprob, error), error)  # fmt: skip
-        return int(token[0]), float(logprob[0])
+        """A token, and its log-probability by the logits as given, NaN without logprobs. allowed: a bit for each token, lowest
+        first."""
+        token, error = ffi.new("int32_t *"), ffi.new("pf_error *")
+        logprob = ffi.new("float *") if self._with_logprobs else ffi.NULL
+        bits = ffi.NULL if allowed is None else ffi.cast("uint32_t *", allowed.ctypes.data)
+        check(lib.pf_sampler_pick_allowed(self._native, floats(logits), logits.size, bits, token, logprob, error), error)
+        return int(token[0]), float(logprob[0]) if self._with_logprobs else math.nan
 
 
 def _number(name: str, value: object) -> float:

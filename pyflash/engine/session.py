@@ -694,9 +694,10 @@ class Session:
         it may be cut short only by max_tokens, stop or the end of the context. progress: as in eval(), for tokens.
         draft: what proposes tokens that are then checked several in a step, see docs/speculation.md; no draft changes a
         token: "ngram": what followed like passages of the text; "mtp", "dspark": the model's MTP block or DSpark stages;
-        "auto": what there is of these; "off". A function is given the tokens so far, which it must not change, and how many it may propose at
-        most, and proposes some. draft_max: of one draft, at most 31. sampling: see SamplingOptions. The last piece's token has not been evaluated. close() of the iterator ends the
-        generation, cancel() does from any thread, and `async for` works too; what was generated stays in the session.
+        "auto": what there is of these; "off". A function is given the tokens so far, which it must not change, and how many
+        it may propose at most, and proposes some. draft_max: of one draft, at most 31. sampling: see SamplingOptions. The last
+        piece's token has not been evaluated. close() of the iterator ends the generation, cancel() does from any thread, and
+        `async for` works too; what was generated stays in the session.
         Raises what eval() raises, and after the last piece AnswerError, see Grammar.json_schema().
         """
         return generate(self, tokens, max_tokens, stop, logprobs, grammar, progress,

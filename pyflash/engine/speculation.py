@@ -89,7 +89,7 @@ class Choosing:
         times = self._ledger.times
         self.promised = 0.0
         for drafter in self._drafters:
-            record = self._ledger.of(drafter.name, drafter.priors)
+            record = self._ledger.of(drafter)
             n = most if drafter.is_free else record.worth_asking(times, min(most, drafter.longest))
             if n == 0:
                 continue

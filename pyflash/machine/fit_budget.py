@@ -29,6 +29,7 @@ class FitBudget:
     n_ctx: int
     program_bytes: int
     widened_bytes: int
+    draft_bytes: int
     cache_bytes: int
     buffer_bytes: int
     checkpoint_bytes: int
@@ -36,7 +37,8 @@ class FitBudget:
     @property
     def run_bytes(self) -> int:
         """What a run takes beside the weights."""
-        return (self.program_bytes + self.widened_bytes + self.cache_bytes + self.buffer_bytes + self.checkpoint_bytes)
+        return (self.program_bytes + self.widened_bytes + self.draft_bytes + self.cache_bytes + self.buffer_bytes
+                + self.checkpoint_bytes)  # fmt: skip
 
     @property
     def file_bytes(self) -> int:
@@ -55,6 +57,7 @@ class FitBudget:
             ("system", format_bytes(self.reserve_bytes)),
             ("program", format_bytes(self.program_bytes)),
             *([("widened", format_bytes(self.widened_bytes))] if self.widened_bytes else []),
+            *([("draft head", format_bytes(self.draft_bytes))] if self.draft_bytes else []),
             ("cache", f"{format_bytes(self.cache_bytes)} for a context of {self.n_ctx:,} tokens"),
             ("buffers", format_bytes(self.buffer_bytes)),
             ("checkpoints", format_bytes(self.checkpoint_bytes)),
@@ -73,8 +76,8 @@ def make_budget(source: Path | str, memory_bytes: int, n_ctx: int | None, mtp: b
     """For a machine of so much memory, whatever this one has. n_ctx: None for the default context. mtp: with the drafting
     block. ConvertError for a source that cannot be quantised or run."""
     plan = plan_quantization(source, QuantizeOptions(mtp=mtp))
-    with _openable(plan) as path:
-        model, program_bytes = open_measured(path, "fast", {"device": "cpu"})
+    with _openable(plan) as (path, beside):
+        model, program_bytes = open_measured(path, "fast", {"device": "cpu", "mtp": beside})
         with model:
             if n_ctx is not None and n_ctx > model.info.n_ctx_train:
                 raise ArgumentError(f"a context of {n_ctx:,} tokens is more than this model's {model.info.n_ctx_train:,}: "
@@ -82,22 +85,24 @@ def make_budget(source: Path | str, memory_bytes: int, n_ctx: int | None, mtp: b
             found = make_plan(model, program_bytes, n_ctx, "auto", 0)
     cost = found.cost
     return FitBudget(memory_bytes, reserve(memory_bytes), cost.n_ctx, found.program_bytes, found.widened_bytes,
-                     cost.cache_bytes, cost.buffer_bytes, cost.checkpoint_bytes)  # fmt: skip
+                     found.draft_bytes if mtp else 0, cost.cache_bytes, cost.buffer_bytes, cost.checkpoint_bytes)  # fmt: skip
 
 
 @contextlib.contextmanager
-def _openable(plan: QuantizePlan) -> Iterator[Path]:
-    """A file that the library opens: the source, or for a checkpoint one like the result, with nothing in its weights."""
+def _openable(plan: QuantizePlan) -> Iterator[tuple[Path, Path | None]]:
+    """What the library opens, and what drafts for it where that is a file of its own: the source, or for a checkpoint files
+    like the result, with nothing in their weights."""
     if plan.source.path.is_file():
-        yield plan.source.path
+        yield plan.source.path, None
         return
-    _, layout = plan.layouts("model.gguf")[0]
+    layouts = [layout for _, layout in plan.layouts("model.gguf")]
     with tempfile.TemporaryDirectory(prefix="pyflash-") as folder:
-        path = Path(folder) / layout.name
-        try:
-            with open(path, "wb") as file:
-                file.write(layout.header)
-                file.truncate(layout.size)  # takes no space on the disk
-        except OSError as error:
-            raise ConvertError(f"cannot write {path}: {reason(error)}") from None
-        yield path
+        paths = [Path(folder) / layout.name for layout in layouts]
+        for path, layout in zip(paths, layouts, strict=True):
+            try:
+                with open(path, "wb") as file:
+                    file.write(layout.header)
+                    file.truncate(layout.size)  # takes no space on the disk
+            except OSError as error:
+                raise ConvertError(f"cannot write {path}: {reason(error)}") from None
+        yield paths[0], paths[1] if len(paths) > 1 else None

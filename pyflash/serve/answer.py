@@ -111,7 +111,8 @@ class Answer:
         self._tokenizer, self._info = tokenizer, info
         self._limits = limits
         self._rules = rules
-        self._sampler = Sampler({**sampling, **request.sampling})  # type: ignore[typeddict-item]
+        self._sampler = Sampler({**sampling, **request.sampling},  # type: ignore[typeddict-item]
+                                with_logprobs=request.logprobs is not None)
         self._sampler.accept(prompt.tokens)
         self._stops = StopStrings(request.stop)
         self._prompt, self._opening = prompt, prompt.opening

@@ -36,7 +36,8 @@ class Application:
         self.engine, self.disk = engine, disk
         self._drain = drain
         self._started = False
-        self._guarded = Guard(Endpoints(engine, name, policy.max_body, keepalive), policy, refuse)
+        self.endpoints = Endpoints(engine, name, policy.max_body, keepalive)  # for requests that another's guard let in
+        self._guarded = Guard(self.endpoints, policy, refuse)
 
     def start(self) -> None:
         """Opens the model, on a thread of its own."""
@@ -53,10 +54,7 @@ class Application:
             await self._lifespan(receive, send)
             return
         self.start()
-        root = scope.get("root_path") or ""
-        if root and scope.get("path", "").startswith(root):  # mounted in another application
-            scope = {**scope, "path": scope["path"][len(root) :] or "/"}
-        await self._guarded(scope, receive, send)
+        await self._guarded(without_root(scope), receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -68,6 +66,14 @@ class Application:
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def without_root(scope: Scope) -> Scope:
+    """The scope with this application's own path, where it is mounted in another."""
+    root = scope.get("root_path") or ""
+    if root and scope.get("path", "").startswith(root):
+        return {**scope, "path": scope["path"][len(root) :] or "/"}
+    return scope
 
 
 def app(
@@ -96,7 +102,7 @@ def app(
         opener, shown = model, name or "pyflash"
     else:
         path = os.fspath(model) if model is not None else None
-        opener = partial(Model.open, path, **open_options) if path is not None else partial(_open_demo, **open_options)
+        opener = partial(Model.open, path, **open_options) if path is not None else partial(_open_demo, draft, **open_options)
         shown = name or (Path(os.fsdecode(path)).stem if path is not None else "pyflash-demo")
     options = EngineOptions(context, cache_type, parallel, queue_limit=queue_limit, think=think, idle_unload=idle_unload,
                             draft=draft, draft_max=draft_max)
@@ -108,11 +114,11 @@ def app(
     return Application(engine, shown, policy, keepalive, disk=disk)
 
 
-def _open_demo(**options: Any) -> Model:
+def _open_demo(draft: str, **options: Any) -> Model:
     """With what drafts for it."""
     from pyflash import demo
 
-    return Model.open(demo.path(), **{"mtp": demo.draft_path(), **options})
+    return Model.open(demo.path(), **{"mtp": demo.draft_path(draft), **options})
 
 
 def signing_key() -> bytes:

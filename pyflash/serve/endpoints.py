@@ -61,8 +61,13 @@ _COUNTING = ("/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens")
 _LISTING = ("/v1/models", "/models", "/anthropic/v1/models")
 _NOT_HERE = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings", "/v1/audio/speech",
              "/v1/images/generations")  # fmt: skip
-_PAGE_JOBS = "/page/jobs/"
+PAGE_JOBS = "/page/jobs/"
 _HINT_HEADERS = (b"session-id", b"x-session-id", b"x-session-affinity", b"thread-id")
+
+
+def generating_api(path: str) -> Api | None:
+    """The protocol of a path where answers are generated; None for other paths."""
+    return _GENERATING.get(path.rstrip("/"))
 
 
 def api_of(scope: Scope) -> Api:
@@ -144,7 +149,7 @@ class Endpoints:
             return self._model
         if method in ("GET", "HEAD") and path[1:] in page_files():
             return self._page_file
-        if path.startswith(_PAGE_JOBS):
+        if path.startswith(PAGE_JOBS):
             return self._page_job
         if path in _NOT_HERE:
             raise RequestError(f"{path} is not supported: this server answers with text only", code="not_implemented")
@@ -275,7 +280,7 @@ class Endpoints:
 
     async def _page_job(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An answer from its beginning; POST .../stop ends it, .../answer ends its thinking."""
-        name, _, what = scope["path"].removeprefix(_PAGE_JOBS).partition("/")
+        name, _, what = scope["path"].removeprefix(PAGE_JOBS).partition("/")
         salt = scope["state"]["salt"]
         if scope["method"] == "GET" and not what:
             await self._listen(self._page_jobs.find(name, salt), receive, send)

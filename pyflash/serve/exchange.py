@@ -39,8 +39,8 @@ class Gone(Exception):
     """The client has gone, or does not read."""
 
 
-async def read_json(receive: Receive, max_body: int) -> dict[str, Any]:
-    """The JSON object that is sent. RequestError, Gone."""
+async def read_body(receive: Receive, max_body: int) -> bytes:
+    """The body that is sent. RequestError, Gone."""
     parts: list[bytes] = []
     size, more = 0, True
     end = time.monotonic() + _WHOLE_BODY_SECONDS
@@ -56,8 +56,17 @@ async def read_json(receive: Receive, max_body: int) -> dict[str, Any]:
         if size > max_body:
             raise too_large(max_body)
         more = message.get("more_body", False)
-    data = b"".join(parts)
-    if size <= _LARGE_BODY:
+    return b"".join(parts)
+
+
+async def read_json(receive: Receive, max_body: int) -> dict[str, Any]:
+    """The JSON object that is sent. RequestError, Gone."""
+    return await decode_json(await read_body(receive, max_body))
+
+
+async def decode_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in a body; others are answered meanwhile. RequestError."""
+    if len(data) <= _LARGE_BODY:
         return json_body.decode(data)
     return await asyncio.get_running_loop().run_in_executor(_reading, json_body.decode, data)
 

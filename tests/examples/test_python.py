@@ -103,3 +103,24 @@ def test_tools_on_a_real_model(tools: ModuleType, tiny_model: Path) -> None:
         tools.answer(session, messages, max_tokens=20, temperature=0)
     assert [message["role"] for message in messages] == ["user", "assistant"]
     assert messages[1]["content"] or messages[1]["reasoning_content"]
+
+
+def ask_document(folder: Path, *questions: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, FOLDER / "ask_document.py", "text.txt"], input="".join(f"{each}\n" for each in questions),
+                          capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONUTF8": "1"})  # fmt: skip
+
+
+def test_ask_document(demo_model: Path, tmp_path: Path) -> None:
+    """The text is read once; when it has changed, again."""
+    text = tmp_path / "text.txt"
+    fill = "The floor is grey now. " * 150
+    text.write_text(f"The secret word of Grace is apple. {fill}The secret word of Nick is hammer.", encoding="utf-8")
+    first = ask_document(tmp_path, "The secret word of Nick?", "Say the secret word of Grace.")
+    assert first.stdout == "> The secret word of Nick is hammer.\n> The secret word of Grace is apple.\n> ", first.stderr
+    assert "reading:" in first.stderr
+    again = ask_document(tmp_path, "Tell me the secret word of Grace.")
+    assert (again.stdout, again.stderr) == ("> The secret word of Grace is apple.\n> ", "")
+    text.write_text(f"The secret word of Grace is robot. {fill}The secret word of Nick is hammer.", encoding="utf-8")
+    changed = ask_document(tmp_path, "Say the secret word of Grace.")
+    assert changed.stdout == "> The secret word of Grace is robot.\n> ", changed.stderr
+    assert "reading:" in changed.stderr

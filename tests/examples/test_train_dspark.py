@@ -125,7 +125,8 @@ def test_it_learns_and_goes_on(tmp_path: Path) -> None:
     torch.save([{"tokens": ids, "own": torch.ones(4, 256, dtype=torch.bool),
                  "taps": torch.randn(4, 256, 384).half(), "hidden": torch.zeros(4, 256, 128).half()}],
                tmp_path / "features.pt")  # fmt: skip
-    options = argparse.Namespace(out=tmp_path, checkpoint=tmp_path / "target", minutes=1.0, tokens=0, seed=0, no_compile=True)
+    options = argparse.Namespace(out=tmp_path, checkpoint=tmp_path / "target", minutes=1.0, threads=1, tokens=0, seed=0,
+                                 no_compile=True)
     training = Training(options, mixture=None)
     losses = [training.train_step(0.3) for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,55 @@ def test_dspark_layouts(dspark: Path, tmp_path: Path) -> None:
     types = kinds(reader)
     assert types["dspark.main_proj.weight"] == types["dspark.main_proj.scale"] == "I8"
     assert types["dspark.2.ffn_up_exps.weight"] == "MXFP4" and types["dspark.markov_w2.weight"] == "BF16"
+
+
+def stages_alone(checkpoint: Path, folder: Path) -> Path:
+    """config.json and the files with mtp.* tensors, as the index says, and nothing else."""
+    folder.mkdir()
+    places = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
+    for name in {"config.json", *(place for name, place in places.items() if name.startswith("mtp."))}:
+        shutil.copy(checkpoint / name, folder / name)
+    return folder
+
+
+def test_drafts_of_another_folder(preview: Path, dspark: Path, tmp_path: Path) -> None:
+    """Stages that lie apart become the file that they become with their model, and no other file is written."""
+    whole = convert(dspark, tmp_path / "whole.gguf", ConvertOptions(mtp=True))
+    folder = stages_alone(dspark, tmp_path / "stages")
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    (folder / shards[0]).rename(folder / "model-00001-of-00003.safetensors")
+    for i, shard in enumerate(shards[1:], 2):
+        (folder / shard).rename(folder / f"model-{i:05d}-of-00003.safetensors")
+    before = sorted(tmp_path.iterdir())
+    for source in (folder, dspark):  # without an index, and with one that names the model's files too
+        report = convert(preview, tmp_path / "m.gguf", ConvertOptions(mtp=True, drafts=source, name="c"))
+        assert report.files == [tmp_path / "dspark-m.gguf"]
+        assert sorted(tmp_path.iterdir()) == sorted([*before, *report.files])
+        found, expected = GGUFReader(report.files[0]), GGUFReader(whole.files[1])
+        assert_same(gguf_values(found), gguf_values(expected))
+        dflash = {key: value for key, value in keys(expected).items() if key.startswith(("dflash.", "tokenizer."))}
+        assert dflash == {key: keys(found)[key] for key in dflash}
+    plan = plan_conversion(preview, ConvertOptions(mtp=True, drafts=folder))
+    assert [file.prefix for file in plan.files] == ["dspark-"] and "dspark-OUT" in plan.summary()
+
+
+def test_drafts_that_do_not_fit(preview: Path, dspark: Path, tmp_path: Path) -> None:
+    folder = stages_alone(dspark, tmp_path / "stages")
+    other = small_checkpoint(tmp_path / "other", "0731", {"n_routed_experts": 6})
+    none = small_checkpoint(tmp_path / "none", "0731", drafts=False)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"drafts": other}, "another model|other sizes"), ({"drafts": none}, "no mtp"),
+        ({"drafts": folder, "profile": "native"}, "compat"), ({"drafts": folder, "mtp": False}, "mtp=True"),
+    ]
+    for options, words in cases:
+        with pytest.raises(ConvertError, match=words):
+            convert(preview, tmp_path / "m.gguf", ConvertOptions(**{"mtp": True, **options}))
+    lost = sorted(folder.glob("*.safetensors"))[-1]
+    lost.unlink()
+    shutil.copy(dspark / "model.safetensors.index.json", folder)
+    with pytest.raises(ConvertError, match=lost.name):
+        convert(preview, tmp_path / "m.gguf", ConvertOptions(mtp=True, drafts=folder))
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_native_layout(preview: Path, base: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from npm_packages import installed, require_node
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER / "package.json"
 _LEAST_NODE = 20
+_HEADERS = ("common", "include", "ggml/include", "vendor")
 
 
 def _without_amx(folder: Path) -> None:
@@ -35,6 +37,30 @@ def install() -> Path:
         pytest.skip("the prebuilt llama.cpp of these tests is for Linux on x86-64")
     require_node(_LEAST_NODE, "llama.cpp comes")
     return installed("llama-cpp", PACKAGE.read_bytes(), ["--omit=optional", "--ignore-scripts"], _without_amx, b"without AMX")
+
+
+def compiled(source: str, folder: Path) -> tuple[Path, Path]:
+    """A program of this folder, linked with the package's libraries, and the folder of these. The package has no programs of
+    llama.cpp's, and its sources as a git bundle, whose headers it takes. Skips the test where there is no compiler."""
+    package = install()
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not compiler or not shutil.which("git"):
+        pytest.skip("llama.cpp's libraries are linked to: install git and g++ to run these tests")
+    libraries = package / "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
+    names = ("libllama-common.so", "libllama.v*.so", "libggml.v*.so", "libggml-base.so")
+    linked = [path for name in names for path in libraries.glob(name)]
+    sources, program = folder / "llama.cpp", folder / Path(source).stem
+    bundle = package / "node_modules/node-llama-cpp/llama/gitRelease.bundle"
+    for command in (
+        ["git", "clone", "--quiet", "--no-checkout", bundle, sources],
+        ["git", "-C", sources, "checkout", "--quiet", "HEAD", "--", *_HEADERS],
+        [compiler, "-std=c++17", *[f"-I{sources / header}" for header in _HEADERS], FOLDER / source, "-o", program, *linked,
+         f"-Wl,-rpath,{libraries}"],
+    ):  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(sources)
+    return program, libraries
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,8 @@
-"""Tools through llama.cpp's own chat code, as llama-server and Ollama use it: the prompt, and the calls read back.
-
-The npm package has llama.cpp's libraries but no server, and its sources as a git bundle: a small program is compiled
-against the two.
-"""
+"""Tools through llama.cpp's own chat code, as llama-server and Ollama use it: the prompt, and the calls read back."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,11 +11,10 @@ import pyflash.chat
 import pytest
 from gguf_export.chat_template import chat_template
 
-from import_llama.runner import FOLDER, install
+from import_llama.runner import compiled
 
 pytestmark = pytest.mark.llama
 
-HEADERS = ("common", "include", "ggml/include", "vendor")
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "The weather <now> & then", "parameters": {
         "type": "object",
@@ -52,26 +46,7 @@ CHATS = {"first turn": ANSWERED[:2], "no system message": ANSWERED[1:2], "after 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    package = install()
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which("git"):
-        pytest.skip("llama.cpp's chat code is linked to: install git and g++ to run these tests")
-    libraries = package / "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
-    names = ("libllama-common.so", "libllama.v*.so", "libggml.v*.so", "libggml-base.so")
-    linked = [path for name in names for path in libraries.glob(name)]
-    folder = tmp_path_factory.mktemp("llama-chat")
-    sources = folder / "llama.cpp"
-    bundle = package / "node_modules/node-llama-cpp/llama/gitRelease.bundle"
-    for command in (
-        ["git", "clone", "--quiet", "--no-checkout", bundle, sources],
-        ["git", "-C", sources, "checkout", "--quiet", "HEAD", "--", *HEADERS],
-        [compiler, "-std=c++17", *[f"-I{sources / header}" for header in HEADERS], FOLDER / "chat.cpp",
-         "-o", folder / "chat", *linked, f"-Wl,-rpath,{libraries}"],
-    ):  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    shutil.rmtree(sources)
-    return folder / "chat"
+    return compiled("chat.cpp", tmp_path_factory.mktemp("llama-chat"))[0]
 
 
 def ask(program: Path, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

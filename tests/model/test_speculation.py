@@ -591,6 +591,7 @@ class Simulated:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.is_whole = world.is_whole
 
     def begin(self, tokens: Any) -> None:
         pass
@@ -599,17 +600,21 @@ class Simulated:
         pass
 
     def propose(self, most: int) -> Any:
-        self._world.now += self._world.draft_seconds * most
+        self._world.draft(most)
         return speculation.Draft([1] * min(most, 5), [0] * min(most, 5))
 
 
 class World:
     """Steps of a simulated model: what they take, and whether drafts are right."""
 
-    def __init__(self, chance: float, slope: float, draft_seconds: float, seed: int, lengths: list[int] | None = None) -> None:
-        self.now, self.draft_seconds = 0.0, draft_seconds
-        self._right, self._slope, self._random = chance, slope, random.Random(seed)
+    def __init__(self, chance: float, slope: float, draft_seconds: float, is_whole: bool) -> None:
+        """draft_seconds: of a drafted token, or of a draft where it is_whole."""
+        self.now, self._draft_seconds, self.is_whole = 0.0, draft_seconds, is_whole
+        self._right, self._slope, self._random = chance, slope, random.Random(1)
         self._seconds = lambda rows: (1 + slope * (rows - 1)) * self._random.uniform(0.97, 1.03)
+
+    def draft(self, n: int) -> None:
+        self.now += self._draft_seconds * (min(n, 1) if self.is_whole else n)
 
     def run(self, n: int, monkeypatch: pytest.MonkeyPatch, fixed: int | None = None) -> float:
         """Seconds for n tokens."""
@@ -624,7 +629,7 @@ class World:
                 k = len(choosing.propose(5))
             else:
                 k = fixed
-                self.now += self.draft_seconds * k
+                self.draft(k)
             seconds = self._seconds(k + 1)
             self.now += seconds
             choosing.took(k + 1, seconds)
@@ -640,10 +645,13 @@ class World:
 
 @pytest.mark.parametrize("slope", [0.1, 0.3, 0.7, 1.1])
 @pytest.mark.parametrize("chance", [0.0, 0.3, 0.6, 0.9])
-def test_lengths_are_nearly_the_best(chance: float, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("draft", [(0.02, False), (0.3, True)])
+def test_lengths_are_nearly_the_best(
+    draft: tuple[float, bool], chance: float, slope: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Never much slower than without drafts, and never than with the best fixed length."""
     n = 3000
-    chosen = World(chance, slope, 0.02, 1).run(n, monkeypatch)
-    fixed = min(World(chance, slope, 0.02, 1).run(n, monkeypatch, fixed=k) for k in range(6))
+    chosen = World(chance, slope, *draft).run(n, monkeypatch)
+    fixed = min(World(chance, slope, *draft).run(n, monkeypatch, fixed=k) for k in range(6))
     print(f"chance {chance}, slope {slope}: {fixed / chosen:.3f} of the best fixed length")
     assert fixed / chosen >= 0.95

@@ -14,13 +14,15 @@ import pytest
 
 import pyflash
 from gguf_export.checkpoint import open_checkpoint
+from gguf_export.convert import ConvertOptions, plan_conversion
 from gguf_export.inventory import Weight
+from gguf_export.safetensors_file import read_header
 from pyflash import demo
 from pyflash.cli.progress import Progress
 from quantize.plan import Form
 
 COMMAND = [sys.executable, "-m", "pyflash"]
-MOST_BYTES = 16 * 10**6
+MOST_BYTES, MOST_STAGE_BYTES = 16 * 10**6, 3 * 10**6
 
 
 @pytest.fixture
@@ -123,6 +125,26 @@ def test_bundled_checkpoint(demo_checkpoint: Path) -> None:
     experts: list[Weight] = [weight for weight in checkpoint.main_weights() if weight.is_expert]
     assert {weight.form for weight in experts} == {Form.FP4} and len(experts) > 100
     assert forms(".wq_a") == forms(".wo_b") == forms(".wkv") == {Form.FP8}
+
+
+def test_bundled_stages(demo_checkpoint: Path) -> None:
+    """Release 0731's, for the checkpoint beside them; nothing that this has is there a second time."""
+    stages = demo.stages()
+    if stages is None:
+        pytest.skip("PYFLASH_DEMO names another checkpoint, which needs no stages")
+    assert sum(path.stat().st_size for path in stages.iterdir()) <= MOST_STAGE_BYTES
+    assert all(name.startswith("mtp.") for name in read_header(stages / "model.safetensors"))
+    checkpoint = plan_conversion(demo_checkpoint, ConvertOptions(mtp=True, drafts=stages)).checkpoint
+    assert checkpoint.drafts == "dspark" and checkpoint.release == "0731"
+    assert checkpoint.config.dspark is not None and checkpoint.config.dspark.block_size == 5
+
+
+def test_what_drafts_by_its_name(demo_model: Path) -> None:
+    if demo.stages() is None:
+        pytest.skip("PYFLASH_DEMO names another checkpoint, which needs no stages")
+    paths = {drafter: demo.draft_path(drafter) for drafter in ("auto", "off", "ngram", "mtp", "dspark")}
+    assert {drafter: path.name.split("-")[0] for drafter, path in paths.items() if path is not None} == {
+        "auto": "dspark", "off": "dspark", "ngram": "dspark", "mtp": "mtp", "dspark": "dspark"}
 
 
 def test_card(demo_checkpoint: Path) -> None:

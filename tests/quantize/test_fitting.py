@@ -21,6 +21,7 @@ from gguf_export.groups import Sensitivity, group_name, guessed_sensitivity, rea
 from gguf_export.quantizing import QuantizeOptions, plan_quantization, quantize
 from gguf_export.synthetic import make_config, write_checkpoint
 from pyflash.cli.main import _exit_code
+from pyflash.engine.model import DRAFT_HEAD
 from pyflash.machine.fit_budget import FitBudget, make_budget
 
 WIDE: dict[str, Any] = {
@@ -203,9 +204,19 @@ def test_the_budget_of_a_machine(checkpoint: Path, source: Path) -> None:
     assert of_checkpoint.cache_bytes == budget.cache_bytes and of_checkpoint.buffer_bytes == budget.buffer_bytes
 
 
+def test_the_budget_counts_what_drafts(tmp_path: Path) -> None:
+    """The copy of the head that an MTP block drafts with, where the vocabulary is large enough for one."""
+    (tmp_path / "config.json").write_text(json.dumps(make_config("tiny", vocab_size=1 << 16)))
+    without, with_block = (make_budget(tmp_path, 96 * 10**9, 4096, mtp) for mtp in (False, True))
+    assert without.draft_bytes == 0 and "draft head" not in dict(without.rows())
+    assert with_block.draft_bytes == DRAFT_HEAD * 128 // 32 * 17 and "draft head" in dict(with_block.rows())
+    others = with_block.program_bytes + with_block.cache_bytes + with_block.buffer_bytes + with_block.checkpoint_bytes
+    assert with_block.run_bytes == others + with_block.widened_bytes + with_block.draft_bytes
+
+
 @pytest.mark.parametrize("file_bytes", [10**9, 89 * 10**9, 90 * 10**9, 91 * 10**9, 200 * 10**9])
 def test_the_memory_that_a_file_needs(file_bytes: int) -> None:
-    budget = FitBudget(64 * 10**9, 6 * 10**9, 4096, 10**8, 0, 10**8, 10**8, 10**8)
+    budget = FitBudget(64 * 10**9, 6 * 10**9, 4096, 10**8, 0, 0, 10**8, 10**8, 10**8)
     needed = budget.memory_for(file_bytes)
     reserve = 6 * 10**9 if needed <= 96 * 10**9 else 8 * 10**9
     assert replace(budget, memory_bytes=needed, reserve_bytes=reserve).file_bytes == file_bytes

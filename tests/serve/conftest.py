@@ -8,6 +8,9 @@ from typing import Any
 
 import page_browser
 import pytest
+from in_browser import browser as browser
+from in_browser import opened
+from in_browser import page as page
 from serving import pace as pace
 from serving import server as server
 
@@ -46,29 +49,11 @@ def endless_server(tiny_model: Path) -> Iterator[str]:
     yield from page_browser.serving(tiny_model, "--ctx", 4000, program=page_browser.SLOW)
 
 
-@pytest.fixture(scope="module")  # and no longer: its event loop would be in the way of other tests' own
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if page_browser.CHROMIUM is None:
-        pytest.skip("there is no Chromium (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        # page.test: a name under which a browser trusts this machine no more than others.
-        arguments = ["--no-sandbox", "--host-resolver-rules=MAP page.test 127.0.0.1"]
-        found = playwright.chromium.launch(executable_path=page_browser.CHROMIUM, args=arguments)
-        yield found
-        found.close()
-
-
-@pytest.fixture(params=list(page_browser.SIZES))
-def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    yield from page_browser.opened(browser, request.param)
-
-
 @pytest.fixture
 def desk(browser: Any) -> Iterator[Any]:
-    yield from page_browser.opened(browser, "desk")
+    yield from opened(browser, "desk")
 
 
 @pytest.fixture
 def phone(browser: Any) -> Iterator[Any]:
-    yield from page_browser.opened(browser, "phone")
+    yield from opened(browser, "phone")

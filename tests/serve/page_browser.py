@@ -1,10 +1,9 @@
-"""The page in a browser: servers for it, pages with nothing kept, and what tests do with them again and again."""
+"""The page in a browser: servers for it, and what tests do with it again and again."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +13,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "pyflash" / "serve" / "page"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SIZES: dict[str, dict[str, Any]] = {
-    "desk": {"viewport": {"width": 1280, "height": 800}},
-    "phone": {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True},
-}
-OURS = re.compile(r"http://(127\.0\.0\.1|page\.test):|data:|blob:")
-PATIENCE = 60_000  # milliseconds, on a machine that has more to do
 
 # Random weights end most answers some day, and these have to be stopped before: every step takes its time.
 SLOW = """
@@ -82,28 +74,6 @@ def serving(*arguments: object, program: str | None = None) -> Iterator[str]:
                 yield found[1]
                 return
         raise AssertionError(lines)
-
-
-def opened(browser: Any, size: str, allowed: str = "$^", **options: Any) -> Iterator[Any]:
-    """A page of its own, without anything kept. Nothing of what it does may be an error, against its security policy, or
-    asked of another machine. allowed: a pattern of messages on its console that are none."""
-    context = browser.new_context(accept_downloads=True, **{**SIZES[size], **options})
-    found, problems = context.new_page(), []
-    found.set_default_timeout(PATIENCE)
-
-    def note(text: str) -> None:
-        if not re.search(allowed, text):
-            problems.append(text)
-
-    found.on("console", lambda message: note(message.text) if message.type == "error" else None)
-    found.on("pageerror", lambda error: note(str(error)))
-    found.on("dialog", lambda dialog: dialog.accept())
-    found.on("request", lambda sent: None if OURS.match(sent.url) else note(sent.url))
-    found.expose_function("violated", note)
-    found.add_init_script("addEventListener('securitypolicyviolation', (event) => violated(`CSP ${event.violatedDirective}`))")
-    yield found
-    context.close()
-    assert not problems, problems
 
 
 def ask(page: Any, text: str) -> None:

@@ -74,7 +74,7 @@ def _written(says: Says) -> str:
             is_text = isinstance(value, str)
             text = value if is_text else _json(value)
             out += f'\n<{DSML}parameter name="{name}" string="{"true" if is_text else "false"}">{text}</{DSML}parameter>'
-        out += f"\n</{DSML}invoke>"
+        out += f"\n</{DSML}invoke>" if call.arguments else f"\n\n</{DSML}invoke>"
     return out + (f"\n</{DSML}tool_calls>" if says.calls else "")
 
 

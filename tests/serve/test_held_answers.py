@@ -42,7 +42,9 @@ class Wild:
         texts = {n: model.tokenizer.decode([n]) for n in range(model.info.n_vocab)}
         all_special = {*special, *model.tokenizer.vocabulary()[1]}
         self.plain = [n for n, text in texts.items() if text and n not in all_special and "x" not in text]
-        self.marker, self.ends = self.token("｜DSML｜"), [n for n, text in texts.items() if text in ("</", '"')]
+        # What ends a text within a call; small vocabularies write "</" in two tokens.
+        self.ends = [[self.token("｜DSML｜")], *(model.tokenizer.encode(text) for text in ("</", '"'))]
+        self.ending: list[int] = []  # the rest of it
         self.closing = special | {n for n, text in texts.items() if text and set(text) <= CLOSING}
         monkeypatch.setattr(sampling.Sampler, "pick", lambda sampler, logits, allowed=None: (self.pick(allowed), -1.0))
 
@@ -62,9 +64,12 @@ class Wild:
             return self.say.pop(0)
         if len(may) >= self.info.n_vocab - 1:  # free
             return self.random.choice(self.plain)
-        for token in (self.marker, *self.ends):  # what ends a text within a call
-            if token in may and self.random.random() < 0.5:
-                return token
+        if self.ending and (token := self.ending.pop(0)) in may:
+            return token
+        for first, *self.ending in self.ends:
+            if first in may and self.random.random() < 0.5:
+                return first
+        self.ending = []
         closing = self.closing & set(may)
         return self.random.choice(sorted(closing) if closing and self.random.random() < 0.4 else may)
 

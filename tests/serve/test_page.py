@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import LATE, answers, ask, hold, opened, serving, started, streamed, until
+from in_browser import opened
+from page_browser import LATE, answers, ask, hold, serving, started, streamed, until
 
 pytestmark = pytest.mark.page
 

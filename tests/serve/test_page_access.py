@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import SIZES, answers, ask, hold, opened, streamed, until
+from in_browser import SIZES, opened
+from page_browser import answers, ask, hold, streamed, until
 
 pytestmark = pytest.mark.page
 

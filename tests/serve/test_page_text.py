@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from hostile_texts import HOSTILE
-from page_browser import SOURCES, answers, ask, opened, streamed
+from in_browser import opened
+from page_browser import SOURCES, answers, ask, streamed
 
 from pyflash.serve.page import SECURITY_POLICY
 

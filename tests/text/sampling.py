@@ -35,9 +35,9 @@ class Sampler:
 
     def pick_allowed(self, logits: Logits, allowed: Iterable[int], stray_bits: bool = False) -> int:
         """stray_bits: sets the bits of the last word beyond the vocabulary too."""
-        words = np.zeros(-(-len(logits) // 32), np.uint32)
-        for token in allowed:
-            words[token // 32] |= np.uint32(1 << token % 32)
+        bits = np.zeros(-(-len(logits) // 32) * 32, bool)
+        bits[list(allowed)] = True
+        words = np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
         if stray_bits and len(logits) % 32:
             words[-1] |= np.uint32(0xFFFFFFFF << len(logits) % 32 & 0xFFFFFFFF)
         from_buffer = self.native.ffi.from_buffer
@@ -59,6 +59,33 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float6
     scaled = (logits.astype(np.float64) - logits.max()) / temperature
     weights = np.exp(scaled)
     return np.asarray(weights / weights.sum())
+
+
+def random_numbers(seed: int, count: int) -> list[int]:
+    """The first numbers of 53 bits that a sampler draws: xoshiro256** seeded by splitmix64, written out again."""
+    mask = 2**64 - 1
+
+    def rotate(x: int, k: int) -> int:
+        return (x << k | x >> (64 - k)) & mask
+
+    state = []
+    z = seed
+    for _ in range(4):
+        z = (z + 0x9E3779B97F4A7C15) & mask
+        y = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        y = (y ^ y >> 27) * 0x94D049BB133111EB & mask
+        state.append(y ^ y >> 31)
+    numbers = []
+    for _ in range(count):
+        numbers.append((rotate(state[1] * 5 & mask, 7) * 9 & mask) >> 11)
+        t = state[1] << 17 & mask
+        state[2] ^= state[0]
+        state[3] ^= state[1]
+        state[1] ^= state[2]
+        state[0] ^= state[3]
+        state[2] ^= t
+        state[3] = rotate(state[3], 45)
+    return numbers
 
 
 FILTERS: list[dict[str, Any]] = [

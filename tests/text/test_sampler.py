@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from .conftest import ARGUMENT, Native, NativeError
-from .sampling import FILTERS, Logits, OpenSampler, Sampler, softmax
+from .sampling import FILTERS, Logits, OpenSampler, Sampler, random_numbers, softmax
 
 pytestmark = pytest.mark.quick
 
@@ -125,31 +125,36 @@ RECORDED: dict[str, list[int]] = {"plain": [88, 383, 672, 926, 988, 771, 718, 85
 
 
 def test_first_draws_follow_the_published_generator(sampler: OpenSampler) -> None:
-    """xoshiro256** seeded by splitmix64, written out again: equal logits turn a draw into floor(u * n)."""
-    mask = 2**64 - 1
-
-    def rotate(x: int, k: int) -> int:
-        return (x << k | x >> (64 - k)) & mask
-
-    state = []
-    z = 77
-    for _ in range(4):
-        z = (z + 0x9E3779B97F4A7C15) & mask
-        y = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
-        y = (y ^ y >> 27) * 0x94D049BB133111EB & mask
-        state.append(y ^ y >> 31)
-    expected = []
-    for _ in range(200):
-        u = rotate(state[1] * 5 & mask, 7) * 9 & mask
-        expected.append((u >> 11) * 4096 >> 53)
-        t = state[1] << 17 & mask
-        state[2] ^= state[0]
-        state[3] ^= state[1]
-        state[1] ^= state[2]
-        state[0] ^= state[3]
-        state[2] ^= t
-        state[3] = rotate(state[3], 45)
+    """Equal logits turn a draw into floor(u * n)."""
+    expected = [number * 4096 >> 53 for number in random_numbers(77, 200)]
     assert sampler(seed=77).picks(np.zeros(4096, np.float32), 200) == expected
+
+
+def whole_vocabulary(kind: str) -> Logits:
+    rng = np.random.default_rng(20)
+    logits = rng.standard_normal(129_280) * {"flat": 0.1, "ties": 2.0, "steep": 6.0}[kind]
+    if kind == "ties":
+        logits = np.where(rng.random(logits.size) < 0.3, -0.0, np.round(logits * 4) / 4)  # 0.0 equals -0.0
+    found: Logits = logits.astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["flat", "ties", "steep"])
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"top_p": 0.95}, {"top_p": 0.5, "temperature": 1.3},
+                                    {"top_k": 40}, {"top_k": 100_000}, {"top_k": 5000, "top_p": 0.9}, {"min_p": 0.05}], ids=str)
+def test_the_very_tokens_of_a_whole_vocabulary(sampler: OpenSampler, params: dict[str, Any], kind: str) -> None:
+    """What is drawn stands where the random number falls: by ids, or by logits where top_k or top_p have sorted them."""
+    logits = whole_vocabulary(kind)
+    allowed = np.flatnonzero(np.random.default_rng(21).random(logits.size) < 0.4)
+    for tokens in (np.arange(logits.size), allowed):
+        kept = tokens[expected_distribution(logits[tokens], **params) > 0]
+        if "top_k" in params or "top_p" in params:
+            kept = kept[np.lexsort((kept, -logits[kept].astype(np.float64)))]
+        reached = np.cumsum(softmax(logits[kept], params.get("temperature", 1.0)))
+        drawn = np.array([number / 2**53 for number in random_numbers(22, 5)]) * reached[-1]
+        picker = sampler(seed=22, **params)
+        picks = [picker.pick(logits) if tokens is not allowed else picker.pick_allowed(logits, tokens) for _ in drawn]
+        assert picks == kept[np.searchsorted(reached, drawn, side="right")].tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -42,7 +42,8 @@ _CONVERTED = {"experts": ("keep", "q8_0", "bf16", "f32"), "dense": ("q8_0", "bf1
 @click.option("--threads", "-t", type=click.IntRange(1, 256), metavar="N", help="Threads for quantising.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run that quantised.")
 @click.option("--restart", is_flag=True, help="Throw away what an interrupted run that quantised left.")
-@click.option("--mtp", is_flag=True, help="Write the MTP block or DSpark stages too; compat: as a file of its own, mtp-OUT.gguf or dspark-OUT.gguf.")
+@click.option("--mtp", is_flag=True, help="Write the MTP block or DSpark stages too; compat: as a file of its own, "
+              "mtp-OUT.gguf or dspark-OUT.gguf.")
 @click.option("--name", help="The model's name.  [default: that of the checkpoint's folder or of its repository]")
 @click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
 @click.option("--verify", is_flag=True,

@@ -171,7 +171,8 @@ def kld(
             found = latest.result()
             run.finish({"file": file, "base": base or file, "text": text, "hold_choices": hold_choices, **output.windows_fields(windows),
                         **output.divergence_fields(found)},
-                       [output.describe_model(file, subject.model.info, options["cache_type"]), f"base {base_text}"
+                       [output.describe_model(file, subject.model.info, options["cache_type"]),
+                        f"base {base_text}"
                         f"{', whose choices are held' if hold_choices else ''}",
                         output.describe_windows(text or str(base), windows, found.count), "",
                         output.divergence_text(found)])

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
+from pyflash.cli.advice import in_options
 from pyflash.cli.commands.completion import GGUFFile
 from pyflash.cli.options import converter_errors, print_written
 from pyflash.cli.output import print_done
 from pyflash.cli.paths import FilePath
 from pyflash.cli.progress import Progress
 from pyflash.cli.signals import leaving_on_signals
-from pyflash.cli.streams import say, show_for_programs
+from pyflash.cli.streams import say, show, show_for_programs
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -102,14 +103,27 @@ def export_lmstudio(
 @export.command("hf")
 @click.argument("file", type=GGUFFile())
 @click.argument("dest", type=FilePath())
+@click.option("--dry-run", is_flag=True, help="Print the files and their sizes; read no weights and write nothing.")
 @_as_json
-def export_hf(file: str, dest: str, as_json: bool) -> None:
-    """Turn a native-profile GGUF back into the safetensors it came from, in the new folder DEST."""
+def export_hf(file: str, dest: str, dry_run: bool, as_json: bool) -> None:
+    """Turn a native-profile GGUF back into the checkpoint it came from, in the new folder DEST.
+
+    DEST is what vLLM, SGLang and transformers load: safetensors files, config.json and the tokenizer's files, with every
+    tensor byte for byte. Where FILE was made with --mtp, or there was nothing more to convert, the files themselves are
+    the checkpoint's. Weights are compared with the checksums in FILE on their way. An interrupted export leaves nothing.
+    """
     with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
 
+        if dry_run:
+            plan = converter.plan_export_hf(Path(file))
+            print_done(plan.as_json()) if as_json else show(in_options(plan.summary()))
+            return
         with Progress("exporting", sys.stderr) as progress:
-            files = converter.export_hf(Path(file), Path(dest), progress=progress.update)
+            files = converter.export_hf(
+                Path(file), Path(dest), progress=progress.update,
+                warn=lambda note: progress.say(f"pyflash: note: {in_options(note)}"),
+            )
     total = sum(path.stat().st_size for path in files)
     if as_json:
         print_done({"files": [str(path) for path in files], "total_bytes": total})

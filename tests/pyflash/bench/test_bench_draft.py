@@ -25,7 +25,7 @@ def bench(*arguments: object) -> str:
 class Says:
     """A drafter that knows what comes, but for every third token."""
 
-    name, is_free, longest, priors = "says", True, 31, (0.5,)
+    name, is_free, is_whole, longest, priors = "says", True, False, 31, (0.5,)
 
     def __init__(self, known: Sequence[int]) -> None:
         self._said = [token ^ 1 if at % 3 == 2 else token for at, token in enumerate(known)]
