@@ -4,7 +4,8 @@
 
 Every stage computes with one thread. Rows are one process without Ray, and 1, 2, 3 stages: the milliseconds of a step of one
 token (median and 99th percentile), prompts' tokens/s, and what the model of time in pyflash/cluster/placement.py predicts of
-the same: its bandwidth is what the whole model reached in one process here, its link and call are measured between the nodes.
+the same: its bandwidth is what the whole model reached in one process here, the link is measured between the nodes, and a call
+is half of what one stage took longer than one process.
 Two cores or more; with three stages or another load on them only the order of magnitude counts.
 """
 
@@ -75,8 +76,7 @@ def run_stages(arguments: argparse.Namespace, n: int) -> dict[str, Any]:
 
 
 def run_link() -> dict[str, float]:
-    """Between this node and the last one: seconds of a call one way without the network, those of the network, and bytes a
-    second."""
+    """Between this node and the last one: seconds of the network one way, and bytes a second."""
     import numpy as np
     import ray
 
@@ -106,7 +106,7 @@ def run_link() -> dict[str, float]:
             ray.get(actor.take.remote(np.random.bytes(_BULK)))
             bulk.append(time.perf_counter() - began)
         times[f"{name}_bulk"] = min(bulk)
-    return {"call": times["near"] / 2, "delay": max(0.0, times["far"] - times["near"]) / 2,
+    return {"delay": max(0.0, times["far"] - times["near"]) / 2,
             "rate": _BULK / max(1e-9, times["far_bulk"] - times["far"])}
 
 
@@ -136,12 +136,16 @@ def bench(arguments: argparse.Namespace, n_nodes: int, stages: Sequence[int]) ->
             raise SystemExit(f"{what}: {done.stderr.strip()[-2000:]}")
         return json.loads(done.stdout.splitlines()[-1])
 
+    if 1 not in stages:
+        raise SystemExit("--stages must name 1 too: a call is measured by it")
     result: dict[str, Any] = {"rate": arguments.rate, "delay": arguments.delay, "load": os.getloadavg()[0]}
     with RayNetwork(n_nodes, arguments.rate, arguments.delay) as rig:
         result["whole"] = ask(rig, "whole")
         result["link"] = ask(rig, "link")
-        for n in stages:
+        for n in sorted(stages):
             found = ask(rig, str(n))
+            if n == 1:
+                result["link"]["call"] = max(0.0, found["median"] - result["whole"]["median"]) / 2
             result[f"{n} stages"] = {**found, "predicted": predict(arguments.file, result["whole"], result["link"], found)}
     return result
 

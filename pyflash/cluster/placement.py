@@ -45,12 +45,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Link:
-    """Between any two nodes. rate: bytes a second; delay: seconds one way; call: seconds that Ray takes for a call from one
-    process to another, without the network's."""
+    """Between any two nodes. rate: bytes a second; delay: seconds one way; call: seconds that Ray and the
+    stage take to pass a token from one process to another, without the network's: docs/cluster.md, "Why Ray's actor calls"."""
 
     rate: float = 125e6
     delay: float = 0.0001
-    call: float = 0.0007
+    call: float = 0.002
 
     def seconds(self, n_bytes: int) -> float:
         """h(n) of the module's equations."""

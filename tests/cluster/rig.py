@@ -1,8 +1,8 @@
 """Several machines on one: network namespaces with links of a given rate and delay, each with a Ray node of its own.
 
-Everything that runs in a namespace is ended with it, whatever a test has left; and a new rig clears what one left whose process
-is gone. It needs root, `ip` and `tc` (missing() says what lacks), and leaves the machine's own network alone: the namespaces
-know only each other.
+Everything that runs in a namespace is ended with it, whatever a test has left. A janitor, a process of its own, sees to that
+where this one is killed; and a new rig clears what is left nevertheless. It needs root, `ip` and `tc` (missing() says what
+lacks), and leaves the machine's own network alone: the namespaces know only each other.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Network:
         self._switch = f"pf{os.getpid()}-switch"
         self._relay: subprocess.Popen[bytes] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="pfrig-", dir="/tmp"))  # short: sockets lie in it
+        self._janitor = subprocess.Popen([sys.executable, __file__, str(self.folder), *self._names, self._switch],
+                                         stdin=subprocess.PIPE, start_new_session=True)
         try:
             for i, name in enumerate(self._names):
                 _sh("ip", "netns", "add", name)
@@ -193,6 +195,9 @@ class Network:
             self._relay.kill()
             self._relay.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait()
 
     def __enter__(self) -> Network:
         return self
@@ -264,3 +269,17 @@ def wait_for(condition: Callable[[], _T], what: str, seconds: float = PATIENCE) 
             raise TimeoutError(f"{what} did not come in {seconds:.0f} s")
         time.sleep(0.1)
     return found
+
+
+def clean_up_after() -> None:
+    """The janitor: waits until whoever started it is gone or done, and removes what that has left."""
+    folder, *names = sys.argv[1:]
+    sys.stdin.buffer.read()
+    for name in names:
+        if Path("/run/netns", name).exists():
+            remove_namespace(name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    clean_up_after()
