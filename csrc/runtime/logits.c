@@ -7,8 +7,7 @@
 
 enum { PIECE = 256 }; /* logits whose weights are computed at once, in the nearest cache */
 
-static void weights_of_piece(double *restrict weights, const float *restrict logits, int64_t n, double max,
-                             double temperature) {
+static void weights_of_piece(double *weights, const float *logits, int64_t n, double max, double temperature) {
     double inside[PIECE];
     for (int64_t i = 0; i < n; i++) weights[i] = (logits[i] - max) / temperature;
     for (int64_t i = 0; i < n; i++) inside[i] = weights[i] < PF_EXP_LEAST ? PF_EXP_LEAST : weights[i];
