@@ -2,6 +2,7 @@
 
     python scripts/bench_draft.py MODEL.gguf
     python scripts/bench_draft.py MODEL.gguf --chances 0.9 --tokens 60 --rounds 5 --rewrite 0
+    python scripts/bench_draft.py MODEL.gguf --chances 0 --expert-budget 6     # with most experts read from disk
     python scripts/bench_draft.py MODEL.gguf --mtp mtp-MODEL.gguf       # what a draft of the MTP block, or of DSpark takes
 
 The model's weights may be random: what it says is recorded first, and a drafter proposes that, each token changed with a
@@ -181,12 +182,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chances", default="0,0.3,0.6,0.9", help="that a drafted token is right")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--expert-budget", type=float, default=0, metavar="GB",
+                        help="of experts in memory, the others read from disk as they are chosen; 0: left to the system")
     parser.add_argument("--mtp", help="GGUF that drafts for the model; what its drafts take is measured instead")
     asked = parser.parse_args()
     if asked.mtp:
         measure_price(asked.model, asked.mtp, asked.threads)
         return
-    with pyflash.Model.open(asked.model, threads=asked.threads) as model:
+    budget = int(1e9 * asked.expert_budget)
+    with pyflash.Model.open(asked.model, threads=asked.threads, expert_budget=budget) as model:
         with model.session(context=PROMPT + asked.tokens + 2 * asked.rewrite + 64) as session:
             if asked.tokens:
                 measure_rates(session, asked.tokens, [float(p) for p in asked.chances.split(",")], asked.rounds)

@@ -32,7 +32,7 @@ class Drafter(Protocol):
     """Proposes tokens. What it proposes changes no answer, only how soon it is there.
 
     is_free: whether proposing takes next to no time, so that it may be asked where nothing may come of it. is_whole: whether
-    a draft takes the same, however many tokens of it are asked for. longest: tokens that it proposes at most. priors: how
+    a draft takes about the same, however many tokens of it are asked for. longest: tokens that it proposes at most. priors: how
     often tokens of each sureness are right, as long as nobody has counted.
     """
 
