@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve: where requests go, who may ask, clients that go and replicas that die."""
+"""Replicas on Ray Serve: conversations stay where they are, answers are those of one server, and no stream is dropped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,28 @@ def deploy(ray_here: Any, tiny_model: Path) -> Iterator[Callable[[int], str]]:
 
     yield run
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path) -> Iterator[Callable[[list[dict[str, Any]], int], str]]:
+    """What one server answers."""
+    from pyflash.serve import app
+
+    options = {name: value for name, value in OPTIONS.items() if name != "cpus"}
+    application = app(lambda: pyflash.Model.open(tiny_model, threads=1), parallel=1, **options)
+    application.start()
+    assert application.engine.wait_ready(60)
+
+    def answer(messages: list[dict[str, Any]], max_tokens: int) -> str:
+        async def ask() -> str:
+            transport = httpx.ASGITransport(application)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=WAIT) as client:
+                return text_of(await client.post("/v1/chat/completions", json=body(messages, max_tokens)))
+
+        return asyncio.run(ask())
+
+    yield answer
+    application.engine.close(20)
 
 
 def body(messages: list[dict[str, Any]], max_tokens: int, **more: Any) -> dict[str, Any]:
@@ -169,6 +192,49 @@ def test_the_router() -> None:
     assert first(asked("5")) == first(asked("6")) == "a"
     router.on_request_completed(b.replica_id, "2")
     assert first(asked("7", "new-2", "new-1", "new")) == "b"
+
+
+def test_conversations_stay_where_they_are(
+    deploy: Callable[[int], str], alone: Callable[[list[dict[str, Any]], int], str]
+) -> None:
+    address = deploy(2)
+    conversations = different(4)
+    for turn in range(3):
+        with ThreadPoolExecutor(4) as together:  # all four places of both replicas
+            answers = list(together.map(
+                lambda messages: httpx.post(f"{address}/v1/chat/completions", json=body(messages, 12), timeout=WAIT),
+                conversations))  # fmt: skip
+        for i, response in enumerate(answers):
+            usage, text = response.json()["usage"], text_of(response)
+            if turn:  # what was read is not read again, and the answer's tokens come back as they were
+                assert usage["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] // 2, turn
+            assert text == alone(conversations[i], 12), turn
+            conversations[i] += [{"role": "assistant", "content": text}, {"role": "user", "content": f"Go on, {turn}."}]
+    assert len({slot["replica"] for slot in slots(address)}) == 2
+    metrics = httpx.get(f"{address}/metrics", timeout=WAIT).text
+    name = 'pyflash_requests_total{api="chat_completions",code="200"'
+    counts = [line for line in metrics.splitlines() if line.startswith(name)]
+    assert len(counts) == 2 and sum(float(line.split()[-1]) for line in counts) == 12
+    assert all(float(line.split()[-1]) == 6 for line in counts), counts
+
+
+def test_fewer_replicas_drop_no_stream(
+    deploy: Callable[[int], str], alone: Callable[[list[dict[str, Any]], int], str]
+) -> None:
+    """Whichever replica goes, it had a stream."""
+    address = deploy(2)
+    conversations = different(2)
+    streams = [Stream(address, messages, 400) for messages in conversations]
+    until(lambda: len(busy_replicas(address)) == 2 and all(stream.pieces for stream in streams))
+    with ThreadPoolExecutor(1) as beside:
+        fewer = beside.submit(deploy, 1)  # returns when the other replica is gone
+        until(lambda: len({slot["replica"] for slot in slots(address)}) == 1)
+        assert not any(stream.end for stream in streams), "they ended too soon for this test to show anything"
+        for stream, messages in zip(streams, conversations, strict=True):
+            stream.wait()
+            assert (stream.error, stream.end) == (None, "length") and stream.text == alone(messages, 400)
+        fewer.result(WAIT)
+    assert text_of(httpx.post(f"{address}/v1/chat/completions", json=body(conversations[0], 5), timeout=WAIT))
 
 
 def test_who_goes_ends_the_answer(deploy: Callable[[int], str]) -> None:
