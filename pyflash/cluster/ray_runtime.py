@@ -27,7 +27,9 @@ def import_ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray tells of a change of its own to come
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _TOLD_BY_RAY)
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():  # 'ray start' asks for it by default, ray.init() gives it only so
+    # 'ray start' asks for it by default, ray.init() gives it only so. Ray reads it when it is imported: where a program has
+    # done that before, only the processes that Ray starts would ask for a token.
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
