@@ -55,17 +55,18 @@ def test_generation(whole: Any, model: Any, draft: str) -> None:
         assert draft != "known" or pieces.drafts.n_kept > 0
 
 
-def test_the_last_stage_drafts(ray_here: Any, demo_model: Path, whole: pyflash.Model) -> None:
-    mtp = pyflash.demo.draft_path()
+@pytest.mark.parametrize(("kind", "n"), [("mtp", 2), ("dspark", 5)])
+def test_the_last_stage_drafts(kind: str, n: int, ray_here: Any, demo_model: Path, whole: pyflash.Model) -> None:
+    mtp = pyflash.demo.draft_path(kind)
     prompt = whole.tokenizer.encode("Hello, what is 2 + 3? I would like to know.")
     with pyflash.Model.open(demo_model, device="cpu", threads=1, mtp=mtp) as alone, alone.session(context=CONTEXT) as session:
         wanted = [piece.token for piece in session.generate(prompt, 30, draft="off", temperature=0)]
-        drafted = session.draft_tokens(wanted[-1], 2)
+        drafted = session.draft_tokens(wanted[-1], n)
     with pyflash.cluster.Model.open(demo_model, 2, threads=1, mtp=mtp) as model, model.session(context=CONTEXT) as session:
-        assert model.info.drafts == "mtp"
-        pieces = session.generate(prompt, 30, draft="mtp", temperature=0)
+        assert model.info.drafts == kind
+        pieces = session.generate(prompt, 30, draft=kind, temperature=0)
         assert [piece.token for piece in pieces] == wanted
-        assert session.draft_tokens(wanted[-1], 2) == drafted
+        assert session.draft_tokens(wanted[-1], n) == drafted
 
 
 def test_several_sessions_in_steps(model: Any, tokens: np.ndarray, reference: np.ndarray) -> None:
