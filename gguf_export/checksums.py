@@ -196,7 +196,7 @@ def _difference(gguf: GGUFFile, entries: Mapping[str, tuple[str, str]]) -> str:
 def digests_of(path: Path, gguf: GGUFFile) -> dict[str, str]:
     """What the conversion wrote of each tensor, by name: TensorDigest.hex(). Empty where the checksums are not of this
     file's tensors, or there are none. ConvertError where they cannot be read."""
-    entries = _read_entries(path, gguf) or {}
+    entries = read_entries(path, gguf) or {}
     return {} if _difference(gguf, entries) else {name: digest for name, (digest, _) in entries.items()}
 
 
