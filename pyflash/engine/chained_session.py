@@ -66,7 +66,7 @@ class ChainedSession:
     def cancel(self) -> None:
         """From any thread: the running call, or else the next one that evaluates, raises CancelledError."""
         with self._cancel_lock:
-            self._chain.position  # noqa: B018: ClosedError
+            self._chain.position  # noqa: B018 - ClosedError
             self._cancel_asked = True
         self._chain.interrupt()
 

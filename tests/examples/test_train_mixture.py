@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import random
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType

@@ -15,7 +15,7 @@ from checkpoints import full_size_config, payloads, small_checkpoint
 from gguf_export.config import parse_config
 from gguf_export.inventory import draft_weights, main_weights, shard_of, tensors_of
 from gguf_export.safetensors_file import tensor_bytes
-from gguf_export.synthetic import main, make_config
+from gguf_export.synthetic import main
 from gguf_export.synthetic_tokenizer import build_tokenizer, least_vocabulary
 from quantize import codecs
 from quantize.plan import Form

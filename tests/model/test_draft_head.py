@@ -3,7 +3,6 @@ and no answer is changed by it."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

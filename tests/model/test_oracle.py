@@ -16,7 +16,7 @@ from oracle.core import choices_of, eval_with_taps
 from oracle.model import Oracle
 from oracle.random_model import tiny_config
 from oracle.shapes import SHAPES
-from oracle.taps import HEAD_TAPS, LAYER_TAPS, Taps
+from oracle.taps import HEAD_TAPS, LAYER_TAPS
 
 
 # Every way the converter can store the weights, spread over the shapes.

@@ -14,7 +14,6 @@ import pyflash
 import pytest
 from pyflash.engine import generation, session as session_module, speculation
 from pyflash.engine.drafts import DsparkDrafter, MtpDrafter, NgramDrafter
-from pyflash.engine.generation import StopStrings
 from pyflash.engine.speculation import Choosing, Speculation
 from spark_models import make_spark_model
 from tiny_models import TinyModel, make_tiny_model
