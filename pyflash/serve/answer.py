@@ -251,16 +251,22 @@ class Answer:
 
     @property
     def turn(self) -> Turn | None:
-        """See above. None also for what goes on with a message that was given."""
-        if self._opening is None or self._opening.given or not self._tokens or self._tokens[-1] != self._info.eos_token:
+        """See above. None also for what goes on with a message that was given, and for a cut answer that tells less than its
+        tokens say, or calls tools."""
+        if self._opening is None or self._opening.given or not self._tokens:
             return None
-        tokens = tuple(self._tokens[:-1])
+        is_whole = self._tokens[-1] == self._info.eos_token
+        if not is_whole and (self.end not in ("length", "context_full") or self._calls):
+            return None
+        tokens = tuple(self._tokens[:-1] if is_whole else self._tokens)
         reasoning: tuple[int, ...] = ()
         if self._opening.kind == "reasoning":
             if self._think_end not in tokens:
                 return None
             at = tokens.index(self._think_end)
             reasoning, tokens = tokens[:at], tokens[at + 1 :]
+        if not is_whole and self._tokenizer.decode(tokens) != "".join(self._texts["content"]):
+            return None
         return Turn("".join(self._texts["reasoning"]), "".join(self._texts["content"]),
                     tuple((name, arguments) for _, name, arguments in self._calls), reasoning,
                     (*self._prompt.begun_tokens, *tokens))

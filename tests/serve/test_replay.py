@@ -107,6 +107,29 @@ def test_what_clients_make_of_a_turn(demo_model: Path, script: Scripted, pace: P
             assert pace.n_tokens <= usage["total_tokens"] - before + 1
 
 
+def test_an_answer_that_was_cut(tiny_model: Path) -> None:
+    """It comes back as its tokens, too, when another conversation has had its place since."""
+    first = {"messages": [{"role": "user", "content": "One."}], "max_tokens": 12, "temperature": 0}
+    other = {**first, "messages": [{"role": "user", "content": "Another one, with more to say."}]}
+    found = []
+    for between in (False, True):
+        with serving(tiny_model, parallel=1) as server:
+            answer = post(server, first)
+            choice = answer["choices"][0]
+            assert choice["finish_reason"] == "length"
+            model = server.engine.use().model
+            assert len(model.tokenizer.encode(choice["message"]["content"])) != 12  # it is no text that tokenises to them
+            if between:
+                post(server, other)
+            goes_on = {"role": "user", "content": "Go on."}
+            again = post(server, {**first, "messages": [*first["messages"], choice["message"], goes_on]})
+            found.append((again["usage"]["prompt_tokens"], again["choices"][0]["message"]["content"]))
+            edited = {"role": "assistant", "content": choice["message"]["content"] + " mine"}
+            usage = post(server, {**first, "messages": [*first["messages"], edited, goes_on]})["usage"]
+            assert usage["prompt_tokens"] != found[0][0]
+    assert found[0] == found[1]
+
+
 def test_an_edit_wins(demo_model: Path, script: Scripted) -> None:
     def city(message: dict[str, Any]) -> None:
         message["tool_calls"][0]["function"]["arguments"] = '{"city": "Basel", "days": 1}'
