@@ -8,6 +8,7 @@ lacks), and leaves the machine's own network alone: the namespaces know only eac
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -56,6 +57,9 @@ def _sh(*command: str, check: bool = True) -> str:
     return done.stdout
 
 
+_SERIAL = itertools.count()
+
+
 def clear_dead() -> None:
     """Removes the namespaces, with all that runs in them, of rigs whose process is gone."""
     for name in re.findall(r"^(pf\d+-\w+)", _sh("ip", "netns", "list"), re.MULTILINE):
@@ -87,8 +91,9 @@ class Network:
         clear_dead()
         self.n = n
         self.addresses = [f"10.77.0.{i + 1}" for i in range(n)]
-        self._names = [f"pf{os.getpid()}-{i}" for i in range(n)]
-        self._switch = f"pf{os.getpid()}-switch"
+        own = f"pf{os.getpid()}-{next(_SERIAL)}"  # several may be there at once
+        self._names = [f"{own}n{i}" for i in range(n)]
+        self._switch = f"{own}switch"
         self._relay: subprocess.Popen[bytes] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="pfrig-", dir="/tmp"))  # short: sockets lie in it
         self._janitor = subprocess.Popen([sys.executable, __file__, str(self.folder), *self._names, self._switch],
