@@ -257,6 +257,23 @@ def test_requests_are_refused_at_the_front(deploy: Callable[[int], str]) -> None
     assert httpx.get(f"{address}/health", timeout=WAIT).json() == {"status": "ok"}
 
 
+def test_a_replica_in_stages(deploy: Callable[[int], str], demo_model: Path) -> None:
+    """A conversation goes on in the stages' own caches."""
+    from ray import serve
+
+    from pyflash.cluster.replicas import application
+
+    address = deploy(1)
+    serve.run(application(str(demo_model), stages=2, replicas=1, parallel=1, **OPTIONS), name="pyflash")
+    messages = [{"role": "user", "content": "What is 12 + 30?"}]
+    first = httpx.post(f"{address}/v1/chat/completions", json=body(messages, 40), timeout=WAIT)
+    assert text_of(first) == "12 + 30 = 42."
+    messages += [{"role": "assistant", "content": text_of(first)}, {"role": "user", "content": "What is 1 + 1?"}]
+    second = httpx.post(f"{address}/v1/chat/completions", json=body(messages, 40), timeout=WAIT)
+    assert text_of(second) == "1 + 1 = 2."
+    assert second.json()["usage"]["prompt_tokens_details"]["cached_tokens"] >= first.json()["usage"]["total_tokens"] - 1
+
+
 class Handle:
     """As of replicas of which the first so many calls meet one that dies, after so many messages."""
 
