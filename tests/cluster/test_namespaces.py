@@ -65,6 +65,17 @@ def generate(net: RayNetwork, file: str, *more: str) -> dict[str, Any]:
     return {**found, "told": [line for line in done.stdout.splitlines() if line.startswith("told ")]}
 
 
+def test_three_machines_far_apart(file: str, undisturbed: list[int]) -> None:
+    """Half a millisecond one way, and a stage that is killed."""
+    if lacking := rig.missing():
+        pytest.skip(lacking)
+    pytest.importorskip("ray")
+    with RayNetwork(3, rate="10gbit", delay="0.5ms") as three:
+        found = generate(three, file, "--stages", "3", "--kills", "1")
+    assert found["tokens"] == undisturbed and found["told"]
+    assert len({node for _, node, *_ in found["places"]}) == 3
+
+
 # -- files, nodes --
 
 
