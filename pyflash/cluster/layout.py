@@ -38,6 +38,11 @@ def lay_out(n_layer: int, stages: str | int | Sequence[Layers], nodes: Sequence[
             for i, layers in enumerate(ranges)]  # fmt: skip
 
 
+def in_common(sets: Sequence[Sequence[str]]) -> list[str]:
+    """The kernel sets that are in all lists, in the order of the first; each machine lists its own best first."""
+    return [name for name in sets[0] if all(name in each for each in sets)] if sets else []
+
+
 def another_node(gone: str, nodes: Sequence[dict[str, Any]], used: Sequence[str]) -> str:
     """Where a stage is opened again: on its own machine if that is there, else on the one that has fewest stages."""
     names = [node["NodeID"] for node in nodes]

@@ -14,6 +14,7 @@ from gguf_export.outputs import write_output
 from pyflash import demo
 from pyflash.cluster.files import copies_folder, locate
 from pyflash.cluster.identity import FileIdentity
+from pyflash.cluster.layout import in_common
 from pyflash.cluster.placement import Node
 from pyflash.engine.model import Model
 from pyflash.machine import hardware
@@ -220,8 +221,7 @@ def lacks(facts: NodeFacts, everybody: Sequence[NodeFacts]) -> list[str]:
 
 def common_kernels(everybody: Sequence[NodeFacts]) -> list[str]:
     """The kernel sets that all machines have, best first."""
-    told = [each.kernels for each in everybody if each.kernels]
-    return [name for name in told[0] if all(name in each for each in told)] if told else []
+    return in_common([each.kernels for each in everybody if each.kernels])
 
 
 def rows(facts: Sequence[NodeFacts]) -> list[tuple[str, ...]]:

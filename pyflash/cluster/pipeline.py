@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyflash.cluster.identity import FileDirectory, FileIdentity
-from pyflash.cluster.layout import StagePlace, another_node
+from pyflash.cluster.layout import StagePlace, another_node, in_common
 from pyflash.cluster.messages import Outcome, Pulse, StageFacts
 from pyflash.cluster.provide import Progress, Provider
 from pyflash.cluster.ray_runtime import Connection
@@ -396,10 +396,10 @@ def first_line(error: Exception) -> str:
 
 def common_kernels(sets: Sequence[Sequence[str]]) -> str:
     """The best kernel set that all machines have; each has its own listed best first."""
-    found = next((name for name in sets[0] if all(name in each for each in sets)), None)
-    if found is None:
+    found = in_common(sets)
+    if not found:
         raise UnsupportedError("the machines have no kernel set in common: use machines of one kind")
-    return found
+    return found[0]
 
 
 def check_alike(facts: StageFacts, file: FileIdentity, is_whole: bool) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
-
-CONTEXT = 1024
+from cluster_logits import CONTEXT
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
+from cluster_logits import CONTEXT, same
 from pyflash.cluster.chain import piece_length
 from pyflash.cluster.streams import from_bfloat16, to_bfloat16
 
 pytestmark = pytest.mark.cluster
-
-CONTEXT = 1024
-
-
-def same(logits: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(logits.view(np.uint32), expected.view(np.uint32))
 
 
 def test_any_split(model: Any, tokens: np.ndarray, reference: np.ndarray) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
+from cluster_logits import CONTEXT
 
 pytestmark = pytest.mark.cluster
 
-CONTEXT = 1024
 N_TOKENS = 60
 
 

@@ -9,14 +9,9 @@ from typing import Any
 import numpy as np
 import pyflash
 import pytest
+from cluster_logits import CONTEXT, same
 
 pytestmark = pytest.mark.cluster
-
-CONTEXT = 1024
-
-
-def same(logits: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(logits.view(np.uint32), expected.view(np.uint32))
 
 
 def test_rollback_and_checkpoints(model: Any, tokens: np.ndarray, reference: np.ndarray) -> None:
