@@ -54,6 +54,9 @@ ISA_OPTIONS = {
 # ik's attention takes most of an hour to compile
 _ENGINE_OPTIONS = {"llama": (), "ik": ("-DGGML_IQK_FLASH_ATTENTION=OFF", "-DLLAMA_BUILD_EXAMPLES=ON")}
 
+# ik_llama.cpp asks for all of these before it takes its kernels for VNNI, and its options name only some of them.
+_AVX512 = "-mavx512vl -mavx512dq -mavx512cd"
+
 # With AMX, that llama.cpp's repacking ends its process on every deepseek4 file: attn_output_a, which is used reshaped, goes
 # into buffers that nothing reads ("GGML_ASSERT(*cur_backend_id != -1)").
 _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
@@ -154,7 +157,10 @@ def build(folder: Path, engine: str, isa: str, source: Path | None) -> None:
 def compile_target(target: str, source: Path, place: Path, isa: str, options: Sequence[str]) -> None:
     """Builds a program of a rival's source in the folder place, for a set of instructions."""
     x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform == "linux"
-    flags = [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX") if x86]
+    own = [_NO_AMX] if x86 else []
+    if isa == "avx512":
+        own.append(_AVX512)
+    flags = [f"-DCMAKE_{language}_FLAGS={' '.join(own)}" for language in ("C", "CXX") if own]
     subprocess.run(["cmake", "-S", str(source), "-B", str(place), *_OPTIONS, *ISA_OPTIONS[isa], *options, *flags], check=True)
     subprocess.run(["cmake", "--build", str(place), "--target", target, "-j", str(os.cpu_count())], check=True)
 
