@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class StageFacts:
     """What a stage tells of itself when it has opened its layers.
 
     version: of pyflash. arithmetic: PF_ARITHMETIC_VERSION of its library. kernels: the kernel sets that its machine has, the
-    best one first. file: what it has read of the files. node: Ray's id of the machine; host: its name.
+    best one first. file: what it has read of the file; draft: of the one that drafts. node: Ray's id of the machine; host: its name.
     """
 
     info: ModelInfo
@@ -83,6 +84,12 @@ class StageFacts:
     node: str
     host: str
     process: int
+    draft: FileIdentity | None = None
+
+    @property
+    def file_number(self) -> int:
+        """Stands for what it has read: other tensors, another number."""
+        return int.from_bytes(hashlib.blake2b(repr((self.file, self.draft)).encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
