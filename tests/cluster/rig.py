@@ -84,11 +84,13 @@ class Network:
     """n namespaces, each with an address that all the others reach.
 
     rate: of every node's link, as tc has it ("1gbit"); delay: one way ("0.5ms"), by scripts/link_relay.py. Without a delay the
-    links are veth pairs to a bridge. A node has a folder of its own, its HOME and its PYFLASH_CACHE.
+    links are veth pairs to a bridge. A node has a folder of its own, its HOME and its PYFLASH_CACHE. cores: of this machine, which
+    the nodes have one each of, in turn; none: all of them.
     """
 
-    def __init__(self, n: int, rate: str | None = None, delay: str | None = None) -> None:
+    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, cores: Sequence[int] = ()) -> None:
         clear_dead()
+        self._cores = cores
         self.n = n
         self.addresses = [f"10.77.0.{i + 1}" for i in range(n)]
         own = f"pf{os.getpid()}-{next(_SERIAL)}"  # several may be there at once
@@ -147,6 +149,14 @@ class Network:
         else:
             _sh("ip", "-n", self._switch, "link", "set", f"port{node}", "up")
 
+    def delay(self, delay: str) -> None:
+        """Another delay of all links, where there is one."""
+        assert self._relay is not None and self._relay.stdin is not None and self._relay.stdout is not None
+        self._relay.stdin.write(f"{delay}\n".encode())
+        self._relay.stdin.flush()
+        if self._relay.stdout.readline() != b"ready\n":
+            raise RuntimeError("scripts/link_relay.py has ended")
+
     def slow(self, node: int, rate: str) -> None:
         """Another rate of a node's link, in the direction from it."""
         device = "eth0" if self._relay is None else "pf0"
@@ -164,7 +174,8 @@ class Network:
         mounts = [f"mount --bind {self.folder / str(node) / 'ray'} {self.folder / 'ray'}",
                   *(f"mount -t tmpfs none '{folder}'" for folder in hidden)]
         script = " && ".join([*mounts, 'exec "$@"'])
-        return ["ip", "netns", "exec", self._names[node], "sh", "-c", script, "sh", *command]
+        bound = ["taskset", "-c", str(self._cores[node % len(self._cores)])] if self._cores else []
+        return [*bound, "ip", "netns", "exec", self._names[node], "sh", "-c", script, "sh", *command]
 
     def run(self, node: int, *command: str, hidden: Sequence[Path] = (), timeout: float = PATIENCE,
             environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -214,11 +225,12 @@ class Network:
 class RayNetwork(Network):
     """The same with a Ray node in every namespace, the head in the first, started as docs/cluster.md has it."""
 
-    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, *, n_started: int | None = None,
-                 environment: Mapping[str, str] | None = None, hidden: Mapping[int, Sequence[Path]] | None = None) -> None:
+    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, cores: Sequence[int] = (), *,
+                 n_started: int | None = None, environment: Mapping[str, str] | None = None,
+                 hidden: Mapping[int, Sequence[Path]] | None = None) -> None:
         """n_started: how many have a Ray node from the beginning, all by default. environment: of every node; hidden: folders
         that a node does not have."""
-        super().__init__(n, rate, delay)
+        super().__init__(n, rate, delay, cores)
         self.address = f"{self.addresses[0]}:{GCS_PORT}"
         self._more = dict(environment or {})
         self._hidden = dict(hidden or {})
