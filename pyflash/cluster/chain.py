@@ -168,7 +168,7 @@ class RemoteChain:
             else:
                 self.pipeline.note_done()
                 return found
-        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated",
+        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated{self.pipeline.short}",
                           "see whether its machine has memory for it, and evaluate less at once")
 
     def be_there(self, check: Check) -> None:

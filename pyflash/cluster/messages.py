@@ -85,6 +85,7 @@ class StageFacts:
     host: str
     process: int
     draft: FileIdentity | None = None
+    memory_kills: int = 0
 
     @property
     def file_number(self) -> int:

@@ -27,6 +27,13 @@ _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn
 _OPENING_SECONDS: Final = 600.0  # that a stage may take to open its layers
 
 
+_SEE_MEMORY: Final = "see whether its machine has memory for it: pyflash cluster plan tells what a stage takes"
+
+
+class StageDied(DeviceError):
+    """A stage's process ended, or its machine did, while it was opened."""
+
+
 class StageLost(Exception):
     """A stage is gone or silent; all sessions' parts in all stages are to be made again. epoch: that was lost."""
 
@@ -51,7 +58,8 @@ class Pipeline:
     """The stages of a model. For any thread.
 
     epoch: counts how often the stages have begun anew; messages of an earlier one are void. listeners: are called with a line
-    when a stage is lost, and when it is back.
+    when a stage is lost, and when it is back. short: " (HOST has run out of memory)" where that is known of what was lost since
+    something was last done, else "".
     """
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
@@ -77,6 +85,7 @@ class Pipeline:
         self._failure: DeviceError | None = None  # for good
         self._head_seen = time.monotonic()
         self._tries = 0  # to begin anew since something was last computed
+        self.short = ""
         self._heard: list[float] = []  # when each stage was heard of
         self._moved = (0.0, -1)  # when something was last done, and how much there was then
         self._drafts = False  # whether the last stage has been prepared for them
@@ -134,7 +143,7 @@ class Pipeline:
         except self._ray.exceptions.GetTimeoutError as error:
             raise DeviceError(f"a stage has not answered for {seconds:.0f} s") from error
         except self._ray.exceptions.RayError as error:
-            raise DeviceError(f"a stage cannot be started: {first_line(error)}") from error
+            raise StageDied(f"a stage cannot be started: {first_line(error)}", _SEE_MEMORY) from error
         return outcome.unwrap()
 
     def _connect(self) -> None:
@@ -187,7 +196,7 @@ class Pipeline:
 
     def note_done(self) -> None:
         """Something that was asked for has been done: the stages work."""
-        self._tries = 0
+        self._tries, self.short = 0, ""
 
     def _lose(self, epoch: int, why: str) -> None:
         with self._lock:
@@ -318,37 +327,52 @@ class Pipeline:
         with self._begin_lock:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
-            if why := self._connection.head_problem(self._timeout / 6):
-                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why}), and {lost}",
-                                            "start the cluster and this again")
-                raise self._failure
-            self._tries += 1
-            if self._tries > MOST_TRIES:
-                self._tries = 0
-                raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
-                                  f"last time: {lost}")  # fmt: skip
-            began = time.monotonic()
-            gone = self._gone()
-            names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
-            self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
-            for at in gone:
-                self._kill([self.stages[at]])
-            nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
-            used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
-            places = []
-            for at in gone:
-                place = self.stages[at].place
-                places.append((at, StagePlace(place.layers, another_node(place.node, nodes, used))))
-                used.append(places[-1][1].node)
-            for at, stage in zip(gone, self._opened(places), strict=True):
-                self.stages[at] = stage
-            with self._lock:
-                self.epoch += 1
-                self._lost = None
-            self._connect()
-            if self._drafts and len(self.stages) - 1 in gone:
-                self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
-            self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s")
+            why = str(lost)
+            while why:
+                self._note_try(why)
+                try:
+                    self._start_again(why)
+                    why = ""
+                except StageDied as died:
+                    why = died.what
+
+    def _note_try(self, why: str) -> None:
+        """DeviceError where there have been too many, or the head is gone."""
+        if problem := self._connection.head_problem(self._timeout / 6):
+            self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({problem}), and {why}",
+                                        "start the cluster and this again")
+            raise self._failure
+        self._tries += 1
+        if self._tries > MOST_TRIES:
+            self._tries = 0
+            raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done{self.short}; "
+                              f"the last time: {why}", _SEE_MEMORY)  # fmt: skip
+
+    def _start_again(self, why: str) -> None:
+        began = time.monotonic()
+        gone = self._gone()
+        names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
+        self.tell(f"{names} is lost ({why}): it is started again, and conversations are evaluated again as they go on")
+        for at in gone:
+            self._kill([self.stages[at]])
+        nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
+        used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
+        places = []
+        for at in gone:
+            place = self.stages[at].place
+            places.append((at, StagePlace(place.layers, another_node(place.node, nodes, used))))
+            used.append(places[-1][1].node)
+        for at, stage in zip(gone, self._opened(places), strict=True):
+            before, self.stages[at] = self.stages[at].facts, stage
+            if before.node == stage.facts.node and before.memory_kills < stage.facts.memory_kills:
+                self.short = f" ({stage.facts.host} has run out of memory)"
+        with self._lock:
+            self.epoch += 1
+            self._lost = None
+        self._connect()
+        if self._drafts and len(self.stages) - 1 in gone:
+            self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
+        self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s{self.short}")
 
     def _reachable(self, silent: set[str]) -> list[dict[str, Any]]:
         """The machines, without those of silent stages if there are others: Ray takes a machine that is cut off to be there

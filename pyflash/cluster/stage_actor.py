@@ -25,7 +25,7 @@ from pyflash.engine.model import Model
 from pyflash.engine.session import Session
 from pyflash.engine.stage_chain import check_rollback
 from pyflash.engine.steps import eval_stage
-from pyflash.machine.hardware import kernel_sets
+from pyflash.machine.hardware import kernel_sets, memory_kills
 from pyflash.native.errors import CancelledError, ClosedError, Error, InternalError, MemoryLimitError, UnsupportedError
 from pyflash.native.library import __version__, lib
 from pyflash.native.values import FloatArray
@@ -101,7 +101,7 @@ class StageActor:
 
         usable = [each.name for each in kernel_sets() if each.problem is None]
         return StageFacts(model.info, __version__, lib.PF_ARITHMETIC_VERSION, usable, identity,
-                          ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), draft)
+                          ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), draft, memory_kills())
 
     async def connect(self, epoch: int, following: Any) -> Outcome:
         """Begins an epoch, without sessions; following: the actor of the next stage, None for the last one."""

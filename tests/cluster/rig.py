@@ -198,6 +198,15 @@ class Network:
     def processes(self, node: int) -> list[int]:
         return [int(pid) for pid in _sh("ip", "netns", "pids", self._names[node], check=False).split()]
 
+    def stages(self, node: int) -> list[int]:
+        """The processes of stages there."""
+        found = []
+        for pid in self.processes(node):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::StageActor"):
+                    found.append(pid)
+        return found
+
     def kill_node(self, node: int) -> None:
         """Everything that runs there, at once."""
         for pid in self.processes(node):
@@ -276,6 +285,39 @@ class RayNetwork(Network):
     def _as_driver(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         """By itself Ray looks for a cluster among all processes of the machine, also those of other namespaces."""
         return {"RAY_ADDRESS": self.address, **(environment or {})}
+
+
+class MemoryLimit:
+    """A control group whose processes are killed by the kernel as soon as they need more memory than what they have."""
+
+    def __init__(self) -> None:
+        """OSError where this system makes none."""
+        first = Path("/sys/fs/cgroup/memory")  # of version 1
+        self._group = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"pfrig-{os.getpid()}-{next(_SERIAL)}"
+        self._group.mkdir()
+        try:
+            limit = self._group / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+            limit.write_text(str(64 << 10))
+        except OSError:
+            self._group.rmdir()
+            raise
+
+    def take(self, pid: int) -> None:
+        """What it has already counts elsewhere."""
+        (self._group / "cgroup.procs").write_text(str(pid))
+
+    def close(self) -> None:
+        for pid in (self._group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        wait_for(lambda: not (self._group / "cgroup.procs").read_text().split(), "an empty control group")
+        self._group.rmdir()
+
+    def __enter__(self) -> MemoryLimit:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def wait_for(condition: Callable[[], _T], what: str, seconds: float = PATIENCE) -> _T:
