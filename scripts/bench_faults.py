@@ -67,9 +67,12 @@ def run(net: RayNetwork, arguments: argparse.Namespace, fault: Callable[[], None
     found: dict[str, Any] = json.loads(last)
     later = [at for at in times if at > failed] if fault is not None else times[:1]
     reached = later[0] if later else time.monotonic()
-    return Ran(reached - (failed or began), 1000 * (times[_BEFORE - 1] - times[0]) / (_BEFORE - 1) if len(times) >= _BEFORE else 0.0,
-               1000 * (later[-1] - later[0]) / (len(later) - 1) if len(later) > 1 else 0.0, found["tokens"],
-               found.get("error", said))  # fmt: skip
+    return Ran(reached - (failed or began), a_token(times[:_BEFORE]), a_token(later), found["tokens"], found.get("error", said))
+
+
+def a_token(times: list[float]) -> float:
+    """Milliseconds from one to the next; 0 where there are none."""
+    return 1000 * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
 
 class Faults:
@@ -172,7 +175,8 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds, as of --stage-timeout")
     parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--only", nargs="+", metavar="FAULT", help=f"some of: {', '.join(each.replace('_', ' ') for each in FAULTS)}")
+    names = ", ".join(each.replace("_", " ") for each in FAULTS)
+    parser.add_argument("--only", nargs="+", metavar="FAULT", help=f"some of: {names}")
     arguments = parser.parse_args()
     lacking = missing()
     if lacking is not None:

@@ -73,7 +73,8 @@ class StageFacts:
     """What a stage tells of itself when it has opened its layers.
 
     version: of pyflash. arithmetic: PF_ARITHMETIC_VERSION of its library. kernels: the kernel sets that its machine has, the
-    best one first. file: what it has read of the file; draft: of the one that drafts. node: Ray's id of the machine; host: its name.
+    best one first. file: what it has read of the model's file; draft: of the one that drafts, None where there is none.
+    node: Ray's id of the machine; host: its name. memory_kills: as of hardware.memory_kills(), there and then.
     """
 
     info: ModelInfo
