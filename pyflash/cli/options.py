@@ -201,7 +201,7 @@ def stage_options(command: _F) -> _F:
         option("--streams", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
                help="How stages hand activations on. bfloat16: half the bytes, and other last bits than the whole model."),
         option("--stage-timeout", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
-               help="Take a stage that is silent for so long to be lost, and start it again."),
+               help="Longest silence: a stage that does not answer is lost by then, told of and started again."),
     )
     for add in reversed(options):
         command = add(command)

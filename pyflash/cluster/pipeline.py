@@ -64,8 +64,8 @@ class Pipeline:
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
                  stage_timeout: float, tell: Callable[[str], None], progress: Progress | None = None) -> None:
-        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost. progress: as of
-        Provider."""
+        """options: of Model.open(). stage_timeout: seconds within which whoever waits is told that a stage is silent, and so lost.
+        progress: as of Provider."""
         self._connection = connection
         self._ray = connection.ray
         self._options = options
@@ -74,6 +74,7 @@ class Pipeline:
         self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
         self._is_whole = directory.is_whole
         self._timeout = stage_timeout
+        self._silence = stage_timeout * 2 / 3  # so that users hear of it before they have waited for stage_timeout
         self.listeners = [tell]
         self.epoch = 0
         self.new_key: Final = itertools.count().__next__  # of a step
@@ -275,7 +276,7 @@ class Pipeline:
 
     def _feel_pulses(self) -> None:
         """Asks the stages whether they live, as long as somebody waits for them."""
-        interval = self._timeout / 6
+        interval = self._timeout / 12
         while not self._closing.wait(interval):
             with self._lock:
                 epoch, is_needed = self.epoch, bool(self._boxes) and self._lost is None
@@ -296,8 +297,8 @@ class Pipeline:
                 return
             now = time.monotonic()
             for at, heard in enumerate(self._heard):
-                if now - heard > self._timeout:
-                    self._lose(epoch, self._told(at, f"silent for {self._timeout:.0f} s"))
+                if now - heard > self._silence:
+                    self._lose(epoch, self._told(at, f"silent for {now - heard:.0f} s"))
             self._note_progress(epoch, now, pulses)
 
     def _is_head_gone(self) -> bool:
@@ -305,7 +306,7 @@ class Pipeline:
         why = self._connection.head_problem(self._timeout / 6)
         if not why:
             self._head_seen = time.monotonic()
-        elif time.monotonic() - self._head_seen > self._timeout * 2 / 3:
+        elif time.monotonic() - self._head_seen > self._silence:
             with self._lock:
                 self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why})",
                                             "start the cluster and this again")
@@ -318,8 +319,8 @@ class Pipeline:
         n_done = sum(pulse.n_done for pulse in pulses.values())
         if n_done != self._moved[1] or any(pulse.is_busy for pulse in pulses.values()) or len(pulses) < len(self.stages):
             self._moved = (now, n_done)
-        elif now - self._moved[0] > self._timeout:
-            self._lose(epoch, f"a step was lost between two stages: nothing has moved for {self._timeout:.0f} s")
+        elif now - self._moved[0] > self._silence:
+            self._lose(epoch, f"a step was lost between two stages: nothing has moved for {now - self._moved[0]:.0f} s")
 
     def begin_anew(self, lost: StageLost) -> None:
         """Makes the stages whole again: those that are gone are started, on another machine where theirs is gone. All begin
@@ -383,7 +384,7 @@ class Pipeline:
     def _gone(self) -> dict[int, bool]:
         """The stages that do not answer, and whether they are silent, rather than known to be dead."""
         refs = [stage.actor.pulse.remote() for stage in self.stages]
-        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 3)
+        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 6)
         gone = {}
         for at, ref in enumerate(refs):
             if ref not in ready:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -244,8 +245,9 @@ class RayNetwork(Network):
         self._more = dict(environment or {})
         self._hidden = dict(hidden or {})
         try:
-            for node in range(n if n_started is None else n_started):
-                self.start_ray(node)
+            self.start_ray(0)
+            with ThreadPoolExecutor(n) as together:
+                list(together.map(self.start_ray, range(1, n if n_started is None else n_started)))
         except BaseException:
             self.close()
             raise

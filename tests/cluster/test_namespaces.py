@@ -17,6 +17,7 @@ import cluster_driver
 import pyflash
 import pytest
 import rig
+from listening import MARK, heard_of_a_call
 from rig import RayNetwork, wait_for
 
 from gguf_export.reader import read_gguf
@@ -242,3 +243,8 @@ def test_only_documented_ports_listen(net: RayNetwork, file: str) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_without_tls_everything_is_readable(net: RayNetwork) -> None:
+    """What docs/cluster-security.md warns of; and that the test with TLS can fail."""
+    assert MARK.encode() in heard_of_a_call(net)
