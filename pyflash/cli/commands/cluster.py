@@ -64,7 +64,7 @@ _ray = option("--ray", metavar="ADDRESS",
 
 @cluster.command("plan")
 @click.argument("file", type=GGUFFile())
-@click.option("--stages", type=Stages(), default="auto", show_default=True,
+@click.option("--stages", type=Stages(), default="auto", show_default=True, metavar="auto|N",
               help="How many stages; auto: as few as have room.")
 @_ray
 @click.option("--node", "given", type=NodeType(), multiple=True, metavar="NAME:MEMORY:BANDWIDTH",
