@@ -3,8 +3,9 @@
     sudo python scripts/link_relay.py --delay 0.5ms NAMESPACE=ADDRESS NAMESPACE=ADDRESS ...
 
 In each namespace it makes a device pf0 with that address (10.0.0.1/24), and carries each packet to the device that has the
-packet's destination, the delay after it came. It prints "ready" when all are up, and ends with its stdin, or by a signal; the
-devices go with it. tests/cluster/rig.py starts it.
+packet's destination, the delay after it came. It prints "ready" when all are up. A line such as 2ms on its stdin is another
+delay from then on, and answered with "ready" too. It ends with its stdin, or by a signal; the devices go with it.
+tests/cluster/rig.py starts it.
 """
 
 from __future__ import annotations
@@ -61,14 +62,18 @@ def open_device(namespace: str, address: str) -> int:
 
 
 def relay(devices: dict[bytes, int], delay: float) -> None:
-    """devices: by their IPv4 addresses. Until stdin ends."""
+    """devices: by their IPv4 addresses. Until stdin ends; each line there is another delay."""
     waiting: list[tuple[float, int, int, bytes]] = []  # due, number, device, packet
     number = 0
     while True:
         timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
         readable, _, _ = select.select([0, *devices.values()], [], [], timeout)
-        if 0 in readable and not os.read(0, 4096):
-            return
+        if 0 in readable:
+            line = os.read(0, 4096)
+            if not line:
+                return
+            delay = seconds(line.decode().strip())
+            print("ready", flush=True)
         for device in readable:
             if device == 0:
                 continue

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -175,16 +175,19 @@ def parse_size(text: str) -> int:
     return int(digits) * unit
 
 
+_MOST_STAGES: Final = 512  # as PF_MAX_LAYERS in the library: every stage has a layer
+
+
 class Stages(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number, or "auto"."""
+    """A number of stages, or "auto"."""
 
     name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
         if value == "auto" or isinstance(value, int):
             return cast("str | int", value)
-        if not value.isdecimal() or not 1 <= int(value) <= 1000:
-            self.fail(f'{value!r} is neither "auto" nor a number of stages', param, ctx)
+        if not (value.isascii() and value.isdecimal() and len(value) < 10 and 1 <= int(value) <= _MOST_STAGES):
+            self.fail(f"{value!r} is neither auto nor a number of stages, 1 to {_MOST_STAGES}", param, ctx)
         return int(value)
 
 
@@ -198,7 +201,7 @@ def stage_options(command: _F) -> _F:
         option("--streams", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
                help="How stages hand activations on. bfloat16: half the bytes, and other last bits than the whole model."),
         option("--stage-timeout", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
-               help="Take a stage that is silent for so long to be lost, and start it again."),
+               help="Longest silence: a stage that does not answer is lost by then, told of and started again."),
     )
     for add in reversed(options):
         command = add(command)

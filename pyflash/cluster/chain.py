@@ -20,7 +20,7 @@ from pyflash.cluster import session_files
 from pyflash.cluster.messages import Order, Outcome, SessionFacts, Share, Step, Ticket
 from pyflash.cluster.pipeline import MOST_TRIES, Mail, Pipeline, StageLost
 from pyflash.engine.session import Session
-from pyflash.engine.stage_chain import Check, Done, Ids, StageChain, Wish, check_saved_together, stage_files
+from pyflash.engine.stage_chain import Check, Done, Ids, Length, StageChain, Wish, check_saved_together, stage_files
 from pyflash.engine.steps import MOST_WAITING
 from pyflash.native.errors import ArgumentError, CancelledError, ClosedError, DeviceError, Error
 from pyflash.native.values import FloatArray, StrPath
@@ -59,8 +59,9 @@ class RemoteChain:
         """options: of Model.session(). holder: gives a session that can hold files on this machine."""
         self.pipeline = pipeline
         self._options = dict(options)
-        if self._options.get("checkpoints") is None:  # those on the way through a prompt come beside the caller's
-            self._options["checkpoints"] = _CHECKPOINTS + len(pipeline.stages)
+        wanted = self._options.get("checkpoints")
+        if wanted != 0:  # those on the way through a prompt come beside the caller's
+            self._options["checkpoints"] = (_CHECKPOINTS if wanted is None else wanted) + len(pipeline.stages) + 1
         self._make_holder = holder
         self._holder: Session | None = None
         self.mail: Mail = Mail()
@@ -114,10 +115,13 @@ class RemoteChain:
         return tickets
 
     def _ask(self, stages: Sequence[int], method: str, arguments: tuple[Any, ...]) -> list[Any]:
-        refs = [self.pipeline.stages[at].actor.ask.remote(self.epoch, self.number, ticket, method, arguments)
-                for at, ticket in zip(stages, self.tickets(stages), strict=True)]  # fmt: skip
-        outcomes: list[Outcome] = self.pipeline.wait(refs, self.epoch, self.mail, _goes_on)
-        return [outcome.unwrap() for outcome in outcomes]
+        return [outcome.unwrap() for outcome in self._outcomes(stages, method, [arguments] * len(stages))]
+
+    def _outcomes(self, stages: Sequence[int], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Outcome]:
+        """arguments: of each stage."""
+        refs = [self.pipeline.stages[at].actor.ask.remote(self.epoch, self.number, ticket, method, own)
+                for at, ticket, own in zip(stages, self.tickets(stages), arguments, strict=True)]  # fmt: skip
+        return self.pipeline.wait(refs, self.epoch, self.mail, _goes_on)
 
     @property
     def all_stages(self) -> range:
@@ -164,7 +168,7 @@ class RemoteChain:
             else:
                 self.pipeline.note_done()
                 return found
-        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated",
+        raise DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated{self.pipeline.short}",
                           "see whether its machine has memory for it, and evaluate less at once")
 
     def be_there(self, check: Check) -> None:
@@ -206,7 +210,7 @@ class RemoteChain:
 
     # -- steps --
 
-    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done) -> None:
+    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done, most: Length | None = None) -> None:
         self._check_nothing_waits()
         check()
         at = 0
@@ -218,14 +222,18 @@ class RemoteChain:
 
         def rest() -> None:
             begin = at
-            self._pieces(ids[begin:].tolist(), logits, check, lambda end, found: kept(begin + end, found))
+            self._pieces(ids[begin:].tolist(), logits, check, lambda end, found: kept(begin + end, found), most)
 
         self._ahead = []
         self._surviving(check, rest)
 
-    def _pieces(self, ids: list[int], logits: Wish, check: Check, done: Done) -> None:
-        length = piece_length(len(ids), len(self.all_stages), self._facts.chunk)
-        if len(ids) <= length:
+    def _pieces(self, ids: list[int], logits: Wish, check: Check, done: Done, most: Length | None = None) -> None:
+        usual = piece_length(len(ids), len(self.all_stages), self._facts.chunk)
+
+        def length() -> int:
+            return usual if most is None else max(1, min(usual, most()))
+
+        if len(ids) <= length():
             found = self._step(ids, logits, check)
             self.order("keep", len(ids))
             self._tokens += ids
@@ -233,7 +241,7 @@ class RemoteChain:
         else:
             self._stream(ids, length, logits, check, done)
 
-    def _stream(self, ids: list[int], length: int, logits: Wish, check: Check, done: Done) -> None:
+    def _stream(self, ids: list[int], length: Length, logits: Wish, check: Check, done: Done) -> None:
         """Sends pieces one behind the other, so that all stages work at once. Each keeps a piece as soon as it has computed
         it, and remembers where that begins: what ends this has all of them return to one position."""
         begin, n_sent, n_kept, began = len(self._tokens), 0, 0, time.monotonic()
@@ -241,7 +249,7 @@ class RemoteChain:
         try:
             while n_kept < len(ids):
                 while n_sent < len(ids) and len(under_way) <= len(self.all_stages):
-                    piece = ids[n_sent : n_sent + length]
+                    piece = ids[n_sent : n_sent + length()]
                     is_last = n_sent + len(piece) == len(ids)
                     if begin + n_sent:
                         self.order("checkpoint")
@@ -373,6 +381,20 @@ class RemoteChain:
 
     def ask_all(self, method: str, *arguments: Any) -> list[Any]:
         return self._surviving(_goes_on, lambda: self._ask(self.all_stages, method, arguments))
+
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        outcomes = self._surviving(_goes_on, lambda: self._outcomes(self.all_stages, method, arguments))
+        return [outcome.unwrap() for outcome in outcomes]
+
+    def take_tails(self, ids: Ids, tails: Sequence[bytes]) -> None:
+        outcomes = self._surviving(
+            _goes_on, lambda: self._outcomes(self.all_stages, "import_tail", [(ids, tail) for tail in tails]))
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if failed:
+            if len(failed) < len(outcomes):
+                self._give_up_parts()  # some stages have moved
+            failed[0].unwrap()
+        self._tokens, self._ahead = ids.tolist(), []
 
     def _files(self, path: StrPath) -> list[str]:
         return stage_files(path, [stage.place.layers for stage in self.pipeline.stages])

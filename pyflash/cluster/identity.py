@@ -12,6 +12,7 @@ from gguf_export.reader import read_gguf, shard_paths
 from pyflash.native.errors import FileError
 from pyflash.native.values import StrPath
 
+ALL_LAYERS = (0, 1 << 30)
 _SAMPLE_BYTES = 64
 _LAYER = re.compile(r"blk\.(\d+)\.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,8 @@ class StageFacts:
     """What a stage tells of itself when it has opened its layers.
 
     version: of pyflash. arithmetic: PF_ARITHMETIC_VERSION of its library. kernels: the kernel sets that its machine has, the
-    best one first. file: what it has read of the files. node: Ray's id of the machine; host: its name.
+    best one first. file: what it has read of the model's file; draft: of the one that drafts, None where there is none.
+    node: Ray's id of the machine; host: its name. memory_kills: as of hardware.memory_kills(), there and then.
     """
 
     info: ModelInfo
@@ -83,6 +85,13 @@ class StageFacts:
     node: str
     host: str
     process: int
+    draft: FileIdentity | None = None
+    memory_kills: int = 0
+
+    @property
+    def file_number(self) -> int:
+        """Stands for what it has read: other tensors, another number."""
+        return int.from_bytes(hashlib.blake2b(repr((self.file, self.draft)).encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Model:
         HOST:PORT, or "auto" for the one that runs on this machine; None: the one that this process is in already, else a
         cluster of this machine alone, for as long as the model is open. streams: how stages hand residual streams
         on; "bfloat16" halves what crosses the network, and gives other bits than the whole model, a little less accurate.
-        stage_timeout: seconds of silence after which a stage is taken to be lost. tell: is called with a line when that
+        stage_timeout: seconds within which a silent stage is taken to be lost, and told of. tell: is called with a line when that
         happens, and when the stages are back; None: the "pyflash" logger, as a warning. options: of pyflash.Model.open(), for
         each stage; device is always "cpu".
 

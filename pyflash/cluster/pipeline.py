@@ -27,6 +27,13 @@ _TURN_SECONDS: Final = 0.2  # after which a conversation that waits for its turn
 _OPENING_SECONDS: Final = 600.0  # that a stage may take to open its layers
 
 
+_SEE_MEMORY: Final = "see whether its machine has memory for it: pyflash cluster plan tells what a stage takes"
+
+
+class StageDied(DeviceError):
+    """A stage's process ended, or its machine did, while it was opened."""
+
+
 class StageLost(Exception):
     """A stage is gone or silent; all sessions' parts in all stages are to be made again. epoch: that was lost."""
 
@@ -51,13 +58,14 @@ class Pipeline:
     """The stages of a model. For any thread.
 
     epoch: counts how often the stages have begun anew; messages of an earlier one are void. listeners: are called with a line
-    when a stage is lost, and when it is back.
+    when a stage is lost, and when it is back. short: " (HOST has run out of memory)" where that is known of what was lost since
+    something was last done, else "".
     """
 
     def __init__(self, connection: Connection, path: str, places: Sequence[StagePlace], options: dict[str, Any],
                  stage_timeout: float, tell: Callable[[str], None], progress: Progress | None = None) -> None:
-        """options: of Model.open(). stage_timeout: seconds of silence after which a stage is taken to be lost. progress: as of
-        Provider."""
+        """options: of Model.open(). stage_timeout: seconds within which whoever waits is told that a stage is silent, and so lost.
+        progress: as of Provider."""
         self._connection = connection
         self._ray = connection.ray
         self._options = options
@@ -66,6 +74,7 @@ class Pipeline:
         self._files = [directory.identity(place.layers) for place in places]  # that the stages are to have
         self._is_whole = directory.is_whole
         self._timeout = stage_timeout
+        self._silence = stage_timeout * 2 / 3  # so that users hear of it before they have waited for stage_timeout
         self.listeners = [tell]
         self.epoch = 0
         self.new_key: Final = itertools.count().__next__  # of a step
@@ -77,6 +86,7 @@ class Pipeline:
         self._failure: DeviceError | None = None  # for good
         self._head_seen = time.monotonic()
         self._tries = 0  # to begin anew since something was last computed
+        self.short = ""
         self._heard: list[float] = []  # when each stage was heard of
         self._moved = (0.0, -1)  # when something was last done, and how much there was then
         self._drafts = False  # whether the last stage has been prepared for them
@@ -134,7 +144,7 @@ class Pipeline:
         except self._ray.exceptions.GetTimeoutError as error:
             raise DeviceError(f"a stage has not answered for {seconds:.0f} s") from error
         except self._ray.exceptions.RayError as error:
-            raise DeviceError(f"a stage cannot be started: {first_line(error)}") from error
+            raise StageDied(f"a stage cannot be started: {first_line(error)}", _SEE_MEMORY) from error
         return outcome.unwrap()
 
     def _connect(self) -> None:
@@ -187,7 +197,7 @@ class Pipeline:
 
     def note_done(self) -> None:
         """Something that was asked for has been done: the stages work."""
-        self._tries = 0
+        self._tries, self.short = 0, ""
 
     def _lose(self, epoch: int, why: str) -> None:
         with self._lock:
@@ -266,7 +276,7 @@ class Pipeline:
 
     def _feel_pulses(self) -> None:
         """Asks the stages whether they live, as long as somebody waits for them."""
-        interval = self._timeout / 6
+        interval = self._timeout / 12
         while not self._closing.wait(interval):
             with self._lock:
                 epoch, is_needed = self.epoch, bool(self._boxes) and self._lost is None
@@ -287,8 +297,8 @@ class Pipeline:
                 return
             now = time.monotonic()
             for at, heard in enumerate(self._heard):
-                if now - heard > self._timeout:
-                    self._lose(epoch, self._told(at, f"silent for {self._timeout:.0f} s"))
+                if now - heard > self._silence:
+                    self._lose(epoch, self._told(at, f"silent for {now - heard:.0f} s"))
             self._note_progress(epoch, now, pulses)
 
     def _is_head_gone(self) -> bool:
@@ -296,7 +306,7 @@ class Pipeline:
         why = self._connection.head_problem(self._timeout / 6)
         if not why:
             self._head_seen = time.monotonic()
-        elif time.monotonic() - self._head_seen > self._timeout * 2 / 3:
+        elif time.monotonic() - self._head_seen > self._silence:
             with self._lock:
                 self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why})",
                                             "start the cluster and this again")
@@ -309,8 +319,8 @@ class Pipeline:
         n_done = sum(pulse.n_done for pulse in pulses.values())
         if n_done != self._moved[1] or any(pulse.is_busy for pulse in pulses.values()) or len(pulses) < len(self.stages):
             self._moved = (now, n_done)
-        elif now - self._moved[0] > self._timeout:
-            self._lose(epoch, f"a step was lost between two stages: nothing has moved for {self._timeout:.0f} s")
+        elif now - self._moved[0] > self._silence:
+            self._lose(epoch, f"a step was lost between two stages: nothing has moved for {now - self._moved[0]:.0f} s")
 
     def begin_anew(self, lost: StageLost) -> None:
         """Makes the stages whole again: those that are gone are started, on another machine where theirs is gone. All begin
@@ -318,37 +328,52 @@ class Pipeline:
         with self._begin_lock:
             if lost.epoch != self.epoch:
                 return  # another session has seen to it
-            if why := self._connection.head_problem(self._timeout / 6):
-                self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({why}), and {lost}",
-                                            "start the cluster and this again")
-                raise self._failure
-            self._tries += 1
-            if self._tries > MOST_TRIES:
-                self._tries = 0
-                raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done; the "
-                                  f"last time: {lost}")  # fmt: skip
-            began = time.monotonic()
-            gone = self._gone()
-            names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
-            self.tell(f"{names} is lost ({lost}): it is started again, and conversations are evaluated again as they go on")
-            for at in gone:
-                self._kill([self.stages[at]])
-            nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
-            used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
-            places = []
-            for at in gone:
-                place = self.stages[at].place
-                places.append((at, StagePlace(place.layers, another_node(place.node, nodes, used))))
-                used.append(places[-1][1].node)
-            for at, stage in zip(gone, self._opened(places), strict=True):
-                self.stages[at] = stage
-            with self._lock:
-                self.epoch += 1
-                self._lost = None
-            self._connect()
-            if self._drafts and len(self.stages) - 1 in gone:
-                self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
-            self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s")
+            why = str(lost)
+            while why:
+                self._note_try(why)
+                try:
+                    self._start_again(why)
+                    why = ""
+                except StageDied as died:
+                    why = died.what
+
+    def _note_try(self, why: str) -> None:
+        """DeviceError where there have been too many, or the head is gone."""
+        if problem := self._connection.head_problem(self._timeout / 6):
+            self._failure = DeviceError(f"the Ray cluster's head at {self._connection.head} is gone ({problem}), and {why}",
+                                        "start the cluster and this again")
+            raise self._failure
+        self._tries += 1
+        if self._tries > MOST_TRIES:
+            self._tries = 0
+            raise DeviceError(f"the stages were started {MOST_TRIES} times, and each time lost before a step was done{self.short}; "
+                              f"the last time: {why}", _SEE_MEMORY)  # fmt: skip
+
+    def _start_again(self, why: str) -> None:
+        began = time.monotonic()
+        gone = self._gone()
+        names = ", ".join(f"{self.name_of(at)} on {self.stages[at].facts.host}" for at in gone) or "a message"
+        self.tell(f"{names} is lost ({why}): it is started again, and conversations are evaluated again as they go on")
+        for at in gone:
+            self._kill([self.stages[at]])
+        nodes = self._reachable({self.stages[at].place.node for at, is_silent in gone.items() if is_silent})
+        used = [stage.place.node for at, stage in enumerate(self.stages) if at not in gone]
+        places = []
+        for at in gone:
+            place = self.stages[at].place
+            places.append((at, StagePlace(place.layers, another_node(place.node, nodes, used))))
+            used.append(places[-1][1].node)
+        for at, stage in zip(gone, self._opened(places), strict=True):
+            before, self.stages[at] = self.stages[at].facts, stage
+            if before.node == stage.facts.node and before.memory_kills < stage.facts.memory_kills:
+                self.short = f" ({stage.facts.host} has run out of memory)"
+        with self._lock:
+            self.epoch += 1
+            self._lost = None
+        self._connect()
+        if self._drafts and len(self.stages) - 1 in gone:
+            self._got(self.stages[-1].actor.prepare_drafts.remote(), _OPENING_SECONDS)
+        self.tell(f"all {len(self.stages)} stages are there again, after {time.monotonic() - began:.1f} s{self.short}")
 
     def _reachable(self, silent: set[str]) -> list[dict[str, Any]]:
         """The machines, without those of silent stages if there are others: Ray takes a machine that is cut off to be there
@@ -359,7 +384,7 @@ class Pipeline:
     def _gone(self) -> dict[int, bool]:
         """The stages that do not answer, and whether they are silent, rather than known to be dead."""
         refs = [stage.actor.pulse.remote() for stage in self.stages]
-        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 3)
+        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=self._timeout / 6)
         gone = {}
         for at, ref in enumerate(refs):
             if ref not in ready:

@@ -18,14 +18,14 @@ from functools import partial
 from typing import Any, Final
 
 from pyflash.cluster import streams as wire
-from pyflash.cluster.identity import FileDirectory
+from pyflash.cluster.identity import ALL_LAYERS, FileDirectory
 from pyflash.cluster.messages import Outcome, Pulse, SessionFacts, StageFacts, Step, Ticket
 from pyflash.cluster.session_files import read_piece, remove, save_here, write_piece
 from pyflash.engine.model import Model
 from pyflash.engine.session import Session
 from pyflash.engine.stage_chain import check_rollback
 from pyflash.engine.steps import eval_stage
-from pyflash.machine.hardware import kernel_sets
+from pyflash.machine.hardware import kernel_sets, memory_kills
 from pyflash.native.errors import CancelledError, ClosedError, Error, InternalError, MemoryLimitError, UnsupportedError
 from pyflash.native.library import __version__, lib
 from pyflash.native.values import FloatArray
@@ -95,11 +95,13 @@ class StageActor:
         identity = FileDirectory(path).identity(layers)
         model = Model.open(path, layers=layers, **options)
         self._at, self._model, self._is_last = at, model, model.info.end_layer == model.info.n_layer
+        mtp = options.get("mtp") if self._is_last else None
+        draft = None if mtp is None else FileDirectory(mtp).identity(ALL_LAYERS)
         import ray
 
         usable = [each.name for each in kernel_sets() if each.problem is None]
         return StageFacts(model.info, __version__, lib.PF_ARITHMETIC_VERSION, usable, identity,
-                          ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
+                          ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), draft, memory_kills())
 
     async def connect(self, epoch: int, following: Any) -> Outcome:
         """Begins an epoch, without sessions; following: the actor of the next stage, None for the last one."""

@@ -35,7 +35,8 @@ def step_together(chains: Sequence[RemoteChain], ids: Sequence[Ids], checks: Seq
     finally:
         for chain, each in zip(chains, own, strict=True):
             chain.mail = each
-    lost_often = DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated: see its machine's memory")
+    lost_often = DeviceError(f"a stage was lost {MOST_TRIES} times while this was evaluated{chains[0].pipeline.short}",
+                             "see whether its machine has memory for it")
     return [found.get(i, lost_often) for i in range(len(chains))]
 
 

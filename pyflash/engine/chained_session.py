@@ -6,15 +6,17 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from pyflash.engine import stage_parts
 from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.generation import Generation, Progress, generate
 from pyflash.engine.sampling import SamplingOptions
-from pyflash.engine.session import Memory, Session, checked_tokens, context_full, room_for_logits
+from pyflash.engine.session import Memory, Origin, PartsInfo, Session, checked_tokens, context_full, room_for_logits
 from pyflash.engine.speculation import Propose, speculation
 from pyflash.engine.steps import MOST_WAITING
 from pyflash.native.errors import ArgumentError, BusyError, CancelledError, ClosedError, Error
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pyflash.chat.reply import Reply
     from pyflash.engine.grammar import Grammar
     from pyflash.engine.model import ModelInfo
-    from pyflash.engine.stage_chain import Check, StageChain
+    from pyflash.engine.stage_chain import Check, Length, StageChain
     from pyflash.engine.stream import Cancellation
     from pyflash.engine.tokenizer import Tokenizer
 
@@ -114,8 +116,9 @@ class ChainedSession:
             raise context_full(n, self.capacity, self.position)
 
     def eval(self, tokens: Tokens, all_logits: bool = False, progress: Progress | None = None, *,
-             cancellation: Cancellation | None = None) -> FloatArray:
-        """As Session.eval(); a step that fails or is cancelled in any stage is one in none."""
+             cancellation: Cancellation | None = None, piece: Length | None = None) -> FloatArray:
+        """As Session.eval(); a step that fails or is cancelled in any stage is one in none. piece: gives the most tokens of
+        each next piece; None: as suits the stages."""
         ids = checked_tokens(tokens, self._info.n_vocab)
         with self._free(), self._cancellable(cancellation) as check:
             self._check_room(len(ids))
@@ -131,7 +134,7 @@ class ChainedSession:
                     progress(end, len(ids))
 
             try:
-                self._chain.evaluate(ids, "all" if all_logits else "last", check, done)
+                self._chain.evaluate(ids, "all" if all_logits else "last", check, done, piece)
             finally:
                 self.n_moves += 1
         return logits if all_logits else logits[0]
@@ -261,6 +264,43 @@ class ChainedSession:
         """As Session.hold(), for the file of the first stage, which stands for all."""
         with self._free():
             self._chain.hold(path)
+
+    @property
+    def origin(self) -> Origin:
+        """What computed the first stage's file that was loaded last. n_foreign: of the stage that has most of them."""
+        with self._free():
+            each: list[Origin] = self._chain.ask_all("origin")
+        return replace(each[0], n_foreign=max(origin.n_foreign for origin in each))
+
+    # -- parts: of all stages as one --
+
+    @property
+    def parts(self) -> tuple[PartsInfo, ...]:
+        """Session.parts of each stage: another cut has other parts."""
+        with self._free():
+            return tuple(self._chain.ask_all("parts"))
+
+    def export_rows(self, begin: int, end: int) -> bytearray:
+        with self._free():
+            return stage_parts.join_rows(self._chain.ask_all("export_rows", begin, end))
+
+    def export_tail(self, position: int | None = None) -> bytearray:
+        with self._free():
+            return stage_parts.join_tails(self._chain.ask_all("export_tail", self.position if position is None else position))
+
+    def import_rows(self, begin: int, end: int, data: bytes | bytearray | memoryview) -> None:
+        """As Session.import_rows(); FormatError for what another cut has exported."""
+        with self._free():
+            parts = stage_parts.split(data, self.model.n_stages)
+            self._chain.ask_each("import_rows", [(begin, end, part) for part in parts])
+
+    def import_tail(self, tokens: Tokens, data: bytes | bytearray | memoryview) -> None:
+        """As Session.import_tail(): in all stages or in none. Where one refuses what others have taken, the tokens are
+        evaluated again."""
+        ids = token_array(tokens)
+        with self._free():
+            self._chain.take_tails(ids, stage_parts.split(data, self.model.n_stages))
+            self.n_moves += 1
 
     @property
     def memory(self) -> Memory:

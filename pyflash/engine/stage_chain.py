@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Ids = npt.NDArray[np.int32]
 Wish = Literal["all", "last", "none"]
 Done = Callable[[int, "FloatArray | None"], None]  # tokens that all stages have kept so far, and the logits of the latest piece
+Length = Callable[[], int]  # most tokens of the next piece
 Check = Callable[[], None]  # raises CancelledError where the running call is to end
 
 
@@ -50,9 +51,9 @@ class StageChain(Protocol):
     def ahead(self) -> int:
         """Tokens that advance() can go on with."""
 
-    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done) -> None:
+    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done, most: Length | None = None) -> None:
         """Evaluates tokens a piece at a time, and keeps them. What ends it, an error, check() or done(), leaves all stages
-        at one position, behind a piece."""
+        at one position, behind a piece. most: is asked for each piece; None: as suits the stages."""
 
     def step(self, ids: Ids, check: Check) -> FloatArray:
         """Logits [n, vocab] of at most a chunk of tokens, which then wait in every stage; in none where it fails."""
@@ -82,6 +83,12 @@ class StageChain(Protocol):
 
     def ask_all(self, method: str, *arguments: Any) -> list[Any]:
         """The same of every stage."""
+
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The same of every stage, each with arguments of its own."""
+
+    def take_tails(self, ids: Ids, tails: Sequence[bytes]) -> None:
+        """As Session.import_tail(), in every stage; or in none where one refuses it."""
 
     def save(self, path: StrPath) -> None:
         """Writes the stages' files, see stage_files()."""
@@ -163,9 +170,11 @@ class LocalChain:
     def ahead(self) -> int:
         return min(each.ahead for each in self.sessions)  # a draft makes the last stage forget its own
 
-    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done) -> None:
-        for begin in range(0, len(ids), self.chunk):
-            end = min(begin + self.chunk, len(ids))
+    def evaluate(self, ids: Ids, logits: Wish, check: Check, done: Done, most: Length | None = None) -> None:
+        end = 0
+        while end < len(ids):
+            begin, length = end, self.chunk if most is None else max(1, min(self.chunk, most()))
+            end = min(begin + length, len(ids))
             found = self._through(ids[begin:end], "none" if logits == "last" and end < len(ids) else logits, check)
             self.keep(end - begin)
             done(end, found)
@@ -240,7 +249,26 @@ class LocalChain:
         return found(*arguments) if callable(found) else found
 
     def ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        return [self.ask(i, method, *arguments) for i in range(len(self.sessions))]
+        return self.ask_each(method, [arguments] * len(self.sessions))
+
+    def ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [self.ask(i, method, *each) for i, each in enumerate(arguments)]
+
+    def take_tails(self, ids: Ids, tails: Sequence[bytes]) -> None:
+        before = self.tokens
+        for session, tail in zip(self.sessions, tails, strict=True):
+            try:
+                session.import_tail(ids, tail)
+            except Error:
+                if session is not self._first:  # those before it have moved, and what they had is written over
+                    self._evaluate_again(before)
+                raise
+
+    def _evaluate_again(self, ids: Ids) -> None:
+        for session in self.sessions:
+            session.rollback(session.position)
+        if len(ids):
+            self.evaluate(ids, "none", lambda: None, lambda _end, _found: None)
 
     def _files(self, path: StrPath) -> list[str]:
         return stage_files(path, [(model.info.first_layer, model.info.end_layer) for model in self._models])

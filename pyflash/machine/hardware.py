@@ -141,6 +141,12 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def memory_kills(root: Path = Path("/")) -> int:
+    """How many processes the kernel has ended for want of memory since it started; 0 where it does not tell (Linux does)."""
+    match = re.search(r"^oom_kill (\d+)$", read_text(root / "proc/vmstat"), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
 def outer_cache_bytes(root: Path = Path("/")) -> int:
     """All caches of the third level together; 0 where the system does not tell. root: where /sys is (for tests)."""
     groups = {}

@@ -33,6 +33,7 @@ from pyflash.serve.keeping import Keeping
 from pyflash.serve.metrics import Metrics
 from pyflash.serve.pacing import PATIENCE, Pacing
 from pyflash.serve.prompts import Prompts
+from pyflash.serve.reading import Reading
 from pyflash.serve.request import Request
 from pyflash.serve.tool_grammar import ToolGrammars
 from pyflash.serve.trace import Trace, difference, role_of_difference
@@ -226,11 +227,16 @@ class Engine:
             reading = self._reading
             if reading is not None and reading[2] - time.monotonic() > PATIENCE:
                 reading[1].request()  # it was alone, and so has a long chunk: what comes now may be short
+            for on_its_way in [each.reading for each in [*self._running]]:
+                if on_its_way is not None and on_its_way.seconds_in_front > PATIENCE:
+                    on_its_way.cancel()  # likewise, in stages
             self._orders.put(job)
 
     def cancel(self, job: Job) -> None:
         """Ends a job, if it has not ended, without a further event. What was evaluated stays for the next one."""
         job.is_cancelled = True
+        if (reading := job.reading) is not None:
+            reading.cancel()
         with self._lock:
             if self._reading is not None and self._reading[0] is job:
                 self._reading[1].request()
@@ -263,7 +269,8 @@ class Engine:
     def stalled_seconds(self) -> float:
         """How long requests have waited without anything being evaluated; 0 where there are none."""
         asked = [job.asked for job in (*self._waiting, *self._running)]
-        return max(0.0, time.monotonic() - max(self._last_progress, min(asked))) if asked else 0.0
+        latest = max([self._last_progress, *(job.reading.latest for job in [*self._running] if job.reading is not None)])
+        return max(0.0, time.monotonic() - max(latest, min(asked))) if asked else 0.0
 
     # -- on the thread --
 
@@ -337,8 +344,10 @@ class Engine:
 
     def _collect(self) -> bool:
         """Takes the orders that there are; waits for one where there is nothing to do. False after an idle_unload's time."""
-        has_work = bool(self._running or self._waiting)
-        wait = self.options.idle_unload
+        is_idle = not (self._running or self._waiting)
+        has_work = bool(self._waiting and self._may_admit) or any(
+            job.reading is None or job.reading.is_over for job in self._running)
+        wait = self.options.idle_unload if is_idle else None
         try:
             while True:
                 order = self._orders.get(timeout=wait) if not has_work else self._orders.get_nowait()
@@ -353,8 +362,9 @@ class Engine:
             self._end(job, "cancelled")
             self._may_admit = True
         for job in [each for each in self._running if each.is_cancelled]:
-            self._end(job, "cancelled")
-        return has_work
+            if job.reading is None or job.reading.is_over:
+                self._end(job, "cancelled")
+        return has_work or not is_idle
 
     def _collect_forever(self) -> None:
         order = self._orders.get()
@@ -433,7 +443,13 @@ class Engine:
         for together in self._steps(streams):
             if left := [job for job in together if not job.is_cancelled]:
                 self._decode(left)
-        reading = [job for job in self._running if job.n_left > 0 and not job.is_streaming]
+        for job in [job for job in self._running if job.reading is not None and job.reading.is_over]:
+            self._attempt(job, self._has_read)
+        reading = [job for job in self._running if job.reading is None and job.n_left > 0 and not job.is_streaming]
+        if self._loaded is not None and self._loaded.model.n_stages > 1:
+            for job in [each for each in reading if each.restoring is None and not each.is_cancelled]:
+                self._read_in_stages(job, self._loaded)
+                reading.remove(job)
         if not reading:
             return
         now = time.monotonic()
@@ -525,8 +541,7 @@ class Engine:
             self._restore(job, job.restoring, PATIENCE if seconds is None else seconds)
             return
         session, position, pacing = job.slot.session, job.slot.session.position, self._loaded.pacing
-        end = min(len(job.tokens), position + pacing.chunk(seconds))
-        end = min((mark for mark in self._marks(job) if position < mark < end), default=end)
+        end = self._next_mark(job, min(len(job.tokens), position + pacing.chunk(seconds)))
         cancellation = Cancellation()
         began = time.monotonic()
         over = began if seconds is not None else began + pacing.seconds(end - position)
@@ -540,7 +555,31 @@ class Engine:
                 self._reading = None
         job.served = self._last_progress = time.monotonic()
         pacing.learn(end - position, job.served - began)
-        self.metrics.read(end - position, job.served - began)
+        self._after_piece(job, end - position, end, job.served - began, logits)
+
+    def _read_in_stages(self, job: Job, loaded: Loaded) -> None:
+        """Sends a prompt on its way through the stages, to its end or to where it is worth a checkpoint."""
+
+        def patience() -> float | None:
+            n_reading = sum(each.reading is not None for each in [*self._running])
+            is_alone = len(self._running) == 1 and not self._waiting
+            return None if is_alone else PATIENCE / (loaded.model.n_stages + 1) / max(1, n_reading)
+
+        job.reading = Reading(job, self._next_mark(job, len(job.tokens)), loaded.pacing, patience,
+                              over=lambda: self._orders.put(None))  # fmt: skip
+
+    def _has_read(self, job: Job) -> None:
+        """When a prompt has gone as far as it was sent."""
+        reading, job.reading = job.reading, None
+        assert reading is not None
+        logits = reading.result()
+        job.served = self._last_progress = reading.latest
+        self._after_piece(job, reading.end - reading.begin, reading.end, reading.seconds, logits)
+
+    def _after_piece(self, job: Job, n: int, end: int, seconds: float, logits: FloatArray) -> None:
+        """When n tokens of a job's prompt, those before end, have been evaluated."""
+        assert job.slot is not None
+        self.metrics.read(n, seconds)
         self._keeping.rows(job)
         if end in self._marks(job):
             job.slot.checkpoint()
@@ -563,6 +602,10 @@ class Engine:
         job.n_cached, job.is_restored = n_kept, n_kept > job.n_cached
         job.slot.checkpoint()
         job.served = time.monotonic()
+
+    def _next_mark(self, job: Job, end: int) -> int:
+        """The first position of those that are worth a checkpoint, before end; else that."""
+        return min((mark for mark in self._marks(job) if job.n_done < mark < end), default=end)
 
     def _marks(self, job: Job) -> list[int]:
         """Where a prompt is worth a checkpoint on the way."""
@@ -595,6 +638,11 @@ class Engine:
 
     def _end(self, job: Job, how: str) -> None:
         """Lets go of a job's slot. What it holds stays."""
+        if job.reading is not None:
+            job.reading.cancel()
+            with contextlib.suppress(BaseException):
+                job.reading.result()
+            job.reading = None
         if job in self._running:
             self._running.remove(job)
         if job.slot is not None:

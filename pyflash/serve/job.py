@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from pyflash.chat.answer import AnswerRules
 from pyflash.serve.answer import Answer
@@ -12,6 +13,9 @@ from pyflash.serve.events import Event, Usage
 from pyflash.serve.prompts import Prompt
 from pyflash.serve.request import Request
 from pyflash.serve.slots import Slot
+
+if TYPE_CHECKING:
+    from pyflash.serve.reading import Reading
 
 
 class Job:
@@ -41,6 +45,7 @@ class Job:
         self.drafts: JobDrafts | None = None
         self.n_cached = 0
         self.restoring: Iterator[None] | None = None  # the pieces that are read from disk
+        self.reading: Reading | None = None  # of a model in stages, while its prompt goes through them
         self.is_restored = False  # by them
         self.began = 0.0  # when it got its slot
         self.served = 0.0  # when a piece of its prompt was evaluated last

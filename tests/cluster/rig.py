@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,11 +85,13 @@ class Network:
     """n namespaces, each with an address that all the others reach.
 
     rate: of every node's link, as tc has it ("1gbit"); delay: one way ("0.5ms"), by scripts/link_relay.py. Without a delay the
-    links are veth pairs to a bridge. A node has a folder of its own, its HOME and its PYFLASH_CACHE.
+    links are veth pairs to a bridge. A node has a folder of its own, its HOME and its PYFLASH_CACHE. cores: of this machine, which
+    the nodes have one each of, in turn; none: all of them.
     """
 
-    def __init__(self, n: int, rate: str | None = None, delay: str | None = None) -> None:
+    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, cores: Sequence[int] = ()) -> None:
         clear_dead()
+        self._cores = cores
         self.n = n
         self.addresses = [f"10.77.0.{i + 1}" for i in range(n)]
         own = f"pf{os.getpid()}-{next(_SERIAL)}"  # several may be there at once
@@ -147,6 +150,14 @@ class Network:
         else:
             _sh("ip", "-n", self._switch, "link", "set", f"port{node}", "up")
 
+    def delay(self, delay: str) -> None:
+        """Another delay of all links, where there is one."""
+        assert self._relay is not None and self._relay.stdin is not None and self._relay.stdout is not None
+        self._relay.stdin.write(f"{delay}\n".encode())
+        self._relay.stdin.flush()
+        if self._relay.stdout.readline() != b"ready\n":
+            raise RuntimeError("scripts/link_relay.py has ended")
+
     def slow(self, node: int, rate: str) -> None:
         """Another rate of a node's link, in the direction from it."""
         device = "eth0" if self._relay is None else "pf0"
@@ -164,7 +175,8 @@ class Network:
         mounts = [f"mount --bind {self.folder / str(node) / 'ray'} {self.folder / 'ray'}",
                   *(f"mount -t tmpfs none '{folder}'" for folder in hidden)]
         script = " && ".join([*mounts, 'exec "$@"'])
-        return ["ip", "netns", "exec", self._names[node], "sh", "-c", script, "sh", *command]
+        bound = ["taskset", "-c", str(self._cores[node % len(self._cores)])] if self._cores else []
+        return [*bound, "ip", "netns", "exec", self._names[node], "sh", "-c", script, "sh", *command]
 
     def run(self, node: int, *command: str, hidden: Sequence[Path] = (), timeout: float = PATIENCE,
             environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -186,6 +198,15 @@ class Network:
 
     def processes(self, node: int) -> list[int]:
         return [int(pid) for pid in _sh("ip", "netns", "pids", self._names[node], check=False).split()]
+
+    def stages(self, node: int) -> list[int]:
+        """The processes of stages there."""
+        found = []
+        for pid in self.processes(node):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::StageActor"):
+                    found.append(pid)
+        return found
 
     def kill_node(self, node: int) -> None:
         """Everything that runs there, at once."""
@@ -214,17 +235,19 @@ class Network:
 class RayNetwork(Network):
     """The same with a Ray node in every namespace, the head in the first, started as docs/cluster.md has it."""
 
-    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, *, n_started: int | None = None,
-                 environment: Mapping[str, str] | None = None, hidden: Mapping[int, Sequence[Path]] | None = None) -> None:
+    def __init__(self, n: int, rate: str | None = None, delay: str | None = None, cores: Sequence[int] = (), *,
+                 n_started: int | None = None, environment: Mapping[str, str] | None = None,
+                 hidden: Mapping[int, Sequence[Path]] | None = None) -> None:
         """n_started: how many have a Ray node from the beginning, all by default. environment: of every node; hidden: folders
         that a node does not have."""
-        super().__init__(n, rate, delay)
+        super().__init__(n, rate, delay, cores)
         self.address = f"{self.addresses[0]}:{GCS_PORT}"
         self._more = dict(environment or {})
         self._hidden = dict(hidden or {})
         try:
-            for node in range(n if n_started is None else n_started):
-                self.start_ray(node)
+            self.start_ray(0)
+            with ThreadPoolExecutor(n) as together:
+                list(together.map(self.start_ray, range(1, n if n_started is None else n_started)))
         except BaseException:
             self.close()
             raise
@@ -264,6 +287,39 @@ class RayNetwork(Network):
     def _as_driver(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         """By itself Ray looks for a cluster among all processes of the machine, also those of other namespaces."""
         return {"RAY_ADDRESS": self.address, **(environment or {})}
+
+
+class MemoryLimit:
+    """A control group whose processes are killed by the kernel as soon as they need more memory than what they have."""
+
+    def __init__(self) -> None:
+        """OSError where this system makes none."""
+        first = Path("/sys/fs/cgroup/memory")  # of version 1
+        self._group = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"pfrig-{os.getpid()}-{next(_SERIAL)}"
+        self._group.mkdir()
+        try:
+            limit = self._group / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+            limit.write_text(str(64 << 10))
+        except OSError:
+            self._group.rmdir()
+            raise
+
+    def take(self, pid: int) -> None:
+        """What it has already counts elsewhere."""
+        (self._group / "cgroup.procs").write_text(str(pid))
+
+    def close(self) -> None:
+        for pid in (self._group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        wait_for(lambda: not (self._group / "cgroup.procs").read_text().split(), "an empty control group")
+        self._group.rmdir()
+
+    def __enter__(self) -> MemoryLimit:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def wait_for(condition: Callable[[], _T], what: str, seconds: float = PATIENCE) -> _T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -116,12 +117,20 @@ def test_what_was_evaluated_ahead_is_lost_alone(three: Any, tokens: np.ndarray, 
 def test_a_silent_stage_is_lost(ray_here: Any, demo_model: Path, tokens: np.ndarray, reference: np.ndarray) -> None:
     """It is stopped, and answers nothing: as behind a cut link."""
     told: list[str] = []
-    with pyflash.cluster.Model.open(demo_model, 2, threads=1, stage_timeout=6, tell=told.append) as model:
+    heard: list[float] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        heard.append(time.monotonic())
+
+    with pyflash.cluster.Model.open(demo_model, 2, threads=1, stage_timeout=6, tell=tell) as model:
         with model.session(context=CONTEXT) as session:
             session.eval(tokens[:100])
             os.kill(process_of(model, 1), signal.SIGSTOP)
+            began = time.monotonic()
             np.testing.assert_array_equal(session.eval(tokens[100:120]), reference[119])
-    assert "stage 2 of 2" in told[0] and "silent for 6 s" in told[0]
+    assert "stage 2 of 2" in told[0] and re.search(r"silent for \d s", told[0])
+    assert heard[0] - began < 7.5  # it is stage_timeout, and a little for a busy machine
 
 
 def test_a_head_that_is_gone_is_an_error(ray_here: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +175,9 @@ def test_stages_that_wait_use_no_processor(three: Any, tokens: np.ndarray) -> No
                 waiting.start()
             time.sleep(1)
             before, own = [cpu_seconds(each) for each in others], time.process_time()
-            time.sleep(4)
+            time.sleep(2.5)
             used = [cpu_seconds(each) - past for each, past in zip(others, before, strict=True)]
-            assert max(used) < 0.4 and time.process_time() - own < 0.4, (stopped, used)
+            assert max(used) < 0.25 and time.process_time() - own < 0.25, (stopped, used)
             if stopped is not None:
                 os.kill(process_of(three, stopped), signal.SIGCONT)
                 waiting.join()

@@ -3,10 +3,12 @@ are cut or slow, and what listens where."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import cluster_driver
 import pyflash
 import pytest
 import rig
+from listening import MARK, heard_of_a_call
 from rig import RayNetwork, wait_for
 
 from gguf_export.reader import read_gguf
@@ -180,6 +183,47 @@ def test_a_slow_link_changes_no_token(net: RayNetwork, file: str, undisturbed: l
             net.slow(node, "10gbit")
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
+def test_a_machine_out_of_memory(net: RayNetwork, file: str, undisturbed: list[int], again: bool) -> None:
+    """The kernel kills the stage: it is started again, and where that comes to nothing, the error names memory."""
+    try:
+        limit = rig.MemoryLimit()
+    except OSError as error:
+        pytest.skip(f"no control group for memory: {error}")
+    process = net.start_python(0, DRIVER, file, "--tokens", str(N_TOKENS), "--timeout", "10", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines: list[str] = []
+    taken: set[int] = set()
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.wait(0.01):
+            for pid in {*net.stages(1)} - taken if again or not taken else ():
+                taken.add(pid)
+                with contextlib.suppress(OSError):  # it has gone meanwhile
+                    limit.take(pid)
+
+    taking = threading.Thread(target=take)
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if len(lines) == 5:
+                taking.start()
+        process.wait(timeout=rig.PATIENCE)
+    finally:
+        over.set()
+        taking.join()
+        process.kill()
+        limit.close()
+    found = json.loads(lines[-1])
+    if again:
+        assert "the stages were started 5 times" in found["error"] or "was lost 5 times" in found["error"], found
+        assert "has memory for it" in found["error"] and found["tokens"] == undisturbed[: len(found["tokens"])]
+    else:
+        assert found["tokens"] == undisturbed
+        assert any("has run out of memory" in line for line in lines if line.startswith("told all 2 stages")), lines
+
+
 # -- security --
 
 
@@ -199,3 +243,8 @@ def test_only_documented_ports_listen(net: RayNetwork, file: str) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_without_tls_everything_is_readable(net: RayNetwork) -> None:
+    """What docs/cluster-security.md warns of; and that the test with TLS can fail."""
+    assert MARK.encode() in heard_of_a_call(net)

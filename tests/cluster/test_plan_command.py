@@ -48,6 +48,9 @@ def test_a_table_for_people(demo_model: Path) -> None:
     (("--node", "a:1G:"), 2, "its memory and bandwidth must both be there"),
     (("--node", "a:1G:fast"), 2, "'fast' is no size"),
     ((*NODES, "--stages", "many"), 2, "neither auto nor a number of stages"),
+    ((*NODES, "--stages", "0"), 2, "a number of stages, 1 to 512"),
+    ((*NODES, "--stages", "513"), 2, "a number of stages, 1 to 512"),
+    ((*NODES, "--stages", "9" * 5000), 2, "a number of stages, 1 to 512"),
     ((*NODES, "--link", "10G"), 2, "is no link such as 10G:0.1ms"),
 ])  # fmt: skip
 def test_what_is_refused(demo_model: Path, arguments: tuple[str, ...], code: int, said: str) -> None:

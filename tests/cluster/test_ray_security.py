@@ -1,63 +1,22 @@
-"""What Ray's token and TLS keep out, and what without them is readable: as docs/cluster-security.md says."""
+"""What Ray's token and TLS keep out, as docs/cluster-security.md says. What is readable without: test_namespaces.py."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cluster_driver
 import pytest
 import rig
+from listening import MARK, heard_of_a_call
 from rig import RayNetwork
 
 pytestmark = pytest.mark.cluster
 
-MARK = "pyflash-sent-this"
-
-# Every packet that passes this node's link, until it is killed.
-LISTEN = """
-import socket, sys
-link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-link.bind(("eth0", 0))
-print("ready", flush=True)
-with open(sys.argv[1], "wb", buffering=0) as heard:
-    while True:
-        heard.write(link.recv(1 << 17))
-"""
-
-# A call of an actor on the other machine, with the mark in its bytes.
-CALL = f"""
-import json, ray
-ray.init(address="auto", log_to_driver=False)
-own = ray.get_runtime_context().get_node_id()
-other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own)
-strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(other, soft=False)
-@ray.remote(num_cpus=0)
-class Echo:
-    def take(self, data):
-        return len(data)
-n = ray.get(Echo.options(scheduling_strategy=strategy).remote().take.remote(b"{MARK}" * 3000), timeout=100)
-print(json.dumps(n))
-"""
-
 COUNT = "import ray; ray.init(address='auto', log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
-
-
-def heard_of_a_call(net: RayNetwork) -> bytes:
-    """What passes the second machine's link while an actor there is called."""
-    file = net.folder / "1" / "heard"
-    listener = net.start(1, sys.executable, "-c", LISTEN, str(file), stdout=subprocess.PIPE)
-    try:
-        assert listener.stdout is not None and listener.stdout.readline() == "ready\n"
-        done = net.python(0, "-c", CALL)
-        assert done.stdout.strip() == str(3000 * len(MARK)), (done.stdout, done.stderr[-3000:])
-    finally:
-        listener.kill()
-        listener.wait()
-    return file.read_bytes()
 
 
 def certificates(folder: Path, addresses: list[str]) -> dict[str, str]:
@@ -90,21 +49,31 @@ def possible() -> None:
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNetwork]:
-    """A head with token and certificates; a second machine that has not joined."""
-    tls = certificates(tmp_path_factory.mktemp("certificates"), ["10.77.0.1", "10.77.0.2"])
-    with RayNetwork(2, environment={**TOKEN, **tls}, n_started=1) as net:
+    """A head with token and certificates; two machines that have not joined."""
+    tls = certificates(tmp_path_factory.mktemp("certificates"), ["10.77.0.1", "10.77.0.2", "10.77.0.3"])
+    with RayNetwork(3, environment={**TOKEN, **tls}, n_started=1) as net:
         yield net
 
 
 def test_token_and_tls(secured: RayNetwork, demo_model: Path) -> None:
-    """In one test, since the cluster grows."""
-    assert secured.run(1, *secured.ray_command(1), environment={"RAY_AUTH_TOKEN": "6" * 40}).returncode != 0
-    secured.kill_node(1)
-    with pytest.raises(subprocess.TimeoutExpired):  # it goes on asking
-        secured.run(1, *secured.ray_command(1), environment={"RAY_USE_TLS": "0"}, timeout=15)
-    secured.kill_node(1)
-    stranger = secured.python(0, "-c", COUNT, environment={"RAY_AUTH_TOKEN": "6" * 40})
+    """In one test, since the cluster grows. Three try at once, each on a node of its own."""
+
+    def goes_on_asking() -> bool:
+        try:
+            secured.run(2, *secured.ray_command(2), environment={"RAY_USE_TLS": "0"}, timeout=12)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    other = {"RAY_AUTH_TOKEN": "6" * 40}
+    with ThreadPoolExecutor(3) as together:
+        joining = together.submit(secured.run, 1, *secured.ray_command(1), environment=other)
+        asking = together.submit(goes_on_asking)
+        stranger = secured.python(0, "-c", COUNT, environment=other)
+    assert joining.result().returncode != 0 and asking.result()
     assert stranger.returncode != 0 and not stranger.stdout.strip().endswith("1")
+    secured.kill_node(1)
+    secured.kill_node(2)
     assert secured.python(0, "-c", COUNT).stdout.splitlines()[-1] == "1"
     secured.start_ray(1)
     assert secured.python(0, "-c", COUNT).stdout.splitlines()[-1] == "2"
@@ -112,9 +81,3 @@ def test_token_and_tls(secured: RayNetwork, demo_model: Path) -> None:
     done = secured.python(0, cluster_driver.__file__, str(demo_model), "--tokens", "12", timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(json.loads(done.stdout.splitlines()[-1])["tokens"]) == 12
-
-
-def test_without_tls_everything_is_readable() -> None:
-    """What the page warns of; and that the test above can fail."""
-    with RayNetwork(2) as net:
-        assert MARK.encode() in heard_of_a_call(net)

@@ -29,7 +29,7 @@ WAIT = 120.0
 
 
 def slow_model(path: str) -> Callable[[], pyflash.Model]:
-    """Opens it in a replica's process, where a token then takes 50 ms: long enough to do something meanwhile."""
+    """Opens it in a replica's process, where a token then takes 40 ms: long enough to do something meanwhile."""
 
     def opened() -> pyflash.Model:
         from pyflash.serve import engine
@@ -37,7 +37,7 @@ def slow_model(path: str) -> Callable[[], pyflash.Model]:
         evaluate = engine.evaluate
 
         def paced(work: Any, *arguments: Any, **options: Any) -> Any:
-            time.sleep(0.05)
+            time.sleep(0.04)
             return evaluate(work, *arguments, **options)
 
         engine.evaluate = paced
@@ -225,7 +225,7 @@ def test_fewer_replicas_drop_no_stream(
     """Whichever replica goes, it had a stream."""
     address = deploy(2)
     conversations = different(2)
-    streams = [Stream(address, messages, 400) for messages in conversations]
+    streams = [Stream(address, messages, 350) for messages in conversations]
     until(lambda: len(busy_replicas(address)) == 2 and all(stream.pieces for stream in streams))
     with ThreadPoolExecutor(1) as beside:
         fewer = beside.submit(deploy, 1)  # returns when the other replica is gone
@@ -233,7 +233,7 @@ def test_fewer_replicas_drop_no_stream(
         assert not any(stream.end for stream in streams), "they ended too soon for this test to show anything"
         for stream, messages in zip(streams, conversations, strict=True):
             stream.wait()
-            assert (stream.error, stream.end) == (None, "length") and stream.text == alone(messages, 400)
+            assert (stream.error, stream.end) == (None, "length") and stream.text == alone(messages, 350)
         fewer.result(WAIT)
     assert text_of(httpx.post(f"{address}/v1/chat/completions", json=body(conversations[0], 5), timeout=WAIT))
 

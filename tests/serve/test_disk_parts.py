@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyflash import CancelledError, Model
+from pyflash import CancelledError, Model, StagedModel
+from pyflash.engine.chained_session import ChainedSession
 from pyflash.engine.stream import Cancellation
 from pyflash.serve import disk_files, disk_folder
 from pyflash.serve.disk_cache import DiskCache, model_key
@@ -27,8 +28,16 @@ LEAST = 64  # of what these tests keep
 CONTEXT = 1600
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "2 stages"])
+def model(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Any]:
+    opened: Any = Model.open(tiny_model, threads=1) if request.param == 1 else StagedModel.open(tiny_model, 2, threads=1)
+    with opened:
+        yield opened
+
+
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
+def whole(tiny_model: Path) -> Iterator[Model]:
+    """For what does not depend on who has made the files."""
     with Model.open(tiny_model, threads=1) as opened:
         yield opened
 
@@ -86,8 +95,13 @@ class Histories:
 
 
 def given_up(session: Any, run: list[int]) -> None:
-    """A step that is cancelled in its middle, by a tap."""
+    """A step that is cancelled in its middle, by a tap; of stages, which have none, before it."""
     if len(run) < 2:
+        return
+    if isinstance(session, ChainedSession):
+        session.cancel()
+        with pytest.raises(CancelledError):
+            session.eval(run)
         return
 
     def stop(name: str, layer: int, position: int, data: Any) -> None:
@@ -221,9 +235,9 @@ def check_damage(files: dict[Path, bytes], folder: Path, n: int, seed: int) -> N
             (disk_files.read if path.suffix == ".rows" else disk_files.read_tail)(folder / path.name)
 
 
-def test_any_damage_is_noticed(model: Model, tmp_path: Path) -> None:
+def test_any_damage_is_noticed(whole: Model, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    _, files = kept(model, tmp_path)
+    _, files = kept(whole, tmp_path)
     check_damage(files, tmp_path / "other", 2500, 1)
     for path, data in files.items():  # whole ones under another's name
         for other in files:
@@ -235,9 +249,9 @@ def test_any_damage_is_noticed(model: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_damages_are_noticed(model: Model, tmp_path: Path) -> None:
+def test_a_hundred_thousand_damages_are_noticed(whole: Model, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    _, files = kept(model, tmp_path)
+    _, files = kept(whole, tmp_path)
     check_damage(files, tmp_path / "other", 100_000, 2)
 
 
@@ -388,7 +402,12 @@ def test_models_and_what_computes_them_have_keys_of_their_own(model: Model, tiny
             return model_key(other, session)
 
     assert key() == key()
-    assert len({key(), key(demo_model), key(cache="f16"), key(precision="exact"), key(isa="scalar")}) == 5
+    def staged_key(stages: Any) -> str:
+        with StagedModel.open(tiny_model, stages, threads=1) as other, other.session(200) as session:
+            return model_key(other, session)  # type: ignore[arg-type]
+
+    assert len({key(), key(demo_model), key(cache="f16"), key(precision="exact"), key(isa="scalar"), staged_key(1),
+                staged_key(2), staged_key([(0, 1), (1, model.info.n_layer)])}) == 8  # fmt: skip
 
 
 # -- the writer --

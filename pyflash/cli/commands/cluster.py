@@ -10,7 +10,7 @@ import click
 
 import pyflash
 from pyflash.cli.commands.completion import GGUFFile
-from pyflash.cli.options import converter_errors, option, parse_size
+from pyflash.cli.options import Stages, converter_errors, option, parse_size
 from pyflash.cli.output import columns, print_done
 from pyflash.cli.streams import say, show
 from pyflash.engine.options import CACHES, PRECISIONS
@@ -53,19 +53,6 @@ class LinkType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return parse_size(rate) / 8, float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
 
 
-class StageNumber(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number, or None for "auto"."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value in (None, "auto"):
-            return None
-        if not str(value).isascii() or not str(value).isdecimal() or not 1 <= int(value) <= 10_000:
-            self.fail(f"{value!r} is neither auto nor a number of stages", param, ctx)
-        return int(value)
-
-
 @click.group()
 def cluster() -> None:
     """Plan and check a model in stages on several machines, in a Ray cluster (Linux; pip install 'pyflash-llm[cluster]')."""
@@ -77,7 +64,7 @@ _ray = option("--ray", metavar="ADDRESS",
 
 @cluster.command("plan")
 @click.argument("file", type=GGUFFile())
-@click.option("--stages", type=StageNumber(), default="auto", show_default=True, metavar="auto|N",
+@click.option("--stages", type=Stages(), default="auto", show_default=True, metavar="auto|N",
               help="How many stages; auto: as few as have room.")
 @_ray
 @click.option("--node", "given", type=NodeType(), multiple=True, metavar="NAME:MEMORY:BANDWIDTH",
@@ -95,7 +82,7 @@ _ray = option("--ray", metavar="ADDRESS",
 @click.option("--cache-type", type=click.Choice(list(CACHES)), default="auto", show_default=True,
               help="Precision of the cache to plan for, as of run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(file: str, stages: int | None, ray: str | None, given: tuple[Given, ...], link: tuple[float, float], ctx: int | None,
+def plan(file: str, stages: int | str, ray: str | None, given: tuple[Given, ...], link: tuple[float, float], ctx: int | None,
          sessions: int, precision: str, cache_type: str, as_json: bool) -> None:
     """Tell which layers of a file go to which machine, what they take there, and the speed to expect.
 
@@ -112,7 +99,7 @@ def plan(file: str, stages: int | None, ray: str | None, given: tuple[Given, ...
         show("\n".join([columns(made.rows()), *made.summary()]))
 
 
-def _plan(file: str, stages: int | None, ray: str | None, given: tuple[Given, ...], link: Link, ctx: int | None,
+def _plan(file: str, stages: int | str, ray: str | None, given: tuple[Given, ...], link: Link, ctx: int | None,
           sessions: int, precision: str, cache_type: str) -> ClusterPlan:
     from pyflash.cluster.costs import model_costs
     from pyflash.cluster.placement import place
@@ -120,7 +107,8 @@ def _plan(file: str, stages: int | None, ray: str | None, given: tuple[Given, ..
 
     costs = model_costs(file, ctx, sessions, cache_type, precision)
     nodes = _named_nodes(given) if ray is None else _nodes_of(ray, given)
-    return ClusterPlan(file, costs.context, sessions, costs, place(costs, nodes, stages, link))
+    n_stages = None if isinstance(stages, str) else stages
+    return ClusterPlan(file, costs.context, sessions, costs, place(costs, nodes, n_stages, link))
 
 
 def _named_nodes(given: tuple[Given, ...]) -> list[Node]:

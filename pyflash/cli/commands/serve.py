@@ -95,8 +95,7 @@ def serve(model: str | None, **options: Any) -> None:
     from pyflash.serve import app
     from pyflash.serve.server import run
 
-    # What a stage keeps is on its own machine: there is no prefix cache over all of them.
-    folder = None if options["no_disk_cache"] or options["stages"] is not None else serve_cache()
+    folder = None if options["no_disk_cache"] else serve_cache()
     application = app(
         _opener(model, options), name=name, context=options["context"], cache_type=options["cache_type"],
         parallel=options["parallel"], think=options["think"], queue_limit=options["queue"], keys=keys,
