@@ -65,7 +65,7 @@ def section(path: tuple[str, ...], command: click.Command) -> str:
     usage = [*path, *(["[OPTIONS]"] if options else []), *map(argument_usage, arguments)]
     if isinstance(command, click.Group):
         usage.append("COMMAND")
-    lines = [f"{'#' * min(1 + len(path), 4)} {' '.join(path)}", "", "```", " ".join(usage), "```", ""]
+    lines = [f"{'#' * min(1 + len(path), 4)} {' '.join(path)}", "", "```text", " ".join(usage), "```", ""]
     lines += paragraphs(command.help or "")
     lines += map(option_line, options)
     if isinstance(command, click.Group):
@@ -98,7 +98,7 @@ def paragraphs(help_text: str) -> list[str]:
     lines = []
     for paragraph in inspect.cleandoc(help_text).split("\n\n"):
         if paragraph.startswith("\b\n"):
-            lines += ["```", *paragraph[2:].splitlines(), "```", ""]
+            lines += ["```text", *paragraph[2:].splitlines(), "```", ""]
         else:
             lines += [escaped(re.sub(r"\s*\n\s*", " ", paragraph)), ""]
     return lines
