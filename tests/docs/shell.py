@@ -7,13 +7,12 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +66,7 @@ class Place:
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})  # of the page's Python
     printed: dict[str, str] = field(default_factory=dict)  # by the text of the block
     left_out: list[str] = field(default_factory=list)
+    ending: ExitStack = field(default_factory=ExitStack)  # what has to be ended with the page
 
     def path(self, name: str) -> Path:
         path = self.folder / name
@@ -180,8 +180,3 @@ def _show(line: str, place: Place) -> str:
             time.sleep(0.05)
     return ""
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

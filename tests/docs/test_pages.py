@@ -12,6 +12,8 @@ from pathlib import Path
 import pyflash as pyflash_package
 import pytest
 
+from hub_stand_in import Hub, serve
+
 from .blocks import ROOT, Block, blocks, pages
 from .shell import Place, make_place, run_page
 
@@ -78,11 +80,11 @@ def _eval(place: Place, fixture: Fixture) -> None:
 
 
 def _run(place: Place, fixture: Fixture) -> None:
-    """A repository in Hugging Face's cache, so complete that `pull` downloads nothing."""
-    repository = place.path("home/.cache/huggingface/hub/models--ORG--REPO/refs/main").parent.parent
-    (repository / "refs" / "main").write_text("5e" * 20)
-    (repository / "snapshots" / ("5e" * 20)).mkdir(parents=True)
-    shutil.copy(fixture("demo_model"), repository / "snapshots" / ("5e" * 20) / "flash-Q8_0.gguf")
+    """A repository in a stand-in of Hugging Face's hub."""
+    server = serve(hub := Hub("ORG/REPO", {"flash-Q8_0.gguf": fixture("demo_model").read_bytes()}))
+    place.ending.callback(server.server_close)
+    place.ending.callback(server.shutdown)
+    place.environment["HF_ENDPOINT"] = hub.url
 
 
 def _kernels(place: Place, _fixture: Fixture) -> None:
@@ -164,7 +166,8 @@ def test_page(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None
     _models(place, request.getfixturevalue)
     if page in PREPARE:
         PREPARE[page](place, request.getfixturevalue)
-    run_page(page, place)
+    with place.ending:
+        run_page(page, place)
     if page in CHECK:
         CHECK[page](place)
     if place.left_out:
