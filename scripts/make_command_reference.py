@@ -26,7 +26,7 @@ COMMAND = "python scripts/make_command_reference.py"
 HEAD = f"""\
 # Commands
 
-Written by `{COMMAND}` from the commands themselves: change them, not this file.
+Every command of `pyflash` and its options. Written by `{COMMAND}` from the commands themselves: change them, not this file.
 
 Text goes to stdout and everything else to stderr. Exit codes: 0 done; 1 failed, and one line on stderr says what and
 what to do; 2 wrong usage; 130 interrupted. An option that names a `PYFLASH_` variable takes its value from there when it
