@@ -27,6 +27,7 @@ SETTINGS = ROOT / "packaging" / "site"
 # docs/README.md is the list of pages, which the site's menu is
 OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
            "docs/README.md": "index.md"}  # fmt: skip
+_MARK = re.compile(r"^<!-- .* -->\n(?=```)", re.MULTILINE)  # what tests/docs does with a block
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^()\s]+)\)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -65,7 +66,7 @@ def for_the_site(page: str, text: str, repository: str | None) -> str:
             return f"{picture}[{label}]({name}{hash_sign}{anchor})"
         return label if repository is None else f"[{label}]({repository.rstrip('/')}/{path})"
 
-    return "".join(_LINK.sub(link, piece) if may else piece for may, piece in outside_code(text))
+    return "".join(_LINK.sub(link, piece) if may else piece for may, piece in outside_code(_MARK.sub("", text)))
 
 
 def pages() -> list[str]:

@@ -26,7 +26,7 @@ COMMAND = "python scripts/make_command_reference.py"
 HEAD = f"""\
 # Commands
 
-Written by `{COMMAND}` from the commands themselves: change them, not this file.
+Every command of `pyflash` and its options. Written by `{COMMAND}` from the commands themselves: change them, not this file.
 
 Text goes to stdout and everything else to stderr. Exit codes: 0 done; 1 failed, and one line on stderr says what and
 what to do; 2 wrong usage; 130 interrupted. An option that names a `PYFLASH_` variable takes its value from there when it
@@ -65,7 +65,7 @@ def section(path: tuple[str, ...], command: click.Command) -> str:
     usage = [*path, *(["[OPTIONS]"] if options else []), *map(argument_usage, arguments)]
     if isinstance(command, click.Group):
         usage.append("COMMAND")
-    lines = [f"{'#' * min(1 + len(path), 4)} {' '.join(path)}", "", "```", " ".join(usage), "```", ""]
+    lines = [f"{'#' * min(1 + len(path), 4)} {' '.join(path)}", "", "```text", " ".join(usage), "```", ""]
     lines += paragraphs(command.help or "")
     lines += map(option_line, options)
     if isinstance(command, click.Group):
@@ -98,7 +98,7 @@ def paragraphs(help_text: str) -> list[str]:
     lines = []
     for paragraph in inspect.cleandoc(help_text).split("\n\n"):
         if paragraph.startswith("\b\n"):
-            lines += ["```", *paragraph[2:].splitlines(), "```", ""]
+            lines += ["```text", *paragraph[2:].splitlines(), "```", ""]
         else:
             lines += [escaped(re.sub(r"\s*\n\s*", " ", paragraph)), ""]
     return lines

@@ -35,7 +35,7 @@ pf_status chat_open(chat *c, const char *path, const chat_options *options) {
 }
 
 void chat_close(chat *c) {
-    for (int64_t i = 0; i < c->n_messages; ++i) free((void *)c->messages[i].content);
+    chat_clear(c);
     free(c->messages);
     free(c->logits);
     pf_sampler_close(c->sampler);
@@ -91,9 +91,13 @@ static pf_status add_message(chat *c, const char *role, const char *content) {
 
 static void forget_last_message(chat *c) { free((void *)c->messages[--c->n_messages].content); }
 
-/* Evaluates all tokens, one bounded step after the other. A program that shows progress would do so between them. */
-static pf_status evaluate(chat *c, const int32_t *tokens, int64_t n) {
-    while (n > 0) {
+void chat_clear(chat *c) {
+    while (c->n_messages > 0) forget_last_message(c);
+}
+
+/* Evaluates all tokens, one bounded step after the other, and tells after each how far it is. */
+static pf_status evaluate(chat *c, const int32_t *tokens, int64_t n, chat_progress_fn progress, void *user) {
+    for (int64_t total = n; n > 0;) {
         int64_t done = 0;
         const pf_status status = pf_session_eval(c->session, tokens, n, PF_LOGITS_LAST, c->logits, c->n_vocab, &done,
                                                  &c->error);
@@ -104,20 +108,22 @@ static pf_status evaluate(chat *c, const int32_t *tokens, int64_t n) {
         if (status != PF_OK) return status;
         tokens += done;
         n -= done;
+        if (progress != NULL) progress(user, total - n, total);
     }
     return PF_OK;
 }
 
 /* Evaluates the prompt, less what the session holds of it already. */
-static pf_status evaluate_prompt(chat *c, const int32_t *tokens, int64_t n_tokens, int32_t *aligned, int64_t capacity) {
+static pf_status evaluate_prompt(chat *c, const int32_t *tokens, int64_t n_tokens, int32_t *aligned, int64_t capacity,
+                                 void *user) {
     TRY(pf_session_align(c->session, tokens, n_tokens, aligned, capacity, &c->n_prompt, &c->error));
     TRY(pf_session_reuse(c->session, aligned, c->n_prompt, &c->n_reused, &c->error));
-    TRY(evaluate(c, aligned + c->n_reused, c->n_prompt - c->n_reused));
+    TRY(evaluate(c, aligned + c->n_reused, c->n_prompt - c->n_reused, c->options.progress, user));
     /* The next prompt begins like this one, but without the reasoning that follows now: come back to here then. */
     return pf_session_checkpoint(c->session, &c->error);
 }
 
-static pf_status prompt(chat *c) {
+static pf_status prompt(chat *c, void *user) {
     int64_t n = 0;
     TRY(pf_chat_tokenize(c->model, c->messages, c->n_messages, c->options.think, NULL, 0, &n, &c->error));
     const int64_t capacity = n + pf_session_position(c->session);
@@ -125,7 +131,7 @@ static pf_status prompt(chat *c) {
     if (tokens == NULL) return out_of_memory(c);
     pf_status status = pf_chat_tokenize(c->model, c->messages, c->n_messages, c->options.think, tokens, n, &n,
                                         &c->error);
-    if (status == PF_OK) status = evaluate_prompt(c, tokens, n, tokens + n, capacity);
+    if (status == PF_OK) status = evaluate_prompt(c, tokens, n, tokens + n, capacity, user);
     free(tokens);
     return status;
 }
@@ -175,17 +181,19 @@ static pf_status generate(chat *c, stream *s) {
         int32_t token = 0;
         TRY(pf_sampler_pick(c->sampler, c->logits, c->n_vocab, &token, NULL, &c->error));
         if (token == c->end_token) return PF_OK;
+        c->n_written = n;
         TRY(write_token(c, s, token));
         if (n == c->options.max_tokens) return PF_OK;
-        TRY(evaluate(c, &token, 1));
+        TRY(evaluate(c, &token, 1, NULL, NULL));
     }
 }
 
 pf_status chat_ask(chat *c, const char *question, chat_write_fn write, void *user) {
     stream s = {.is_reasoning = c->options.think != PF_THINK_OFF, .write = write, .user = user};
     c->stopped = false;
+    c->n_prompt = c->n_reused = c->n_written = 0;
     TRY(add_message(c, "user", question));
-    pf_status status = prompt(c);
+    pf_status status = prompt(c, user);
     if (status == PF_OK) status = generate(c, &s);
     if (status == PF_ERR_CANCELLED) {
         c->stopped = true;

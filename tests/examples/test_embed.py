@@ -30,9 +30,9 @@ def build(source: Path, folder: Path) -> Path:
         pytest.skip("no cmake or no ninja")
     asked = [sys.executable, "-m", "pyflash", "--cmake-dir"]  # in another folder than the source tree, which -m prefers
     package = subprocess.run(asked, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
-    flags = "-Wall -Wextra -Wshadow -Wconversion -Werror"
+    flags = "-Wall -Wextra -Wshadow -Wconversion -Werror"  # of both languages
     configure = [cmake, "-S", str(source), "-B", str(folder / "build"), f"-Dpyflash_DIR={package}", "-GNinja",
-                 f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_C_FLAGS={flags}"]  # fmt: skip
+                 f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]  # fmt: skip
     for command in (configure, [cmake, "--build", str(folder / "build")]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,32 @@ import pytest
 
 pytest.importorskip("llguidance")
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from docs.blocks import ROOT, blocks
+from docs.shell import Place, make_place, run_page
+
+DOCS = ROOT / "docs"
 PAGE = DOCS / "python.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 Say = Callable[..., list[int]]  # the fixture's
 
 
-def run_blocks(path: Path) -> dict[str, Any]:
-    page = path.read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "page"}
-    for match in BLOCK.finditer(page):
-        line = page[: match.start()].count("\n") + 1
-        code = compile("\n" * line + match[1], str(path), "exec")  # errors show the page's own line
-        exec(code, names)
-    return names
+def run(page: str, folder: Path) -> dict[str, Any]:
+    """What the page's blocks define, all run in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        (folder / "temporary").mkdir()
+        patch.setattr("tempfile.tempdir", str(folder / "temporary"))
+        place: Place = make_place(folder)
+        run_page(page, place)
+    return place.names
 
 
 @pytest.fixture(scope="module")
-def namespace(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What the page's blocks define, all run in order."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("page"))
-        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
-        names = run_blocks(PAGE)
-    yield names
+def namespace(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run("docs/python.md", tmp_path_factory.mktemp("page"))
 
 
 def test_page_runs(namespace: dict[str, Any]) -> None:
-    assert len(BLOCK.findall(PAGE.read_text(encoding="utf-8"))) >= 14
+    assert len(blocks("docs/python.md")) >= 14
     saved, resumed = namespace["messages"], namespace["resumed"]
     assert resumed[:-1] == saved
     assert namespace["reply"].n_reused > namespace["reply"].n_prompt / 2  # after load()
@@ -49,8 +46,8 @@ def test_page_runs(namespace: dict[str, Any]) -> None:
     assert namespace["shown"][-1]["role"] == "assistant"
 
 
-def test_page_of_stages_runs(demo_model: Path) -> None:
-    names = run_blocks(DOCS / "stages.md")
+def test_page_of_stages_runs(demo_model: Path, tmp_path: Path) -> None:
+    names = run("docs/stages.md", tmp_path)
     with pyflash.Model.open(demo_model) as model, model.session(context=4096) as session:
         assert (session.eval(names["tokens"]) == names["logits"]).all()
     assert names["a"].position == names["b"].position == 3
