@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _SAMPLES: Final = 9  # latest ones of each size, whose median counts
 _LEAST_SAMPLES: Final = 2  # of plain steps, before which nothing is known
 _TRUSTED_SAMPLES: Final = 4  # of longer steps, before which they are taken for no slower than others say
-_SPACING: Final = 0.005  # seconds of steps between samples of a size that is trusted: a moment's noise counts as few of them
+_SPACING: Final = 0.005  # seconds of steps between samples of a size that is trusted, so that a moment's noise is few of them,
+# and between decisions of one kind
 _STALE: Final = 96  # steps, behind which a size that was not met counts for no more than what others say, and is measured anew
 _ROW: Final = 0.35  # of a plain step: what a further row takes, as long as none was measured
 _FLATTER: Final = 0.75  # beyond what was measured, than up to there: rows share more and more of what is read
@@ -50,25 +51,26 @@ class StepTimes:
     def __init__(self) -> None:
         self._of: dict[int, _Size] = {}
         self._sizes: list[int] = []  # ascending
-        self._n_steps, self._seconds = 0, 0.0
+        self._n_steps = 0
+        self.seconds = 0.0  # of all steps
         self.plain: float | None = None
 
     def add(self, n_rows: int, seconds: float) -> None:
         self._n_steps += 1
-        self._seconds += seconds
+        self.seconds += seconds
         size = self._of.get(n_rows)
         if size is None:
             size = self._of[n_rows] = _Size()
             insort(self._sizes, n_rows)
         samples = size.samples
-        if len(samples) >= _TRUSTED_SAMPLES and self._seconds - size.last_seconds < _SPACING:
+        if len(samples) >= _TRUSTED_SAMPLES and self.seconds - size.last_seconds < _SPACING:
             size.last_step = self._n_steps
             return
         while self._is_stale(size) and len(samples) >= _LEAST_SAMPLES:
             samples.popleft()
         samples.append(seconds)
         size.typical = sorted(samples)[(len(samples) - 1) // 2]
-        size.last_step, size.last_seconds = self._n_steps, self._seconds
+        size.last_step, size.last_seconds = self._n_steps, self.seconds
         least = self._sizes[0]
         if n_rows == least and len(samples) >= _LEAST_SAMPLES:
             self.plain = size.typical / (1 + _ROW * (least - 1))
@@ -154,21 +156,30 @@ class Probes:
 
 
 class DrafterRecord:
-    """What is known of one drafter: how often it is right, and what its drafts take. is_whole: as of Drafter."""
+    """What is known of one drafter: how often it is right, and what its drafts take. is_free, is_whole: as of Drafter."""
 
-    def __init__(self, priors: Sequence[float], is_whole: bool) -> None:
+    def __init__(self, priors: Sequence[float], is_free: bool, is_whole: bool) -> None:
         self.rates = HitRates(priors)
+        self._is_free = is_free
         self._is_whole = is_whole
-        self.overall = HitRates((sum(priors) / len(priors),))  # whatever the sureness
+        self.overall = HitRates((sum(priors) / len(priors),))  # whatever the sureness; not of free ones, which are always asked
         self._seconds: deque[float] = deque(maxlen=_SAMPLES)
         self._probes = Probes()
         self._plain_probes = Probes(_FIRST_PLAIN, _LAST_PLAIN)
         self._is_probing = False
         self._n_asked = 0
+        self._decided: dict[tuple[object, ...], tuple[int, float]] = {}
+        self._decided_at = 0.0
 
     def took(self, seconds: float, n: int) -> None:
         """A draft of n tokens did."""
         self._seconds.append(seconds if self._is_whole else seconds / n)
+
+    def note(self, sureness: int, place: int, is_right: bool) -> None:
+        """A drafted token behind right ones was compared with what came."""
+        self.rates.add(sureness, place, is_right)
+        if not self._is_free:
+            self.overall.add(0, place, is_right)
 
     @property
     def seconds(self) -> float:
@@ -180,9 +191,7 @@ class DrafterRecord:
         one more, which else would never be counted; or one, to try it again; 0 for none. All, where they take no longer."""
         if times.plain is None:
             return 0
-        rates = (self.overall.of(0, place) for place in range(1, most + 1))
-        first, each = (self.seconds, 0.0) if self._is_whole else (0.0, self.seconds)
-        n, _ = _best(rates, times, 1, 1.0, first, each)
+        n = self._decide(("ask", most), times, lambda: self._gaining(times, most))[0]
         if n:
             self._probes.reset()
             self._n_asked += 1
@@ -192,13 +201,19 @@ class DrafterRecord:
             n = int(self._is_probing)
         return most if n and self._is_whole else n
 
+    def _gaining(self, times: StepTimes, most: int) -> tuple[int, float]:
+        rates = (self.overall.of(0, place) for place in range(1, most + 1))
+        first, each = (self.seconds, 0.0) if self._is_whole else (0.0, self.seconds)
+        return _best(rates, times, 1, 1.0, first, each)
+
     def best_length(self, sureness: Sequence[int], times: StepTimes, n_rows: int, expected: float) -> tuple[int, float]:
         """How many tokens of a draft to check, 0 for none, and how many of these are expected to be right. n_rows: that the
         step has without them, of which so many tokens are expected."""
         if times.plain is None:
             return 0, 0.0
         of = self.rates.of
-        n, promised = _best((of(sure, place) for place, sure in enumerate(sureness, 1)), times, n_rows, expected)
+        n, promised = self._decide((*sureness, n_rows, expected), times, lambda: _best(
+            (of(sure, place) for place, sure in enumerate(sureness, 1)), times, n_rows, expected))
         if n:
             self._probes.reset()
             # Without drafts so far: what they are weighed against may have been measured when all was slower.
@@ -209,10 +224,15 @@ class DrafterRecord:
         self._is_probing = False
         return n, promised
 
-    def note(self, sureness: int, place: int, is_right: bool) -> None:
-        """A drafted token behind right ones was compared with what came."""
-        self.rates.add(sureness, place, is_right)
-        self.overall.add(0, place, is_right)
+    def _decide(self, case: tuple[object, ...], times: StepTimes, decide: Callable[[], tuple[int, float]]) -> tuple[int, float]:
+        """As it was decided for the same case a moment ago: where steps are short, weighing would cost as much as it gains."""
+        if times.seconds - self._decided_at >= _SPACING:
+            self._decided.clear()
+            self._decided_at = times.seconds
+        found = self._decided.get(case)
+        if found is None:
+            found = self._decided[case] = decide()
+        return found
 
 
 def _best(rates: Iterable[float], times: StepTimes, n_rows: int, expected: float, first: float = 0.0, each: float = 0.0
@@ -242,5 +262,5 @@ class DraftLedger:
 
     def of(self, drafter: Drafter) -> DrafterRecord:
         if drafter.name not in self._records:
-            self._records[drafter.name] = DrafterRecord(drafter.priors, drafter.is_whole)
+            self._records[drafter.name] = DrafterRecord(drafter.priors, drafter.is_free, drafter.is_whole)
         return self._records[drafter.name]

@@ -30,7 +30,7 @@ DRAFTERS: Final = ("auto", "off", "ngram", "mtp", "dspark")
 _OF_MODELS: Final[dict[str, tuple[type[MtpDrafter | DsparkDrafter], str]]] = {
     "mtp": (MtpDrafter, "MTP block"), "dspark": (DsparkDrafter, "DSpark stages"),
 }
-_COMPARED: Final = 8  # drafts at once, the latest ones, that go on as what is picked does
+_COMPARED: Final = 4  # drafts at once, the latest ones, that go on as what is picked does
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
 
