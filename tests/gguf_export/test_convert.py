@@ -301,6 +301,28 @@ def test_drafts_that_do_not_fit(preview: Path, dspark: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.gguf"))
 
 
+def test_drafts_on_the_command_line(preview: Path, dspark: Path, tmp_path: Path) -> None:
+    """--drafts alone is enough, its plan names the one file, and what it cannot go with is said before anything is read."""
+    folder = stages_alone(dspark, tmp_path / "stages")
+    expected = convert(preview, tmp_path / "e.gguf", ConvertOptions(mtp=True, drafts=folder, name="c")).files[0].read_bytes()
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(cli, ["convert", str(preview), str(tmp_path / "m.gguf"), "--name", "c", *options])
+
+    plan = run("--drafts", str(folder), "--dry-run", "--json")
+    assert plan.exit_code == 0 and [file["prefix"] for file in json.loads(plan.stdout)["files"]] == ["dspark-"]
+    for options, words in ((["--profile", "native"], "native"), (["--experts", "IQ2_XXS"], "quantis")):
+        refused = run("--drafts", str(folder), *options)
+        assert refused.exit_code == 2 and "--drafts" in refused.stderr and words in refused.stderr
+    refused = run("--drafts", str(tmp_path / "nowhere"))
+    assert refused.exit_code == 1 and "nowhere" in refused.stderr
+    assert not list(tmp_path.glob("*m.gguf"))
+    done = run("--drafts", str(folder))
+    assert done.exit_code == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("*m.gguf")] == ["dspark-m.gguf"]
+    assert (tmp_path / "dspark-m.gguf").read_bytes() == expected
+
+
 def test_native_layout(preview: Path, base: Path, tmp_path: Path) -> None:
     convert(preview, tmp_path / "native.gguf", ConvertOptions(profile="native", mtp=True))
     reader = GGUFReader(tmp_path / "native.gguf")

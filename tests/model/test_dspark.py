@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spark_models import SparkModel, make_spark_model
 from oracle.compare import relative_l2
 from oracle.core import choices_of, eval_with_taps
 from oracle.taps import Taps
+from oracle.weights import read_checkpoint
 
 POSITIONS = (0, 1, 4, *range(126, 131), 200, 383, 384, 600)  # of the last token that is evaluated
 WINDOW = 128

@@ -71,6 +71,8 @@ def convert(
             "as_json": as_json,
         })
         return
+    if drafts is not None and profile == "native":
+        raise click.UsageError("--drafts writes a file of its own, as --profile compat does; a native file holds what drafts")
     with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
 
