@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import leftovers, payloads, rewrite, small_checkpoint
+from click.testing import CliRunner
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from gguf_export import engine, tensors
 from gguf_export.convert import ConvertOptions, convert, export_hf, plan_conversion
 from gguf_export.errors import ConvertError
 from gguf_export.names import gguf_name
+from pyflash.cli.main import cli
 from quantize import codecs
 
 pytestmark = pytest.mark.quick
@@ -303,14 +305,14 @@ def test_drafts_that_do_not_fit(preview: Path, dspark: Path, tmp_path: Path) -> 
 
 def test_drafts_on_the_command_line(preview: Path, dspark: Path, tmp_path: Path) -> None:
     """--drafts alone is enough, its plan names the one file, and what it cannot go with is said before anything is read."""
-    folder = stages_alone(dspark, tmp_path / "stages")
+    folder = dspark
     expected = convert(preview, tmp_path / "e.gguf", ConvertOptions(mtp=True, drafts=folder, name="c")).files[0].read_bytes()
 
     def run(*options: str) -> Any:
         return CliRunner().invoke(cli, ["convert", str(preview), str(tmp_path / "m.gguf"), "--name", "c", *options])
 
-    plan = run("--drafts", str(folder), "--dry-run", "--json")
-    assert plan.exit_code == 0 and [file["prefix"] for file in json.loads(plan.stdout)["files"]] == ["dspark-"]
+    plan = run("--drafts", str(folder), "--dry-run")
+    assert plan.exit_code == 0 and "dspark-OUT" in plan.stdout
     for options, words in ((["--profile", "native"], "native"), (["--experts", "IQ2_XXS"], "quantis")):
         refused = run("--drafts", str(folder), *options)
         assert refused.exit_code == 2 and "--drafts" in refused.stderr and words in refused.stderr
