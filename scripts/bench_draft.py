@@ -2,12 +2,13 @@
 
     python scripts/bench_draft.py MODEL.gguf
     python scripts/bench_draft.py MODEL.gguf --chances 0.9 --tokens 60 --rounds 5 --rewrite 0
-    python scripts/bench_draft.py MODEL.gguf --chances 0 --expert-budget 6     # with most experts read from disk
+    python scripts/bench_draft.py MODEL.gguf --expert-budget 3 --lengths 1 --rewrite 0     # with most experts read from disk
     python scripts/bench_draft.py MODEL.gguf --mtp mtp-MODEL.gguf       # what a draft of the MTP block, or of DSpark takes
 
 The model's weights may be random: what it says is recorded first, and a drafter proposes that, each token changed with a
-chance of 1 - p. Each round times steps of the answer's own tokens, a plain answer, answers with so many drafted tokens a
-step, and one with the length by cost; medians of rounds are shown. "of the model" is the measured speed over
+chance of 1 - p. Each round times steps of the answer's own tokens, answers with so many drafted tokens a step, a plain
+answer, and one with the length by cost; medians of rounds are shown. With a budget of experts each timed answer follows the
+same few plain tokens, so that all of them find the same experts in memory. "of the model" is the measured speed over
 (tokens a step) / V(k + 1) with the V(T) of the same round and the tokens a step that came true, which says what the loop
 costs. In the rewrite the answer is held to a copy of the prompt's text in which one token in twenty is another, and n-grams
 draft it.
@@ -21,6 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,11 @@ from pyflash.engine.draft_lengths import DraftLedger
 from pyflash.engine.drafts import Draft, NgramDrafter
 from pyflash.engine.model import DRAFT_HEAD
 from pyflash.engine.sampling import SamplingOptions
-from pyflash.engine.speculation import Choosing, Given
+from pyflash.engine.speculation import Choosing, DraftStats, Given, Source
 
 PROMPT = 64  # tokens
-LENGTHS = (1, 2, 3, 5)  # of drafts that are not chosen by cost
+LENGTHS = "1,2,3,5"  # of drafts that are not chosen by cost
+SETTLING = 16  # plain tokens before each timed answer where experts come from disk
 SAMPLING: SamplingOptions = {"seed": 1}
 
 
@@ -88,43 +91,60 @@ def table_row(p: float, plain: Sequence[float], fixed: dict[int, list[tuple[floa
     cells = [f"{p:.1f}", f"{statistics.median(plain):.1f}"]
     for length, rounds in fixed.items():
         cells.append(f"{gains[length]:.2f} x, {statistics.median(share for _, share in rounds):.2f}")
-    best = max(1.0, *gains.values())
+    best = max([1.0, *gains.values()])
     gain = statistics.median(chosen)
     return "| " + " | ".join([*cells, f"{gain:.2f} x, {gain / best:.2f}", by_cost]) + " |"
 
 
-def measure_rates(session: pyflash.Session, n: int, chances: Sequence[float], n_rounds: int) -> None:
-    prompt = np.random.default_rng(3).integers(5, session.model.info.n_vocab, PROMPT).tolist()
-    known, _, _ = timed_answer(session, prompt, n, None, 31, SAMPLING)
-    sizes = (1, *(length + 1 for length in LENGTHS))
-    steps: list[dict[int, float]] = []
-    rows = []
-    for p in chances:
+@dataclass(frozen=True)
+class Rates:
+    """What to measure at acceptance rates that are set. n: tokens of an answer. settles: whether what was in memory before a timed
+    answer has to be made the same."""
+
+    session: pyflash.Session
+    prompt: Sequence[int]
+    n: int
+    lengths: Sequence[int]
+    n_rounds: int
+    settles: bool
+
+    def answer(self, source: Source | None) -> tuple[list[int], float, DraftStats]:
+        if self.settles:
+            timed_answer(self.session, self.prompt, min(self.n, SETTLING), None, 31, SAMPLING)
+        tokens, seconds, drafts = timed_answer(self.session, self.prompt, self.n, source, 31, SAMPLING)
+        return tokens, seconds, drafts.stats
+
+    def row(self, p: float, known: Sequence[int], steps: list[dict[int, float]]) -> str:
+        """A row of the table; steps are added to."""
         plain, chosen, ledger = [], [], DraftLedger()
-        fixed: dict[int, list[tuple[float, float]]] = {length: [] for length in LENGTHS}
-        for _ in range(n_rounds):
-            steps.append(step_times(session, prompt, known[:-1], sizes))
-            tokens, seconds, _ = timed_answer(session, prompt, n, None, 31, SAMPLING)
-            plain.append((n - 1) / seconds)
-            for length in LENGTHS:
-                again, took, drafts = timed_answer(session, prompt, n, Recorded(known, p).always(length), 31, SAMPLING)
-                promised = drafts.stats.tokens_per_step / steps[-1][length + 1]
-                fixed[length].append((seconds / took, (n - 1) / took / promised))
-                assert again == tokens == known, "drafts have changed an answer"
-            choosing = Choosing([Recorded(known, p)], ledger)
-            again, took, drafts = timed_answer(session, prompt, n, choosing, 31, SAMPLING)
-            assert again == known, "drafts have changed an answer"
+        fixed: dict[int, list[tuple[float, float]]] = {length: [] for length in self.lengths}
+        for _ in range(self.n_rounds):
+            steps.append(step_times(self.session, self.prompt, known[:-1], (1, *(length + 1 for length in self.lengths))))
+            drafted = {length: self.answer(Recorded(known, p).always(length)) for length in self.lengths}
+            tokens, seconds, _ = self.answer(None)
+            again, took, stats = self.answer(Choosing([Recorded(known, p)], ledger))
+            assert again == tokens == known, "drafts have changed an answer"
+            plain.append((self.n - 1) / seconds)
             chosen.append(seconds / took)
-        stats = drafts.stats
+            for length, (tokens, took, made) in drafted.items():
+                assert tokens == known, "drafts have changed an answer"
+                promised = made.tokens_per_step / steps[-1][length + 1]
+                fixed[length].append((seconds / took, (self.n - 1) / took / promised))
         kept = f", {stats.n_kept / stats.n_drafted:.0%} kept" if stats.n_drafted else ""
-        rows.append(table_row(p, plain, fixed, chosen, f"{stats.tokens_per_step:.2f}{kept}"))
-    times = {size: statistics.median(each[size] for each in steps) for size in sizes}
+        return table_row(p, plain, fixed, chosen, f"{stats.tokens_per_step:.2f}{kept}")
+
+
+def measure_rates(what: Rates, chances: Sequence[float]) -> None:
+    known, _, _ = what.answer(None)
+    steps: list[dict[int, float]] = []
+    rows = [what.row(p, known, steps) for p in chances]
+    times = {size: statistics.median(each[size] for each in steps) for size in steps[0]}
     print("V(T): " + ", ".join(f"{size}: {seconds / times[1]:.2f}" for size, seconds in times.items())
           + f"; one token {times[1] * 1e3:.2f} ms")
-    print("| acceptance | plain tok/s | " + " | ".join(f"{length} drafted, of the model" for length in LENGTHS)
-          + " | by cost, of the best | tokens a step |")
-    print("|---" * (len(LENGTHS) + 4) + "|")
-    print("\n".join(rows))
+    heads = [f"{length} drafted, of the model" for length in what.lengths]
+    print("| " + " | ".join(["acceptance", "plain tok/s", *heads, "by cost, of the best", "tokens a step"]) + " |")
+    print("|---" * (len(heads) + 4) + "|")
+    print("\n".join(rows), flush=True)
 
 
 def measure_rewrite(session: pyflash.Session, n: int, n_rounds: int) -> None:
@@ -181,6 +201,7 @@ def main() -> None:
     parser.add_argument("--rewrite", type=int, default=200, help="tokens of the text that is written again; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chances", default="0,0.3,0.6,0.9", help="that a drafted token is right")
+    parser.add_argument("--lengths", default=LENGTHS, help="of drafts that are not chosen by cost; \"\": none")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--expert-budget", type=float, default=0, metavar="GB",
                         help="of experts in memory, the others read from disk as they are chosen; 0: left to the system")
@@ -193,7 +214,10 @@ def main() -> None:
     with pyflash.Model.open(asked.model, threads=asked.threads, expert_budget=budget) as model:
         with model.session(context=PROMPT + asked.tokens + 2 * asked.rewrite + 64) as session:
             if asked.tokens:
-                measure_rates(session, asked.tokens, [float(p) for p in asked.chances.split(",")], asked.rounds)
+                prompt = np.random.default_rng(3).integers(5, model.info.n_vocab, PROMPT).tolist()
+                lengths = [int(length) for length in asked.lengths.split(",") if length]
+                measure_rates(Rates(session, prompt, asked.tokens, lengths, asked.rounds, budget > 0),
+                              [float(p) for p in asked.chances.split(",")])
             if asked.rewrite:
                 measure_rewrite(session, asked.rewrite, asked.rounds)
 

@@ -126,6 +126,11 @@ void pf_draft_head_delete(pf_draft_head *head) {
     pf_free(head);
 }
 
+pf_draft_rows pf_draft_head_rows(const pf_draft_head *head, int64_t n_vocab) {
+    if (head == NULL) return (pf_draft_rows){n_vocab, n_vocab};
+    return (pf_draft_rows){head->first.rows, n_vocab - head->last.rows};
+}
+
 pf_status pf_draft_head_logits(const pf_step *s, const pf_draft_head *head, const float *x, int64_t n, float *logits) {
     const int64_t n_vocab = s->net->config.n_vocab, end = n_vocab - head->last.rows;
     const pf_backend *be = s->ex->backend;

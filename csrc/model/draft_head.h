@@ -14,6 +14,12 @@ uint64_t pf_draft_head_bytes(const pf_network *net, int64_t n_rows);
 pf_status pf_draft_head_new(pf_exec *ex, const pf_network *net, int64_t n_rows, pf_draft_head **out);
 void pf_draft_head_delete(pf_draft_head *head); /* NULL is allowed */
 
+/* The tokens that have rows: [0, first) and [last, vocab). All of them where head is NULL. */
+typedef struct pf_draft_rows {
+    int64_t first, last;
+} pf_draft_rows;
+pf_draft_rows pf_draft_head_rows(const pf_draft_head *head, int64_t n_vocab);
+
 /* logits [n, vocab] of x [n, D], both the host's; minus infinity for tokens that have no row. */
 pf_status pf_draft_head_logits(const pf_step *s, const pf_draft_head *head, const float *x, int64_t n, float *logits);
 

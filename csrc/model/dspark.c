@@ -6,6 +6,7 @@
 #include "model/deepseek4.h"
 
 #include "base/arith.h"
+#include "model/draft_head.h"
 
 #include <math.h>
 #include <string.h>
@@ -141,16 +142,28 @@ static float confidence(const pf_dspark_weights *w, int64_t width, const float *
     return (float)(1.0 / (1.0 + exp(-sum)));
 }
 
+/* logits += markov_w2 . embedded, for tokens [begin, end). */
+static pf_status add_correction(const pf_step *s, int64_t begin, int64_t end, const float *embedded, float *logits) {
+    const pf_dspark_weights *w = &s->net->weights.dspark;
+    if (begin == end) return PF_OK;
+    const pf_weight rows = pf_weight_rows(&w->markov_w2, begin, end - begin);
+    const size_t mark = pf_arena_mark(s->ex->arena);
+    PF_SCRATCH(float, term, s, rows.rows);
+    PF_TRY(s->ex->backend->linear(s->ex, &rows, embedded, w->config.rank, 1, term, rows.rows));
+    PF_TRY(s->ex->backend->add(s->ex, logits + begin, term, rows.rows));
+    pf_arena_reset(s->ex->arena, mark);
+    return PF_OK;
+}
+
 pf_status pf_dspark_correct(const pf_step *s, int32_t previous, const float *hidden, float *logits, float *chance) {
     const pf_config *c = &s->net->config;
-    const pf_backend *be = s->ex->backend;
     const pf_dspark_weights *w = &s->net->weights.dspark;
+    const pf_draft_rows rows = pf_draft_head_rows(s->draft_head, c->n_vocab);
     const size_t mark = pf_arena_mark(s->ex->arena);
     PF_SCRATCH(float, embedded, s, w->config.rank);
-    PF_SCRATCH(float, term, s, c->n_vocab);
-    PF_TRY(be->embed(s->ex, &w->markov_w1, &previous, 1, 1, embedded));
-    PF_TRY(be->linear(s->ex, &w->markov_w2, embedded, w->config.rank, 1, term, c->n_vocab));
-    PF_TRY(be->add(s->ex, logits, term, c->n_vocab));
+    PF_TRY(s->ex->backend->embed(s->ex, &w->markov_w1, &previous, 1, 1, embedded));
+    PF_TRY(add_correction(s, 0, rows.first, embedded, logits));
+    PF_TRY(add_correction(s, rows.last, c->n_vocab, embedded, logits));
     if (w->confidence != NULL && !s->ex->dry) *chance = confidence(w, c->n_embd, hidden, embedded);
     pf_arena_reset(s->ex->arena, mark);
     return PF_OK;

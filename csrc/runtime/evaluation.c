@@ -3,6 +3,7 @@
 #include "base/arith.h"
 #include "base/memory.h"
 #include "model/deepseek4.h"
+#include "model/draft_head.h"
 #include "runtime/logits.h"
 #include "step/recording.h"
 
@@ -64,6 +65,19 @@ static pf_status pick_likeliest(const float *logits, int64_t n_vocab, int32_t *t
     return PF_OK;
 }
 
+/* The likeliest token that a draft may be of. */
+static pf_status pick_drafted(const pf_step *s, const float *logits, int32_t *token) {
+    const int64_t n_vocab = s->net->config.n_vocab;
+    const pf_draft_rows rows = pf_draft_head_rows(s->draft_head, n_vocab);
+    int32_t late;
+    PF_TRY(pf_logits_highest(logits, rows.first, token, s->err));
+    if (rows.last == n_vocab) return PF_OK;
+    PF_TRY(pf_logits_highest(logits + rows.last, n_vocab - rows.last, &late, s->err));
+    late += (int32_t)rows.last;
+    if (logits[late] > logits[*token]) *token = late;
+    return PF_OK;
+}
+
 /* ---- Drafts ------------------------------------------------------------------------------------------------- */
 
 void pf_draft_begin(pf_draft *draft, const pf_model *model, pf_arenas arenas, int32_t token, pf_error *err) {
@@ -114,8 +128,12 @@ static pf_status dspark_tokens(pf_draft *draft, int32_t n, int32_t *tokens, floa
         PF_TRY(pf_dspark_correct(s, previous, hidden + i * c->n_embd, own, &chance));
         if (s->ex->dry) return PF_OK;
         pf_share_tap(s, &draft->share, "draft_corrected", -1, draft->share.position + i, own, 1, c->n_vocab);
-        PF_TRY(pick_likeliest(own, c->n_vocab, &previous, chances + i, s->err));
-        if (chance >= 0.0f) chances[i] = chance;
+        if (chance < 0.0f) { /* it has no head that tells it */
+            PF_TRY(pick_likeliest(own, c->n_vocab, &previous, &chance, s->err));
+        } else {
+            PF_TRY(pick_drafted(s, own, &previous));
+        }
+        chances[i] = chance;
         tokens[i] = previous;
     }
     return PF_OK;

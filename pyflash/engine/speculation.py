@@ -30,7 +30,7 @@ DRAFTERS: Final = ("auto", "off", "ngram", "mtp", "dspark")
 _OF_MODELS: Final[dict[str, tuple[type[MtpDrafter | DsparkDrafter], str]]] = {
     "mtp": (MtpDrafter, "MTP block"), "dspark": (DsparkDrafter, "DSpark stages"),
 }
-_COMPARED: Final = 8  # drafts at once, the latest ones, that go on as what is picked does
+_COMPARED: Final = 4  # drafts at once, the latest ones, that go on as what is picked does
 MOST_DRAFTED: Final = 31  # tokens: by then a draft has gained nearly all that it can
 
 
@@ -70,8 +70,7 @@ class Choosing:
         still = []
         for record, draft, n in self._compared[-_COMPARED:]:
             is_right = draft.tokens[n] == token
-            record.rates.add(draft.sureness[n], n + 1, is_right)
-            record.overall.add(0, n + 1, is_right)
+            record.note(draft.sureness[n], n + 1, is_right)
             if is_right and n + 1 < len(draft.tokens):
                 still.append((record, draft, n + 1))
         self._compared = still
@@ -97,7 +96,8 @@ class Choosing:
             draft = drafter.propose(n)
             if not draft.tokens:
                 continue
-            record.took(time.perf_counter() - began, len(draft.tokens))
+            if not drafter.is_free:
+                record.took(time.perf_counter() - began, len(draft.tokens))
             self._compared.append((record, draft, 0))
             n, self.promised = record.best_length(draft.sureness, times, n_rows, expected)
             if n:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import leftovers, payloads, rewrite, small_checkpoint
+from click.testing import CliRunner
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from gguf_export import engine, tensors
 from gguf_export.convert import ConvertOptions, convert, export_hf, plan_conversion
 from gguf_export.errors import ConvertError
 from gguf_export.names import gguf_name
+from pyflash.cli.main import cli
 from quantize import codecs
 
 pytestmark = pytest.mark.quick
@@ -299,6 +301,28 @@ def test_drafts_that_do_not_fit(preview: Path, dspark: Path, tmp_path: Path) -> 
     with pytest.raises(ConvertError, match=lost.name):
         convert(preview, tmp_path / "m.gguf", ConvertOptions(mtp=True, drafts=folder))
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_drafts_on_the_command_line(preview: Path, dspark: Path, tmp_path: Path) -> None:
+    """--drafts alone is enough, its plan names the one file, and what it cannot go with is said before anything is read."""
+    folder = dspark
+    expected = convert(preview, tmp_path / "e.gguf", ConvertOptions(mtp=True, drafts=folder, name="c")).files[0].read_bytes()
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(cli, ["convert", str(preview), str(tmp_path / "m.gguf"), "--name", "c", *options])
+
+    plan = run("--drafts", str(folder), "--dry-run")
+    assert plan.exit_code == 0 and "dspark-OUT" in plan.stdout
+    for options, words in ((["--profile", "native"], "native"), (["--experts", "IQ2_XXS"], "quantis")):
+        refused = run("--drafts", str(folder), *options)
+        assert refused.exit_code == 2 and "--drafts" in refused.stderr and words in refused.stderr
+    refused = run("--drafts", str(tmp_path / "nowhere"))
+    assert refused.exit_code != 0 and "nowhere" in f"{refused.stderr}{refused.exception}"
+    assert not list(tmp_path.glob("*m.gguf"))
+    done = run("--drafts", str(folder))
+    assert done.exit_code == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("*m.gguf")] == ["dspark-m.gguf"]
+    assert (tmp_path / "dspark-m.gguf").read_bytes() == expected
 
 
 def test_native_layout(preview: Path, base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spark_models import SparkModel, make_spark_model
 from oracle.compare import relative_l2
 from oracle.core import choices_of, eval_with_taps
 from oracle.taps import Taps
+from oracle.weights import read_checkpoint
 
 POSITIONS = (0, 1, 4, *range(126, 131), 200, 383, 384, 600)  # of the last token that is evaluated
 WINDOW = 128
@@ -93,6 +95,28 @@ def test_a_shorter_draft_is_the_beginning_of_a_longer_one(small: SparkModel) -> 
         for wrong in (0, 6):
             with pytest.raises(pyflash.ArgumentError):
                 session.draft_tokens(int(tokens[70]), wrong)
+
+
+def test_a_small_head_is_corrected_in_its_rows_alone(small: SparkModel) -> None:
+    """Drafts are tokens that have a row, and each is the likeliest of these with the correction by the token before it."""
+    rows, tokens, n_vocab = 64, small.tokens(40, 71), small.config["vocab_size"]
+    assert n_vocab >= 2 * rows
+    listed = np.r_[0 : rows * 3 // 4, n_vocab - rows // 4 : n_vocab]
+    w1, w2 = (read_checkpoint(small.checkpoint)[f"mtp.1.markov_head.markov_{name}.weight"] for name in ("w1", "w2"))
+    late = 0
+    with small.open(draft_head=rows) as model, model.session(context=64) as session:
+        model.prepare_drafts()
+        for token, following in pairwise(tokens.tolist()):
+            session.eval([token])
+            got, chances, taps = tapped(session, following)
+            assert all(0 < chance < 1 for chance in chances)
+            for row, (previous, drafted_token) in enumerate(pairwise([following, *got])):
+                before, after = (taps.get(name, -1, session.position + row) for name in ("draft_logits", "draft_corrected"))
+                assert np.isneginf(np.delete(after, listed)).all() and np.isfinite(after[listed]).all()
+                assert np.allclose(after[listed] - before[listed], (w2 @ w1[previous])[listed], rtol=0.02, atol=0.02)
+                assert drafted_token == listed[np.argmax(after[listed])]
+                late += drafted_token >= rows
+    assert late > 5
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,9 @@ _CONVERTED = {"experts": ("keep", "q8_0", "bf16", "f32"), "dense": ("q8_0", "bf1
 @click.option("--restart", is_flag=True, help="Throw away what an interrupted run that quantised left.")
 @click.option("--mtp", is_flag=True, help="Write the MTP block or DSpark stages too; compat: as a file of its own, "
               "mtp-OUT.gguf or dspark-OUT.gguf.")
+@click.option("--drafts", type=FilePath(), metavar="FOLDER",
+              help="Write what drafts in FOLDER for CHECKPOINT's model, and not the model: mtp-OUT.gguf or dspark-OUT.gguf. "
+              "FOLDER holds config.json and mtp.* tensors, such as stages that were trained alone.")
 @click.option("--name", help="The model's name.  [default: that of the checkpoint's folder or of its repository]")
 @click.option("--split-max-size", metavar="SIZE", help="Write shards of at most SIZE, such as 40G.")
 @click.option("--verify", is_flag=True,
@@ -52,7 +56,7 @@ _CONVERTED = {"experts": ("keep", "q8_0", "bf16", "f32"), "dense": ("q8_0", "bf1
 @click.option("--dry-run", is_flag=True, help="Print the plan and the sizes; read no weights and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, or what was written, as one JSON object.")
 def convert(
-    checkpoint: str, out: str, profile: str, dense: str, experts: str, mtp: bool, name: str | None,
+    checkpoint: str, out: str, profile: str, dense: str, experts: str, mtp: bool, drafts: str | None, name: str | None,
     split_max_size: str | None, verify: bool, dry_run: bool, as_json: bool, **quantising: Any
 ) -> None:
     """Turn a DeepSeek-V4 checkpoint folder into a GGUF file.
@@ -65,17 +69,23 @@ def convert(
     quantising the checkpoint's native GGUF would give, and an interrupted run can --resume.
     """
     if _is_quantising(experts, dense, quantising):
+        if drafts is not None:
+            raise click.UsageError("--drafts writes what drafts without quantising it: leave out what is of "
+                                   "`pyflash quantize`")
         _quantise(checkpoint, out, verify, {
             **{key: value for key, value in quantising.items() if value is not None}, "profile": profile, "dense": dense,
             "experts": experts, "mtp": mtp, "name": name, "split_max_size": split_max_size, "dry_run": dry_run,
             "as_json": as_json,
         })
         return
+    if drafts is not None and profile == "native":
+        raise click.UsageError("--drafts writes a file of its own, as --profile compat does; a native file holds what drafts")
     with converter_errors(), leaving_on_signals():
         from gguf_export import convert as converter
 
         shard_bytes = None if split_max_size is None else parse_size(split_max_size)
-        settings = converter.ConvertOptions(profile, dense.lower(), experts.lower(), mtp, shard_bytes, name)
+        settings = converter.ConvertOptions(profile, dense.lower(), experts.lower(), mtp or drafts is not None, shard_bytes, name,
+                                            None if drafts is None else Path(drafts))
         checked: dict[str, Any] = {}
         if dry_run:
             plan = converter.plan_conversion(checkpoint, settings)
