@@ -92,7 +92,6 @@ class Trial:
         ):  # fmt: skip
             self.run(command, **environment)
         (found,) = [path for path in (folder / "build").iterdir() if path.name in ("embed", "embed.exe")]
-        shutil.copy(prefix / target.library, found.parent)
         return found
 
 

@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
-from cyclonedx.factory.license import LicenseFactory
-from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentScope, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
@@ -94,7 +94,7 @@ def _page() -> Iterator[Component]:
     """The packages of npm that the server's page is built of."""
     lock = json.loads((build.ROOT / "pyflash" / "serve" / "page" / "package-lock.json").read_text(encoding="utf-8"))
     for place, facts in lock["packages"].items():
-        if place and not facts.get("dev"):
+        if place and not facts.get("dev") and not facts.get("optional"):
             group, _, name = place.removeprefix("node_modules/").rpartition("/")
             yield Component(
                 name=name, group=group or None, version=facts["version"], type=ComponentType.LIBRARY, scope=ComponentScope.REQUIRED,
@@ -122,7 +122,6 @@ def _requirement(text: str) -> Component:
     requirement = Requirement(text)
     return Component(name=requirement.name, type=ComponentType.LIBRARY, scope=ComponentScope.REQUIRED, bom_ref=f"pypi:{requirement.name}",
                      purl=PackageURL("pypi", None, requirement.name),
-                     external_references=[ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(f"pkg:pypi/{requirement.name}"))],
                      properties=[Property(name="pyflash:requirement", value=str(requirement.specifier))])  # fmt: skip
 
 
