@@ -50,7 +50,7 @@ def _parse() -> argparse.Namespace:
     releasing.add_argument("--dirty", action="store_true", help="also where the tree differs from the commit")
     for command in (building, releasing):
         command.add_argument("--out", type=Path, default=build.ROOT / "dist", metavar="FOLDER", help="where to (default: dist)")
-        command.add_argument("--work", type=Path, metavar="FOLDER", help="where to build, to go on there the next time (default: a temporary one)")
+        command.add_argument("--work", type=Path, metavar="FOLDER", help="where to build, to go on there later (default: a temporary one)")
         command.add_argument("--cuda-architectures", metavar="LIST", help="as CMAKE_CUDA_ARCHITECTURES (default: CMakeLists.txt's)")
     checking = commands.add_parser("check", help="say what is wrong with files")
     checking.add_argument("files", nargs="+", type=Path, metavar="FILE")

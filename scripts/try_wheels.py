@@ -86,8 +86,8 @@ class Trial:
         prefix = folder / archive.stem
         environment = zig.environment()
         for command in (
-            ["cmake", "-S", prefix / "share/pyflash/examples/embed", "-B", folder / "build", "-G", "Ninja", f"-DCMAKE_TOOLCHAIN_FILE={toolchain}",
-             f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=BOTH", "-DCMAKE_BUILD_TYPE=Release"],
+            ["cmake", "-S", prefix / "share/pyflash/examples/embed", "-B", folder / "build", "-G", "Ninja",
+             f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=BOTH", "-DCMAKE_BUILD_TYPE=Release"],
             ["cmake", "--build", folder / "build"],
         ):  # fmt: skip
             self.run(command, **environment)
@@ -165,7 +165,8 @@ def windows(trial: Trial) -> None:
     """a C program against the zip, Windows x64, under Wine"""
     wine = _need("wine64", "wine64")
     program = trial.program("windows-x64")
-    trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], WINEPREFIX=str(trial.work / "wine"), WINEDEBUG="-all"))
+    prefix = trial.work / "wine"
+    trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], WINEPREFIX=str(prefix), WINEDEBUG="-all"))
 
 
 def debian(trial: Trial) -> None:

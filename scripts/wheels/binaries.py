@@ -93,7 +93,9 @@ def _macho(parsed: lief.MachO.Binary, data: bytes) -> Binary:
     told = signature_fault(parsed, data)
     if told is not None:
         faults.append(told)
-    exported = {symbol.name.removeprefix("_") for symbol in parsed.exported_symbols}
+    trie = parsed.dyld_exports_trie or parsed.dyld_info
+    exported = {export.symbol.name.removeprefix("_") for export in trie.exports if export.has_symbol} if trie is not None else set()
+    exported -= {"__dso_handle", "_mh_dylib_header"}  # zig's linker gives them to every library
     return Binary("macho", _arch(parsed.header.cpu_type), exported, needed, _text(parsed, "__text"), data, {},
                   [path.path for path in parsed.rpaths], own[0] if own else None, minimum, faults)  # fmt: skip
 

@@ -25,8 +25,8 @@ _NEEDED = {
     "windows": re.compile(r"(kernel32|ntdll|api-ms-win-(crt|core)-[a-z0-9-]+)\.dll", re.IGNORECASE),
 }
 _KERNELS = {"x86_64": {"avx2", "avxvnni", "avx512", "avx512 vbmi"}, "arm64": {"dotprod", "i8mm"}}
-# Folders of a machine that builds; /proc, /sys and /dev are the library's own business.
-_PLACE = re.compile(rb"(?<![\w./%@-])/(?:home|root|tmp|work|build|opt|src|usr|var|Users|mnt|media|private|github)/[\w.+@-]+[!-~]*")
+# Folders of a machine that builds; /proc, /sys and /dev are the library's own business, and two files are macOS'.
+_PLACE = re.compile(rb"(?<![\w./%@-])/(?!usr/lib/(?:dyld|libSystem\.B\.dylib)\b)(?:home|root|tmp|work|build|opt|src|usr|var|Users|mnt|media|private|github)/[\w.+@-]+[!-~]*")
 _BUNDLED = {"pyflash/include/pyflash.h", "pyflash/include/pyflash_base.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
             "pyflash/lib/cmake/pyflash/pyflashConfigVersion.cmake", "pyflash/lib/cmake/pyflash/pyflashTargets.cmake",
             "pyflash/lib/pkgconfig/pyflash.pc", "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json",

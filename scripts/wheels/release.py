@@ -71,9 +71,8 @@ def _bill(made: list[Path], version: str, epoch: int) -> str:
     bill = Bom()
     bill.metadata.component = own
     bill.metadata.timestamp = datetime.fromtimestamp(epoch, timezone.utc)
-    bill.metadata.tools.components.add(
-        Component(name="ziglang", version=zig.version(), type=ComponentType.APPLICATION, purl=PackageURL("pypi", None, "ziglang", zig.version()))
-    )
+    bill.metadata.tools.components.add(Component(name="ziglang", version=zig.version(), type=ComponentType.APPLICATION,
+                                                 purl=PackageURL("pypi", None, "ziglang", zig.version())))  # fmt: skip
     files = [_file(path) for path in made]
     parts = [*_page(), *_linked()]
     required = [_requirement(text) for text in project["dependencies"]]
