@@ -44,13 +44,17 @@ def _parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the platforms, and how they are tagged")
     building = commands.add_parser("build", help="the source distribution, and wheels and zips of it")
-    building.add_argument("platforms", nargs="+", choices=[*TARGETS, CUDA], metavar="PLATFORM", help=f"{', '.join(TARGETS)} or {CUDA}")
+    building.add_argument(
+        "platforms", nargs="+", choices=[*TARGETS, CUDA], metavar="PLATFORM", help=f"{', '.join(TARGETS)} or {CUDA}"
+    )
     releasing = commands.add_parser("release", help="everything, checked, with SHA256SUMS and an SBOM")
     releasing.add_argument("--without-cuda", action="store_true", help="leave out the CUDA plugin's wheel")
     releasing.add_argument("--dirty", action="store_true", help="also where the tree differs from the commit")
     for command in (building, releasing):
         command.add_argument("--out", type=Path, default=build.ROOT / "dist", metavar="FOLDER", help="where to (default: dist)")
-        command.add_argument("--work", type=Path, metavar="FOLDER", help="where to build, to go on there later (default: a temporary one)")
+        command.add_argument(
+            "--work", type=Path, metavar="FOLDER", help="where to build, to go on there later (default: a temporary one)"
+        )
         command.add_argument("--cuda-architectures", metavar="LIST", help="as CMAKE_CUDA_ARCHITECTURES (default: CMakeLists.txt's)")
     checking = commands.add_parser("check", help="say what is wrong with files")
     checking.add_argument("files", nargs="+", type=Path, metavar="FILE")

@@ -42,7 +42,7 @@ class Trial:
         self.expected = ""
 
     def prepare(self) -> None:
-        """The demo model's file and the answer to compare with, both of the pyflash that is installed beside this script's Python."""
+        """The demo model's file and the answer to compare with, both of the pyflash that this Python has."""
         code = "import shutil, sys; from pyflash import demo; shutil.copy(demo.path(), sys.argv[1])"
         self.run([sys.executable, "-c", code, self.model])
         self.expected = self.run([sys.executable, "-m", "pyflash", "run", self.model, "--temp", "0", QUESTION]).strip()
@@ -133,7 +133,9 @@ def uv(trial: Trial) -> None:
     """`uv tool install`"""
     folder = trial.work / "uv"
     places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin"), "UV_PYTHON_DOWNLOADS": "never"}
-    house = trial.wheelhouse("uv", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", python=f"{sys.version_info[0]}{sys.version_info[1]}")
+    house = trial.wheelhouse(
+        "uv", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", python=f"{sys.version_info[0]}{sys.version_info[1]}"
+    )
     trial.run([_need("uv", "none; PyPI: uv"), "tool", "install", "-q", "--python", sys.executable, "--no-index", "--find-links", house,
                trial.wheel("linux-x86_64")], **places)  # fmt: skip
     trial.same(trial.run([folder / "bin/pyflash", "run", trial.model, "--temp", "0", QUESTION]))
@@ -180,17 +182,23 @@ def debian(trial: Trial) -> None:
         ! command -v cc gcc clang
         python3 -m venv .venv && .venv/bin/pip install -q --no-index --find-links . ./{name}
         .venv/bin/pyflash run demo.gguf --temp 0 '{QUESTION}'"""
-    trial.same(trial.run(["chroot", tree, "/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "HOME=/root", "sh", "-ec", f"cd /root{commands}"]))
+    trial.same(
+        trial.run(["chroot", tree, "/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "HOME=/root", "sh", "-ec", f"cd /root{commands}"])
+    )
 
 
 def debian_arm64(trial: Trial) -> None:
     """the wheel in a Debian 13 of arm64, under qemu"""
     qemu = _need("qemu-aarch64", "qemu-user")
-    tree = trees.debian(trial.work / "debian-arm64", "arm64", ("python3", "python3-pip"), _need("debootstrap", "debootstrap"), trial.run)
+    tree = trees.debian(
+        trial.work / "debian-arm64", "arm64", ("python3", "python3-pip"), _need("debootstrap", "debootstrap"), trial.run
+    )
     house = trial.wheelhouse("arm64", "manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", python="313")
     site = trial.work / "arm64-site"
     python: list[str | Path] = [qemu, "-cpu", "max", "-L", tree, tree / "usr/bin/python3.13"]
-    trial.run([*python, "-m", "pip", "install", "-q", "--no-index", "--find-links", house, "--target", site, trial.wheel("linux-aarch64")])
+    trial.run(
+        [*python, "-m", "pip", "install", "-q", "--no-index", "--find-links", house, "--target", site, trial.wheel("linux-aarch64")]
+    )
     trial.same(trial.run([*python, "-m", "pyflash", "run", trial.model, "--temp", "0", QUESTION], PYTHONPATH=str(site)))
 
 

@@ -150,7 +150,9 @@ def _vex(pp: int, opcodes: bytes, *, is_256: bool) -> re.Pattern[bytes]:
 
 def _evex_512(opcodes: bytes) -> re.Pattern[bytes]:
     """The same with the EVEX prefix, for 512 bits and the prefix 66."""
-    return re.compile(b"\x62" + _bytes(2, 0x0F) + _bytes(5, 0x87) + _bytes(0x40, 0x60) + b"[" + re.escape(opcodes) + b"]", re.DOTALL)
+    return re.compile(
+        b"\x62" + _bytes(2, 0x0F) + _bytes(5, 0x87) + _bytes(0x40, 0x60) + b"[" + re.escape(opcodes) + b"]", re.DOTALL
+    )
 
 
 _X86 = {
@@ -169,4 +171,3 @@ def kernel_sets(binary: Binary) -> set[str]:
         return {name for name, pattern in _X86.items() if pattern.search(binary.code)}
     words = [word for (word,) in struct.iter_unpack("<I", binary.code[: len(binary.code) // 4 * 4])]
     return {name for name, (value, mask) in _ARM.items() if any(word & mask == value for word in words)}
-

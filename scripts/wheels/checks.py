@@ -26,7 +26,8 @@ _NEEDED = {
 }
 _KERNELS = {"x86_64": {"avx2", "avxvnni", "avx512", "avx512 vbmi"}, "arm64": {"dotprod", "i8mm"}}
 # Folders of a machine that builds; /proc, /sys and /dev are the library's own business, and two files are macOS'.
-_PLACE = re.compile(rb"(?<![\w./%@-])/(?!usr/lib/(?:dyld|libSystem\.B\.dylib)\b)(?:home|root|tmp|work|build|opt|src|usr|var|Users|mnt|media|private|github)/[\w.+@-]+[!-~]*")
+_PLACE = re.compile(rb"(?<![\w./%@-])/(?!usr/lib/(?:dyld|libSystem\.B\.dylib)\b)"
+                    rb"(?:home|root|tmp|work|build|opt|src|usr|var|Users|mnt|media|private|github)/[\w.+@-]+[!-~]*")  # fmt: skip
 _BUNDLED = {"pyflash/include/pyflash.h", "pyflash/include/pyflash_base.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
             "pyflash/lib/cmake/pyflash/pyflashConfigVersion.cmake", "pyflash/lib/cmake/pyflash/pyflashTargets.cmake",
             "pyflash/lib/pkgconfig/pyflash.pc", "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json",
@@ -124,7 +125,9 @@ def wheel(path: Path, version: str) -> Iterator[str]:
         files = {item.filename: archive.read(item) for item in archive.infolist() if not item.is_dir()}
     name, own_version, build, tags = parse_wheel_filename(path.name)
     info = f"{path.name.split('-')[0]}-{path.name.split('-')[1]}.dist-info"
-    if missing := [f"{info}/{part}" for part in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE") if f"{info}/{part}" not in files]:
+    if missing := [
+        f"{info}/{part}" for part in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE") if f"{info}/{part}" not in files
+    ]:
         yield f"it has no {', no '.join(missing)}"
         return
     if str(own_version) != version:
@@ -265,7 +268,9 @@ def sdist(path: Path, version: str) -> Iterator[str]:
         return
     with tarfile.open(path) as archive:
         members = archive.getmembers()
-        information = archive.extractfile(f"{prefix}PKG-INFO") if f"{prefix}PKG-INFO" in {member.name for member in members} else None
+        information = (
+            archive.extractfile(f"{prefix}PKG-INFO") if f"{prefix}PKG-INFO" in {member.name for member in members} else None
+        )
         text = information.read() if information is not None else b""
     names = {member.name.removeprefix(prefix) for member in members}
     if stray := sorted(member.name for member in members if not member.name.startswith(prefix) or ".." in member.name.split("/")):
@@ -276,7 +281,9 @@ def sdist(path: Path, version: str) -> Iterator[str]:
               "cmake/pyflashConfig.cmake.in", "packaging/cuda/pyproject.toml", "tests/conftest.py"}  # fmt: skip
     if missing := sorted(wanted - names):
         yield f"it has no {', no '.join(missing)}"
-    if made := sorted(name for name in names if re.search(r"(^|/)(build|dist|__pycache__|node_modules|\.git)/|\.(so|o|pyc|gguf)$", name)):
+    if made := sorted(
+        name for name in names if re.search(r"(^|/)(build|dist|__pycache__|node_modules|\.git)/|\.(so|o|pyc|gguf)$", name)
+    ):
         yield f"it has {', '.join(made[:5])}, which builds make"
     if text:
         yield from _metadata(text, "pyflash-llm", version)

@@ -1,4 +1,4 @@
-"""The toolkit for the CUDA plugin: PyPI's packages of CUDA 13, or one that is installed; zig's clang compiles what runs on the host."""
+"""The toolkit for the CUDA plugin: PyPI's packages of CUDA 13, or one that is installed. zig's clang compiles the host's part."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Target:
 
     @property
     def libc(self) -> str:
-        """"glibc", "musl", "macos" or "windows"."""
+        """ "glibc", "musl", "macos" or "windows"."""
         if self.format == "elf":
             return "musl" if "musl" in self.zig else "glibc"
         return "macos" if self.format == "macho" else "windows"
@@ -51,7 +51,9 @@ def _linux(arch: Arch) -> list[Target]:
 
 def _macos(arch: Arch) -> Target:
     zig = f"{ {'x86_64': 'x86_64', 'arm64': 'aarch64'}[arch] }-macos.{MACOS[0]}.{MACOS[1]}"
-    return Target(f"macos-{arch}", "macho", arch, zig, "Darwin", arch, (f"macosx_{MACOS[0]}_{MACOS[1]}_{arch}",), "lib/libpyflash.dylib")
+    return Target(
+        f"macos-{arch}", "macho", arch, zig, "Darwin", arch, (f"macosx_{MACOS[0]}_{MACOS[1]}_{arch}",), "lib/libpyflash.dylib"
+    )
 
 
 def _windows(arch: Arch) -> Target:

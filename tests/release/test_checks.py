@@ -14,6 +14,7 @@ from .changed import Change, add, changed_wheel, contents, edit, remove, replace
 
 pytestmark = [pytest.mark.wheels]
 VERSION = "0.1.0"
+SHOWN = '-Dpf_plugin_query=__attribute__((visibility("default")))pf_plugin_query'
 SO, DLL = "lib/libpyflash.so", "libpyflash.dll"
 
 
@@ -132,7 +133,10 @@ def test_another_version(linux: Path) -> None:
     ("change", "sentence"),
     [
         (remove("libpyflash.dll.a"), "it has no import library, without which nothing links"),
-        (edit(DLL, lambda data: data.replace(b"KERNEL32.dll", b"KERNEL33.dll")), "needs KERNEL33.dll, which a windows system may not have"),
+        (
+            edit(DLL, lambda data: data.replace(b"KERNEL32.dll", b"KERNEL33.dll")),
+            "needs KERNEL33.dll, which a windows system may not have",
+        ),
         (edit(DLL, lambda data: _characteristics(data)), "it lacks DYNAMIC_BASE"),
         (edit(DLL, lambda data: _characteristics(data)), "it lacks NX_COMPAT"),
     ],
@@ -160,7 +164,19 @@ def dylib(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     (folder / "a.c").write_text('const char *pf_version(void) { return "0.1.0"; }\n')
 
     def made(*options: str, target: str = "aarch64-macos.11.0", name: str = "@rpath/libpyflash.dylib") -> bytes:
-        command = [zig.program(), "cc", "-target", target, "-shared", "-g0", f"-Wl,-install_name,{name}", *options, "a.c", "-o", "a.dylib"]
+        command = [
+            zig.program(),
+            "cc",
+            "-target",
+            target,
+            "-shared",
+            "-g0",
+            f"-Wl,-install_name,{name}",
+            *options,
+            "a.c",
+            "-o",
+            "a.dylib",
+        ]
         subprocess.run(command, cwd=folder, check=True)
         return (folder / "a.dylib").read_bytes()
 
@@ -232,7 +248,9 @@ def test_names(dist: Path, tmp_path: Path) -> None:
     ],
     ids=["licence", "metadata", "built", "outside"],
 )
-def test_a_source_distribution(dist: Path, tmp_path: Path, left_out: str | None, more: tarfile.TarInfo | None, sentence: str) -> None:
+def test_a_source_distribution(
+    dist: Path, tmp_path: Path, left_out: str | None, more: tarfile.TarInfo | None, sentence: str
+) -> None:
     name = "pyflash_llm-0.1.0.tar.gz"
     with tarfile.open(dist / name) as old, tarfile.open(tmp_path / name, "w:gz", compresslevel=1) as new:
         for member in old.getmembers():
@@ -271,7 +289,7 @@ def test_the_plugin(tools: None, tmp_path: Path) -> None:
         }  # fmt: skip
         return write(tmp_path / name, with_record(files))
 
-    assert told(made("-Dother=static_other", "-fvisibility=hidden", "-Dpf_plugin_query=__attribute__((visibility(\"default\")))pf_plugin_query")) == ""
+    assert told(made("-Dother=static_other", "-fvisibility=hidden", SHOWN)) == ""
     assert "exports other, which no header declares" in told(made())
     assert "does not export pf_plugin_query" in told(made("-fvisibility=hidden"))
     more = changed_wheel(tmp_path / name, tmp_path, add("pyflash/lib/libcudart.so.13"))
