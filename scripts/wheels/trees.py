@@ -13,7 +13,20 @@ def debian(folder: Path, arch: str, packages: tuple[str, ...], debootstrap: str,
     """A tree in `folder`: to be entered with chroot where arch is this machine's, else only unpacked. Raises RuntimeError."""
     own = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
     foreign = [] if arch == own else ["--foreign"]
-    run([debootstrap, *foreign, f"--arch={arch}", "--variant=minbase", f"--include={','.join(packages)}", SUITE, folder])
+    # In a mount namespace of its own: where it is cut off, its /proc goes with it, and whoever removes the tree meets no mount.
+    run(
+        [
+            "unshare",
+            "--mount",
+            debootstrap,
+            *foreign,
+            f"--arch={arch}",
+            "--variant=minbase",
+            f"--include={','.join(packages)}",
+            SUITE,
+            folder,
+        ]
+    )
     if foreign:
         _unpack_all(folder, run)
     return folder
