@@ -20,6 +20,7 @@ SETS = {
     "page": "the server's page and the documentation in a browser: pip install '.[test,page,site]', Debian's chromium, npm",
     "clients": "agents from npm and litellm on the server: pip install '.[test,clients]'",
     "cluster": "stages over Ray, on Linux: pip install '.[test,cluster]'",
+    "wheels": "wheels and zips for other systems, made and run: pip install '.[test,wheels]', Debian's wine64 and qemu-user",
     "long": "emulated and foreign processors, sanitizers, the demo model from end to end",
 }
 ALL = "all"  # with the tests that are in no set

@@ -24,7 +24,7 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     files -= {path for path in files if path.startswith("../") or "/__pycache__/" in path or ".dist-info/" in path}
     assert {path.split("/")[0] for path in files} == {"pyflash", "quantize", "gguf_export"}
     assert {"pyflash/py.typed", "pyflash/include/pyflash.h", "pyflash/include/pyflash_base.h",
-            "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
+            "pyflash/lib/cmake/pyflash/pyflashConfig.cmake", "pyflash/lib/pkgconfig/pyflash.pc",
             "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json", "pyflash/demo/__init__.py"} <= files  # fmt: skip
     demo = {path.removeprefix("pyflash/demo/model/") for path in files if path.startswith("pyflash/demo/model/")}
     assert demo >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md"}
@@ -36,7 +36,7 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     page = {path for path in files if path.startswith("pyflash/serve/page/built/")}
     assert {path.rpartition(".")[2] for path in page} == {"html", "js", "css"}
     files -= page
-    rest = {path for path in files if not path.endswith((".py", ".cmake", "/py.typed", ".h", "/build.json"))}
+    rest = {path for path in files if not path.endswith((".py", ".cmake", ".pc", "/py.typed", ".h", "/build.json"))}
     assert len(rest) == 1 and "libpyflash" in rest.pop()
     assert not any("test" in path for path in files)
 

@@ -83,7 +83,7 @@ static pf_status read_ratios(const pf_keys *k, pf_config *c, bool *has_csa, bool
     for (int32_t l = 0; l < c->n_layer; ++l) {
         const pf_gguf_tensor *ape = block_tensor(k, l, "attn_compressor_ape");
         if (!written) PF_TRY(ratio_of_table(k, c, l, ape, &ratio[l]));
-        if (ratio[l] != 0 && ratio[l] != PF_RATIO_CSA && ratio[l] != PF_RATIO_HCA) {
+        if (ratio[l] != 0 && ratio[l] != (double)PF_RATIO_CSA && ratio[l] != (double)PF_RATIO_HCA) {
             return pf_fail(k->err, PF_ERR_UNSUPPORTED, "layer %d has compression ratio %g: 0, 4 and 128 are known", l,
                            ratio[l]);
         }

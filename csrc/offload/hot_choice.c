@@ -9,7 +9,7 @@ static const double largest_unit = 1e12; /* before all counts are scaled down: f
 pf_hot_choice pf_hot_choice_of(float *uses, int32_t n) { return (pf_hot_choice){.n = n, .uses = uses, .unit = 1.0}; }
 
 void pf_hot_fade(pf_hot_choice *c, int64_t n_token) {
-    c->unit *= exp((double)n_token / PF_HOT_FADING);
+    c->unit *= exp((double)n_token / (double)PF_HOT_FADING);
     if (c->unit < largest_unit) return;
     for (int32_t i = 0; i < c->n; ++i) c->uses[i] = (float)(c->uses[i] / c->unit);
     c->unit = 1.0;

@@ -19,7 +19,7 @@ double pf_upload_device_seconds(const pf_upload_choice *c, uint64_t bytes) {
 
 /* Whether a side that would take so long has not been measured for too long. */
 static bool is_due(const pf_upload_choice *c, pf_upload_side side, double seconds) {
-    return c->last != side && c->since_other >= PF_UPLOAD_RETRY * seconds;
+    return c->last != side && c->since_other >= (double)PF_UPLOAD_RETRY * seconds;
 }
 
 pf_upload_side pf_upload_choose(const pf_upload_choice *c, int64_t n, uint64_t bytes) {

@@ -30,7 +30,7 @@ static void find_weights(const float *x, const float *importance, int32_t object
         sum += weights[i];
         square += (double)x[i] * x[i];
     }
-    const float least = sum > 0.0 ? (float)(sum / VALUES * 1e-6) : 1.0f, mean_square = (float)(square / VALUES);
+    const float least = sum > 0.0 ? (float)(sum / (double)VALUES * 1e-6) : 1.0f, mean_square = (float)(square / (double)VALUES);
     for (int i = 0; i < VALUES; ++i) {
         if (weights[i] < least) weights[i] = least;
         if (objective == PF_OBJECTIVE_GGML) weights[i] *= sqrtf(mean_square + x[i] * x[i]);
