@@ -89,7 +89,8 @@ class Place:
 
 def make_place(folder: Path) -> Place:
     """With examples/, scripts/ and the like, and bin/ for PATH, in which stand-ins are for what is not on this machine."""
-    for name in ("examples", "scripts", "packaging", "tests", "csrc"):
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__", "out"))  # some write there
+    for name in ("scripts", "packaging", "tests", "csrc"):
         (folder / name).symlink_to(ROOT / name)
     search = (folder / "bin", Path(sys.executable).parent, os.environ["PATH"])
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, search)), "HOME": str(folder / "home"), "STATE": str(folder / ".state"),
