@@ -141,7 +141,7 @@ class Probes:
 
     def __init__(self, first: int = _FIRST_PROBE, last: int = _LAST_PROBE) -> None:
         self._first, self._last = first, last
-        self.reset()
+        self._wait, self._waited = first, 0
 
     def is_due(self) -> bool:
         """Asked once each time that nothing was tried."""
