@@ -283,7 +283,7 @@ def test_texts_of_chats_need_nothing_of_the_engine() -> None:
 
 # A name may stand in prose or in code; what follows a slash or ends as a file does is a file.
 DOTTED = re.compile(r"(?<![\w/.-])((?:pyflash|gguf_export|quantize)(?:\.[A-Za-z_]\w*)+)(?![\w/-])")
-FILES = ("h", "fish", "svg", "py", "toml", "gguf", "md", "so", "dylib", "dll")
+FILES = ("h", "fish", "svg", "py", "toml", "gguf", "md", "so", "dylib", "dll", "pc")
 FROM = re.compile(r"^\s*from ((?:pyflash|gguf_export|quantize)[\w.]*) import ([\w, ]+)", re.MULTILINE)
 
 

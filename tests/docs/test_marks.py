@@ -33,7 +33,7 @@ def test_every_block_says_what_it_is() -> None:
 def test_most_blocks_run() -> None:
     commands = [block for block in all_blocks() if block.language != "text"]
     assert len(commands) > 90
-    assert sum(block.runs or block.mark == "compiled" for block in commands) > 0.7 * len(commands)
+    assert sum(block.runs or block.mark == "compiled" for block in commands) > 0.6 * len(commands)
 
 
 def wrong_option_of_pyflash(words: list[str]) -> str | None:
