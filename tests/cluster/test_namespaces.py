@@ -126,6 +126,9 @@ def test_check_fails_where_a_machine_lacks_something(net: RayNetwork, file: str)
     assert done.returncode == 1 and done.stdout.splitlines()[0].split()[:2] == ["node", "address"]
     assert done.stderr.splitlines()[-1].startswith(
         "pyflash: error: 1 of 2 nodes cannot have a stage: node1 has another file at that path: remove or rename it there")
+    run = net.python(0, "-m", "pyflash", "run", str(place), "Hello", "--stages", "2", "--ray", net.address, timeout=120)
+    assert run.returncode != 0 and run.stdout == ""
+    assert "node1 has another file" in run.stderr.splitlines()[-1], run.stderr
 
 
 def test_plan_by_what_machines_have(net: RayNetwork, file: str) -> None:
