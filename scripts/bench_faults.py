@@ -144,7 +144,7 @@ class Faults:
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(_OTHER_VERSION)
         self._net.kill_node(1)
-        self._net.run(1, *self._net.ray_command(1), environment={"PYTHONPATH": str(folder)})
+        self._net.start_ray(1, environment={"PYTHONPATH": str(folder)})
         return self._run(None)
 
     def head_gone(self) -> Ran:

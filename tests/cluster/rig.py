@@ -264,10 +264,10 @@ class RayNetwork(Network):
                 "--node-name", f"node{node}", *ports, "--min-worker-port", str(WORKER_PORTS[0]), "--max-worker-port",
                 str(WORKER_PORTS[1]), "--num-cpus", "1", "--object-store-memory", str(100 << 20), "--disable-usage-stats"]
 
-    def start_ray(self, node: int) -> None:
-        """RuntimeError with what Ray said where it does not start. Ray gives a busy machine 30 s, which cannot be changed."""
+    def start_ray(self, node: int, environment: Mapping[str, str] | None = None) -> None:
+        """environment: more of it, for all that runs there. RuntimeError with what Ray said where it does not start. Ray gives a busy machine 30 s, which cannot be changed."""
         for _ in range(_RAY_TRIES):
-            done = self.run(node, *self.ray_command(node), hidden=self._hidden.get(node, ()))
+            done = self.run(node, *self.ray_command(node), hidden=self._hidden.get(node, ()), environment=environment)
             if done.returncode == 0:
                 return
             self.kill_node(node)
