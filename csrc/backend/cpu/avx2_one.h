@@ -197,8 +197,9 @@ PF_INLINE void step_mxfp4(const uint8_t *at, const uint8_t *acts, const float *s
 
 /* ---- Rows ------------------------------------------------------------------------------------------------------- */
 
-/* n_row rows (at most PF_STREAMS), `step` apart. */
-PF_INLINE void one_rows(const pf_gemm *g, const uint8_t *acts, int64_t row, int64_t n_row, int64_t step, one_format f) {
+/* n_row rows (at most PF_STREAMS), `step` apart, asked for `far` bytes ahead. */
+PF_INLINE void one_rows(const pf_gemm *g, const uint8_t *acts, int64_t row, int64_t n_row, int64_t step, int64_t far,
+                        one_format f) {
     const int64_t cols = g->w->cols, units = cols / (f.supers * 256), each = 2 / f.supers; /* units of 512 columns */
     const uint8_t *act = pf_gemm_act(g, 0), *rows[PF_STREAMS];
     const float *scales = pf_int_scales(act, PF_Q16_PLANES, cols);
@@ -212,7 +213,7 @@ PF_INLINE void one_rows(const pf_gemm *g, const uint8_t *acts, int64_t row, int6
         const int64_t n = pf_min_i64(each, units - unit);
         PF_KEEP_LOOP for (int64_t r = 0; r < n_row; ++r) {
             const uint8_t *at = rows[r] + unit * f.bytes;
-            for (int64_t j = 0; j + 16 <= each * f.bytes; j += 64) pf_prefetch(at + READ_AHEAD + j);
+            for (int64_t j = 0; j + 16 <= each * f.bytes; j += 64) pf_prefetch(at + far + j);
             PF_KEEP_LOOP for (int64_t i = 0; i < n; ++i) {
                 const int64_t block = i * PF_SUPER_BLOCKS, group = unit / each;
                 f.step(at + i * f.bytes, acts + (unit + i) * f.act_bytes, scales + group * PF_INT_BLOCKS + block,
@@ -224,13 +225,14 @@ PF_INLINE void one_rows(const pf_gemm *g, const uint8_t *acts, int64_t row, int6
 }
 
 /* As int_runs(). */
-PF_INLINE void one_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, one_format f) {
-    const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+PF_INLINE void one_gemm(int64_t streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, one_format f) {
+    const int64_t run = (row_end - row_begin) / streams, rest = row_begin + streams * run;
+    const int64_t far = streams < PF_STREAMS ? PF_FAR_AHEAD : READ_AHEAD;
     uint8_t *acts = (uint8_t *)g->scratch;
     f.pack(g, acts);
     for (int64_t i = 0; i < run + (rest < row_end); ++i) {
         const bool in_run = i < run;
-        one_rows(g, acts, in_run ? row_begin + i : rest, in_run ? PF_STREAMS : row_end - rest, in_run ? run : 1, f);
+        one_rows(g, acts, in_run ? row_begin + i : rest, in_run ? streams : row_end - rest, in_run ? run : 1, far, f);
     }
 }
 
@@ -238,7 +240,7 @@ PF_INLINE void one_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, on
 #define ONE_GEMM(lower, pack_fn, total_fn, n_super, unit_bytes, n_act_bytes, factor)                                        \
     static void one_q16_##lower(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {           \
         if (g->n == 1 && g->w->cols % ((n_super) * 256) == 0) {                                                            \
-            one_gemm(g, row_begin, row_end, (one_format){pack_fn, step_##lower, total_fn, unit_bytes, n_super,             \
+            one_gemm(k->streams, g, row_begin, row_end, (one_format){pack_fn, step_##lower, total_fn, unit_bytes, n_super, \
                                                          n_act_bytes, factor});                                            \
             return;                                                                                                        \
         }                                                                                                                  \

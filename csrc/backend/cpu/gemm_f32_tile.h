@@ -35,14 +35,14 @@ typedef struct f32_few {
 } f32_few;
 
 /* Columns [col, end) of rows [row, row + n_row), whose sums stay in registers; end - col is a multiple of 32, step the bytes
- * of 32 columns. n_row and n_token are constants. */
+ * of 32 columns, which are asked for `far` bytes ahead. n_row and n_token are constants. */
 PF_INLINE void f32_few_chunk(f32_few *f, int64_t row, int n_row, int n_token, int64_t col, int64_t end, int64_t step,
-                             take_fn take) {
+                             int64_t far, take_fn take) {
     pf_vec sums[PF_STREAMS][FEW_MOST];
     PF_UNROLL for (int r = 0; r < n_row; ++r) {
         PF_UNROLL for (int t = 0; t < n_token; ++t) sums[r][t] = f->sums[row + r][t];
     }
-    PF_KEEP_LOOP for (int64_t at = col / BLOCK * step + AHEAD; col < end; col += BLOCK, at += step) {
+    PF_KEEP_LOOP for (int64_t at = col / BLOCK * step + far; col < end; col += BLOCK, at += step) {
         PF_UNROLL for (int r = 0; r < n_row; ++r) {
             pf_vec v[PF_VECS];
             for (int64_t i = 0; i < step; i += 64) pf_prefetch(f->s[row + r].in + at + i);
@@ -62,7 +62,7 @@ PF_INLINE void f32_few_chunk(f32_few *f, int64_t row, int n_row, int n_token, in
 /* n_row rows, `apart` from each other, at most PF_STREAMS, times n_token tokens, `most` or fewer. at_once, the rows whose sums
  * are in registers together, divides PF_STREAMS; it and `most` are constants. */
 PF_INLINE void f32_few_rows(const pf_gemm *g, int64_t row, int64_t n_row, int at_once, int64_t apart, int64_t token,
-                            int64_t n_token, int most, take_fn take, take_one_fn take_one) {
+                            int64_t n_token, int most, int64_t far, take_fn take, take_one_fn take_one) {
     const int64_t cols = g->w->cols, whole = cols / BLOCK * BLOCK, step = BLOCK * g->w->row_bytes / cols;
     f32_few f;
     for (int64_t t = 0; t < most; ++t) f.x[t] = f32_act(g, token + pf_min_i64(t, n_token - 1));
@@ -72,7 +72,7 @@ PF_INLINE void f32_few_rows(const pf_gemm *g, int64_t row, int64_t n_row, int at
     }
     for (int64_t col = 0; col < whole; col += FEW_COLS) {
         PF_KEEP_LOOP for (int64_t r = 0; r < n_row; r += at_once) {
-            f32_few_chunk(&f, r, at_once, most, col, pf_min_i64(whole, col + FEW_COLS), step, take);
+            f32_few_chunk(&f, r, at_once, most, col, pf_min_i64(whole, col + FEW_COLS), step, far, take);
         }
     }
     for (int64_t r = 0; r < n_row; ++r) {
@@ -84,25 +84,28 @@ PF_INLINE void f32_few_rows(const pf_gemm *g, int64_t row, int64_t n_row, int at
 }
 
 /* As int_runs(); tokens [token, token + n_token). */
-PF_INLINE void f32_few_runs(const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token, int64_t n_token, int at_once,
-                            int most, take_fn take, take_one_fn take_one) {
-    const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+PF_INLINE void f32_few_runs(int64_t streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token,
+                            int64_t n_token, int at_once, int most, take_fn take, take_one_fn take_one) {
+    const int64_t run = (row_end - row_begin) / streams, rest = row_begin + streams * run;
+    const int64_t far = streams < PF_STREAMS ? PF_FAR_AHEAD : AHEAD;
     for (int64_t i = 0; i < run + (rest < row_end); ++i) {
         const bool in_run = i < run;
-        f32_few_rows(g, in_run ? row_begin + i : rest, in_run ? PF_STREAMS : row_end - rest, at_once, in_run ? run : 1, token,
-                     n_token, most, take, take_one);
+        f32_few_rows(g, in_run ? row_begin + i : rest, in_run ? streams : row_end - rest, at_once, in_run ? run : 1, token,
+                     n_token, most, far, take, take_one);
     }
 }
 
-/* Enough sums side by side, and not more than there are registers. */
-PF_INLINE void f32_few_tokens(const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token, int64_t n_token, take_fn take,
-                              take_one_fn take_one) {
-#define FEW(at_once, most) f32_few_runs(g, row_begin, row_end, token, n_token, at_once, most, take, take_one)
-    if (n_token == 1) FEW(PF_STREAMS, 1);
-    else if (n_token == 2) FEW(2, 2);
-    else if (n_token <= 4) FEW(2, 4);
-    else if (n_token <= 6) FEW(1, 6);
-    else FEW(1, FEW_MOST);
+/* Enough sums side by side, and not more than there are registers. With more than two tokens the activations are read anew for
+ * every few rows, and more rows at a time leave them in the first cache. */
+PF_INLINE void f32_few_tokens(int64_t streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token,
+                              int64_t n_token, take_fn take, take_one_fn take_one) {
+#define FEW(n, at_once, most) f32_few_runs(n, g, row_begin, row_end, token, n_token, at_once, most, take, take_one)
+    if (n_token == 1 && streams == PF_STREAMS) FEW(PF_STREAMS, PF_STREAMS, 1);
+    else if (n_token == 1) FEW(streams, 2, 1);
+    else if (n_token == 2) FEW(streams, 2, 2);
+    else if (n_token <= 4) FEW(PF_STREAMS, 2, 4);
+    else if (n_token <= 6) FEW(PF_STREAMS, 1, 6);
+    else FEW(PF_STREAMS, 1, FEW_MOST);
 #undef FEW
 }
 
@@ -169,13 +172,14 @@ PF_INLINE void f32_tile_run(f32_tile *tile, const pf_gemm *g, int64_t row, int64
     }
 }
 
-PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, take_fn take, take_one_fn take_one) {
+PF_INLINE void f32_gemm(int64_t streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, take_fn take,
+                        take_one_fn take_one) {
     f32_tile tile;
     memset(tile.w, 0, sizeof tile.w); /* rows that a tile lacks are computed too, and dropped */
     for (int64_t token = 0; token < g->n; token += TILE_BATCH) {
         const int64_t n_token = pf_min_i64(TILE_BATCH, g->n - token);
         if (n_token <= FEW_MOST) {
-            f32_few_tokens(g, row_begin, row_end, token, n_token, take, take_one);
+            f32_few_tokens(streams, g, row_begin, row_end, token, n_token, take, take_one);
             continue;
         }
         for (int64_t row = row_begin; row < row_end; row += TILE_ROWS) {
@@ -187,8 +191,7 @@ PF_INLINE void f32_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, ta
 /* The table entries gemm_<type> and dequant_<type>. */
 #define PF_F32_ENTRIES(type)                                                                                     \
     static void gemm_##type(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {     \
-        (void)k;                                                                                                 \
-        f32_gemm(g, row_begin, row_end, take_##type, take_one_##type);                                           \
+        f32_gemm(k->streams, g, row_begin, row_end, take_##type, take_one_##type);                               \
     }                                                                                                            \
     static void dequant_##type(const pf_weight *w, int64_t matrix, int64_t row, float *out) {                    \
         const row_source s = row_of(w, matrix, row);                                                             \

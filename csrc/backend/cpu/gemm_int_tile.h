@@ -25,7 +25,8 @@
 #include "base/arith.h"
 
 /* The activations of a batch in a group of columns, and the sums of PF_STREAMS rows, stay in L1. */
-enum { INT_BATCH = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
+enum { INT_BATCH = 16, INT_ROWS_MOST = 2, READ_AHEAD = 544 /* bytes */,
+       FEW_STREAMS_MOST = 4 /* tokens; with more, products take as long as reading */, PARTS = PF_INT_SUMS / PF_VEC_LANES };
 
 /* Whether other loops are for one token of q16, so that these need not be quick for it. */
 #if defined(PF_INT_WORDS)
@@ -156,56 +157,59 @@ PF_INLINE void int_end(const int_tile *tile, const pf_gemm *g, int64_t row, int6
     }
 }
 
-/* n_row rows, `step` apart, times n_token tokens. n_token is a constant where it is 1, and 2 with words; n_row but with
- * super-blocks, whose code is long. */
-PF_INLINE void int_rows(const pf_gemm *g, int64_t row, int n_row, int64_t step, int64_t token, int64_t n_token,
-                        int_format f) {
+/* n_row rows, `step` apart, times n_token tokens, asked for `far` bytes ahead. n_token is a constant where it is 1, and 2 with
+ * words; at_once, the rows that meet several tokens together, is one and divides n_row. */
+PF_INLINE void int_rows(const pf_gemm *g, int64_t row, int64_t n_row, int at_once, int64_t step, int64_t token, int64_t n_token,
+                        int64_t far, int_format f) {
     const int64_t blocks = g->w->cols / BLOCK, group_bytes = int_place(PF_INT_BLOCKS, f);
     const int64_t groups = f.blocks > 1 ? pf_ceil_div(blocks, PF_INT_BLOCKS) : blocks / PF_INT_BLOCKS;
-    const int rest = (int)(blocks - PF_INT_BLOCKS * groups), at_once = n_token > 1 && n_row > 1 ? f.rows : 1;
+    const int rest = (int)(blocks - PF_INT_BLOCKS * groups);
     int_tile tile;
     int_begin(&tile, g, row, n_row, step, token, n_token);
     for (int64_t group = 0; group < groups; ++group) {
-        const int64_t ahead = group * group_bytes + READ_AHEAD;
+        const int64_t ahead = group * group_bytes + far;
         const int n_block = f.blocks > 1 ? (int)pf_min_i64(PF_INT_BLOCKS, blocks - PF_INT_BLOCKS * group) : PF_INT_BLOCKS;
-        PF_KEEP_LOOP for (int r = 0; r < n_row; r += at_once) {
+        PF_KEEP_LOOP for (int64_t r = 0; r < n_row; r += at_once) {
             for (int i = 0; i < at_once; ++i) {
                 for (int64_t j = 0; j + 16 <= group_bytes; j += 64) pf_prefetch(tile.rows[r + i] + ahead + j);
             }
             int_group(&tile, r, at_once, n_token, group, n_block, f);
         }
     }
-    for (int r = 0; f.blocks == 1 && rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, n_token, groups, rest, f);
+    for (int64_t r = 0; f.blocks == 1 && rest > 0 && r < n_row; ++r) int_group(&tile, r, 1, n_token, groups, rest, f);
     int_end(&tile, g, row, n_row, step, token, n_token, f);
 }
 
-/* Rows [row_begin, row_end) in PF_STREAMS runs, and what is left of them. */
-PF_INLINE void int_runs(const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token, int64_t n_token, int_format f) {
-    const int64_t run = (row_end - row_begin) / PF_STREAMS, rest = row_begin + PF_STREAMS * run;
+/* Rows [row_begin, row_end) in as many runs as there are streams, and what is left of them. */
+PF_INLINE void int_runs(int64_t streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, int64_t token, int64_t n_token,
+                        int_format f) {
+    const int64_t run = (row_end - row_begin) / streams, rest = row_begin + streams * run;
+    const int64_t far = streams < PF_STREAMS ? PF_FAR_AHEAD : READ_AHEAD;
     if (f.blocks > 1) {
         for (int64_t i = 0; i < run + (row_end - rest); ++i) {
             const bool in_run = i < run;
-            int_rows(g, in_run ? row_begin + i : rest + i - run, in_run ? PF_STREAMS : 1, in_run ? run : 1, token, n_token, f);
+            int_rows(g, in_run ? row_begin + i : rest + i - run, in_run ? streams : 1, 1, in_run ? run : 1, token, n_token, far, f);
         }
         return;
     }
-    for (int64_t row = row_begin; row < row_begin + run; ++row) int_rows(g, row, PF_STREAMS, run, token, n_token, f);
-    for (int64_t row = rest; row < row_end; ++row) int_rows(g, row, 1, 1, token, n_token, f);
+    const int at_once = n_token > 1 ? f.rows : 1;
+    for (int64_t row = row_begin; row < row_begin + run; ++row) int_rows(g, row, streams, at_once, run, token, n_token, far, f);
+    for (int64_t row = rest; row < row_end; ++row) int_rows(g, row, 1, 1, 1, token, n_token, far, f);
 }
 
-PF_INLINE void int_gemm(const pf_gemm *g, int64_t row_begin, int64_t row_end, int_format f) {
+PF_INLINE void int_gemm(int64_t best_streams, const pf_gemm *g, int64_t row_begin, int64_t row_end, int_format f) {
     for (int64_t token = 0; token < g->n; token += INT_BATCH) {
         const int64_t n_token = pf_min_i64(INT_BATCH, g->n - token);
-        if (n_token == 2 && f.plane == NULL && f.blocks == 1) int_runs(g, row_begin, row_end, token, 2, f);
-        else if (n_token > 1 || (ONE_APART && f.plane == NULL)) int_runs(g, row_begin, row_end, token, n_token, f);
-        else int_runs(g, row_begin, row_end, token, 1, f);
+        const int64_t streams = n_token <= FEW_STREAMS_MOST ? best_streams : PF_STREAMS;
+        if (n_token == 2 && f.plane == NULL && f.blocks == 1) int_runs(streams, g, row_begin, row_end, token, 2, f);
+        else if (n_token > 1 || (ONE_APART && f.plane == NULL)) int_runs(streams, g, row_begin, row_end, token, n_token, f);
+        else int_runs(streams, g, row_begin, row_end, token, 1, f);
     }
 }
 
 #define INT_GEMM(name, ...)                                                                                      \
     static void name(const pf_cpu_kernels *k, const pf_gemm *g, int64_t row_begin, int64_t row_end) {            \
-        (void)k;                                                                                                 \
-        int_gemm(g, row_begin, row_end, (int_format){__VA_ARGS__});                                              \
+        int_gemm(k->streams, g, row_begin, row_end, (int_format){__VA_ARGS__});                                              \
     }
 #define Q16_ACTS .planes = PF_Q16_PLANES, .rows = Q16_ROWS
 #define Q8_ACTS .planes = PF_Q8_PLANES, .rows = Q8_ROWS

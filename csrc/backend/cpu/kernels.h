@@ -60,9 +60,10 @@ static inline const uint8_t *pf_gemm_act(const pf_gemm *g, int64_t i) {
 }
 
 /* Products with a few tokens wait for memory, and one stream of reads leaves most of it idle. So the rows are cut into
- * PF_STREAMS runs of following rows, which are read side by side, a row of each at a time. Rows next to each other would
- * be streams that start anew with every row. */
-enum { PF_STREAMS = 8 };
+ * runs of following rows, which are read side by side, a row of each at a time. Rows next to each other would be streams
+ * that start anew with every row. How many runs are best is a matter of the processor (pf_cpu_kernels.streams): PF_STREAMS,
+ * the most, or few, which then ask for what they read PF_FAR_AHEAD bytes ahead. */
+enum { PF_STREAMS = 8, PF_FAR_AHEAD = 2048 };
 
 enum { PF_ROW_TILE = PF_FP4_ROWS, PF_MIX_MAX = 17 };
 
@@ -88,6 +89,7 @@ typedef struct pf_tile_kernels {
 
 typedef struct pf_cpu_kernels {
     const char *name;
+    int64_t streams; /* 2 or PF_STREAMS */
 
     /* sum a[i] b[i]; a, b float [n], any alignment. */
     float (*dot)(const float *a, const float *b, int64_t n);
