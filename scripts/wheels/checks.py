@@ -31,7 +31,8 @@ _PLACE = re.compile(rb"(?<![\w./%@-])/(?!usr/lib/(?:dyld|libSystem\.B\.dylib)\b)
 _BUNDLED = {"pyflash/include/pyflash.h", "pyflash/include/pyflash_base.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
             "pyflash/lib/cmake/pyflash/pyflashConfigVersion.cmake", "pyflash/lib/cmake/pyflash/pyflashTargets.cmake",
             "pyflash/lib/pkgconfig/pyflash.pc", "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json",
-            "pyflash/py.typed", "pyflash/demo/model/config.json", "pyflash/serve/page/built/index.html"}  # fmt: skip
+            "pyflash/py.typed", "pyflash/demo/model/config.json", "pyflash/serve/page/built/index.html",
+            "pyflash/serve/page/built/LICENSES.txt"}  # fmt: skip
 
 Files = Mapping[str, bytes]
 

@@ -65,6 +65,7 @@ WHEEL_RULES: dict[str, tuple[Change, str]] = {
     "no config": (remove("pyflashConfig.cmake"), "it has no pyflash/lib/cmake/pyflash/pyflashConfig.cmake"),
     "no pkg-config": (remove("pyflash.pc"), "it has no pyflash/lib/pkgconfig/pyflash.pc"),
     "no declarations": (remove("_pyflash_cffi.py"), "it has no pyflash/native/_pyflash_cffi.py"),
+    "no licences of the page": (remove("built/LICENSES.txt"), "it has no pyflash/serve/page/built/LICENSES.txt"),
     "no library": (remove(SO), "it has no pyflash/lib/libpyflash.so"),
     "another library": (add("pyflash/lib/libgomp.so.1"), "it has pyflash/lib/libgomp.so.1, too"),
     "tests": (add("pyflash/tests/test_a.py"), "it has pyflash/tests/test_a.py, which nobody needs"),
