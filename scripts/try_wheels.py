@@ -89,7 +89,8 @@ class Trial:
         for command in (
             ["cmake", "-S", prefix / "share/pyflash/examples/embed", "-B", folder / "build", "-G", "Ninja",
              f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=BOTH",
-             "-DCMAKE_BUILD_TYPE=Release"],
+             # zig's stub of musl has stdout and stderr at one address: a program that copies data from it would mix them up.
+             "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DCMAKE_BUILD_TYPE=Release"],
             ["cmake", "--build", folder / "build"],
         ):  # fmt: skip
             self.run(command, **environment)

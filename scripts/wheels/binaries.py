@@ -102,9 +102,9 @@ def _macho(parsed: lief.MachO.Binary, data: bytes) -> Binary:
 
 
 def signature_fault(parsed: lief.MachO.Binary, data: bytes) -> str | None:
-    """What is wrong with the ad-hoc signature, without which arm64 macOS runs nothing: every page has to have its digest."""
+    """What is wrong with the ad-hoc signature, in which every page has to have its digest. macOS runs nothing without one on arm64."""
     if not parsed.has_code_signature:
-        return "it is not signed"
+        return "it is not signed" if _arch(parsed.header.cpu_type) == "arm64" else None
     command = parsed.code_signature
     blob = data[command.data_offset : command.data_offset + command.data_size]
     magic, _, count = struct.unpack_from(">III", blob)

@@ -186,12 +186,12 @@ def dylib(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return made
 
 
-def of_macos(data: bytes) -> set[str]:
+def of_macos(data: bytes, platform: str = "macos-arm64") -> set[str]:
     """What is wrong beside the kernels that it lacks."""
     from wheels import checks
     from wheels.targets import TARGETS
 
-    found = checks.library("libpyflash.dylib", data, TARGETS["macos-arm64"], {"pf_version"}, VERSION)
+    found = checks.library("libpyflash.dylib", data, TARGETS[platform], {"pf_version"}, VERSION)
     return {sentence for sentence in found if "kernels" not in sentence}
 
 
@@ -206,6 +206,10 @@ def test_macos(dylib: Callable[..., bytes]) -> None:
         "libpyflash.dylib does not hold its version, 0.1.0",
         "libpyflash.dylib: its signature does not fit what is at byte 0",
     }
+    signature, other = struct.pack("<II", 0x1D, 16), struct.pack("<II", 0x29, 16)  # LC_CODE_SIGNATURE, LC_DATA_IN_CODE
+    assert good.count(signature) == 1
+    assert of_macos(good.replace(signature, other)) == {"libpyflash.dylib: it is not signed"}
+    assert of_macos(dylib(target="x86_64-macos.11.0"), "macos-x86_64") == set()  # Intel's runs what is not
     assert "libpyflash.dylib looks for libraries in /opt/lib" in of_macos(dylib("-Wl,-rpath,/opt/lib"))
 
 
