@@ -168,10 +168,13 @@ def musl(trial: Trial) -> None:
 
 def windows(trial: Trial) -> None:
     """a C program against the zip, Windows x64, under Wine"""
-    wine = _need("wine64", "wine64")
+    wine, server = _need("wine64", "wine64"), _need("wineserver", "wine64")
     program = trial.program("windows-x64")
-    prefix = trial.work / "wine"
-    trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], WINEPREFIX=str(prefix), WINEDEBUG="-all"))
+    places = {"WINEPREFIX": str(trial.work / "wine"), "WINEDEBUG": "-all"}
+    try:
+        trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], **places))
+    finally:  # it outlives the program, and would write into a folder that is being removed
+        subprocess.run([server, "-k"], env={**os.environ, **places}, check=False, timeout=60)
 
 
 def debian(trial: Trial) -> None:
