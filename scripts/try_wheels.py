@@ -49,8 +49,8 @@ class Trial:
 
     def run(self, command: list[str | Path], **environment: str) -> str:
         """What the command prints. Raises RuntimeError where it fails."""
-        done = subprocess.run([str(part) for part in command], cwd=self.work, env={**os.environ, **environment}, capture_output=True,
-                              encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, timeout=500)  # fmt: skip
+        done = subprocess.run([str(part) for part in command], cwd=self.work, env={**os.environ, **environment},
+                              capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, timeout=500)  # fmt: skip
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
         return done.stdout
@@ -73,8 +73,9 @@ class Trial:
         """A folder with the wheels that pyflash needs on a platform, from the index that pip knows."""
         folder = self.work / f"wheels-{name}"
         chosen = [f"--platform={platform}" for platform in platforms]
-        self.run([sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation=cp", "--abi", f"cp{python}",
-                  "--abi", "none", "--abi", "abi3", f"--python-version={python}", *chosen, "-d", folder, *DEPENDENCIES])  # fmt: skip
+        abis = [f"--abi={abi}" for abi in (f"cp{python}", "none", "abi3")]
+        self.run([sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation=cp", *abis,
+                  f"--python-version={python}", *chosen, "-d", folder, *DEPENDENCIES])  # fmt: skip
         return folder
 
     def program(self, platform: str) -> Path:
@@ -87,7 +88,9 @@ class Trial:
         environment = zig.environment()
         for command in (
             ["cmake", "-S", prefix / "share/pyflash/examples/embed", "-B", folder / "build", "-G", "Ninja",
-             f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=BOTH", "-DCMAKE_BUILD_TYPE=Release"],
+             f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=BOTH",
+             # zig's stub of musl has stdout and stderr at one address: a program that copies data from it would mix them up.
+             "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DCMAKE_BUILD_TYPE=Release"],
             ["cmake", "--build", folder / "build"],
         ):  # fmt: skip
             self.run(command, **environment)
@@ -136,8 +139,8 @@ def uv(trial: Trial) -> None:
     house = trial.wheelhouse(
         "uv", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", python=f"{sys.version_info[0]}{sys.version_info[1]}"
     )
-    trial.run([_need("uv", "none; PyPI: uv"), "tool", "install", "-q", "--python", sys.executable, "--no-index", "--find-links", house,
-               trial.wheel("linux-x86_64")], **places)  # fmt: skip
+    trial.run([_need("uv", "none; PyPI: uv"), "tool", "install", "-q", "--python", sys.executable, "--no-index",
+               "--find-links", house, trial.wheel("linux-x86_64")], **places)  # fmt: skip
     trial.same(trial.run([folder / "bin/pyflash", "run", trial.model, "--temp", "0", QUESTION]))
 
 
@@ -165,10 +168,13 @@ def musl(trial: Trial) -> None:
 
 def windows(trial: Trial) -> None:
     """a C program against the zip, Windows x64, under Wine"""
-    wine = _need("wine64", "wine64")
+    wine, server = _need("wine64", "wine64"), _need("wineserver", "wine64")
     program = trial.program("windows-x64")
-    prefix = trial.work / "wine"
-    trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], WINEPREFIX=str(prefix), WINEDEBUG="-all"))
+    places = {"WINEPREFIX": str(trial.work / "wine"), "WINEDEBUG": "-all"}
+    try:
+        trial.same(trial.run([wine, program, "demo.gguf", "--temp", "0", QUESTION], **places))
+    finally:  # it outlives the program, and would write into a folder that is being removed
+        subprocess.run([server, "-k"], env={**os.environ, **places}, check=False, timeout=60)
 
 
 def debian(trial: Trial) -> None:
@@ -230,11 +236,14 @@ def main() -> int:
     if arguments.list:
         print(*(f"{name:14}{trial.__doc__}" for name, trial in TRIALS.items()), sep="\n")
         return 0
-    with tempfile.TemporaryDirectory(prefix="pyflash-try-") as work:
-        trial = Trial(arguments.dist, Path(work))
+    work = Path(tempfile.mkdtemp(prefix="pyflash-try-"))
+    try:
+        trial = Trial(arguments.dist, work)
         trial.prepare()
         print(f"the answer: {trial.expected}")
         return 0 if all([_try(name, trial) for name in arguments.only]) else 1
+    finally:
+        trees.remove(work)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.quick
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -34,11 +36,22 @@ def test_contents(distribution: importlib.metadata.Distribution) -> None:
     assert stages <= files
     files -= stages
     page = {path for path in files if path.startswith("pyflash/serve/page/built/")}
-    assert {path.rpartition(".")[2] for path in page} == {"html", "js", "css"}
+    assert {path.rpartition(".")[2] for path in page} == {"html", "js", "css", "txt"}
     files -= page
     rest = {path for path in files if not path.endswith((".py", ".cmake", ".pc", "/py.typed", ".h", "/build.json"))}
     assert len(rest) == 1 and "libpyflash" in rest.pop()
     assert not any("test" in path for path in files)
+
+
+def test_licences_of_the_page() -> None:
+    """Of every package that is built into the page: the notice, of the version that is in it."""
+    text = (ROOT / "pyflash/serve/page/built/LICENSES.txt").read_text(encoding="utf-8")
+    locked = json.loads((ROOT / "pyflash/serve/page/package-lock.json").read_text(encoding="utf-8"))["packages"]
+    for name in locked[""]["dependencies"]:
+        facts = locked[f"node_modules/{name}"]
+        head, rule = f"{name} {facts['version']}, {facts['license']}", "=" * 78
+        assert f"{rule}\n{head}\n{rule}\n\n" in text, f"no licence of {head}: `npm run build` in pyflash/serve/page"
+    assert text.count("Permission is hereby granted, free of charge") == 5 and "Apache License" in text and "Ivan Sagalaev" in text
 
 
 def test_metadata(distribution: importlib.metadata.Distribution) -> None:

@@ -75,8 +75,9 @@ def _elf(parsed: lief.ELF.Binary, data: bytes) -> Binary:
     soname = parsed.get(lief.ELF.DynamicEntry.TAG.SONAME)
     run_paths = [entry for tag in (lief.ELF.DynamicEntry.TAG.RPATH, lief.ELF.DynamicEntry.TAG.RUNPATH)
                  if (found := parsed.get(tag)) is not None for entry in found.paths]  # fmt: skip
-    return Binary("elf", _arch(parsed.header.machine_type), exported, [str(name) for name in parsed.libraries], _text(parsed, ".text"),
-                  data, names, run_paths, soname.name if soname is not None else None, None, faults)  # fmt: skip
+    needed = [str(name) for name in parsed.libraries]
+    return Binary("elf", _arch(parsed.header.machine_type), exported, needed, _text(parsed, ".text"), data, names, run_paths,
+                  soname.name if soname is not None else None, None, faults)  # fmt: skip
 
 
 def _macho(parsed: lief.MachO.Binary, data: bytes) -> Binary:
@@ -101,9 +102,9 @@ def _macho(parsed: lief.MachO.Binary, data: bytes) -> Binary:
 
 
 def signature_fault(parsed: lief.MachO.Binary, data: bytes) -> str | None:
-    """What is wrong with the ad-hoc signature, without which arm64 macOS runs nothing: every page has to have its digest."""
+    """What is wrong with the ad-hoc signature, in which every page has to have its digest. macOS runs nothing without one on arm64."""
     if not parsed.has_code_signature:
-        return "it is not signed"
+        return "it is not signed" if _arch(parsed.header.cpu_type) == "arm64" else None
     command = parsed.code_signature
     blob = data[command.data_offset : command.data_offset + command.data_size]
     magic, _, count = struct.unpack_from(">III", blob)
@@ -131,8 +132,8 @@ def _pe(parsed: lief.PE.Binary, data: bytes) -> Binary:
         if not parsed.optional_header.has(getattr(lief.PE.OptionalHeader.DLL_CHARACTERISTICS, name)):
             faults.append(f"it lacks {name}")
     exported = {symbol.name for symbol in parsed.exported_functions}
-    return Binary("pe", _arch(parsed.header.machine), exported, [str(name) for name in parsed.libraries], _text(parsed, ".text"), data,
-                  {}, [], None, None, faults)  # fmt: skip
+    needed = [str(name) for name in parsed.libraries]
+    return Binary("pe", _arch(parsed.header.machine), exported, needed, _text(parsed, ".text"), data, faults=faults)
 
 
 # ---- Which kernel sets are in it: the instructions that only they have ----

@@ -31,7 +31,8 @@ _PLACE = re.compile(rb"(?<![\w./%@-])/(?!usr/lib/(?:dyld|libSystem\.B\.dylib)\b)
 _BUNDLED = {"pyflash/include/pyflash.h", "pyflash/include/pyflash_base.h", "pyflash/lib/cmake/pyflash/pyflashConfig.cmake",
             "pyflash/lib/cmake/pyflash/pyflashConfigVersion.cmake", "pyflash/lib/cmake/pyflash/pyflashTargets.cmake",
             "pyflash/lib/pkgconfig/pyflash.pc", "pyflash/native/_pyflash_cffi.py", "pyflash/native/build.json",
-            "pyflash/py.typed", "pyflash/demo/model/config.json", "pyflash/serve/page/built/index.html"}  # fmt: skip
+            "pyflash/py.typed", "pyflash/demo/model/config.json", "pyflash/serve/page/built/index.html",
+            "pyflash/serve/page/built/LICENSES.txt"}  # fmt: skip
 
 Files = Mapping[str, bytes]
 
@@ -96,7 +97,8 @@ def _system(name: str, binary: binaries.Binary, libc: str, glibc: tuple[int, ...
             written = ".".join(map(str, newest))
             yield f"{name} needs {family}_{written}, and its tag allows {'.'.join(map(str, allowed)) or 'none'}"
     if binary.format == "macho" and (binary.minimum is None or binary.minimum[:2] != MACOS):
-        yield f"{name} is for macOS {'.'.join(map(str, binary.minimum or ())) or 'of no version'}, and its tag says {MACOS[0]}.{MACOS[1]}"
+        own = ".".join(map(str, binary.minimum or ())) or "of no version"
+        yield f"{name} is for macOS {own}, and its tag says {MACOS[0]}.{MACOS[1]}"
 
 
 # ---- Texts beside it ----
@@ -277,8 +279,8 @@ def sdist(path: Path, version: str) -> Iterator[str]:
         yield f"{', '.join(stray)} would be laid outside {prefix}"
     if links := sorted(member.name for member in members if not (member.isfile() or member.isdir())):
         yield f"{', '.join(links)}: only files are wanted"
-    wanted = {"PKG-INFO", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "csrc/include/pyflash.h", "pyflash/__init__.py",
-              "cmake/pyflashConfig.cmake.in", "packaging/cuda/pyproject.toml", "tests/conftest.py"}  # fmt: skip
+    wanted = {"PKG-INFO", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "csrc/include/pyflash.h",
+              "pyflash/__init__.py", "cmake/pyflashConfig.cmake.in", "packaging/cuda/pyproject.toml", "tests/conftest.py"}  # fmt: skip
     if missing := sorted(wanted - names):
         yield f"it has no {', no '.join(missing)}"
     if made := sorted(

@@ -111,7 +111,8 @@ def _linked() -> Iterator[Component]:
         ("libc++", zig.version(), "Apache-2.0 WITH LLVM-exception", "libpyflash_cuda.so, of zig"),
     ]:
         yield Component(name=name, version=f"of zig {version}", type=ComponentType.LIBRARY, bom_ref=f"zig:{name}",
-                        licenses=[_LICENCES.make_from_string(licence)], properties=[Property(name="pyflash:part", value=where)])  # fmt: skip
+                        licenses=[_LICENCES.make_from_string(licence)],
+                        properties=[Property(name="pyflash:part", value=where)])  # fmt: skip
     yield Component(name="cudart_static", version="13", type=ComponentType.LIBRARY, bom_ref="cuda:cudart_static",
                     licenses=[_LICENCES.make_with_name("NVIDIA CUDA Toolkit End User License Agreement")],
                     properties=[Property(name="pyflash:part", value="libpyflash_cuda.so")])  # fmt: skip
@@ -119,8 +120,8 @@ def _linked() -> Iterator[Component]:
 
 def _requirement(text: str) -> Component:
     requirement = Requirement(text)
-    return Component(name=requirement.name, type=ComponentType.LIBRARY, scope=ComponentScope.REQUIRED, bom_ref=f"pypi:{requirement.name}",
-                     purl=PackageURL("pypi", None, requirement.name),
+    return Component(name=requirement.name, type=ComponentType.LIBRARY, scope=ComponentScope.REQUIRED,
+                     bom_ref=f"pypi:{requirement.name}", purl=PackageURL("pypi", None, requirement.name),
                      properties=[Property(name="pyflash:requirement", value=str(requirement.specifier))])  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def test_a_build_that_fails_says_why(tools: None, tmp_path: Path, monkeypatch: p
     (source / "csrc").mkdir(parents=True)
     for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(build.ROOT / name, source)
-    with pytest.raises(SystemExit, match=r"(?s)Cannot find source file.*all of it is in .*build\.log"):
+    with pytest.raises(SystemExit, match=r"(?s)pyflashConfig\.cmake\.in does not exist.*all of it is in .*build\.log"):
         build.make_wheel(TARGETS["linux-x86_64"], source, tmp_path / "out", tmp_path / "work", zig.environment())
 
 

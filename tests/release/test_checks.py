@@ -6,6 +6,7 @@ import struct
 import subprocess
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,43 +35,6 @@ def windows(dist: Path) -> Path:
     return next(dist.glob("*win_amd64.whl"))
 
 
-WHEEL_RULES: dict[str, tuple[Change, str]] = {
-    "no licence": (remove("licenses/LICENSE"), "it has no pyflash_llm-0.1.0.dist-info/licenses/LICENSE"),
-    "no header": (remove("include/pyflash_base.h"), "it has no pyflash/include/pyflash_base.h"),
-    "no config": (remove("pyflashConfig.cmake"), "it has no pyflash/lib/cmake/pyflash/pyflashConfig.cmake"),
-    "no pkg-config": (remove("pyflash.pc"), "it has no pyflash/lib/pkgconfig/pyflash.pc"),
-    "no declarations": (remove("_pyflash_cffi.py"), "it has no pyflash/native/_pyflash_cffi.py"),
-    "no library": (remove(SO), "it has no pyflash/lib/libpyflash.so"),
-    "another library": (add("pyflash/lib/libgomp.so.1"), "it has pyflash/lib/libgomp.so.1, too"),
-    "tests": (add("pyflash/tests/test_a.py"), "it has pyflash/tests/test_a.py, which nobody needs"),
-    "another package": (add("scripts/a.py"), "it installs scripts"),
-    "tag": (replace("/WHEEL", b"manylinux2014_x86_64", b"manylinux2010_x86_64"), "and its WHEEL "),
-    "pure": (replace("/WHEEL", b"Root-Is-Purelib: false", b"Root-Is-Purelib: true"), "it says that it is pure Python"),
-    "version": (replace("/METADATA", b"\nVersion: 0.1.0", b"\nVersion: 0.1.1"), "METADATA is of pyflash-llm 0.1.1"),
-    "metadata": (replace("/METADATA", b"\nName: pyflash-llm", b"\nName: -"), "METADATA: "),
-    "licence": (replace("/METADATA", b"License-Expression: MIT", b"License-Expression: BSD-3-Clause"), "has the licence BSD-3-Clause"),
-    "python": (replace("/METADATA", b"Requires-Python: >=3.10", b"Requires-Python: >=3.9"), "does not ask for Python 3.10"),
-    "requires": (replace("/METADATA", b"Requires-Dist: numpy", b"Requires-Dist: scipy"), "METADATA requires cffi, click, scipy"),
-    "build of another": (replace("build.json", b'"0.1.0"', b'"0.0.9"'), "build.json is not of version 0.1.0"),
-    "config of another": (replace("ConfigVersion.cmake", b'"0.1.0"', b'"0.0.9"'), "ConfigVersion.cmake is not of version 0.1.0"),
-    "pc of another": (replace(".pc", b"Version: 0.1.0", b"Version: 0.0.9"), "pyflash.pc is not of version 0.1.0"),
-    "fixed pc": (replace(".pc", b"prefix=${pcfiledir}", b"prefix=/usr/local"), "does not find its files from its own place"),
-    "fixed targets": (replace("Targets.cmake", b"_IMPORT_PREFIX", b"_FIXED"), "Targets.cmake does not find its files"),
-    "place": (replace(".pc", b"Name:", b"# /home/someone/pyflash\nName:"), "names /home/someone/pyflash, a place on the machine"),
-    "declared": (replace("pyflash_base.h", b"pf_version(void)", b"pf_edition(void)"), "does not export pf_edition"),
-    "not declared": (replace("pyflash_base.h", b"PF_API const char *pf_version(void);", b""), "exports pf_version, which no header declares"),
-    "place in the library": (edit(SO, lambda data: data + b"\0/root/pyflash/a.c\0"), "names /root/pyflash/a.c, a place"),
-    "no version in it": (replace(SO, b"0.1.0\0", b"0.1.x\0"), "does not hold its version, 0.1.0"),
-    "needs": (replace(SO, b"libm.so.6\0", b"libx.so.6\0"), "needs libx.so.6, which a glibc system may not have"),
-    "no library at all": (edit(SO, lambda data: b"#!/bin/sh\n"), "is no library: it is neither ELF nor Mach-O nor PE"),
-    "newer glibc": (edit(SO, lambda data: _newer_glibc(data)), "needs GLIBC_2.99, and its tag allows 2.17"),
-    "stack": (edit(SO, lambda data: _executable_stack(data)), "its stack is executable"),
-    "name": (replace(SO, b"libpyflash.so\0", b"libqyflash.so\0"), "calls itself libqyflash.so, and programs need libpyflash.so"),
-    **{f"without {kernels}": (edit(SO, lambda data, own=kernels: _without(data, own)), f"has no instruction of the {kernels} kernels")  # type: ignore[misc]
-       for kernels in ("avx2", "avxvnni", "avx512", "avx512 vbmi", "amx")},
-}  # fmt: skip
-
-
 def _newer_glibc(data: bytes) -> bytes:
     from wheels import binaries
 
@@ -88,11 +52,50 @@ def _executable_stack(data: bytes) -> bytes:
     return bytes(changed)
 
 
-def _without(data: bytes, kernels: str) -> bytes:
+def _without(kernels: str, data: bytes) -> bytes:
     """Every instruction by which the kernels are known, with another operation in its place."""
     from wheels import binaries
 
     return binaries._X86[kernels].sub(lambda found: found[0][:-1] + b"\x00", data)
+
+
+WHEEL_RULES: dict[str, tuple[Change, str]] = {
+    "no licence": (remove("licenses/LICENSE"), "it has no pyflash_llm-0.1.0.dist-info/licenses/LICENSE"),
+    "no header": (remove("include/pyflash_base.h"), "it has no pyflash/include/pyflash_base.h"),
+    "no config": (remove("pyflashConfig.cmake"), "it has no pyflash/lib/cmake/pyflash/pyflashConfig.cmake"),
+    "no pkg-config": (remove("pyflash.pc"), "it has no pyflash/lib/pkgconfig/pyflash.pc"),
+    "no declarations": (remove("_pyflash_cffi.py"), "it has no pyflash/native/_pyflash_cffi.py"),
+    "no licences of the page": (remove("built/LICENSES.txt"), "it has no pyflash/serve/page/built/LICENSES.txt"),
+    "no library": (remove(SO), "it has no pyflash/lib/libpyflash.so"),
+    "another library": (add("pyflash/lib/libgomp.so.1"), "it has pyflash/lib/libgomp.so.1, too"),
+    "tests": (add("pyflash/tests/test_a.py"), "it has pyflash/tests/test_a.py, which nobody needs"),
+    "another package": (add("scripts/a.py"), "it installs scripts"),
+    "tag": (replace("/WHEEL", b"manylinux2014_x86_64", b"manylinux2010_x86_64"), "and its WHEEL "),
+    "pure": (replace("/WHEEL", b"Root-Is-Purelib: false", b"Root-Is-Purelib: true"), "it says that it is pure Python"),
+    "version": (replace("/METADATA", b"\nVersion: 0.1.0", b"\nVersion: 0.1.1"), "METADATA is of pyflash-llm 0.1.1"),
+    "metadata": (replace("/METADATA", b"\nName: pyflash-llm", b"\nName: -"), "METADATA: "),
+    "licence": (replace("/METADATA", b"License-Expression: MIT", b"License-Expression: 0BSD"), "has the licence 0BSD"),
+    "python": (replace("/METADATA", b"Requires-Python: >=3.10", b"Requires-Python: >=3.9"), "does not ask for Python 3.10"),
+    "requires": (replace("/METADATA", b"Requires-Dist: numpy", b"Requires-Dist: scipy"), "METADATA requires cffi, click, scipy"),
+    "build of another": (replace("build.json", b'"0.1.0"', b'"0.0.9"'), "build.json is not of version 0.1.0"),
+    "config of another": (replace("ConfigVersion.cmake", b'"0.1.0"', b'"0.0.9"'), "ConfigVersion.cmake is not of version 0.1.0"),
+    "pc of another": (replace(".pc", b"Version: 0.1.0", b"Version: 0.0.9"), "pyflash.pc is not of version 0.1.0"),
+    "fixed pc": (replace(".pc", b"prefix=${pcfiledir}", b"prefix=/usr/local"), "does not find its files from its own place"),
+    "fixed targets": (replace("Targets.cmake", b"_IMPORT_PREFIX", b"_FIXED"), "Targets.cmake does not find its files"),
+    "place": (replace(".pc", b"Name:", b"# /home/someone/pyflash\nName:"), "names /home/someone/pyflash, a place on the machine"),
+    "declared": (replace("pyflash_base.h", b"pf_version(void)", b"pf_edition(void)"), "does not export pf_edition"),
+    "not declared": (replace("pyflash_base.h", b"PF_API const char *pf_version(void);", b""),
+                     "exports pf_version, which no header declares"),
+    "place in the library": (edit(SO, lambda data: data + b"\0/root/pyflash/a.c\0"), "names /root/pyflash/a.c, a place"),
+    "no version in it": (replace(SO, b"0.1.0\0", b"0.1.x\0"), "does not hold its version, 0.1.0"),
+    "needs": (replace(SO, b"libm.so.6\0", b"libx.so.6\0"), "needs libx.so.6, which a glibc system may not have"),
+    "no library at all": (edit(SO, lambda data: b"#!/bin/sh\n"), "is no library: it is neither ELF nor Mach-O nor PE"),
+    "newer glibc": (edit(SO, _newer_glibc), "needs GLIBC_2.99, and its tag allows 2.17"),
+    "stack": (edit(SO, _executable_stack), "its stack is executable"),
+    "name": (replace(SO, b"libpyflash.so\0", b"libqyflash.so\0"), "calls itself libqyflash.so, and programs need libpyflash.so"),
+    **{f"without {kernels}": (edit(SO, partial(_without, kernels)), f"has no instruction of the {kernels} kernels")
+       for kernels in ("avx2", "avxvnni", "avx512", "avx512 vbmi", "amx")},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", WHEEL_RULES)
@@ -129,6 +132,12 @@ def test_another_version(linux: Path) -> None:
     assert "it is of version 0.1.0, and the tree of 0.2.0" in checks.check(linux, "0.2.0")
 
 
+def _characteristics(data: bytes) -> bytes:
+    """The DLL characteristics, all off."""
+    header = struct.unpack_from("<I", data, 60)[0]
+    return data[: header + 24 + 70] + b"\0\0" + data[header + 24 + 72 :]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -137,19 +146,13 @@ def test_another_version(linux: Path) -> None:
             edit(DLL, lambda data: data.replace(b"KERNEL32.dll", b"KERNEL33.dll")),
             "needs KERNEL33.dll, which a windows system may not have",
         ),
-        (edit(DLL, lambda data: _characteristics(data)), "it lacks DYNAMIC_BASE"),
-        (edit(DLL, lambda data: _characteristics(data)), "it lacks NX_COMPAT"),
+        (edit(DLL, _characteristics), "it lacks DYNAMIC_BASE"),
+        (edit(DLL, _characteristics), "it lacks NX_COMPAT"),
     ],
     ids=["import library", "needs", "address", "data"],
 )
 def test_windows(windows: Path, tmp_path: Path, change: Change, sentence: str) -> None:
     assert sentence in told(changed_wheel(windows, tmp_path, change))
-
-
-def _characteristics(data: bytes) -> bytes:
-    """The DLL characteristics, all off."""
-    header = struct.unpack_from("<I", data, 60)[0]
-    return data[: header + 24 + 70] + b"\0\0" + data[header + 24 + 72 :]
 
 
 # ---- macOS: of a library of one function ----
@@ -183,12 +186,12 @@ def dylib(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return made
 
 
-def of_macos(data: bytes) -> set[str]:
+def of_macos(data: bytes, platform: str = "macos-arm64") -> set[str]:
     """What is wrong beside the kernels that it lacks."""
     from wheels import checks
     from wheels.targets import TARGETS
 
-    found = checks.library("libpyflash.dylib", data, TARGETS["macos-arm64"], {"pf_version"}, VERSION)
+    found = checks.library("libpyflash.dylib", data, TARGETS[platform], {"pf_version"}, VERSION)
     return {sentence for sentence in found if "kernels" not in sentence}
 
 
@@ -203,6 +206,10 @@ def test_macos(dylib: Callable[..., bytes]) -> None:
         "libpyflash.dylib does not hold its version, 0.1.0",
         "libpyflash.dylib: its signature does not fit what is at byte 0",
     }
+    signature, other = struct.pack("<II", 0x1D, 16), struct.pack("<II", 0x29, 16)  # LC_CODE_SIGNATURE, LC_DATA_IN_CODE
+    assert good.count(signature) == 1
+    assert of_macos(good.replace(signature, other)) == {"libpyflash.dylib: it is not signed"}
+    assert of_macos(dylib(target="x86_64-macos.11.0"), "macos-x86_64") == set()  # Intel's runs what is not
     assert "libpyflash.dylib looks for libraries in /opt/lib" in of_macos(dylib("-Wl,-rpath,/opt/lib"))
 
 

@@ -49,7 +49,7 @@ def test_files(server: Application) -> None:
             assert plain.body == gzip.decompress(small.body) == file.content and small.headers["content-encoding"] == "gzip"
             known = await ask(server, "GET", f"/{name}", headers={"if-none-match": file.etag})
             assert known.status == 304 and not known.body
-            assert ("immutable" in plain.headers["cache-control"]) == (name != "index.html")
+            assert ("immutable" in plain.headers["cache-control"]) == name.endswith((".js", ".css"))
         assert sum(len(file.content) for file in page_files().values()) < 600_000
         assert (await ask(server, "GET", "/../serve.key", headers=KEY)).status == 404
 
