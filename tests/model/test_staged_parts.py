@@ -11,7 +11,7 @@ import numpy as np
 import pyflash
 import pytest
 from pyflash.engine import stage_parts
-from tiny_models import TinyModel, make_tiny_model
+from tiny_models import TinyModel, make_parts_model
 
 T = 500
 CONTEXT = 600
@@ -19,11 +19,7 @@ CONTEXT = 600
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return make_tiny_model(
-        tmp_path_factory.mktemp("staged-parts"), seed=31, mtp=True, dense="q8_0", hidden_size=64, num_attention_heads=2, o_groups=1,
-        o_lora_rank=32, q_lora_rank=32, n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, vocab_size=512,
-        sliding_window=48, index_topk=20, index_n_heads=2,
-    )  # fmt: skip
+    return make_parts_model(tmp_path_factory.mktemp("staged-parts"))
 
 
 def opened(path: Path, n: int, mtp: Path | None) -> Any:

@@ -58,3 +58,12 @@ def make_tiny_model(
         _round_to_q8_0(weights, checkpoint)
     mtp_files = [file for file in folder.glob("*.gguf") if file != path]
     return TinyModel(path, mtp_files[0] if mtp_files else None, OracleConfig.from_hf(config), weights)
+
+
+def make_parts_model(folder: Path) -> TinyModel:
+    """What the tests of a session's parts take, whole and in stages: an MTP block, and windows shorter than their texts."""
+    return make_tiny_model(
+        folder, seed=31, mtp=True, dense="q8_0", hidden_size=64, num_attention_heads=2, o_groups=1, o_lora_rank=32, q_lora_rank=32,
+        n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, vocab_size=512, sliding_window=48, index_topk=20,
+        index_n_heads=2,
+    )  # fmt: skip
